@@ -1,0 +1,41 @@
+# make demo    trains the hybrid on handwritten digits; makes the environment first, where there is none
+# make test    runs the tests, on the CPU; ARGS="-k merge" for some of them
+# make lint    checks the code with ruff
+# make install makes the environment in .venv; PYTHON=python3.12 chooses the interpreter
+# make clean   deletes the environment and caches; runs/ and data/ stay
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint clean
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python tools/train.py --cfg digits/hybrid
+
+test: $(STAMP)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q --durations=10 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+# Again whenever setup.py changes. pip 21.3 is the first that installs a project with a pyproject.toml as editable.
+$(STAMP): setup.py
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not installed; install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  v >= (3, 10) or sys.exit("error: $(PYTHON) is Python %d.%d, which is older than 3.10; name a newer one: make PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install 'pip>=21.3'
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find engine models tests tools -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Everything that happens to a model: settings, data, training, evaluation, counting, tracking."""

@@ -1,0 +1,47 @@
+"""Datasets: images in memory, split, augmented and normalised.
+
+A new one is a settings class with `name: Literal[...]`, a function that loads it, and one line in DATASETS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.data.arrays import Arrays, Data, RawData, channel_stats
+from engine.data.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, load_cifar100
+from engine.data.digits import DigitsSettings, load_digits
+from engine.data.npz import NpzSettings, load_npz
+from engine.data.settings import AugmentSettings, SplitSettings
+from engine.data.split import split_data
+from models.settings import Settings
+
+__all__ = ["DATASETS", "Arrays", "AugmentSettings", "Data", "RawData", "SplitSettings", "build_data"]
+
+DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
+    "digits": (DigitsSettings, load_digits),
+    "cifar10": (Cifar10Settings, load_cifar10),
+    "cifar100": (Cifar100Settings, load_cifar100),
+    "npz": (NpzSettings, load_npz),
+}
+
+
+def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
+    """Loads a dataset and splits it.
+
+    Args:
+        data: the settings of one of DATASETS.
+        split: what is held out for validation where the dataset does not say, and which part trains.
+        seed: of the split.
+
+    Returns:
+        The splits, and the mean and standard deviation that the dataset has published, or else those of the images
+        that train.
+
+    Raises:
+        UserError: the dataset is not there, or not what it should be.
+    """
+    _, load = DATASETS[data.name]
+    raw = load(data)
+    train, val = split_data(raw, split, seed)
+    mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train.images)
+    return Data(train, val, raw.test, raw.classes, mean, std)

@@ -1,0 +1,77 @@
+"""Images in memory: one split, a dataset as its source gives it, and the data that a run trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024  # images converted to float64 at once
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """One split: images, uint8 (N, C, H, W), and labels, int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
+        assert self.labels.dtype == torch.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Arrays:
+        """The images at `indices`, int64 (M,), copied in that order."""
+        return Arrays(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A dataset as its source gives it. Without `val` one is taken off `train`; without `mean` both are computed."""
+
+    train: Arrays
+    test: Arrays
+    classes: list[str]
+    val: Arrays | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on: three splits of equal image shape, and the statistics that normalise them.
+
+    `val` is empty when split.val is 0. `classes` are the names in the order of the labels. `mean` and `std` are per
+    channel, of pixels in [0, 1].
+    """
+
+    train: Arrays
+    val: Arrays
+    test: Arrays
+    classes: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1], summed in float64.
+
+    A channel of a single value gets the standard deviation 1/255, so that it normalises to zero, not to infinity.
+
+    Args:
+        images: uint8 (N, C, H, W), N > 0.
+    """
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for chunk in images.split(CHUNK):
+        values = chunk.double().transpose(0, 1).flatten(1)  # (B, C, H, W) -> (C, B H W)
+        total += values.sum(1)
+        squares += values.square().sum(1)
+    count = images.numel() // images.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1)
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -1,0 +1,89 @@
+"""Batches from images in memory: shuffled and augmented for training, in order for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.data.arrays import Arrays
+from engine.data.augment import augment_images, erased_pixels
+from engine.data.keyed import ORDER, permutation
+from engine.data.settings import AugmentSettings
+from models.settings import UserError
+
+
+class TrainLoader:
+    """Training batches whose order is a function of (seed, epoch) and whose images are one of (seed, epoch, index).
+
+    Nothing is carried from one batch to the next: an epoch can be entered anywhere, and gives what it would have given.
+    The images that do not fill a last batch are left out; which ones differs from epoch to epoch.
+
+    Raises:
+        UserError: fewer images than one batch, or a crop that can leave nothing of an image.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        batch_size: int,
+        augment: AugmentSettings,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+    ) -> None:
+        size = min(arrays.images.shape[2:])
+        if batch_size > len(arrays):
+            raise UserError(f"train.batch_size = {batch_size}: there are only {len(arrays)} training images; "
+                            f"set it to {len(arrays)} or less, or raise split.part")
+        if augment.crop >= size:
+            raise UserError(f"augment.crop = {augment.crop}: must be less than the images' {size} pixels")
+        self.arrays = arrays
+        self.batch_size = batch_size
+        self.augment = augment
+        self.seed = seed
+        self._normalise = Normalise(mean, std)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.arrays) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images, float32 (B, C, H, W), and labels, int64 (B,), of an epoch (from 0), from batch `start` on."""
+        order = torch.from_numpy(permutation(len(self.arrays), ORDER, self.seed, epoch))
+        for batch in range(start, len(self)):
+            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield self._images(index, epoch), self.arrays.labels.index_select(0, index)
+
+    def _images(self, index: Tensor, epoch: int) -> Tensor:
+        images = self.arrays.images.index_select(0, index).numpy()
+        images = augment_images(images, index.numpy(), self.augment, self.seed, epoch)
+        normalised = self._normalise(torch.from_numpy(images))
+        if self.augment.erase > 0:
+            erased = erased_pixels(images.shape[2:], index.numpy(), self.augment.erase, self.seed, epoch)
+            if erased is not None:
+                normalised.masked_fill_(torch.from_numpy(erased)[:, None], 0.0)  # the mean
+        return normalised
+
+
+def eval_batches(
+    arrays: Arrays, batch_size: int, mean: Sequence[float], std: Sequence[float]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images, float32 (B, C, H, W), and labels, int64 (B,), once and in order; the last batch may be smaller."""
+    normalise = Normalise(mean, std)
+    for start in range(0, len(arrays), batch_size):
+        part = slice(start, start + batch_size)
+        yield normalise(arrays.images[part]), arrays.labels[part]
+
+
+class Normalise:
+    """uint8 (B, C, H, W) -> float32: pixels in [0, 1], less the mean, over the standard deviation of their channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        mean, std = (torch.tensor(list(values), dtype=torch.float64)[:, None, None] for values in (mean, std))
+        self.scale = (1 / (255 * std)).float()
+        self.shift = (-mean / std).float()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self.scale).add_(self.shift)

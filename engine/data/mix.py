@@ -1,0 +1,43 @@
+"""Mixup and cutmix, by timm, as a function of the step."""
+
+from __future__ import annotations
+
+import numpy as np
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from torch import Tensor
+
+from engine.data.keyed import MIX, hash64
+from engine.data.settings import AugmentSettings
+
+
+class Mix:
+    """Mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019) of a batch with itself, reversed.
+
+    With both on, each batch takes either with probability 1/2. timm pairs the images of an even batch; of an odd one
+    the last image stays as it is. timm draws from numpy's global generator: it is seeded by (seed, step) for the call
+    and put back afterwards.
+    """
+
+    def __init__(self, augment: AugmentSettings, num_classes: int, label_smoothing: float) -> None:
+        assert augment.mixup > 0 or augment.cutmix > 0, "both are off: train on the labels as they are"
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self._mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+
+    def __call__(self, images: Tensor, labels: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Mixes images, float (B, C, H, W), and labels, int64 (B,); neither is changed.
+
+        Returns:
+            Images of the same shape, and soft targets, float32 (B, num_classes), smoothed; each row sums to one.
+        """
+        even = len(labels) // 2 * 2
+        targets = mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
+        images = images.clone()
+        state = np.random.get_state()
+        np.random.seed(int(hash64(MIX, seed, step)[0] >> np.uint64(32)))
+        try:
+            images[:even], targets[:even] = self._mixup(images[:even], labels[:even])
+        finally:
+            np.random.set_state(state)
+        return images, targets

@@ -1,0 +1,227 @@
+"""Training. `fit` reads from top to bottom; everything that a step draws at random is a function of (seed, step)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from engine import checkpoint
+from engine.config import RunSettings
+from engine.data import Arrays, Data
+from engine.data.loader import TrainLoader, eval_batches
+from engine.data.mix import Mix
+from engine.evaluate import Evaluation, evaluate
+from engine.optim import EMA, build_optimizer, learning_rate
+from engine.runtime import peak_memory, pick_autocast, seed_step, to_device
+from engine.signals import Stopping
+from engine.tracking import Tracker, wrong_pictures_figure
+from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint stores beside weights and optimizer."""
+
+    step: int = 0  # optimizer steps done
+    best: float = -1.0  # the best validation accuracy so far
+    best_step: int = 0
+    seconds: float = 0.0  # spent training, all sessions together
+    loss_sum: float = 0.0  # over the images of this epoch so far
+    correct: int = 0
+    seen: int = 0
+
+
+class Trainer:
+    """Trains one model on one data set, into one run folder.
+
+    Args:
+        model: on its device.
+        data: splits, classes and statistics.
+        settings: the whole run's.
+        folder: the run folder; `last.pt` and `best.pt` are kept there.
+        tracker: where scalars and figures go.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, settings: RunSettings, folder: Path, tracker: Tracker) -> None:
+        self.model, self.data, self.settings, self.folder, self.tracker = model, data, settings, folder, tracker
+        t = settings.train
+        self.device = next(model.parameters()).device
+        self.autocast = pick_autocast(t.precision, self.device)
+        self.loader = TrainLoader(data.train, t.batch_size, settings.augment, data.mean, data.std, settings.seed)
+        self.steps_per_epoch = len(self.loader) // t.accumulate
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"train.batch_size = {t.batch_size} x train.accumulate = {t.accumulate}: more than the "
+                f"{len(data.train)} training images; use a smaller batch"
+            )
+        self.total_steps = t.epochs * self.steps_per_epoch
+        self.warmup_steps = round(t.warmup_epochs * self.steps_per_epoch)
+        mixing = settings.augment.mixup > 0 or settings.augment.cutmix > 0
+        self.mix = Mix(settings.augment, len(data.classes), t.label_smoothing) if mixing else None
+        self.optimizer = build_optimizer(model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas))
+        self.ema = EMA(model, t.ema) if t.ema else None
+        self.progress = Progress()
+        self._clock = 0.0
+
+    def fit(self) -> None:
+        """Runs every step that is left. Ends with `best.pt` and `last.pt` written."""
+        bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", dynamic_ncols=True, disable=None)
+        with bar, Stopping() as stopping:
+            while self.progress.step < self.total_steps:
+                epoch = self.progress.step // self.steps_per_epoch
+                self.model.train()
+                self._clock = time.perf_counter()
+                for micro_batches in self._epoch(epoch):
+                    self._step(micro_batches, bar)
+                    ended = self.progress.step % self.steps_per_epoch == 0
+                    if ended:
+                        self._end_epoch(epoch)
+                    every = self.settings.checkpoint.every_steps
+                    if ended or stopping.asked or (every and self.progress.step % every == 0):
+                        self.save()
+                    stopping.leave_if_asked(self.folder)
+                    self._clock = time.perf_counter()  # validating and saving are not training
+
+    def _epoch(self, epoch: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """The micro-batches of each step that is left in an epoch."""
+        accumulate = self.settings.train.accumulate
+        done = self.progress.step - epoch * self.steps_per_epoch
+        batches = self.loader.epoch(epoch, start=done * accumulate)
+        for _ in range(self.steps_per_epoch - done):
+            yield list(islice(batches, accumulate))
+
+    def _step(self, micro_batches: list[tuple[Tensor, Tensor]], bar: tqdm) -> None:
+        p, t = self.progress, self.settings.train
+        lr = learning_rate(p.step, self.total_steps, self.warmup_steps, t.lr, t.min_lr, t.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        seed_step(self.settings.seed, p.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        images_done = 0
+        for i, (images, labels) in enumerate(micro_batches):
+            loss, correct = self._forward(images, labels, key=p.step * t.accumulate + i)
+            (loss / len(micro_batches)).backward()
+            p.loss_sum += loss.item() * len(labels)
+            p.correct += correct
+            images_done += len(labels)
+        p.seen += images_done
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip_norm or math.inf).item()
+        self._demand_finite(p.loss_sum, norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model)
+        p.step += 1
+        seconds = time.perf_counter() - self._clock
+        p.seconds += seconds
+        self._report(bar, lr, images_done / seconds)
+
+    def _forward(self, images: Tensor, labels: Tensor, key: int) -> tuple[Tensor, int]:
+        """One micro-batch: its mean loss, and how many it got right (of mixed images: the larger part)."""
+        smoothing, targets = self.settings.train.label_smoothing, labels
+        if self.mix:
+            images, targets = self.mix(images, labels, key, self.settings.seed)
+            labels, smoothing = targets.argmax(dim=1), 0.0  # the soft targets are smoothed already
+        images, targets = to_device(images, self.device), targets.to(self.device, non_blocking=True)
+        with self.autocast:
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        return loss, int((logits.argmax(dim=1) == labels.to(self.device)).sum())
+
+    def _demand_finite(self, loss: float, norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            step = self.progress.step + 1
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise UserError(
+                f"train.lr = {self.settings.train.lr}: the {what} is not finite at step {step} "
+                f"(epoch {self.progress.step // self.steps_per_epoch + 1}), before the step was taken; lower train.lr, "
+                f"lengthen train.warmup_epochs, or set train.precision: fp32. Checkpoints in {self.folder} are intact"
+            )
+
+    def _report(self, bar: tqdm, lr: float, images_per_second: float) -> None:
+        p = self.progress
+        loss, accuracy = p.loss_sum / p.seen, p.correct / p.seen
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.3f}", img_s=f"{images_per_second:.0f}", refresh=False)
+        if p.step % self.settings.log.every_steps == 0 or p.step % self.steps_per_epoch == 0:
+            memory = peak_memory(self.device)
+            scalars = {"train/loss": loss, "train/accuracy": accuracy, "lr": lr}
+            self.tracker.scalars(p.step, {**scalars, "images_per_second": images_per_second, "memory_mib": memory})
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Validates, keeps the best weights, and clears the epoch's sums."""
+        p = self.progress
+        line = f"epoch {epoch + 1}/{self.settings.train.epochs}  train loss {p.loss_sum / p.seen:.4f}"
+        line += f" acc {p.correct / p.seen:.4f}"
+        weights = self.weights()
+        score = p.step / self.total_steps  # without a validation split the last epoch is the best
+        if len(self.data.val):
+            found = self._validate(weights)
+            score = found.metrics["top1"]
+            line += f"  val loss {found.loss:.4f} top1 {score:.4f}"
+        log.info("%s  %.0f s", line, p.seconds)
+        if score > p.best:
+            p.best, p.best_step = score, p.step
+            self._save_best(weights)
+        p.loss_sum, p.correct, p.seen = 0.0, 0, 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are evaluated and kept: the moving average if there is one."""
+        return self.ema.shadow if self.ema else self.model.state_dict()
+
+    def _validate(self, weights: dict[str, Tensor]) -> Evaluation:
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(weights)
+        found = self.evaluate(self.data.val, self.settings.log.images)
+        self.model.load_state_dict(own)
+        self.tracker.scalars(self.progress.step, found.scalars("val"))
+        if found.mistakes:
+            names, wrong = self.data.classes, found.mistakes
+            figure = wrong_pictures_figure(
+                self.data.val.images[[m.position for m in wrong]],
+                [names[m.label] for m in wrong],
+                [names[m.predicted] for m in wrong],
+                [m.confidence for m in wrong],
+            )
+            self.tracker.figure(self.progress.step, "val/wrong_with_most_confidence", figure)
+        return found
+
+    def evaluate(self, arrays: Arrays, keep_mistakes: int = 0) -> Evaluation:
+        """The model as it stands, on a split."""
+        batches = eval_batches(arrays, self.settings.train.batch_size, self.data.mean, self.data.std)
+        return evaluate(self.model, batches, len(self.data.classes), self.device, self.autocast, keep_mistakes)
+
+    def _save_best(self, weights: dict[str, Tensor]) -> None:
+        state = {"model": weights, "classes": self.data.classes, "step": self.progress.step}
+        checkpoint.save(self.folder / "best.pt", state)
+
+    def save(self) -> None:
+        """Writes `last.pt`: all that the next step depends on."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "progress": asdict(self.progress),
+            "classes": self.data.classes,
+            "lines": self.tracker.flush(),
+        }
+        checkpoint.save(self.folder / "last.pt", state)
+
+    def resume(self, state: dict) -> None:
+        """Takes up a state that `save` wrote."""
+        checkpoint.load_model_state(self.model, state["model"], str(self.folder / "last.pt"))
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.progress = Progress(**state["progress"])

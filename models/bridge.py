@@ -1,0 +1,40 @@
+"""Merged tokens -> feature map."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.merging import Tokens, unmerge
+
+
+class Bridge(nn.Module):
+    """Puts merged tokens back onto the grid that they came from.
+
+    The map is piecewise constant: patches that were merged share a token. A 3x3 convolution would see nothing inside
+    such a cluster, so the stem's features, taken before any merging, are added; and an embedding of log size tells
+    what stands for how much. Tokens are projected before the gather, while they are few.
+
+    Args:
+        embed_dim: width of tokens and of the stem's features.
+        dim: channels of the map.
+        stride: patches per side of a cell of the map; the mean over each cell.
+        skip: whether the stem's features are added.
+    """
+
+    def __init__(self, embed_dim: int, dim: int, stride: int, skip: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.proj = nn.Linear(embed_dim, dim)
+        self.size_embed = nn.Linear(1, dim, bias=False)  # log 1 = 0: nothing is added to a token of its own
+        self.skip = nn.Conv2d(embed_dim, dim, 1, bias=False) if skip else None
+
+    def forward(self, x: Tensor, tokens: Tokens, features: Tensor, prefix: int) -> Tensor:
+        """Tokens (B, T, D), their state and the stem's map (B, D, H, W) -> (B, dim, H / stride, W / stride)."""
+        projected = self.proj(x) + self.size_embed(tokens.size.log().unsqueeze(-1))
+        grid = rearrange(unmerge(projected, tokens, prefix), "b (h w) c -> b c h w", h=features.shape[2])
+        if self.stride > 1:
+            grid = F.avg_pool2d(grid, self.stride)
+            features = F.avg_pool2d(features, self.stride)
+        return grid if self.skip is None else grid + self.skip(features)

@@ -1,0 +1,112 @@
+"""The hybrid: stem -> ViT blocks that merge tokens -> bridge -> CNN stage -> two heads, summed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.bridge import Bridge
+from models.cnn import CONV_BLOCKS
+from models.merging import Tokens
+from models.settings import Settings
+from models.stem import STEMS, ConvStem
+from models.vit import EncoderSettings, VisionTransformer
+
+
+class BridgeSettings(Settings):
+    """How merged tokens become a feature map."""
+
+    stride: int = Field(1, gt=0, description="patches per side of a cell of the map; 1 keeps the patches' grid")
+    skip: bool = Field(True, description="add the stem's features, taken before merging")
+
+
+class CNNSettings(Settings):
+    """The CNN stage after the bridge."""
+
+    block: Literal[tuple(CONV_BLOCKS)] = Field("convnext", description="kind of block")
+    depth: int = Field(2, gt=0, description="number of blocks")
+    dim: int | None = Field(None, gt=0, description="channels; null: embed_dim")
+    layer_scale: float = Field(0.1, gt=0, description="initial scale of each block's residual")
+
+
+class HybridSettings(EncoderSettings):
+    """A token-merging ViT that feeds a CNN stage."""
+
+    name: Literal["hybrid"] = "hybrid"
+    stem: Literal[tuple(STEMS)] = Field("conv", description="image to patches: convolutions, or ViT's one projection")
+    bridge: BridgeSettings = Field(BridgeSettings(), description="tokens to feature map")
+    cnn: CNNSettings | None = Field(CNNSettings(), description="CNN stage; null: none, and no bridge to it")
+
+    @model_validator(mode="after")
+    def _stem_and_grid(self) -> HybridSettings:
+        if self.stem == "conv":
+            ConvStem.widths(self.embed_dim, self.patch_size)
+        grid = self.img_size // self.patch_size
+        if grid % self.bridge.stride:
+            raise ValueError(f"bridge.stride = {self.bridge.stride}: does not divide the grid of {grid} patches a side")
+        return self
+
+
+class ConvHead(nn.Module):
+    """Bridge -> CNN stage -> mean -> norm -> linear. The linear layer starts at zero: at first it says nothing."""
+
+    def __init__(self, bridge: Bridge, stages: nn.Module, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.bridge, self.stages = bridge, stages
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.fc = nn.Linear(dim, num_classes)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor, tokens: Tokens, features: Tensor, prefix: int) -> Tensor:
+        """Tokens (B, T, D), their state, the stem's map (B, D, H, W) -> logits (B, classes)."""
+        grid = self.stages(self.bridge(x, tokens, features, prefix))
+        return self.fc(self.norm(grid.mean(dim=(2, 3))))
+
+
+class Hybrid(nn.Module):
+    """A token-merging ViT, and a CNN over what it left, summed.
+
+    `hybrid.vit` is a VisionTransformer: with a patch stem, a ViT's state dict loads into it as it is, and since the
+    convolutional head starts at zero, the hybrid then starts as that ViT with the same merging.
+
+    Args:
+        vit: the encoder, its stem and its class-token head included.
+        conv_head: the convolutional half; None leaves the ViT alone.
+    """
+
+    def __init__(self, vit: VisionTransformer, conv_head: ConvHead | None) -> None:
+        super().__init__()
+        self.vit, self.conv_head = vit, conv_head
+        self.img_size, self.in_chans, self.num_classes = vit.img_size, vit.in_chans, vit.num_classes
+        self.schedule = vit.schedule
+
+    def tokens_per_block(self) -> list[int]:
+        """Tokens that leave each block, the class token included."""
+        return self.vit.tokens_per_block()
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
+        return self.vit.forward_features(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.vit.embed(images)
+        x, tokens = self.vit.encode(features)
+        logits = self.vit.forward_head(x)
+        if self.conv_head is not None:
+            logits = logits + self.conv_head(x, tokens, features, self.vit.prefix)
+        return logits
+
+
+def build_hybrid(settings: HybridSettings) -> Hybrid:
+    stem = STEMS[settings.stem](settings.in_chans, settings.embed_dim, settings.patch_size)
+    vit = VisionTransformer(settings, stem)
+    if settings.cnn is None:
+        return Hybrid(vit, None)
+    dim = settings.cnn.dim or settings.embed_dim
+    bridge = Bridge(settings.embed_dim, dim, settings.bridge.stride, settings.bridge.skip)
+    block = CONV_BLOCKS[settings.cnn.block]
+    stages = nn.Sequential(*[block(dim, settings.cnn.layer_scale) for _ in range(settings.cnn.depth)])
+    return Hybrid(vit, ConvHead(bridge, stages, dim, settings.num_classes))

@@ -1,0 +1,201 @@
+"""The Vision Transformer with token merging. Parameter names are timm's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field, model_validator
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.merging import MERGERS, Method, Tokens, effective_schedule, initial_tokens, merge, size_bias
+from models.settings import Settings
+from models.stem import PatchStem
+
+
+class MergeSettings(Settings):
+    """How tokens are merged."""
+
+    method: Literal[("none", *MERGERS)] = Field("none", description="merging method; none switches merging off")
+    r: int | list[int] = Field(0, description="tokens removed by each block, or one number per block")
+    prop_attn: bool = Field(True, description="weigh attention by token size")
+
+    @model_validator(mode="after")
+    def _not_negative(self) -> MergeSettings:
+        if any(n < 0 for n in ([self.r] if isinstance(self.r, int) else self.r)):
+            raise ValueError(f"merge.r = {self.r}: must not be negative")
+        return self
+
+
+class EncoderSettings(Settings):
+    """What the transformer encoder is made of: the options that `vit` and `hybrid` share."""
+
+    img_size: int = Field(224, gt=0, description="height and width of the image, pixels")
+    patch_size: int = Field(16, gt=0, description="height and width of a patch, pixels")
+    in_chans: int = Field(3, gt=0, description="image channels")
+    num_classes: int = Field(1000, gt=0, description="classes")
+    embed_dim: int = Field(768, gt=0, description="width of a token")
+    depth: int = Field(12, gt=0, description="transformer blocks")
+    num_heads: int = Field(12, gt=0, description="attention heads; they divide embed_dim")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over embed_dim")
+    qkv_bias: bool = Field(True, description="bias in the query, key and value projections")
+    drop_path_rate: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, linear from 0")
+    merge: MergeSettings = Field(MergeSettings(), description="token merging")
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncoderSettings:
+        if self.img_size % self.patch_size:
+            below = self.img_size - self.img_size % self.patch_size
+            near = " or ".join(str(n) for n in (below, below + self.patch_size) if n)
+            raise ValueError(f"img_size = {self.img_size}: not divisible by patch_size {self.patch_size}; use {near}")
+        if self.embed_dim % self.num_heads:
+            fits = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
+            near = min(fits, key=lambda n: abs(n - self.num_heads))
+            raise ValueError(f"embed_dim = {self.embed_dim}: not divisible by num_heads {self.num_heads}; use {near}")
+        self.schedule()
+        return self
+
+    def schedule(self) -> list[int]:
+        """Tokens that each block really removes: r clamped to half of the patches that are left."""
+        r = 0 if self.merge.method == "none" else self.merge.r
+        return effective_schedule(r, self.depth, (self.img_size // self.patch_size) ** 2)
+
+
+class ViTSettings(EncoderSettings):
+    """A plain Vision Transformer, with token merging if asked for."""
+
+    name: Literal["vit"] = "vit"
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, with an additive bias on the keys."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D) and the keys (B, heads, T, head_dim)."""
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        # Fused attention's backward pass in bf16 takes four times that of fp32 on a CPU (docs/performance.md).
+        dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else q.dtype
+        mask = None if bias is None else bias.to(dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
+        return self.proj(rearrange(out, "b h t d -> b t (h d)")), k
+
+
+class Block(nn.Module):
+    """Attention, merging, MLP. Keys are what tokens are compared by, as in ToMe."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, method: Method | None,
+        prop_attn: bool, prefix: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.method, self.prop_attn, self.prefix = method, prop_attn, prefix
+
+    def forward(self, x: Tensor, tokens: Tokens, r: int) -> tuple[Tensor, Tokens]:
+        attended, keys = self.attn(self.norm1(x), size_bias(tokens) if self.prop_attn else None)
+        x = x + self.drop_path(attended)
+        if r:
+            x, tokens = merge(x, tokens, keys.mean(1, dtype=torch.float32), r, self.method, self.prefix)
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x, tokens
+
+
+class VisionTransformer(nn.Module):
+    """A ViT (Dosovitskiy et al., 2021) whose blocks merge tokens.
+
+    Args:
+        settings: the encoder's options.
+        patch_embed: image -> feature map (B, embed_dim, H, W) with one vector per patch.
+
+    Attributes:
+        schedule: tokens that each block removes, after clamping.
+    """
+
+    prefix = 1  # the class token
+
+    def __init__(self, settings: EncoderSettings, patch_embed: nn.Module) -> None:
+        super().__init__()
+        s = settings
+        self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
+            s.img_size, s.in_chans, s.num_classes, s.embed_dim)  # fmt: skip
+        self.grid = s.img_size // s.patch_size
+        self.schedule = s.schedule()
+        self.patch_embed = patch_embed
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, s.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + self.grid**2, s.embed_dim))
+        method = MERGERS.get(s.merge.method)
+        self.blocks = nn.ModuleList(
+            Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, method, s.merge.prop_attn, self.prefix)
+            for rate in torch.linspace(0, s.drop_path_rate, s.depth).tolist()
+        )
+        self.norm = nn.LayerNorm(s.embed_dim, eps=1e-6)
+        self.head = nn.Linear(s.embed_dim, s.num_classes)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in [*self.blocks.modules(), self.head]:
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are tokens, not weights (timm's convention)."""
+        return {"cls_token", "pos_embed"}
+
+    def tokens_per_block(self) -> list[int]:
+        """Tokens that leave each block, the class token included."""
+        counts, left = [], self.prefix + self.grid**2
+        for r in self.schedule:
+            left -= r
+            counts.append(left)
+        return counts
+
+    def encode(self, features: Tensor) -> tuple[Tensor, Tokens]:
+        """The stem's map (B, D, H, W) -> normalised tokens (B, T, D) and their state."""
+        x = rearrange(features, "b d h w -> b (h w) d")
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        tokens = initial_tokens(x)
+        for block, r in zip(self.blocks, self.schedule, strict=True):
+            x, tokens = block(x, tokens, r)
+        return self.norm(x), tokens
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> the stem's feature map (B, D, H / patch, W / patch)."""
+        if images.shape[1:] != (self.in_chans, self.img_size, self.img_size):
+            wanted = (self.in_chans, self.img_size, self.img_size)
+            raise ValueError(f"images are {tuple(images.shape[1:])}; the model takes {wanted} (in_chans, img_size)")
+        return self.patch_embed(images)
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
+        return self.encode(self.embed(images))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, D) -> logits (B, classes), from the class token."""
+        return self.head(x[:, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, _ = self.forward_features(images)
+        return self.forward_head(x)
+
+
+def build_vit(settings: ViTSettings) -> VisionTransformer:
+    return VisionTransformer(settings, PatchStem(settings.in_chans, settings.embed_dim, settings.patch_size))

@@ -1,0 +1,117 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from engine.data.arrays import Arrays, RawData
+from engine.data.settings import SplitSettings
+from engine.data.split import split_data
+from models.settings import UserError, check
+
+
+def numbers(arrays: Arrays) -> list[int]:
+    """The numbers that the fixture `raw` wrote into its images."""
+    return (arrays.images[:, 0, 0, 0] + 256 * arrays.images[:, 0, 0, 1].long()).tolist()
+
+
+def test_validation_and_training_share_nothing_and_lose_nothing(raw):
+    train, val = split_data(raw, SplitSettings(val=0.2), seed=0)
+    assert sorted(numbers(train) + numbers(val)) == list(range(len(raw.train)))
+    label_of = dict(zip(numbers(raw.train), raw.train.labels.tolist(), strict=True))
+    for part in (train, val):
+        assert [label_of[number] for number in numbers(part)] == part.labels.tolist()
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.99])
+def test_each_class_holds_out_its_share(raw, fraction):
+    _, val = split_data(raw, SplitSettings(val=fraction), seed=1)
+    sizes = torch.bincount(raw.train.labels)
+    expected = [min(max(1, int(n * fraction + 0.5)), n - 1) for n in sizes.tolist()]
+    assert torch.bincount(val.labels).tolist() == expected
+
+
+def test_part_keeps_the_validation_images_and_is_nested(raw):
+    before: set[int] | None = None
+    vals = []
+    for part in (0.05, 0.3, 0.5, 1.0):
+        train, val = split_data(raw, SplitSettings(val=0.1, part=part), seed=0)
+        vals.append(numbers(val))
+        assert not set(numbers(train)) & set(vals[-1])
+        assert before is None or before < set(numbers(train))
+        before = set(numbers(train))
+    assert all(val == vals[0] for val in vals)
+
+
+def test_part_is_stratified_and_keeps_every_class(raw):
+    train, val = split_data(raw, SplitSettings(val=0.0, part=0.001), seed=0)
+    assert torch.bincount(train.labels).tolist() == [1] * 10
+    assert len(val) == 0 and val.images.shape[1:] == raw.train.images.shape[1:]
+    train, _ = split_data(raw, SplitSettings(val=0.0, part=0.5), seed=0)
+    assert torch.bincount(train.labels).tolist() == [10 + 5 * label for label in range(10)]
+
+
+def test_the_seed_decides(raw):
+    first, again, other = (numbers(split_data(raw, SplitSettings(), seed)[1]) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_split_never_changes():
+    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None]
+    raw = RawData(Arrays(images, torch.arange(40) % 4), Arrays(images[:0], torch.arange(0)), list("abcd"))
+    train, val = split_data(raw, SplitSettings(val=0.2, part=0.25), seed=7)
+    assert val.images.flatten().tolist() == [4, 7, 13, 20, 22, 23, 29, 34]
+    assert train.images.flatten().tolist() == [5, 8, 14, 16, 19, 21, 30, 35]
+
+
+def test_a_class_that_cannot_spare_an_image_is_named(make_arrays, caplog):
+    arrays = Arrays(make_arrays(5, size=4).images, torch.tensor([0, 0, 0, 0, 1]))
+    raw = RawData(arrays, make_arrays(2, size=4, seed=1), classes=["many", "one only"])
+    with caplog.at_level(logging.WARNING):
+        train, val = split_data(raw, SplitSettings(val=0.25), seed=0)
+    assert val.labels.tolist() == [0] and sorted(train.labels.tolist()) == [0, 0, 0, 1]
+    assert "'one only'" in caplog.text and "'many'" not in caplog.text
+
+
+def test_copies_of_an_image_stay_on_one_side(make_arrays, caplog):
+    images = make_arrays(50, size=4).images.repeat_interleave(2, 0)  # every image twice
+    labels = torch.arange(50).repeat_interleave(2) % 5
+    raw = RawData(Arrays(images, labels), make_arrays(2, size=4, seed=1), list("abcde"))
+    for seed in range(5):
+        train, val = split_data(raw, SplitSettings(val=0.2), seed)  # of ten pairs in each class
+        assert torch.bincount(val.labels).tolist() == [4] * 5
+        assert len(torch.cat([train.images.unique(dim=0), val.images.unique(dim=0)]).unique(dim=0)) == 50
+        assert len(train.images.unique(dim=0)) == 40
+    assert not caplog.text
+
+
+def test_copies_in_the_test_set_are_counted_and_stay(raw, caplog):
+    leaky = RawData(raw.train, Arrays(raw.train.images[:3], raw.train.labels[:3]), raw.classes)
+    train, val = split_data(leaky, SplitSettings(), seed=0)
+    assert "3 of 3 test images are copies" in caplog.text
+    assert len(train) + len(val) == len(raw.train)
+
+
+def test_identical_images_throughout_do_not_empty_the_training_set():
+    same = Arrays(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.arange(20) % 2)
+    train, val = split_data(RawData(same, same, ["a", "b"]), SplitSettings(val=0.5), seed=0)
+    assert (len(train), len(val)) == (20, 0)
+
+
+def test_a_validation_split_that_is_there_is_used_whole(raw, make_arrays):
+    given = make_arrays(7, size=2, channels=1, seed=3)
+    train, val = split_data(RawData(raw.train, raw.test, raw.classes, val=given), SplitSettings(val=0.3), seed=0)
+    assert val is given and len(train) == len(raw.train)
+
+
+@pytest.mark.parametrize("key, value", [("val", 1.0), ("val", -0.1), ("part", 0), ("part", 1.5), ("part", float("nan")),
+                                        ("val", "0.1"), ("val", True)])
+def test_fractions_out_of_range(key, value):
+    with pytest.raises(UserError, match=f"split.{key} = "):
+        check(SplitSettings, {key: value}, "split")
+
+
+def test_no_numpy_generator_is_touched(raw):
+    before = np.random.get_state()[1].copy()
+    split_data(raw, SplitSettings(), seed=0)
+    assert (np.random.get_state()[1] == before).all()

@@ -1,0 +1,416 @@
+"""Counts against published figures, against hand computation, and against each other; and what must be refused.
+
+GMACs of whole models are those of attention, linear layers and convolutions: 12 (4 N D^2 + 2 N^2 D + 8 N D^2) and so on.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from engine import analytic, complexity, ops
+from engine.analytic import formula_macs
+from engine.complexity import CountError, check_agreement, measure
+from models import MODELS
+from models.settings import Settings, check
+
+IMAGE = (3, 224, 224)
+SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_classes": 3}
+MERGE_1 = {"method": "tome", "r": 1}
+
+
+def build(name: str, **options: object) -> tuple[nn.Module, Settings]:
+    settings_class, make = MODELS[name]
+    settings = check(settings_class, {"name": name, **options})
+    return make(settings), settings
+
+
+class Toy(nn.Module):
+    """A function of an image (B, 1, 4, 6) and of weights (6, 6) as a model."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.ones(6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, self.weight)
+
+
+def toy_macs(function) -> int:
+    return measure(Toy(function), (1, 4, 6)).macs
+
+
+# Whole models
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs", "params"),
+    [
+        ("vit_base_patch16_224", 17.564, 86_567_656),
+        ("vit_tiny_patch16_224", 1.254, 5_717_416),
+        ("beit_base_patch16_224", 17.564, None),
+        ("swin_tiny_patch4_window7_224", 4.491, 28_288_354),
+        ("resnet18", 1.814, 11_689_512),
+        ("convnext_tiny", 4.456, 28_589_128),
+    ],
+)
+def test_published_models(name: str, gmacs: float, params: int | None) -> None:
+    cost = measure(timm.create_model(name), IMAGE)
+    assert cost.macs / 1e9 == pytest.approx(gmacs, abs=6e-4)
+    assert params is None or cost.params == params
+    assert cost.formula is None and cost.tokens == []
+
+
+def test_explicit_attention_counts_like_fused() -> None:
+    model = timm.create_model("vit_base_patch16_224")
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    cost = measure(model, IMAGE)
+    assert cost.macs / 1e9 == pytest.approx(17.564, abs=6e-4)
+    assert cost.by_kind["attention"] == 0
+    assert cost.by_kind["product"] == 12 * 2 * 197**2 * 768
+
+
+def test_fast_path_hides_nothing_and_is_restored() -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    cost = measure(torchvision.models.vit_b_16(), IMAGE)
+    assert cost.macs / 1e9 == pytest.approx(17.564, abs=6e-4)
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+@pytest.mark.parametrize(("r", "gmacs", "left"), [(0, 17.564, 197), (13, 10.37, 41)])
+def test_our_vit_b16(r: int, gmacs: float, left: int) -> None:
+    model, settings = build("vit", merge={"method": "tome", "r": r})
+    cost = measure(model, settings=settings)
+    assert cost.macs / 1e9 == pytest.approx(gmacs, abs=6e-4)
+    assert cost.macs == cost.formula_macs
+    assert cost.tokens == [197 - r * (i + 1) for i in range(12)] and cost.tokens[-1] == left
+
+
+def test_norms_stand_apart() -> None:
+    cost = measure(timm.create_model("vit_tiny_patch16_224"), IMAGE)
+    assert cost.other == {"layer_norm": 25 * 197 * 192 * 5}  # fvcore's guess of 5 for each element
+    assert cost.macs == sum(cost.by_kind.values())
+    assert cost.by_kind["linear"] == 12 * 197 * 12 * 192**2 + 192 * 1000
+    assert cost.ignored["aten::gelu"] == 12
+
+
+# By hand: 2 x 2 patches and a class token, 5 tokens of width 8; one patch goes between attention and MLP
+
+
+def test_small_vit_by_hand() -> None:
+    model, settings = build("vit", **SMALL, merge=MERGE_1)
+    expected = {
+        "convolution": 8 * 8 * 1 * 8,
+        "linear": 5 * 8 * 24 + 5 * 8 * 8 + 4 * 8 * 32 + 4 * 32 * 8 + 8 * 3,
+        "attention": 2 * (5 * 5 * 4) * 2,  # 2 heads of 4 channels, two products
+        "product": 2 * 2 * 4,  # 2 sources, 2 destinations, one head's channels
+    }
+    cost = measure(model, settings=settings)
+    assert cost.by_kind == expected
+    assert formula_macs(settings) == expected
+    assert cost.tokens == [4]
+
+
+def test_activations_by_hand() -> None:
+    model, _ = build("vit", **SMALL, merge=MERGE_1)
+    patches, qkv, attended, projected, scores = 4 * 8, 5 * 24, 5 * 8, 5 * 8, 2 * 2
+    assert measure(model).activations == patches + qkv + attended + projected + scores + 4 * 32 + 4 * 8 + 3
+
+
+@pytest.mark.parametrize(
+    ("stem", "cnn", "convolution", "linear"),
+    [
+        # 3x3: 1 -> 8 at 8 px, 8 -> 8 at 4 px, 8 -> 8 at 2 px; 1x1; skip 8 -> 6; two blocks of two 3x3 on 2 x 2 cells
+        ("conv", {"block": "residual", "depth": 2, "dim": 6},
+         9 * 8 * 64 + 9 * 64 * 16 + 9 * 64 * 4 + 64 * 4 + 8 * 6 * 4 + 2 * 2 * 9 * 36 * 4,
+         4 * 8 * 6 + 4 * 6 + 6 * 3),
+        ("patch", {"block": "convnext", "depth": 1},
+         8 * 8 * 8 + 8 * 8 * 4 + (49 * 8 + 2 * 4 * 64) * 4,
+         4 * 8 * 8 + 4 * 8 + 8 * 3),
+        ("patch", None, 8 * 8 * 8, 0),
+    ],
+)  # fmt: skip
+def test_small_hybrid_by_hand(stem: str, cnn: dict | None, convolution: int, linear: int) -> None:
+    model, settings = build("hybrid", **SMALL, merge=MERGE_1, stem=stem, cnn=cnn)
+    encoder = 5 * 8 * 24 + 5 * 8 * 8 + 4 * 8 * 32 + 4 * 32 * 8 + 8 * 3
+    expected = {"convolution": convolution, "linear": encoder + linear, "attention": 400, "product": 16}
+    assert measure(model, settings=settings).by_kind == expected
+    assert formula_macs(settings) == expected
+
+
+# Ops by hand: x (1, 1, 4, 6), weight (6, 6)
+
+OPS = {
+    "linear": (lambda x, w: F.linear(x, w), 4 * 6 * 6),
+    "linear with a vector": (lambda x, w: F.linear(x, w[0]), 4 * 6),
+    "matmul": (lambda x, w: x @ w, 4 * 6 * 6),
+    "matmul, batch on the right": (lambda x, w: w @ x.mT.expand(5, 1, 6, 4), 5 * 6 * 6 * 4),
+    "matrix by vector": (lambda x, w: x @ w[0], 4 * 6),
+    "vector by vector": (lambda x, w: w[0] @ w[1], 6),
+    "mv": (lambda x, w: torch.mv(x[0, 0], w[0]), 4 * 6),
+    "bmm": (lambda x, w: torch.bmm(x[0], x[0].mT), 4 * 4 * 6),
+    "addmm": (lambda x, w: torch.addmm(w[0], x[0, 0], w), 4 * 6 * 6),
+    "baddbmm": (lambda x, w: torch.baddbmm(x[0, :, :, :4], x[0], x[0].mT), 4 * 4 * 6),
+    "baddbmm_": (lambda x, w: x[0, :, :, :4].clone().baddbmm_(x[0], x[0].mT), 4 * 4 * 6),
+    "addbmm": (lambda x, w: torch.addbmm(w[:4, :4], x[0].expand(3, 4, 6), x[0].mT.expand(3, 6, 4)), 3 * 4 * 4 * 6),
+    "einsum": (lambda x, w: torch.einsum("bcnd,ed->bcne", x, w), 4 * 6 * 6),
+    "einsum, outer": (lambda x, w: torch.einsum("n,m->nm", w[0], w[1]), 36),
+    "einsum, dots": (lambda x, w: torch.einsum("...nd,...md->...nm", x, x.expand(2, 1, 4, 6)), 2 * 4 * 4 * 6),
+    "einsum of one": (lambda x, w: torch.einsum("bcnd->bcdn", x), 0),
+    "cdist": (lambda x, w: torch.cdist(x, w), 4 * 6 * 6),
+    "convolution, same": (lambda x, w: F.conv2d(x, w[:2, :3].reshape(2, 1, 1, 3), padding="same"), 2 * 3 * 4 * 6),
+    "convolution, valid": (lambda x, w: F.conv2d(x, w[:2, :3].reshape(2, 1, 1, 3), padding="valid"), 2 * 3 * 4 * 4),
+    "convolution, stride": (lambda x, w: F.conv2d(x, w[:2, :2].reshape(1, 1, 2, 2), stride=2), 4 * 2 * 3),
+    "convolution, groups": (lambda x, w: F.conv1d(x[0], w[:4, :3].unsqueeze(1), groups=4), 4 * 3 * 4),
+    "convolution, transposed": (lambda x, w: F.conv_transpose2d(x, w[:2, :2].reshape(1, 1, 2, 2), stride=2), 4 * 24),
+    "attention": (lambda x, w: F.scaled_dot_product_attention(x, w[None, None], w[None, None]), 2 * 4 * 6 * 6),
+    "attention, biased": (
+        lambda x, w: F.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :4]), 2 * 4 * 4 * 6),
+    "attention, narrow values": (
+        lambda x, w: F.scaled_dot_product_attention(x, x, x[..., :2]), 4 * 4 * 6 + 4 * 4 * 2),
+    "attention, shared keys": (
+        lambda x, w: F.scaled_dot_product_attention(x.expand(1, 2, 4, 6), x, x, enable_gqa=True), 2 * 2 * 4 * 4 * 6),
+    "attention, for the CPU": (
+        lambda x, w: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x)[0], 2 * 4 * 4 * 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_op_by_hand(name: str) -> None:
+    function, macs = OPS[name]
+    assert toy_macs(function) == macs
+
+
+def test_fused_layers_of_torch_by_hand() -> None:
+    attention, layer = nn.MultiheadAttention(6, 2), nn.TransformerEncoderLayer(6, 2, dim_feedforward=10)
+    projections = (attention.in_proj_weight, attention.in_proj_bias, *attention.out_proj.parameters())
+
+    def multi_head(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch._native_multi_head_attention(x[0], x[0], x[0], 6, 2, *projections)[0]
+
+    def encoder_layer(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        norms = (*layer.norm1.parameters(), *layer.norm2.parameters())
+        mlp = (*layer.linear1.parameters(), *layer.linear2.parameters())
+        return torch._transformer_encoder_layer_fwd(x[0], 6, 2, *projections, False, False, 1e-5, *norms, *mlp)
+
+    expected = 4 * 4 * 6 * 6 + 2 * 4 * 4 * 6
+    assert toy_macs(multi_head) == expected
+    assert toy_macs(encoder_layer) == expected + 2 * 4 * 6 * 10
+
+
+# What must be refused
+
+
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[None, None]:
+        return None, None
+
+
+REFUSED = {
+    "aten::bilinear": lambda x, w: F.bilinear(x[0, 0], x[0, 0], w[None]),
+    "aten::tensordot": lambda x, w: torch.tensordot(x, w, 1),
+    "aten::cosine_similarity": lambda x, w: F.cosine_similarity(x, x, dim=-1),
+    "aten::linalg_multi_dot": lambda x, w: torch.linalg.multi_dot([x[0, 0], w, w]),
+    "prim::PythonOp.Opaque": lambda x, w: Opaque.apply(x, w),
+    "einsum": lambda x, w: torch.einsum("bcnd,de,ef->bcnf", x, w, w),
+}
+
+
+@pytest.mark.parametrize("op", REFUSED)
+def test_uncounted_op_is_an_error(op: str) -> None:
+    with pytest.raises(CountError, match=op):
+        toy_macs(REFUSED[op])
+
+
+def test_op_without_its_handle_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ops.HANDLES, "aten::scaled_dot_product_attention")
+    model, _ = build("vit", **SMALL)
+    with pytest.raises(CountError, match=r"aten::scaled_dot_product_attention \(1 times\)"):
+        measure(model)
+
+
+def test_recurrent_network_is_an_error() -> None:
+    rnn = nn.LSTM(6, 6)
+    with pytest.raises(CountError, match="aten::lstm"):
+        toy_macs(lambda x, w: rnn(x[0])[0])
+
+
+def test_operator_of_another_library_is_an_error() -> None:
+    library = torch.library.Library("hybridmerge_test", "DEF")
+    library.define("mystery(Tensor x) -> Tensor")
+    library.impl("mystery", lambda x: x.clone(), "CompositeExplicitAutograd")
+    with pytest.raises(CountError, match="hybridmerge_test::mystery"):
+        toy_macs(lambda x, w: torch.ops.hybridmerge_test.mystery(x))
+
+
+def test_names_that_only_look_like_products_pass() -> None:
+    assert toy_macs(lambda x, w: torch.lgamma(torch.cummax(F.normalize(x, dim=-1), dim=-1).values)) == 0
+    assert toy_macs(lambda x, w: F.interpolate(x, scale_factor=2, mode="bilinear")) == 0
+
+
+# The two counts
+
+
+def random_options(name: str, seed: int) -> dict:
+    """Options drawn at random; every choice that has MACs of its own is among them."""
+    draw = random.Random(f"{name}{seed}")
+    heads, patch, grid, depth = draw.choice([1, 2, 3]), draw.choice([2, 4, 8]), draw.choice([2, 3, 4, 6]), seed % 3 + 1
+    options = {
+        "img_size": patch * grid, "patch_size": patch, "in_chans": draw.choice([1, 3]), "num_heads": heads,
+        "embed_dim": 4 * heads * draw.randint(1, 5), "depth": depth, "mlp_ratio": draw.choice([0.5, 1.7, 4.0]),
+        "num_classes": draw.randint(1, 20), "qkv_bias": draw.random() < 0.5,
+        "merge": {
+            "method": draw.choice(["none", "tome", "tome"]), "prop_attn": draw.random() < 0.5,
+            "r": draw.choice([draw.randint(0, 40), [draw.randint(0, 9) for _ in range(depth)]]),
+        },
+    }  # fmt: skip
+    if name == "hybrid":
+        blocks = {"block": draw.choice(["convnext", "residual"]), "depth": draw.randint(1, 3)}
+        stride = draw.choice([n for n in (1, 2, 3) if grid % n == 0])
+        options["stem"] = draw.choice(["conv", "patch"])
+        options["bridge"] = {"stride": stride, "skip": draw.random() < 0.5}
+        options["cnn"] = draw.choice([None, blocks, blocks | {"dim": draw.randint(1, 12)}])
+    return options
+
+
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("name", ["vit", "hybrid"])
+def test_both_counts_are_equal(name: str, seed: int) -> None:
+    model, settings = build(name, **random_options(name, seed))
+    cost = measure(model, settings=settings)
+    assert cost.by_kind == {kind: cost.formula.get(kind, 0) for kind in ops.KINDS}
+
+
+def test_merging_nothing_costs_nothing() -> None:
+    costs = []
+    for merge in ({"method": "none", "r": 3}, {"method": "tome", "r": 0}):
+        model, settings = build("vit", **SMALL, merge=merge)
+        costs.append(measure(model, settings=settings))
+    assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear", "attention", "product"])
+def test_formula_wrong_by_one_percent_is_an_error(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = build("vit", img_size=64, embed_dim=32, depth=2, num_heads=2, patch_size=8, merge=MERGE_1)
+    right = formula_macs(settings)
+    wrong = right | {kind: round(right[kind] * 1.01)}
+    monkeypatch.setattr(complexity, "formula_macs", lambda _: wrong)
+    with pytest.raises(CountError) as error:
+        measure(model, settings=settings)
+    for said in (sum(right.values()), sum(wrong.values()), right[kind], wrong[kind]):
+        assert f"{said / 1e9:.6g}" in str(error.value)
+    assert f"differ most in {kind}" in str(error.value)
+
+
+def test_agreement_within_half_a_percent() -> None:
+    counted = {"linear": 100_000, "product": 1_000}
+    check_agreement(counted, {"linear": 100_400, "product": 1_000})
+    for wrong in ({"linear": 100_600, "product": 1_000}, {"linear": 100_000}, {"linear": 100_000, "product": 980}):
+        with pytest.raises(CountError):
+            check_agreement(counted, wrong)
+
+
+def test_tokens_that_the_formula_does_not_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = build("vit", **SMALL, merge=MERGE_1)
+    monkeypatch.setattr(model, "tokens_per_block", lambda: [5])
+    with pytest.raises(CountError, match=r"\[5\] tokens are left, the formula \[4\]"):
+        measure(model, settings=settings)
+
+
+def test_method_without_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(analytic.MATCHING, "tome")
+    _, settings = build("vit", **SMALL, merge=MERGE_1)
+    with pytest.raises(CountError, match=r"'tome': add its MACs to MATCHING in engine/analytic.py"):
+        formula_macs(settings)
+
+
+# The model is left as it was
+
+
+class Repeat(nn.Module):
+    """A model on a batch of copies of the image."""
+
+    def __init__(self, model: nn.Module, copies: int) -> None:
+        super().__init__()
+        self.model, self.copies = model, copies
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x.expand(self.copies, -1, -1, -1))
+
+
+def test_counts_grow_with_the_batch() -> None:
+    model, _ = build("hybrid", **SMALL, merge=MERGE_1)
+    one, three = measure(model), measure(Repeat(model, 3), (1, 8, 8))
+    assert three.by_kind == {kind: 3 * n for kind, n in one.by_kind.items()}
+    assert three.activations == 3 * one.activations and three.params == one.params
+
+
+def test_module_called_twice_costs_twice() -> None:
+    shared = nn.Linear(6, 6, bias=False)
+    cost = measure(nn.Sequential(shared, nn.GELU(), shared), (1, 4, 6))
+    assert cost.macs == cost.by_module[""] == cost.by_module["0"] == 2 * 4 * 6 * 6
+    assert cost.params == 36
+
+
+def test_modules_add_up() -> None:
+    model, _ = build("hybrid", **SMALL, merge=MERGE_1)
+    cost = measure(model)
+    assert cost.by_module[""] == cost.macs
+    assert cost.by_module["vit.blocks.0.attn"] == 4 * 5 * 8 * 8 + 400
+    assert sum(cost.by_module[name] for name, _ in model.named_children()) == cost.macs
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (1, 9, 8)])  # the second is refused by the forward
+def test_model_and_random_state_are_left_alone(size: tuple[int, int, int]) -> None:
+    model, _ = build("hybrid", **SMALL, drop_path_rate=0.1, merge=MERGE_1)
+    model.train()
+    model.conv_head.eval()
+    kept = []
+    model.register_forward_hook(lambda *_: kept.append(1))
+    modes = [module.training for module in model.modules()]
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        try:
+            measure(model, size)
+        except ValueError:
+            assert size == (1, 9, 8)
+        assert torch.is_autocast_enabled("cpu")
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()][:2] == [1, 0]
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_random_state_that_the_forward_draws_from() -> None:
+    state = torch.get_rng_state()
+    toy_macs(lambda x, w: x + torch.rand_like(x))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_nothing_is_printed(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture, caplog) -> None:
+    model, _ = build("vit", **SMALL, merge=MERGE_1)
+    recwarn.clear()
+    measure(model)
+    assert not recwarn.list and not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_half_precision_counts_the_same() -> None:
+    model, settings = build("vit", **SMALL, merge=MERGE_1)
+    assert measure(model.to(torch.bfloat16), settings=settings).macs == formula_macs(settings)["linear"] + 512 + 400 + 16
