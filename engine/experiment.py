@@ -56,11 +56,17 @@ def run(settings: RunSettings, folder: Path, resume: bool) -> dict:
     model = build_for(settings, data).to(device)
     state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
 
-    tracker = Tracker(folder, state["progress"]["step"], state["lines"]) if state else Tracker(folder)
-    trainer = Trainer(model, data, settings, folder, tracker)
-    if state:
-        trainer.resume(state)
-    log.info("%s on %s: %d training, %d validation, %d test images, %d classes", settings.name, device_name(device),
+    with Tracker(folder, state["progress"]["step"], state["lines"]) if state else Tracker(folder) as tracker:
+        trainer = Trainer(model, data, settings, folder, tracker)
+        if state:
+            trainer.resume(state)
+        return _train_and_test(trainer)
+
+
+def _train_and_test(trainer: Trainer) -> dict:
+    model, data, settings, folder, tracker = (
+        trainer.model, trainer.data, trainer.settings, trainer.folder, trainer.tracker)  # fmt: skip
+    log.info("%s on %s: %d training, %d validation, %d test images, %d classes", settings.name, device_name(trainer.device),
              len(data.train), len(data.val), len(data.test), len(data.classes))  # fmt: skip
     log.info("tokens removed by each block: %s; left: %s", model.schedule, model.tokens_per_block())
     tracker.curve("tokens_left_after_block", model.tokens_per_block())
@@ -72,7 +78,6 @@ def run(settings: RunSettings, folder: Path, resume: bool) -> dict:
     write_json_atomic(folder / "results.json", results)
     measured = {f"hparam/{key}": results[key] for key in ("test_top1", "gmacs", "params", "seconds")}
     tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
-    tracker.close()
     return results
 
 

@@ -49,11 +49,11 @@ class Tracker:
 
     def __init__(self, run_dir: str | Path, resume_step: int | None = None, resume_lines: int | None = None) -> None:
         self._path = Path(run_dir) / METRICS
-        purge_step = 0 if resume_step is None else resume_step + 1
+        self._start = 0 if resume_step is None else resume_step + 1
         with writing(self._path):
-            self._lines = _cut(self._path, purge_step, resume_lines)
+            self._lines = _cut(self._path, self._start, resume_lines)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, it stays open
-            self._board = _Board(Path(run_dir), purge_step)
+            self._board = _Board(Path(run_dir), self._start)
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Writes numbers, or tensors of one element, under tags such as "train/loss"."""
@@ -71,7 +71,9 @@ class Tracker:
         """Draws numbers over something other than steps, such as blocks, counted from 1; TensorBoard only."""
         with writing(self._path):
             for position, value in enumerate(values, 1):
-                self._board.add_scalar(tag, value, position)
+                if position >= self._start:  # what is before it TensorBoard has kept
+                    self._board.add(position, summary.scalar(tag, value))
+            self._board.flush()
 
     def figure(self, step: int, tag: str, figure: Figure) -> None:
         """Draws a matplotlib figure as a picture; TensorBoard only."""

@@ -27,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", action="store_true", help="crop by 4 pixels, flip and normalise")
     parser.add_argument("--batch-size", type=int, default=128, help=f"1 to {IMAGES}; default 128")
-    parser.add_argument("--repeats", type=int, default=9, help="epochs that are timed, after one that is not; default 9")
+    parser.add_argument("--repeats", type=int, default=9, help="timed epochs, after one that is not; default 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     args = parser.parse_args(argv)
     for name, most in (("batch_size", IMAGES), ("repeats", None), ("threads", None)):
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     speeds = data_speeds(args.batch_size, args.repeats)
-    print(f"{IMAGES:,} images of {'x'.join(map(str, SHAPE))}: crop 4, flip, normalise; batch {args.batch_size}, threads "
-          f"{args.threads}, {platform.machine()}, torch {torch.__version__}")  # fmt: skip
+    print(f"{IMAGES:,} images of {'x'.join(map(str, SHAPE))}: crop 4, flip, normalise; batch {args.batch_size}, "
+          f"threads {args.threads}, {platform.machine()}, torch {torch.__version__}")  # fmt: skip
     print(f"images/s: median {statistics.median(speeds):,.0f}, min {min(speeds):,.0f}, max {max(speeds):,.0f} "
           f"of {len(speeds)} epochs")  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
+import os
 import socket
 import sys
 import tarfile
@@ -47,14 +48,14 @@ def load_cifar10(settings: Cifar10Settings) -> RawData:
     """50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 10 classes; see _load for errors."""
     from torchvision.datasets import CIFAR10  # a slow import that other datasets do without
 
-    return _load(CIFAR10, Path(settings.root).expanduser(), CIFAR10_MEAN, CIFAR10_STD)
+    return _load(CIFAR10, Path(os.path.expanduser(settings.root)), CIFAR10_MEAN, CIFAR10_STD)
 
 
 def load_cifar100(settings: Cifar100Settings) -> RawData:
     """50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 100 fine classes; see _load for errors."""
     from torchvision.datasets import CIFAR100  # a slow import that other datasets do without
 
-    return _load(CIFAR100, Path(settings.root).expanduser(), CIFAR100_MEAN, CIFAR100_STD)
+    return _load(CIFAR100, Path(os.path.expanduser(settings.root)), CIFAR100_MEAN, CIFAR100_STD)
 
 
 def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> RawData:
@@ -63,17 +64,17 @@ def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ..
     Raises:
         UserError: there is no intact copy and none can be made; says what is damaged and what to do instead.
     """
-    if (root / source.test_list[0][0]).is_file():
-        raise UserError(f"data.root = {str(root)!r}: this is {source.base_folder} itself; set data.root to the folder "
-                        f"that holds it, {str(root.absolute().parent)!r}")
     damaged: list[str] = []
     try:
+        if all((root / name).is_file() for name, _ in _files(source)):
+            raise UserError(f"data.root = {str(root)!r}: this is {source.base_folder} itself; set data.root to the "
+                            f"folder that holds it, {str(root.absolute().parent)!r}")
         damaged = _damaged(source, root)
         if damaged or not (root / source.base_folder).is_dir():
             _fetch(source, root, damaged)
         train, test = source(str(root), train=True), source(str(root), train=False)
     except FAILURES as error:
-        state = f"damaged: {', '.join(damaged)}" if damaged else f"no {source.base_folder} there"
+        state = f"missing or damaged: {', '.join(damaged)}" if damaged else f"no {source.base_folder} there"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"data.root = {str(root)!r}: {state}, and fetching {source.filename} failed ({reason}); set data.root to a "
@@ -88,19 +89,24 @@ def _fetch(source: Any, root: Path, damaged: list[str]) -> None:
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     archive = root / source.filename
-    before = [path for path in (archive, root) if path.exists()]
+    new = [path for path in (archive, root, *root.parents) if not path.exists()]
     if damaged:
-        log.warning("%s: damaged: %s; fetching a new copy", root, ", ".join(damaged))
+        log.warning("%s: missing or damaged: %s; fetching a new copy", root, ", ".join(damaged))
     try:
         with _downloading():
             download_and_extract_archive(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
     except BaseException:
         with contextlib.suppress(OSError):
-            if archive not in before and not check_integrity(archive, source.tgz_md5):
+            if archive in new and not check_integrity(archive, source.tgz_md5):
                 archive.unlink(missing_ok=True)
-            if root not in before:
-                root.rmdir()
+            for folder in new[1:]:
+                folder.rmdir()
         raise
+
+
+def _files(source: Any) -> list[tuple[str, str]]:
+    """Names and MD5 sums of the files in a copy."""
+    return [*map(tuple, source.train_list + source.test_list), (source.meta["filename"], source.meta["md5"])]
 
 
 def _damaged(source: Any, root: Path) -> list[str]:
@@ -110,8 +116,7 @@ def _damaged(source: Any, root: Path) -> list[str]:
     base, archive = root / source.base_folder, root / source.filename
     damaged = []
     if base.is_dir():
-        files = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
-        damaged = [name for name, md5 in files if not check_integrity(base / name, md5)]
+        damaged = [name for name, md5 in _files(source) if not check_integrity(base / name, md5)]
     intact = base.is_dir() and not damaged
     if not intact and archive.exists() and not check_integrity(archive, source.tgz_md5):
         damaged.append(source.filename)

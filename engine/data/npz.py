@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -40,7 +41,7 @@ def load_npz(settings: NpzSettings) -> RawData:
     Raises:
         UserError: path, key, what is wrong with it, and what to do.
     """
-    path = Path(settings.path).expanduser()
+    path = Path(os.path.expanduser(settings.path))
     arrays = _read(path)
     present = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & arrays.keys()]
     splits = {split: _split(path, arrays, split) for split in present}

@@ -33,7 +33,7 @@ def tome(metric: Tensor, r: int, context: MergeContext) -> Assignment:
     best, partner = (sources @ destinations.transpose(1, 2)).max(dim=-1)  # (B, N // 2)
 
     ranked = best.argsort(dim=-1, descending=True, stable=True)
-    gone = torch.zeros_like(best, dtype=torch.bool).scatter(1, ranked[:, :r], True)
+    gone = torch.zeros_like(best).scatter(1, ranked[:, :r], 1.0).bool()
     kept = best.shape[1] - r
     place = (~gone).cumsum(dim=1) - 1  # the kept sources close ranks
     index = metric.new_empty(batch, patches, dtype=torch.int64)

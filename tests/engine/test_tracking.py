@@ -111,6 +111,15 @@ def test_a_resumed_run_whose_metrics_are_gone(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [10]
 
 
+def test_a_curve_over_blocks_is_there_once_after_a_resume(tmp_path):
+    left = [65, 57, 49, 41]
+    for resume_step in (None, 2, 100):
+        with Tracker(tmp_path, resume_step) as tracker:
+            tracker.curve("tokens_left", left)
+        assert points(tmp_path, "tokens_left") == list(enumerate(left, 1))
+    assert rows(tmp_path) == []
+
+
 def test_hparams_are_one_entry_in_the_same_run(tmp_path):
     settings = {"name": "a", "train": {"lr": 1e-3, "betas": [0.9, 0.999], "clip_norm": None}, "model": {"r": 8}}
     with Tracker(tmp_path) as tracker:

@@ -115,7 +115,7 @@ def test_a_damaged_copy_is_repaired_from_the_archive(copy, monkeypatch, caplog):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         raw = load(name, root)
-    assert f"damaged: {damaged.name};" in caplog.text
+    assert f"missing or damaged: {damaged.name};" in caplog.text
     assert (raw.train.images.flatten(1).numpy() == pixels).all()
 
 
@@ -145,14 +145,14 @@ def test_a_damaged_copy_is_named(copy, which, fault):
     file = source.meta["filename"] if which == "meta" else getattr(source, which)[0][0]
     path = root / source.base_folder / file
     path.write_bytes(path.read_bytes()[:-1]) if fault == "truncated" else path.unlink()
-    assert f"damaged: {file}, and fetching" in error_of(name, root)
+    assert f"missing or damaged: {file}, and fetching" in error_of(name, root)
 
 
 def test_a_damaged_archive_is_named_and_kept(copy, monkeypatch):
     name, root, _ = copy
     archive = pack(copy, monkeypatch)
     archive.write_bytes(archive.read_bytes()[:-50])
-    assert f"damaged: {archive.name}, and fetching" in error_of(name, root)
+    assert f"missing or damaged: {archive.name}, and fetching" in error_of(name, root)
     assert archive.exists()
 
 
@@ -181,6 +181,7 @@ def test_a_root_that_cannot_be_written_or_is_a_file(copy, monkeypatch):
     (root / "file").touch()
     error_of(name, root / "file")
     error_of(name, root / "file" / "below")
+    error_of(name, root / ("long" * 100))
 
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
@@ -193,6 +194,12 @@ def test_the_inner_folder_as_root(copy):
     name, root, _ = copy
     inner = root / SOURCES[name][0].base_folder
     assert f"set data.root to the folder that holds it, {str(root)!r}" in error_of(name, inner)
+
+
+def test_a_user_that_does_not_exist(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error_of(copy[0], "~no-such-user/data")
+    assert not Path("~no-such-user").exists()
 
 
 def test_a_server_that_does_not_answer_is_given_up(copy, monkeypatch):

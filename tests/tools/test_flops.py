@@ -1,0 +1,117 @@
+"""The table, the breakdown and the JSON file of tools/flops.py, and what a user gets to see when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.settings import UserError
+from tools import flops
+
+ROOT = Path(__file__).parents[2]
+# 2 x 2 patches and a class token, 5 tokens of width 8; one patch is merged away in the first block
+MERGING = """\
+name: merging
+model: {name: vit, img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 8, depth: 2, num_heads: 2, num_classes: 10,
+        merge: {method: tome, r: [1, 0]}}
+data: {name: digits}
+"""
+PLAIN = MERGING.replace("merging", "plain").replace("method: tome", "method: none")
+# stem; qkv, projection, MLP of both blocks, head; attention; 2 x 2 matches over 4 channels
+MERGING_MACS = 512 + (4 * 5 * 64 + 8 * 4 * 64) + (4 * 4 * 64 + 8 * 4 * 64) + 80 + 2 * 25 * 8 + 2 * 16 * 8 + 16
+PLAIN_MACS = 512 + 2 * (12 * 5 * 64 + 2 * 25 * 8) + 80
+KEYS = ["name", "params", "gmacs", "gflops", "activations", "tokens"]
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / "merging.yaml", tmp_path / "plain.yaml"]
+    for path, text in zip(paths, (MERGING, PLAIN), strict=True):
+        path.write_text(text)
+    return [str(path) for path in paths]
+
+
+def rows(output: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line.strip()) for line in output.splitlines()]
+
+
+def test_table(configs: list[str], capsys: pytest.CaptureFixture) -> None:
+    flops.main(["--cfg", *configs, "model.embed_dim=64"])
+    header, _, merging, plain, *_ = rows(capsys.readouterr().out)
+    assert header == list(flops.COLUMNS) and "1 MAC = 2 FLOPs" in header[4]
+    assert [merging[0], merging[-1]] == ["merging", "2x4"]
+    assert [plain[0], plain[-1]] == ["plain", "2x5"]
+    for row in (merging, plain):
+        assert row[2] == row[3]  # counted, by formula
+        assert float(row[4]) == pytest.approx(2 * float(row[2]), abs=1e-4)
+
+
+def test_norms_stand_below_the_table(configs: list[str], capsys: pytest.CaptureFixture) -> None:
+    flops.main(["--cfg", configs[0]])
+    assert "apart from these, merging, G by fvcore's estimate: layer_norm" in capsys.readouterr().out
+
+
+def test_json(configs: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    flops.main(["--json", str(path), "--cfg", *configs])
+    merging, plain = json.loads(path.read_text())
+    assert list(merging) == list(plain) == KEYS
+    assert merging["name"] == "merging" and merging["tokens"] == [4, 4]
+    assert merging["gmacs"] == MERGING_MACS / 1e9 and merging["gflops"] == 2 * MERGING_MACS / 1e9
+    assert plain["gmacs"] == PLAIN_MACS / 1e9 and plain["tokens"] == [5, 5]
+    block = 2 * 16 + 3 * 64 + 24 + 64 + 8 + 2 * 8 * 32 + 32 + 8
+    assert merging["params"] == plain["params"] == 16 * 8 + 8 + 8 + 5 * 8 + 2 * block + 16 + 8 * 10 + 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cost.json", "merging.yaml", "plain.yaml"]
+
+
+def test_by_module(configs: list[str], capsys: pytest.CaptureFixture) -> None:
+    flops.main(["--cfg", configs[0], "--by-module"])
+    broken_down = {row[0]: row[1:] for row in rows(capsys.readouterr().out.split("\n\n")[0])}
+    assert broken_down["(all)"][1:] == [f"{MERGING_MACS:,}", "100.00 %"]
+    assert broken_down["patch_embed.proj"][:2] == ["136", "512"]
+    assert broken_down["blocks.0"][1] == f"{4 * 5 * 64 + 8 * 4 * 64 + 400 + 16:,}"
+    assert "blocks.0.attn" not in broken_down
+
+
+def test_by_module_deeper(configs: list[str], capsys: pytest.CaptureFixture) -> None:
+    flops.main(["--cfg", configs[0], "--by-module", "--depth", "4"])
+    broken_down = {row[0]: row[1:] for row in rows(capsys.readouterr().out.split("\n\n")[0])}
+    assert broken_down["blocks.0.attn.qkv"][:2] == [f"{24 * 8 + 24}", f"{5 * 8 * 24}"]
+    assert not any(path.endswith("act") for path in broken_down)  # neither parameters nor MACs
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--by-module"], "--by-module: breaks one model down, not 2"),
+        (["--depth", "0"], "--depth 0: must be at least 1"),
+    ],
+)
+def test_impossible_options(configs: list[str], options: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        flops.main(["--cfg", *configs, *options])
+
+
+def test_overrides_on_either_side_of_the_files(configs: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    flops.main(["model.num_heads=1", "--cfg", configs[0], "model.merge.r=0", "--json", str(path), "name=other"])
+    (row,) = json.loads(path.read_text())
+    assert row["name"] == "other" and row["tokens"] == [5, 5]
+
+
+def test_command_and_its_mistakes(configs: list[str], tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "tools" / "flops.py"), "--cfg", configs[0], *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+    done = run()
+    assert done.returncode == 0 and "merging" in done.stdout
+    wrong = run("--json", str(tmp_path / "cost.json"), "model.depht=3")
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert re.fullmatch(r"error: .*depht.*depth\?.*\n", wrong.stderr)
+    assert not (tmp_path / "cost.json").exists()
