@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 install: $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python tools/train.py --cfg digits/hybrid
+	$(BIN)/python tools/train.py --cfg digits/hybrid name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q --durations=10 $(ARGS)

@@ -89,10 +89,9 @@ def evaluate(
 def _mistakes(logits: Tensor, labels: Tensor, offset: int, keep: int) -> list[Mistake]:
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     score = torch.where(predicted == labels, -1.0, confidence)
-    top = score.topk(min(keep, len(score))).indices.tolist()
-    return [
-        Mistake(offset + i, int(labels[i]), int(predicted[i]), float(confidence[i])) for i in top if float(score[i]) >= 0
-    ]
+    top = score.topk(min(keep, len(score))).indices
+    wrong = top[score[top] >= 0].tolist()
+    return [Mistake(offset + i, int(labels[i]), int(predicted[i]), float(confidence[i])) for i in wrong]
 
 
 def _most_confident(mistakes: list[Mistake], keep: int) -> list[Mistake]:

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +15,22 @@ import torch
 from torch import nn
 
 from engine import checkpoint
-from engine.complexity import measure
+from engine.complexity import Complexity, measure
 from engine.config import RunSettings, load_settings, to_yaml
 from engine.data import Data, build_data
-from engine.evaluate import Evaluation
+from engine.data.loader import eval_batches
+from engine.evaluate import Evaluation, evaluate
 from engine.run import write_json_atomic, write_text_atomic
-from engine.runtime import commit, device_name, peak_memory, pick_device, seed_step, versions
+from engine.runtime import commit, device_name, peak_memory, pick_autocast, pick_device, seed_step, versions
 from engine.tracking import Tracker
 from engine.train import Trainer
-from models import MODELS
+from models import build
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
+
+# What a resumed run may change: where it runs and what it writes, not what it computes.
+FREE_ON_RESUME = ("name", "out", "device", "threads", "checkpoint", "log")
 
 
 def start_log(folder: Path) -> None:
@@ -36,7 +42,7 @@ def start_log(folder: Path) -> None:
         log.addHandler(handler)
 
 
-def run(settings: RunSettings, folder: Path, resume: bool) -> dict:
+def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) -> dict:
     """Trains by `settings` in an opened run folder, tests once at the end, and writes `results.json`.
 
     Args:
@@ -46,7 +52,12 @@ def run(settings: RunSettings, folder: Path, resume: bool) -> dict:
 
     Returns:
         What `results.json` holds.
+
+    Raises:
+        UserError: device, data, model and checkpoint that do not go together, in one line.
     """
+    if resume:
+        check_unchanged(settings, folder)
     start_log(folder)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -54,31 +65,65 @@ def run(settings: RunSettings, folder: Path, resume: bool) -> dict:
     device = pick_device(settings.device)
     data = build_data(settings.data, settings.split, settings.seed)
     model = build_for(settings, data).to(device)
+    cost = measure(model, settings=settings.model)
     state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
-
     with Tracker(folder, state["progress"]["step"], state["lines"]) if state else Tracker(folder) as tracker:
         trainer = Trainer(model, data, settings, folder, tracker)
         if state:
             trainer.resume(state)
-        return _train_and_test(trainer)
-
-
-def _train_and_test(trainer: Trainer) -> dict:
-    model, data, settings, folder, tracker = (
-        trainer.model, trainer.data, trainer.settings, trainer.folder, trainer.tracker)  # fmt: skip
-    log.info("%s on %s: %d training, %d validation, %d test images, %d classes", settings.name, device_name(trainer.device),
-             len(data.train), len(data.val), len(data.test), len(data.classes))  # fmt: skip
-    log.info("tokens removed by each block: %s; left: %s", model.schedule, model.tokens_per_block())
-    tracker.curve("tokens_left_after_block", model.tokens_per_block())
-    trainer.fit()
-
-    best = checkpoint.load(folder / "best.pt")
-    checkpoint.load_model_state(model, best["model"], str(folder / "best.pt"))
-    results = summarise(settings, trainer, trainer.evaluate(data.test), best["step"])
-    write_json_atomic(folder / "results.json", results)
-    measured = {f"hparam/{key}": results[key] for key in ("test_top1", "gmacs", "params", "seconds")}
-    tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
+        describe(trainer)
+        with memory_in_words(settings, device):
+            trainer.fit()
+        best = load_weights(model, data, folder / "best.pt")
+        results = summarise(trainer, cost, trainer.evaluate(data.test), best["step"])
+        write_json_atomic(folder / "results.json", results)
+        measured = {f"hparam/{key}": results[key] for key in ("test_top1", "gmacs", "params", "seconds")}
+        tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
     return results
+
+
+@contextmanager
+def memory_in_words(settings: RunSettings, device: torch.device) -> Iterator[None]:
+    """Turns running out of memory into a UserError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            size, accumulate = settings.train.batch_size, settings.train.accumulate
+            smaller = f"train.batch_size={max(size // 2, 1)} train.accumulate={accumulate * 2}"
+            raise UserError(
+                f"train.batch_size = {size}: out of memory on {device}; the same batch in smaller parts is {smaller}"
+            ) from error
+        raise
+
+
+def check_unchanged(settings: RunSettings, folder: Path) -> None:
+    """Demands that a resumed run computes what it started to compute.
+
+    Raises:
+        UserError: the first setting that differs, unless it is one of FREE_ON_RESUME.
+    """
+    if not (folder / "settings.yaml").exists():
+        return  # stopped before it began
+    before = load_settings(str(folder / "settings.yaml"))
+    stored, given = (flatten(s.model_dump(mode="json")) for s in (before, settings))
+    for key in [*stored, *(key for key in given if key not in stored)]:
+        if key.split(".")[0] not in FREE_ON_RESUME and stored.get(key) != given.get(key):
+            raise UserError(
+                f"{key} = {given.get(key)}: the run in {folder} started with {stored.get(key)}; "
+                "resume without this change, or start another run under another name="
+            )
+
+
+def describe(trainer: Trainer) -> None:
+    """Says once what is about to be trained on what, and what merging will really remove."""
+    data, model = trainer.data, trainer.model
+    log.info("%s on %s, %s, from step %d of %d", trainer.settings.name, device_name(trainer.device), trainer.precision,
+             trainer.progress.step, trainer.total_steps)  # fmt: skip
+    log.info("%d training, %d validation, %d test images, %d classes", len(data.train), len(data.val), len(data.test),
+             len(data.classes))  # fmt: skip
+    log.info("tokens removed by each block: %s; left: %s", model.schedule, model.tokens_per_block())
+    trainer.tracker.curve("tokens_left_after_block", model.tokens_per_block())
 
 
 def build_for(settings: RunSettings, data: Data) -> nn.Module:
@@ -96,13 +141,12 @@ def build_for(settings: RunSettings, data: Data) -> nn.Module:
         if given != value:
             raise UserError(f"model.{key} = {given}: the data has {value}; set model.{key}={value}")
     seed_step(settings.seed, 0)
-    return MODELS[settings.model.name][1](settings.model).to(memory_format=torch.channels_last)
+    return build(settings.model).to(memory_format=torch.channels_last)
 
 
-def summarise(settings: RunSettings, trainer: Trainer, test: Evaluation, best_step: int) -> dict:
+def summarise(trainer: Trainer, cost: Complexity, test: Evaluation, best_step: int) -> dict:
     """What `results.json` holds: accuracies as fractions, MACs in G, memory in MiB."""
-    model, progress = trainer.model, trainer.progress
-    cost = measure(model, (model.in_chans, model.img_size, model.img_size))
+    model, progress, settings = trainer.model, trainer.progress, trainer.settings
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     return {
         "name": settings.name,
@@ -125,12 +169,37 @@ def summarise(settings: RunSettings, trainer: Trainer, test: Evaluation, best_st
         "seconds": progress.seconds,
         "images_per_second": images / progress.seconds,
         "peak_memory_mib": peak_memory(trainer.device),
-        "precision": "bf16" if trainer.autocast._enabled else "fp32",
+        "precision": trainer.precision,
         "device": device_name(trainer.device),
         "versions": versions(),
         "commit": commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def load_weights(model: nn.Module, data: Data, path: Path) -> dict:
+    """Loads a checkpoint's weights into the model; returns the checkpoint.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, another model's, or one for other classes than the data's.
+    """
+    state = checkpoint.load(path)
+    if state["classes"] != data.classes:
+        raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(data.classes)}")
+    checkpoint.load_model_state(model, state["model"], str(path))
+    return state
+
+
+def _few(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 @dataclass(frozen=True)
@@ -139,24 +208,37 @@ class FinishedRun:
 
     settings: RunSettings
     data: Data
-    model: nn.Module  # with its best weights, on its device
+    model: nn.Module  # with the checkpoint's weights, on its device
     results: dict | None  # results.json, if the run came to its end
 
 
-def load_run(folder: Path, overrides: list[str] = (), which: str = "best") -> FinishedRun:
+def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best") -> FinishedRun:
     """Reads a run folder back: its settings, its data, its model with the weights of `best.pt` or `last.pt`.
 
     Raises:
-        UserError: no run there, no checkpoint yet, or classes that are not the data's.
+        UserError: no run there, or what `load_weights` says.
     """
     if not (folder / "settings.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no settings.yaml); give the folder that training printed")
-    settings = load_settings(str(folder / "settings.yaml"), list(overrides))
+        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
+    settings = load_settings(str(folder / "settings.yaml"), overrides)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     data = build_data(settings.data, settings.split, settings.seed)
     model = build_for(settings, data).to(pick_device(settings.device))
-    state = checkpoint.load(folder / f"{which}.pt")
-    if state["classes"] != data.classes:
-        raise UserError(f"{folder}: trained on classes {state['classes'][:5]}..., the data has {data.classes[:5]}...")
-    checkpoint.load_model_state(model, state["model"], str(folder / f"{which}.pt"))
+    load_weights(model, data, folder / f"{which}.pt")
     results = folder / "results.json"
     return FinishedRun(settings, data, model, json.loads(results.read_text()) if results.is_file() else None)
+
+
+def evaluate_run(run: FinishedRun, split: str) -> Evaluation:
+    """A finished run's model on its `test` or `val` images.
+
+    Raises:
+        UserError: the run has no validation images.
+    """
+    arrays, s = getattr(run.data, split), run.settings
+    if not len(arrays):
+        raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use --split test")
+    device = next(run.model.parameters()).device
+    batches = eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std)
+    return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))

@@ -75,7 +75,7 @@ def _convolution(transposed_at: int | None) -> Handle:
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
     """q k^T and the product with v: q (..., Tq, D), k (..., Tk, D), v (..., Tk, Dv) -> (..., Tq, Dv).
 
-    The output's leading extents are those after broadcasting, and the queries' heads where keys are shared.
+    The output's leading extents are those after broadcasting.
     """
     query, key, output = _shape(inputs[0]), _shape(inputs[1]), _shape(outputs[0])
     return Counter({"attention": prod(output[:-1]) * key[-2] * (query[-1] + output[-1])})

@@ -6,11 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -59,6 +59,7 @@ class Trainer:
         t = settings.train
         self.device = next(model.parameters()).device
         self.autocast = pick_autocast(t.precision, self.device)
+        self.precision = "bf16" if self.autocast._enabled else "fp32"
         self.loader = TrainLoader(data.train, t.batch_size, settings.augment, data.mean, data.std, settings.seed)
         self.steps_per_epoch = len(self.loader) // t.accumulate
         if self.steps_per_epoch == 0:
@@ -164,27 +165,34 @@ class Trainer:
         p = self.progress
         line = f"epoch {epoch + 1}/{self.settings.train.epochs}  train loss {p.loss_sum / p.seen:.4f}"
         line += f" acc {p.correct / p.seen:.4f}"
-        weights = self.weights()
         score = p.step / self.total_steps  # without a validation split the last epoch is the best
-        if len(self.data.val):
-            found = self._validate(weights)
-            score = found.metrics["top1"]
-            line += f"  val loss {found.loss:.4f} top1 {score:.4f}"
+        with self._kept_weights():
+            if len(self.data.val):
+                found = self._validate()
+                score = found.metrics["top1"]
+                line += f"  val loss {found.loss:.4f} top1 {score:.4f}"
+            if score > p.best:
+                p.best, p.best_step = score, p.step
+                state = {"model": self.model.state_dict(), "classes": self.data.classes, "step": p.step}
+                checkpoint.save(self.folder / "best.pt", state)
         log.info("%s  %.0f s", line, p.seconds)
-        if score > p.best:
-            p.best, p.best_step = score, p.step
-            self._save_best(weights)
         p.loss_sum, p.correct, p.seen = 0.0, 0, 0
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that are evaluated and kept: the moving average if there is one."""
-        return self.ema.shadow if self.ema else self.model.state_dict()
-
-    def _validate(self, weights: dict[str, Tensor]) -> Evaluation:
+    @contextmanager
+    def _kept_weights(self) -> Iterator[None]:
+        """Inside, the model has the weights that are evaluated and kept: the moving average, if there is one."""
+        if self.ema is None:
+            yield
+            return
         own = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(self.ema.shadow)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def _validate(self) -> Evaluation:
         found = self.evaluate(self.data.val, self.settings.log.images)
-        self.model.load_state_dict(own)
         self.tracker.scalars(self.progress.step, found.scalars("val"))
         if found.mistakes:
             names, wrong = self.data.classes, found.mistakes
@@ -201,10 +209,6 @@ class Trainer:
         """The model as it stands, on a split."""
         batches = eval_batches(arrays, self.settings.train.batch_size, self.data.mean, self.data.std)
         return evaluate(self.model, batches, len(self.data.classes), self.device, self.autocast, keep_mistakes)
-
-    def _save_best(self, weights: dict[str, Tensor]) -> None:
-        state = {"model": weights, "classes": self.data.classes, "step": self.progress.step}
-        checkpoint.save(self.folder / "best.pt", state)
 
     def save(self) -> None:
         """Writes `last.pt`: all that the next step depends on."""

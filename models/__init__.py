@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+with warnings.catch_warnings():  # timm is compiled with torch.jit.script as it is imported, and torch has views on that
+    warnings.simplefilter("ignore", FutureWarning)
+    import timm.layers  # noqa: F401
 
 from models.hybrid import HybridSettings, build_hybrid
 from models.settings import Settings, UserError, check, nearest
@@ -18,6 +23,11 @@ MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {
 }
 
 
+def build(settings: Settings) -> nn.Module:
+    """The model of checked settings, one of MODELS' settings classes."""
+    return MODELS[settings.name][1](settings)
+
+
 def build_model(name: str, **options: Any) -> nn.Module:
     """Builds a model; `options` are the keys of the YAML's `model:` section.
 
@@ -26,5 +36,4 @@ def build_model(name: str, **options: Any) -> nn.Module:
     """
     if name not in MODELS:
         raise UserError(f"model.name = {name!r}: unknown; {nearest(name, sorted(MODELS))}")
-    settings_class, build = MODELS[name]
-    return build(check(settings_class, {"name": name, **options}, where="model"))
+    return build(check(MODELS[name][0], {"name": name, **options}, where="model"))

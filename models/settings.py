@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 S = TypeVar("S", bound="Settings")
 
@@ -41,30 +42,69 @@ def check(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        details = error.errors()
-        line = _explain(cls, details[0], where)
-        more = len(details) - 1
-        raise UserError(line + (f" (and {more} more)" if more else "")) from None
+        raise UserError(_line(cls, error.errors(), where)) from None
 
 
-def _explain(cls: type[BaseModel], detail: Mapping[str, Any], where: str) -> str:
-    path, owner = _locate(cls, detail["loc"])
-    key = ".".join([where] * bool(where) + path) or "settings"
-    if detail["type"] == "extra_forbidden" and owner is not None:
+def _line(cls: type[BaseModel], details: list[Mapping[str, Any]], where: str) -> str:
+    """The first mistake in words, and how many keys more are wrong.
+
+    A value that fits no member of `int | list[int]` has an error for each: the deepest says most, and those of equal
+    depth are alternatives.
+    """
+    located = [(*_locate(cls, detail["loc"]), detail) for detail in details]
+    top = located[0][0]
+    here = [(path, owner, detail) for path, owner, detail in located if path[: len(top)] == top]
+    path, owner, first = max(here, key=lambda entry: len(entry[0]))
+    line = _explain([where] * bool(where) + path, owner, first)
+    rest = [_reason(detail) for other, _, detail in here if other == path and detail is not first]
+    line += "".join(f" or {reason}" for reason in dict.fromkeys(rest) if reason not in line)
+    more = len({tuple(path) for path, _, _ in located if path[: len(top)] != top})
+    return line + (f" (and {more} more)" if more else "")
+
+
+def _explain(path: list[str], owner: type[BaseModel] | None, detail: Mapping[str, Any]) -> str:
+    key, value, kind = ".".join(path), detail["input"], detail["type"]
+    field = owner.model_fields.get(path[-1]) if owner and path else None
+    if kind == "extra_forbidden" and owner is not None:
         return f"{key}: unknown key; {nearest(path[-1], sorted(owner.model_fields))}"
-    if detail["type"] == "missing":
+    if kind == "missing":
         return f"{key}: missing; it has no default"
-    if detail["type"] == "union_tag_invalid":
-        known = [tag.strip(" '") for tag in detail["ctx"]["expected_tags"].split(",")]
-        return f"{key}.name = {detail['ctx']['tag']!r}: unknown; {nearest(detail['ctx']['tag'], known)}"
-    if detail["type"] == "union_tag_not_found":
-        return f"{key}.name: missing; say which one"
-    if detail["type"] == "literal_error":
-        known = [str(v) for v in get_args(owner.model_fields[path[-1]].annotation)] if owner else []
-        hint = nearest(detail["input"], known) if known else detail["msg"]
-        return f"{key} = {detail['input']!r}: {hint}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key} = {detail['input']!r}: {message}"
+    if kind == "union_tag_invalid":
+        return f"{key}.name = {detail['ctx']['tag']!r}: unknown; {nearest(detail['ctx']['tag'], _names(field))}"
+    if kind == "union_tag_not_found":
+        return f"{key}.name: missing; known: {', '.join(_names(field))}"
+    if kind == "literal_error" and field is not None:
+        known = [str(v) for v in get_args(field.annotation)]
+        hint, names = nearest(value, known), ", ".join(known)
+        return f"{key} = {_show(value)}: {hint}" + ("" if names in hint else f" ({names})")
+    if kind == "value_error" and isinstance(value, Mapping):  # a section's own check: its text begins with its key
+        return ".".join([*path, _reason(detail).removeprefix(f"{path[-1]}." if path else "")])
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key} = {_show(value)}: must be a section, as in {path[-1]}: {{key: value}}"
+    if kind == "string_pattern_mismatch" and field is not None and field.description:
+        return f"{key} = {_show(value)}: must be {field.description}"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and field and _range(field):
+        return f"{key} = {_show(value)}: must be {_range(field)}"
+    return f"{key or 'settings'} = {_show(value)}: {_reason(detail)}"
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    if detail["type"] == "bool_type":
+        return "use true or false"
+    return detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+
+
+def _show(value: Any, most: int = 80) -> str:
+    """A value as it is written in Python, on one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _range(field: FieldInfo) -> str:
+    """All bounds of a number, such as "at least 0 and less than 1"; empty if they are not the field's own."""
+    words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+    bounds = [f"{word} {getattr(m, name)}" for m in field.metadata for name, word in words.items() if hasattr(m, name)]
+    return " and ".join(bounds)
 
 
 def _locate(cls: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], type[BaseModel] | None]:
@@ -72,20 +112,27 @@ def _locate(cls: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], type
     path: list[str] = []
     owners: list[type[BaseModel]] = [cls]
     owner: type[BaseModel] | None = cls
-    for part in loc:
-        field = next((c.model_fields[part] for c in owners if part in c.model_fields), None)
-        if field is not None:
-            owner = next(c for c in owners if part in c.model_fields)
-            path.append(str(part))
-            owners = _classes(field.annotation)
-            continue
-        tagged = [c for c in owners if "name" in c.model_fields and part in get_args(c.model_fields["name"].annotation)]
+    for i, part in enumerate(loc):
+        holder = next((c for c in owners if part in c.model_fields), None)
+        tagged = [c for c in owners if part in _tags(c)] if len(owners) > 1 else []
         if tagged:
             owners = tagged
-        elif isinstance(part, int) or (owners and part == loc[-1]):
-            owner = owners[0] if owners else owner
+        elif holder is not None:
+            owner, owners = holder, _classes(holder.model_fields[part].annotation)
+            path.append(str(part))
+        elif isinstance(part, int) or (owners and i == len(loc) - 1):
+            owner = owners[0] if owners else None
             path.append(str(part))
     return path, owner
+
+
+def _names(field: FieldInfo | None) -> list[str]:
+    """The names that a section such as `model: {name: ...}` can take."""
+    return [tag for c in (_classes(field.annotation) if field else []) for tag in _tags(c)]
+
+
+def _tags(cls: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(cls.model_fields["name"].annotation) if "name" in cls.model_fields else ()
 
 
 def _classes(annotation: Any) -> list[type[BaseModel]]:

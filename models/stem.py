@@ -45,7 +45,7 @@ class ConvStem(nn.Module):
         """Channels of each 3x3 convolution, the one at full resolution first."""
         halvings = patch_size.bit_length() - 1
         if patch_size != 2**halvings:
-            raise ValueError(f"patch_size = {patch_size}: a convolutional stem needs a power of two; or use stem: patch")
+            raise ValueError(f"patch_size = {patch_size}: a conv stem needs a power of two; or use stem: patch")
         return [max(embed_dim >> (halvings - i), 8) for i in range(halvings + 1)]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class VisionTransformer(nn.Module):
         method = MERGERS.get(s.merge.method)
         self.blocks = nn.ModuleList(
             Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, method, s.merge.prop_attn, self.prefix)
-            for rate in torch.linspace(0, s.drop_path_rate, s.depth).tolist()
+            for rate in (s.drop_path_rate * i / max(s.depth - 1, 1) for i in range(s.depth))
         )
         self.norm = nn.LayerNorm(s.embed_dim, eps=1e-6)
         self.head = nn.Linear(s.embed_dim, s.num_classes)

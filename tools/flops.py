@@ -19,7 +19,7 @@ from torch import nn
 from engine.complexity import Complexity, measure
 from engine.config import RunSettings, cli, load_settings
 from engine.run import write_json_atomic
-from models import MODELS
+from models import build
 from models.settings import UserError
 
 COLUMNS = ("model", "params M", "GMACs", "by formula", "GFLOPs (1 MAC = 2 FLOPs)", "activations M", "tokens left")
@@ -58,15 +58,15 @@ def main(argv: list[str] | None = None) -> None:
     print(table(COLUMNS, [cells(name, cost) for name, cost in rows]))
     for name, cost in rows:
         if cost.other:
-            apart = ", ".join(f"{op} {n / 1e9:.4f}" for op, n in cost.other.items())
-            print(f"apart from these, {name}, G by fvcore's estimate: {apart}")
+            apart = ", ".join(f"{op} {n / 1e6:.3f}" for op, n in cost.other.items())
+            print(f"apart from these, {name}, M by fvcore's estimate: {apart}")
     if args.json:
         write_json_atomic(args.json, [record(name, cost) for name, cost in rows])
 
 
 def count(settings: RunSettings) -> tuple[nn.Module, Complexity]:
     """The model of the settings, with random weights, and its cost."""
-    model = MODELS[settings.model.name][1](settings.model)
+    model = build(settings.model)
     return model, measure(model, settings=settings.model)
 
 

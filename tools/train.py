@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from engine.config import check_same, cli, load_settings, schema, to_yaml
+from engine.config import cli, load_settings, schema, to_yaml
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", help="a YAML file, or its name under configs/")
     parser.add_argument(
@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     args = parse(argv)
     if args.schema:
         from engine.run import write_text_atomic
@@ -39,12 +39,12 @@ def main(argv: list[str] | None = None) -> None:
         print(to_yaml(settings), end="")
         return
 
-    from engine.experiment import run  # torch and what it needs take seconds to import
+    from engine.experiment import run_experiment  # what training needs takes seconds to import
     from engine.run import open_run
 
     folder = stored.parent if stored else Path(settings.out) / settings.name
     with open_run(folder, resume=bool(args.resume)):
-        results = run(settings, folder, resume=bool(args.resume))
+        results = run_experiment(settings, folder, resume=bool(args.resume))
     report(results, folder)
 
 

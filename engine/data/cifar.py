@@ -79,7 +79,7 @@ def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ..
         raise UserError(
             f"data.root = {str(root)!r}: {state}, and fetching {source.filename} failed ({reason}); set data.root to a "
             f"folder that holds an intact {source.base_folder} or {source.filename}, or use data that needs no "
-            "download: --cfg digits/hybrid_merge.yaml, or data.name=npz data.path=FILE.npz"
+            "download: --cfg digits/hybrid.yaml, or data.name=npz data.path=FILE.npz"
         ) from None
     return RawData(_arrays(train), _arrays(test), list(train.classes), mean=mean, std=std)
 

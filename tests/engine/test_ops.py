@@ -57,8 +57,6 @@ OPS = {
         lambda x, w: F.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :4]), 2 * 4 * 4 * 6),
     "attention, narrow values": (
         lambda x, w: F.scaled_dot_product_attention(x, x, x[..., :2]), 4 * 4 * 6 + 4 * 4 * 2),
-    "attention, shared keys": (
-        lambda x, w: F.scaled_dot_product_attention(x.expand(1, 2, 4, 6), x, x, enable_gqa=True), 2 * 2 * 4 * 4 * 6),
     "attention, for the CPU": (
         lambda x, w: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x)[0], 2 * 4 * 4 * 6),
 }  # fmt: skip

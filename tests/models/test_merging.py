@@ -128,9 +128,10 @@ def test_gradients_are_those_of_the_mean():
 def tome_by_the_book(metric: np.ndarray, r: int) -> list[list[int]]:
     """Section 3 of the paper, step by step, in loops: which input patches make up each output patch."""
     destinations, sources = list(range(0, len(metric), 2)), list(range(1, len(metric), 2))  # 1. partition in two
+    unit = [vector / np.linalg.norm(vector) for vector in metric]
     edges = []
     for s in sources:  # 2. an edge from each source to its most similar destination
-        similarity = [metric[s] @ metric[d] / np.linalg.norm(metric[s]) / np.linalg.norm(metric[d]) for d in destinations]
+        similarity = [unit[s] @ unit[d] for d in destinations]
         edges.append((max(similarity), s, destinations[int(np.argmax(similarity))]))
     strongest = sorted(edges, key=lambda edge: -edge[0])[:r]  # 3. keep the r strongest edges
     partner = {s: d for _, s, d in strongest}

@@ -1,0 +1,116 @@
+"""YAML 1.2 as plain data: what PyYAML's safe loader, which reads YAML 1.1, gets wrong for settings is put right.
+
+PyYAML takes `1e-3` for a text, `010` for 8, `no` for False, and the last of two equal keys. Here a float is a float,
+`010` is ten, only true and false are booleans, and a repeated key is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+import yaml
+
+KEY = r"[A-Za-z_][A-Za-z0-9_]*"
+MAX_DEPTH = 30  # of nested sections and lists
+
+
+class BadYAML(Exception):
+    """What is wrong with a text, and in which of its lines, counted from 1."""
+
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.problem, self.line = " ".join(problem.split()), line
+
+
+def parse(text: str) -> Any:
+    """The data of a YAML text; None where there is none.
+
+    Raises:
+        BadYAML: it is not YAML, or more than plain data.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        problem += "; indent with spaces" if r"'\t'" in problem else ""
+        raise BadYAML(problem, mark.line + 1) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise BadYAML(f"the character {chr(error.character)!r} is not allowed", line) from None
+    except (ValueError, OverflowError):  # PyYAML does not check the number in "\UFFFFFFFF"
+        raise BadYAML("an escape with \\ that is no character", loader.line + 1) from None
+
+
+def dump(data: Any) -> str:
+    """YAML that `parse` and readers of YAML 1.1 read alike."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML 1.2 data: `1e-3` is a float, `010` is ten, `no` is a text. No anchors, tags or repeated keys."""
+
+    yaml_implicit_resolvers: dict = {}  # not YAML 1.1's
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if event.anchor is not None:  # also where it is an alias
+            _fail("anchors (&) and aliases (*) are not read; write the value out", event)
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            _fail(f"the tag {tag} is not read; write the plain value", event)
+        if self.depth == MAX_DEPTH:
+            _fail(f"nested deeper than {MAX_DEPTH} levels", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not (isinstance(key_node, yaml.ScalarNode) and re.fullmatch(KEY, key)):
+                shown = repr(key) if isinstance(key_node, yaml.ScalarNode) else "a list or section"
+                _fail(f"{shown} is not a key; keys are letters, digits and _, and sections are nested", key_node)
+            if key in lines:
+                _fail(f"{key} stands here twice, first on line {lines[key]}; keep one", key_node)
+            lines[key] = line
+        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        try:
+            return int(node.value)
+        except ValueError:  # Python converts no more than 4300 digits
+            _fail("a number of too many digits", node)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would take for something else than a text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, text: str) -> yaml.Node:
+        # PyYAML folds a line break such as U+0085 in single quotes and reads it back as another.
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _tag, _pattern in {
+    "null": r"(~|null|Null|NULL|)\Z",
+    "bool": r"(true|True|TRUE|false|False|FALSE)\Z",
+    "int": r"[-+]?[0-9]+\Z",
+    "float": r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z",
+}.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), None)
+
+
+def _fail(problem: str, where: yaml.Event | yaml.Node) -> NoReturn:
+    raise BadYAML(problem, where.start_mark.line + 1)

@@ -1,0 +1,55 @@
+"""A tiny run on the handwritten digits, for the engine's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import RunSettings
+from models.settings import check
+
+TINY = {
+    "name": "tiny",
+    "threads": 1,
+    "model": {
+        "name": "hybrid", "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16, "depth": 2,
+        "num_heads": 2, "drop_path_rate": 0.2, "merge": {"method": "tome", "r": 3},
+        "cnn": {"block": "residual", "depth": 1},
+    },
+    "data": {"name": "digits"},
+    "split": {"val": 0.1, "part": 0.25},
+    "augment": {"crop": 1, "erase": 0.3, "mixup": 0.2, "cutmix": 1.0},
+    "train": {"epochs": 3, "batch_size": 16, "accumulate": 2, "lr": 0.003, "ema": 0.9, "label_smoothing": 0.1},
+    "log": {"every_steps": 1, "images": 4},
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny():
+    """Makes the settings of a tiny run; keyword arguments replace keys of its sections."""
+
+    def make(**sections) -> RunSettings:
+        tree = {key: {**value} if isinstance(value, dict) else value for key, value in TINY.items()}
+        for key, value in sections.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, dict) and key in tree else value
+        return check(RunSettings, tree)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bits depend on the number of threads: every test has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "run"
+    made.mkdir()
+    return made

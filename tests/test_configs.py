@@ -1,0 +1,28 @@
+"""Every file under configs/ is a run, counts, and says how to run it."""
+
+import pytest
+import torch
+
+from engine.config import load_settings
+from models import build
+from tests.paths import CONFIGS
+
+RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "base" not in path.relative_to(CONFIGS).parts)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_parses_and_builds(path):
+    settings = load_settings(str(path))
+    with torch.device("meta"):
+        model = build(settings.model)
+    assert len(model.tokens_per_block()) == settings.model.depth
+    if model.img_size <= 32:
+        model = build(settings.model).eval()
+        logits = model(torch.zeros(2, model.in_chans, model.img_size, model.img_size))
+        assert logits.shape == (2, settings.model.num_classes) and logits.isfinite().all()
+    assert path.read_text().startswith("# tools/")
+    assert settings.name not in [load_settings(str(other)).name for other in RUNS if other != path]
+
+
+def test_there_are_configs():
+    assert len(RUNS) >= 8
