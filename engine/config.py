@@ -206,7 +206,7 @@ def _load(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """What stands in one file."""
     try:
-        values = parse(path.read_bytes().decode("utf-8-sig"))
+        values = parse(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
@@ -33,13 +34,23 @@ log = logging.getLogger("hybridmerge")
 FREE_ON_RESUME = ("name", "out", "device", "threads", "checkpoint", "log")
 
 
-def start_log(folder: Path) -> None:
-    """Sends the project's log to the terminal and to `log.txt` in the run folder."""
+def start_log() -> MemoryHandler:
+    """Sends the project's log to the terminal, and keeps it for `log_to` to write down."""
+    kept = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     log.setLevel(logging.INFO)
-    log.handlers.clear()
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")):
+    log.handlers = [logging.StreamHandler(sys.stdout), kept]
+    for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-        log.addHandler(handler)
+    return kept
+
+
+def log_to(folder: Path, kept: MemoryHandler) -> None:
+    """From now on, and what was kept till now: also to `log.txt` in the run folder."""
+    file = logging.FileHandler(folder / "log.txt")
+    file.setFormatter(kept.formatter)
+    kept.setTarget(file)
+    kept.flush()
+    log.handlers[1] = file
 
 
 def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) -> dict:
@@ -58,22 +69,26 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
     """
     if resume:
         check_unchanged(settings, folder)
-    start_log(folder)
+    kept = start_log()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    write_text_atomic(folder / "settings.yaml", to_yaml(settings))
     device = pick_device(settings.device)
     data = build_data(settings.data, settings.split, settings.seed)
     model = build_for(settings, data).to(device)
     cost = measure(model, settings=settings.model)
+    trainer = Trainer(model, data, settings, folder)
     state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
-    with Tracker(folder, state["progress"]["step"], state["lines"]) if state else Tracker(folder) as tracker:
-        trainer = Trainer(model, data, settings, folder, tracker)
-        if state:
-            trainer.resume(state)
+    if state:
+        trainer.resume(state)
+
+    # Nothing is written before everything fits together: a mistake corrected, the same command runs.
+    log_to(folder, kept)
+    write_text_atomic(folder / "settings.yaml", to_yaml(settings))
+    with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:
         describe(trainer)
+        tracker.curve("tokens_left_after_block", model.tokens_per_block())
         with memory_in_words(settings, device):
-            trainer.fit()
+            trainer.fit(tracker)
         best = load_weights(model, data, folder / "best.pt")
         results = summarise(trainer, cost, trainer.evaluate(data.test), best["step"])
         write_json_atomic(folder / "results.json", results)
@@ -123,7 +138,6 @@ def describe(trainer: Trainer) -> None:
     log.info("%d training, %d validation, %d test images, %d classes", len(data.train), len(data.val), len(data.test),
              len(data.classes))  # fmt: skip
     log.info("tokens removed by each block: %s; left: %s", model.schedule, model.tokens_per_block())
-    trainer.tracker.curve("tokens_left_after_block", model.tokens_per_block())
 
 
 def build_for(settings: RunSettings, data: Data) -> nn.Module:

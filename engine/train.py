@@ -51,11 +51,13 @@ class Trainer:
         data: splits, classes and statistics.
         settings: the whole run's.
         folder: the run folder; `last.pt` and `best.pt` are kept there.
-        tracker: where scalars and figures go.
+
+    Raises:
+        UserError: a batch that is larger than the training set.
     """
 
-    def __init__(self, model: nn.Module, data: Data, settings: RunSettings, folder: Path, tracker: Tracker) -> None:
-        self.model, self.data, self.settings, self.folder, self.tracker = model, data, settings, folder, tracker
+    def __init__(self, model: nn.Module, data: Data, settings: RunSettings, folder: Path) -> None:
+        self.model, self.data, self.settings, self.folder = model, data, settings, folder
         t = settings.train
         self.device = next(model.parameters()).device
         self.autocast = pick_autocast(t.precision, self.device)
@@ -76,8 +78,9 @@ class Trainer:
         self.progress = Progress()
         self._clock = 0.0
 
-    def fit(self) -> None:
-        """Runs every step that is left. Ends with `best.pt` and `last.pt` written."""
+    def fit(self, tracker: Tracker) -> None:
+        """Runs every step that is left, and tells the tracker. Ends with `best.pt` and `last.pt` written."""
+        self.tracker = tracker
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", dynamic_ncols=True, disable=None)
         with bar, Stopping() as stopping:
             while self.progress.step < self.total_steps:

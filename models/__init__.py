@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
-with warnings.catch_warnings():  # timm is compiled with torch.jit.script as it is imported, and torch has views on that
-    warnings.simplefilter("ignore", FutureWarning)
-    import timm.layers  # noqa: F401
+# torchvision, timm and fvcore use torch.jit.script as they are imported; users cannot do anything about that.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 
-from models.hybrid import HybridSettings, build_hybrid
-from models.settings import Settings, UserError, check, nearest
-from models.vit import ViTSettings, build_vit
+from models.hybrid import HybridSettings, build_hybrid  # noqa: E402
+from models.settings import Settings, UserError, check, nearest  # noqa: E402
+from models.vit import ViTSettings, build_vit  # noqa: E402
 
 # name -> (what its options are, how it is built from them)
 MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {

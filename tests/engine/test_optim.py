@@ -1,6 +1,7 @@
 """Weight decay's groups, the learning rate by step, and the moving average."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_learning_rate(schedule):
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and rates[110] == pytest.approx(0.1)
     assert rates[60] == pytest.approx(0.55)  # half way, for both
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     quarter = 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2 if schedule == "cosine" else 0.1 + 0.9 * 0.75
     assert rates[35] == pytest.approx(quarter)
 

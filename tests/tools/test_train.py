@@ -1,0 +1,167 @@
+"""The command line as a user has it: processes, exit codes, what is printed and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+import yaml
+
+from engine import checkpoint
+from engine.config import cli
+from tests.paths import CONFIGS, ROOT
+from tools import eval as eval_tool
+from tools import train as train_tool
+
+QUICK = [
+    "split.part=0.25", "train.epochs=2", "train.batch_size=16", "model.embed_dim=16", "model.depth=2", "threads=1",
+    "model.drop_path_rate=0.1", "model.patch_size=2", "model.merge.r=2",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(tool: str, *args: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / tool), *args]
+
+
+def finish(tool: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(command(tool, *args), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+def run_inside(tool, *args: str, monkeypatch) -> int:
+    """A tool's exit code, in this process."""
+    monkeypatch.setattr(sys, "argv", ["tool", *args])
+    return cli(tool.main)
+
+
+def test_train_then_evaluate_then_refuse(tmp_path):
+    """From a folder that is not the project's: names under configs/ are found, the run folder is made here."""
+    trained = finish("train.py", "--cfg", "digits/hybrid", *QUICK, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr == ""
+    folder = tmp_path / "runs" / "digits_hybrid"
+    results = json.loads((folder / "results.json").read_text())
+    for words in (
+        f"test accuracy   {100 * results['test_top1']:.2f} %", "parameters", "GMACs",
+        "run folder      runs/digits_hybrid",
+        "curves          tensorboard --logdir runs/digits_hybrid", "tokens removed by each block: [2, 2]",
+    ):  # fmt: skip
+        assert words in trained.stdout
+
+    evaluated = finish("eval.py", "--run", str(folder), cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"top1 {100 * results['test_top1']:.2f} %" in evaluated.stdout and ": the same" in evaluated.stdout
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    again = finish("train.py", "--cfg", "digits/hybrid", *QUICK, cwd=tmp_path)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1
+    assert again.stderr.startswith("error: ") and "--resume" in again.stderr and "name=" in again.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    """A real process, kill -9 in the middle of an epoch, and the same weights in the end."""
+    args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=4", "log.every_steps=1", "checkpoint.every_steps=7"]
+    whole = finish("train.py", *args, "name=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+
+    folder = tmp_path / "runs" / "killed"
+    with subprocess.Popen(command("train.py", *args, "name=killed"), cwd=tmp_path, env=ENVIRONMENT,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (folder / "best.pt").exists() and time.monotonic() < deadline:  # the first epoch is over
+            time.sleep(0.02)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    step = checkpoint.load(folder / "last.pt")["progress"]["step"]
+    assert 0 < step < 4 * 20 and not (folder / "results.json").exists()
+
+    resumed = finish("train.py", "--resume", str(folder), cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"from step {step} of 80" in resumed.stdout
+    for name in ("last.pt", "best.pt"):
+        one, other = (checkpoint.load(tmp_path / "runs" / run / name)["model"] for run in ("whole", "killed"))
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=50", "name=shared"]
+    folder = tmp_path / "runs" / "shared"
+    with subprocess.Popen(command("train.py", *args), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as first:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (folder / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second = finish("train.py", "--resume", str(folder), cwd=tmp_path)
+        assert second.returncode == 2 and "in use" in second.stderr
+        first.send_signal(signal.SIGINT)  # Ctrl-C
+        output, errors = first.communicate(timeout=60)
+    assert first.returncode == 130 and errors == ""
+    assert f"go on with: tools/train.py --resume {Path('runs/shared')}" in output
+    assert checkpoint.load(folder / "last.pt")["progress"]["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--cfg", "hybrid_mrege"], ["hybrid_merge"]),
+        (["--cfg", "digits/hybrid", "train.lrr=1"], ["train.lrr", "lr"]),
+        (["--cfg", "digits/hybrid", "train.lr=-1"], ["train.lr", "-1", "greater than 0"]),
+        (["--cfg", "digits/hybrid", "model.name=hybird"], ["model.name", "hybird", "hybrid"]),
+        (["--cfg", "digits/hybrid", "data.name=digit"], ["data.name", "digit", "digits"]),
+        (["--cfg", "digits/hybrid", "model.merge.r=-3"], ["merge.r", "-3"]),
+        (["--cfg", "digits/hybrid", "train.epochs=true"], ["train.epochs", "True"]),
+        (["--cfg", "digits/hybrid", "data.name=npz", "data.path=absent.npz"], ["absent.npz"]),
+        (["--resume", "absent"], ["absent"]),
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_inside(train_tool, *args, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.rglob("last.pt"))
+
+
+def test_a_mistake_in_the_data_leaves_nothing_in_the_way(tmp_path, monkeypatch, capsys):
+    """The corrected command runs: the first attempt's folder does not block it."""
+    monkeypatch.chdir(tmp_path)
+    args = ["--cfg", "digits/hybrid", *QUICK, "name=again", "train.epochs=1"]
+    assert run_inside(train_tool, *args, "model.num_classes=7", monkeypatch=monkeypatch) == 2
+    assert "model.num_classes=10" in capsys.readouterr().err
+    assert run_inside(train_tool, *args, monkeypatch=monkeypatch) == 0
+
+
+def test_print_shows_what_would_run_and_stops(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_inside(train_tool, "--cfg", "digits/hybrid", "train.lr=1e-4", "--print", monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["train"]["lr"] == 1e-4
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert run_inside(train_tool, "--cfg", "shown.yaml", "--print", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == shown and not (tmp_path / "runs").exists()
+
+
+def test_the_schema_accepts_every_config_and_catches_a_typo(tmp_path, monkeypatch):
+    target = tmp_path / "schema.json"
+    assert run_inside(train_tool, "--schema", str(target), monkeypatch=monkeypatch) == 0
+    validator = jsonschema.Draft202012Validator(json.loads(target.read_text()))
+    for path in CONFIGS.rglob("*.yaml"):
+        assert validator.is_valid(yaml.safe_load(path.read_text().replace("e-", ".0e-"))), path
+    assert not validator.is_valid({"train": {"epoch": 3}})
+    assert not validator.is_valid({"model": {"name": "vit", "embed_dimm": 3}})
+
+
+def test_evaluating_what_is_no_run(tmp_path, monkeypatch, capsys):
+    assert run_inside(eval_tool, "--run", str(tmp_path), monkeypatch=monkeypatch) == 2
+    assert "not a run folder" in capsys.readouterr().err
