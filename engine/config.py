@@ -46,7 +46,7 @@ class TrainSettings(Settings):
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: list[Beta] = Field([0.9, 0.999], min_length=2, max_length=2, description="of adamw: two, each in [0, 1)")
     schedule: Literal["cosine", "linear"] = Field("cosine", description="how the learning rate falls, step by step")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the learning rate rises; less than epochs")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the learning rate rises; at most epochs")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end; less than lr")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
@@ -55,8 +55,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: must be less than train.epochs = {self.epochs}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: must be at most train.epochs = {self.epochs}")
         if self.min_lr >= self.lr:
             raise ValueError(f"min_lr = {self.min_lr}: must be less than train.lr = {self.lr}")
         return self

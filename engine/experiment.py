@@ -17,7 +17,7 @@ from torch import nn
 
 from engine import checkpoint
 from engine.complexity import Complexity, measure
-from engine.config import RunSettings, load_settings, to_yaml
+from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, build_data
 from engine.data.loader import eval_batches
 from engine.evaluate import Evaluation, evaluate
@@ -29,9 +29,6 @@ from models import build
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
-
-# What a resumed run may change: where it runs and what it writes, not what it computes.
-FREE_ON_RESUME = ("name", "out", "device", "threads", "checkpoint", "log")
 
 
 def start_log() -> MemoryHandler:
@@ -116,18 +113,13 @@ def check_unchanged(settings: RunSettings, folder: Path) -> None:
     """Demands that a resumed run computes what it started to compute.
 
     Raises:
-        UserError: the first setting that differs, unless it is one of FREE_ON_RESUME.
+        UserError: the first setting that differs and may not.
     """
-    if not (folder / "settings.yaml").exists():
-        return  # stopped before it began
-    before = load_settings(str(folder / "settings.yaml"))
-    stored, given = (flatten(s.model_dump(mode="json")) for s in (before, settings))
-    for key in [*stored, *(key for key in given if key not in stored)]:
-        if key.split(".")[0] not in FREE_ON_RESUME and stored.get(key) != given.get(key):
-            raise UserError(
-                f"{key} = {given.get(key)}: the run in {folder} started with {stored.get(key)}; "
-                "resume without this change, or start another run under another name="
-            )
+    stored = folder / "settings.yaml"
+    if not stored.exists():
+        return  # it was stopped before it began
+    if changed := changed_on_resume(load_settings(str(stored)), settings):
+        raise UserError(f"{changed}, in {folder}; resume without this change, or start a run under another name=")
 
 
 def describe(trainer: Trainer) -> None:
@@ -189,14 +181,6 @@ def summarise(trainer: Trainer, cost: Complexity, test: Evaluation, best_step: i
         "commit": commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def load_weights(model: nn.Module, data: Data, path: Path) -> dict:

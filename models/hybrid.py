@@ -18,7 +18,7 @@ from models.vit import EncoderSettings, VisionTransformer
 class BridgeSettings(Settings):
     """How merged tokens become a feature map."""
 
-    stride: int = Field(1, gt=0, description="patches per side of a cell of the map; 1 keeps the patches' grid")
+    stride: int = Field(1, gt=0, le=16384, description="patches per side of a cell of the map; 1: the patches")
     skip: bool = Field(True, description="add the stem's features, taken before merging")
 
 
@@ -26,8 +26,8 @@ class CNNSettings(Settings):
     """The CNN stage after the bridge."""
 
     block: Literal[tuple(CONV_BLOCKS)] = Field("convnext", description="kind of block")
-    depth: int = Field(2, gt=0, description="number of blocks")
-    dim: int | None = Field(None, gt=0, description="channels; null: embed_dim")
+    depth: int = Field(2, gt=0, le=1000, description="number of blocks")
+    dim: int | None = Field(None, gt=0, le=65536, description="channels; null: embed_dim")
     layer_scale: float = Field(0.1, gt=0, description="initial scale of each block's residual")
 
 

@@ -33,14 +33,14 @@ class MergeSettings(Settings):
 class EncoderSettings(Settings):
     """What the transformer encoder is made of: the options that `vit` and `hybrid` share."""
 
-    img_size: int = Field(224, gt=0, description="height and width of the image, pixels")
-    patch_size: int = Field(16, gt=0, description="height and width of a patch, pixels")
-    in_chans: int = Field(3, gt=0, description="image channels")
-    num_classes: int = Field(1000, gt=0, description="classes")
-    embed_dim: int = Field(768, gt=0, description="width of a token")
-    depth: int = Field(12, gt=0, description="transformer blocks")
-    num_heads: int = Field(12, gt=0, description="attention heads; they divide embed_dim")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over embed_dim")
+    img_size: int = Field(224, gt=0, le=16384, description="height and width of the image, pixels")
+    patch_size: int = Field(16, gt=0, le=16384, description="height and width of a patch, pixels")
+    in_chans: int = Field(3, gt=0, le=1024, description="image channels")
+    num_classes: int = Field(1000, gt=0, le=1000000, description="classes")
+    embed_dim: int = Field(768, gt=0, le=65536, description="width of a token")
+    depth: int = Field(12, gt=0, le=1000, description="transformer blocks")
+    num_heads: int = Field(12, gt=0, le=1024, description="attention heads; they divide embed_dim")
+    mlp_ratio: float = Field(4.0, gt=0, le=100, description="hidden width of the MLP over embed_dim")
     qkv_bias: bool = Field(True, description="bias in the query, key and value projections")
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, linear from 0")
     merge: MergeSettings = Field(MergeSettings(), description="token merging")
@@ -55,6 +55,8 @@ class EncoderSettings(Settings):
             fits = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
             near = min(fits, key=lambda n: abs(n - self.num_heads))
             raise ValueError(f"embed_dim = {self.embed_dim}: not divisible by num_heads {self.num_heads}; use {near}")
+        if int(self.embed_dim * self.mlp_ratio) == 0:
+            raise ValueError(f"mlp_ratio = {self.mlp_ratio}: leaves the MLP no hidden unit; use a larger one")
         self.schedule()
         return self
 

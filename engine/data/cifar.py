@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
 from models.settings import Settings, UserError
@@ -34,14 +35,14 @@ class Cifar10Settings(Settings):
     """`root` is the folder that holds cifar-10-batches-py or cifar-10-python.tar.gz; else they are downloaded to it."""
 
     name: Literal["cifar10"] = "cifar10"
-    root: str = "data"
+    root: str = Field("data", min_length=1, description="folder of the dataset; downloaded to it where it is missing")
 
 
 class Cifar100Settings(Settings):
     """`root` is the folder that holds cifar-100-python or cifar-100-python.tar.gz; else they are downloaded to it."""
 
     name: Literal["cifar100"] = "cifar100"
-    root: str = "data"
+    root: str = Field("data", min_length=1, description="folder of the dataset; downloaded to it where it is missing")
 
 
 def load_cifar10(settings: Cifar10Settings) -> RawData:

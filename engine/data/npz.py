@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
 from models.settings import Settings, UserError
@@ -27,7 +28,7 @@ class NpzSettings(Settings):
     """`path` is the archive; see load_npz for what must be in it."""
 
     name: Literal["npz"] = "npz"
-    path: str
+    path: str = Field(min_length=1, description="the .npz file, with MedMNIST's keys")
 
 
 def load_npz(settings: NpzSettings) -> RawData:

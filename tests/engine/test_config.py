@@ -294,7 +294,7 @@ def test_an_override_that_is_no_yaml_names_itself(body, item):
         ("train.ema=1", "train.ema = 1: must be at least 0 and less than 1"),
         ("train.optimizer=adam", "train.optimizer = 'adam': did you mean adamw? (adamw, sgd)"),
         ("train.schedule=step", "train.schedule = 'step': known: cosine, linear"),
-        ("train.warmup_epochs=10", "train.warmup_epochs = 10.0: must be less than train.epochs = 10"),
+        ("train.warmup_epochs=11", "train.warmup_epochs = 11.0: must be at most train.epochs = 10"),
         ("train.min_lr=1", "train.min_lr = 1.0: must be less than train.lr = 0.001"),
         ("train=null", "train = None: must be a section"),
         ("train.lr.x=1", "train.lr = {'x': 1}: should be a valid number"),

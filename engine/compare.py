@@ -1,0 +1,71 @@
+"""Finished runs side by side: runs that differ in nothing but the seed are one row, with mean and spread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from engine.config import load_settings
+from models.settings import UserError
+
+SEED = ("name", "out", "seed")  # what may differ within a row
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one kind. Accuracies in percent; the spread is the sample standard deviation, None for one run."""
+
+    name: str
+    seeds: list[int]
+    top1: float
+    spread: float | None
+    params: int
+    gmacs: float
+    images_per_second: float
+    seconds: float
+    peak_memory_mib: float
+
+
+def compare(folders: Sequence[Path]) -> list[Row]:
+    """Reads run folders and groups them, in the order in which each kind first appears.
+
+    Raises:
+        UserError: a folder that holds no finished run, or the same seed of one kind twice.
+    """
+    kinds: dict[str, list[dict]] = {}
+    for folder in folders:
+        settings = load_settings(str(folder / "settings.yaml")) if (folder / "settings.yaml").is_file() else None
+        if settings is None or not (folder / "results.json").is_file():
+            raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
+        results = json.loads((folder / "results.json").read_text())
+        alike = kinds.setdefault(settings.model_dump_json(exclude=set(SEED)), [])
+        if any(results["seed"] == other["seed"] for other in alike):
+            raise UserError(f"{folder}: seed {results['seed']} of this kind is given twice; leave one out")
+        alike.append(results)
+    return [_row(alike) for alike in kinds.values()]
+
+
+def _row(alike: list[dict]) -> Row:
+    top1 = [100 * results["test_top1"] for results in alike]
+    averages = {key: mean(r[key] for r in alike) for key in ("images_per_second", "seconds", "peak_memory_mib")}
+    return Row(
+        name=_common_name([results["name"] for results in alike]),
+        seeds=[results["seed"] for results in alike],
+        top1=mean(top1),
+        spread=stdev(top1) if len(top1) > 1 else None,
+        params=alike[0]["params"],
+        gmacs=alike[0]["gmacs"],
+        **averages,
+    )
+
+
+def _common_name(names: list[str]) -> str:
+    """What the names begin with: `vit_s0`, `vit_s1` -> `vit`."""
+    shared = names[0]
+    for name in names[1:]:
+        while not name.startswith(shared):
+            shared = shared[:-1]
+    return (shared.rstrip("_-s") if len(names) > 1 else shared) or names[0]

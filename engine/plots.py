@@ -1,0 +1,63 @@
+"""Pictures of runs, drawn from their `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from engine.run import replacing
+from engine.tracking import METRICS
+from models.settings import UserError
+
+
+def curves(folders: Sequence[Path]) -> Figure:
+    """Loss and accuracy by optimizer step, at the end of each epoch: training dashed, validation solid.
+
+    Raises:
+        UserError: a folder without the metrics of a single epoch with validation.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, folder in enumerate(folders):
+        epochs = _epochs(folder)
+        steps, colour = [epoch["step"] for epoch in epochs], f"C{i % 10}"
+        for axes, train, val, scale in ((left, "train/loss", "val/loss", 1), (right, "train/accuracy", "val/top1", 100)):
+            axes.plot(steps, [scale * epoch[train] for epoch in epochs], "--", color=colour, lw=1)
+            axes.plot(steps, [scale * epoch[val] for epoch in epochs], color=colour, lw=1.8, label=folder.name)
+    for axes, label in ((left, "loss"), (right, "accuracy, %")):
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle("training dashed, as augmented and with dropped paths; validation solid", fontsize=9, color="0.35")
+    return figure
+
+
+def _epochs(folder: Path) -> list[dict]:
+    """One record an epoch: what training and validation said at its last step."""
+    if not (folder / METRICS).is_file():
+        raise UserError(f"{folder}: no {METRICS}; give run folders")
+    records: dict[int, dict] = {}
+    for line in (folder / METRICS).read_text().splitlines():
+        record = json.loads(line)
+        records.setdefault(record["step"], {}).update(record)
+    epochs = [record for record in records.values() if {"train/loss", "val/loss"} <= record.keys()]
+    if not epochs:
+        raise UserError(f"{folder}: no epoch with validation to draw yet (split.val = 0, or stopped in the first epoch)")
+    return epochs
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    with replacing(path) as file:
+        file.write(picture.getvalue())
