@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,4 +69,4 @@ def _common_name(names: list[str]) -> str:
     for name in names[1:]:
         while not name.startswith(shared):
             shared = shared[:-1]
-    return (shared.rstrip("_-s") if len(names) > 1 else shared) or names[0]
+    return (re.sub(r"[_-]s?$", "", shared) if len(names) > 1 else shared) or names[0]

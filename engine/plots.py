@@ -13,6 +13,10 @@ from engine.run import replacing
 from engine.tracking import METRICS
 from models.settings import UserError
 
+# training's tag, validation's, and what both are multiplied by
+LOSS = ("train/loss", "val/loss", 1)
+ACCURACY = ("train/accuracy", "val/top1", 100)
+
 
 def curves(folders: Sequence[Path]) -> Figure:
     """Loss and accuracy by optimizer step, at the end of each epoch: training dashed, validation solid.
@@ -25,15 +29,15 @@ def curves(folders: Sequence[Path]) -> Figure:
     for i, folder in enumerate(folders):
         epochs = _epochs(folder)
         steps, colour = [epoch["step"] for epoch in epochs], f"C{i % 10}"
-        for axes, train, val, scale in ((left, "train/loss", "val/loss", 1), (right, "train/accuracy", "val/top1", 100)):
-            axes.plot(steps, [scale * epoch[train] for epoch in epochs], "--", color=colour, lw=1)
-            axes.plot(steps, [scale * epoch[val] for epoch in epochs], color=colour, lw=1.8, label=folder.name)
+        for axes, training, validation, unit in ((left, *LOSS), (right, *ACCURACY)):
+            axes.plot(steps, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=1)
+            axes.plot(steps, [unit * epoch[validation] for epoch in epochs], color=colour, lw=1.8, label=folder.name)
     for axes, label in ((left, "loss"), (right, "accuracy, %")):
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.suptitle("training dashed, as augmented and with dropped paths; validation solid", fontsize=9, color="0.35")
+    figure.suptitle("dashed: training, on augmented images; solid: validation", fontsize=9, color="0.35")
     return figure
 
 
@@ -47,7 +51,7 @@ def _epochs(folder: Path) -> list[dict]:
         records.setdefault(record["step"], {}).update(record)
     epochs = [record for record in records.values() if {"train/loss", "val/loss"} <= record.keys()]
     if not epochs:
-        raise UserError(f"{folder}: no epoch with validation to draw yet (split.val = 0, or stopped in the first epoch)")
+        raise UserError(f"{folder}: no epoch with validation to draw (split.val = 0, or stopped before its end)")
     return epochs
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from engine.compare import Row, compare
 from engine.config import cli
 
-COLUMNS = ("run", "seeds", "test top-1, %", "params, M", "GMACs", "training images/s", "training, s", "peak memory, MiB")
+COLUMNS = (
+    "run", "seeds", "test top-1, %", "params, M", "GMACs", "training images/s", "training, s", "peak memory, MiB",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
