@@ -38,15 +38,25 @@ def compare(folders: Sequence[Path]) -> list[Row]:
     """
     kinds: dict[str, list[dict]] = {}
     for folder in folders:
-        settings = load_settings(str(folder / "settings.yaml")) if (folder / "settings.yaml").is_file() else None
-        if settings is None or not (folder / "results.json").is_file():
+        alike = kinds.setdefault(kind(folder), [])
+        if not (folder / "results.json").is_file():
             raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
         results = json.loads((folder / "results.json").read_text())
-        alike = kinds.setdefault(settings.model_dump_json(exclude=set(SEED)), [])
         if any(results["seed"] == other["seed"] for other in alike):
             raise UserError(f"{folder}: seed {results['seed']} of this kind is given twice; leave one out")
         alike.append(results)
     return [_row(alike) for alike in kinds.values()]
+
+
+def kind(folder: Path) -> str:
+    """A text that two run folders share if they differ in nothing but the seed.
+
+    Raises:
+        UserError: no run folder.
+    """
+    if not (folder / "settings.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
+    return load_settings(str(folder / "settings.yaml")).model_dump_json(exclude=set(SEED))
 
 
 def _row(alike: list[dict]) -> Row:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from engine.compare import kind
 from engine.run import replacing
 from engine.tracking import METRICS
 from models.settings import UserError
@@ -21,17 +22,22 @@ ACCURACY = ("train/accuracy", "val/top1", 100)
 def curves(folders: Sequence[Path]) -> Figure:
     """Loss and accuracy by optimizer step, at the end of each epoch: training dashed, validation solid.
 
+    Runs that differ in nothing but the seed have one colour.
+
     Raises:
         UserError: a folder without the metrics of a single epoch with validation.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for i, folder in enumerate(folders):
-        epochs = _epochs(folder)
-        steps, colour = [epoch["step"] for epoch in epochs], f"C{i % 10}"
+    colours: dict[str, str] = {}
+    for folder in folders:
+        epochs, alike = _epochs(folder), kind(folder)
+        name = None if alike in colours else folder.name  # one entry of the legend for all seeds
+        colour = colours.setdefault(alike, f"C{len(colours) % 10}")
+        steps = [epoch["step"] for epoch in epochs]
         for axes, training, validation, unit in ((left, *LOSS), (right, *ACCURACY)):
             axes.plot(steps, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=1)
-            axes.plot(steps, [unit * epoch[validation] for epoch in epochs], color=colour, lw=1.8, label=folder.name)
+            axes.plot(steps, [unit * epoch[validation] for epoch in epochs], color=colour, lw=1.6, label=name)
     for axes, label in ((left, "loss"), (right, "accuracy, %")):
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.grid(alpha=0.25)

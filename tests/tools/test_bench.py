@@ -26,6 +26,12 @@ def test_data(threads, capsys, monkeypatch):
     assert 0 < low <= median <= high
 
 
+def test_attention(threads, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "HEADS", ((1, 1, 4, 8),))
+    bench.main(["--attention", "--repeats", "1"])
+    assert capsys.readouterr().out.count("median") == len(bench.ATTENTIONS) == 3
+
+
 @pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--batch-size", "50001"), ("--repeats", "-1")])
 def test_a_wrong_argument_is_one_line(capsys, option, value):
     with pytest.raises(SystemExit, match="2"):

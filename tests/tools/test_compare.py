@@ -50,8 +50,12 @@ def test_table_and_picture(make_run, tmp_path, capsys):
 
 def test_what_is_refused(make_run, tmp_path):
     run = make_run("one", 0, 0.9)
-    with pytest.raises(UserError, match="not a finished run"):
+    with pytest.raises(UserError, match="not a run folder"):
         compare([tmp_path])
+    unfinished = make_run("unfinished", 1, 0.9)
+    (unfinished / "results.json").unlink()
+    with pytest.raises(UserError, match="not a finished run"):
+        compare([run, unfinished])
     twin = tmp_path / "twin"
     shutil.copytree(run, twin)
     with pytest.raises(UserError, match="seed 0 of this kind is given twice"):
