@@ -66,8 +66,11 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Makes what a step draws from torch (dropout, stochastic depth) a function of (seed, step) alone."""
-    torch.manual_seed((seed << 32) + step)
+    """Makes what a step draws from torch (dropout, stochastic depth) a function of (seed, step) alone.
+
+    torch's generator on the CPU heeds the lower 32 bits of its seed and no more: both have to be in there.
+    """
+    torch.manual_seed((seed * 1_000_003 + step) % 2**32)
 
 
 def peak_memory(device: torch.device) -> float:

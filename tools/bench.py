@@ -59,9 +59,8 @@ def main(argv: list[str]) -> None:
 
 def spread(values: list[float], form: str) -> str:
     """Median, minimum and maximum, in words."""
-    return (
-        f"median {statistics.median(values):{form}}, min {min(values):{form}}, max {max(values):{form}} of {len(values)}"
-    )
+    median, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+    return f"median {median}, min {low}, max {high} of {len(values)}"
 
 
 def data_speeds(batch_size: int, repeats: int) -> list[float]:
