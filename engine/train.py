@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine import checkpoint
 from engine.config import RunSettings
@@ -82,7 +83,7 @@ class Trainer:
         """Runs every step that is left, and tells the tracker. Ends with `best.pt` and `last.pt` written."""
         self.tracker = tracker
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", dynamic_ncols=True, disable=None)
-        with bar, Stopping() as stopping:
+        with bar, logging_redirect_tqdm([log]), Stopping() as stopping:
             while self.progress.step < self.total_steps:
                 epoch = self.progress.step // self.steps_per_epoch
                 self.model.train()
