@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -114,25 +115,29 @@ class Trainer:
             group["lr"] = lr
         seed_step(self.settings.seed, p.step)
         self.optimizer.zero_grad(set_to_none=True)
-        images_done = 0
+        losses, corrects = [], []
         for i, (images, labels) in enumerate(micro_batches):
             loss, correct = self._forward(images, labels, key=p.step * t.accumulate + i)
             (loss / len(micro_batches)).backward()
-            p.loss_sum += loss.item() * len(labels)
-            p.correct += correct
-            images_done += len(labels)
-        p.seen += images_done
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip_norm or math.inf).item()
-        self._demand_finite(p.loss_sum, norm)
+            losses.append(loss.detach())
+            corrects.append(correct)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip_norm or math.inf)
+        # One wait for the device in a step.
+        *losses, right, norm = torch.stack([*losses, torch.stack(corrects).sum(), norm]).tolist()
+        self._demand_finite(sum(losses), norm)
+        sizes = [len(labels) for _, labels in micro_batches]
+        p.loss_sum += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
+        p.correct += int(right)
+        p.seen += sum(sizes)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model)
         p.step += 1
         seconds = time.perf_counter() - self._clock
         p.seconds += seconds
-        self._report(bar, lr, images_done / seconds)
+        self._report(bar, lr, sum(sizes) / seconds)
 
-    def _forward(self, images: Tensor, labels: Tensor, key: int) -> tuple[Tensor, int]:
+    def _forward(self, images: Tensor, labels: Tensor, key: int) -> tuple[Tensor, Tensor]:
         """One micro-batch: its mean loss, and how many it got right (of mixed images: the larger part)."""
         smoothing, targets = self.settings.train.label_smoothing, labels
         if self.mix:
@@ -142,7 +147,7 @@ class Trainer:
         with self.autocast:
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        return loss, int((logits.argmax(dim=1) == labels.to(self.device)).sum())
+        return loss, (logits.argmax(dim=1) == labels.to(self.device)).sum().float()
 
     def _demand_finite(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
