@@ -122,11 +122,11 @@ def _type(value: Any) -> str:
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
-    """`torch.save`, which hides a full disk, or Ctrl-C, behind a RuntimeError about positions in the file."""
+    """`torch.save`, which hides a full disk, or a signal, behind a RuntimeError about positions in the file."""
     try:
         torch.save(state, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError | KeyboardInterrupt):
+        if isinstance(error.__context__, OSError | KeyboardInterrupt | SystemExit):
             raise error.__context__ from None
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
@@ -20,7 +21,8 @@ from models.settings import Settings, UserError, check, nearest
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TABLES = {"model": MODELS, "data": DATASETS}
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
-# What a resumed run may have otherwise than before: it does not touch the numbers that are computed.
+# What a resumed run may have otherwise than before. Another device, or number of threads, changes the last bits of what
+# is computed; where the data lies may change, but not the data: the checkpoint has its fingerprint.
 FREE_ON_RESUME = re.compile(r"(name|out|device|threads|data\.root|data\.path|(checkpoint|log)\..*)")
 
 
@@ -145,6 +147,7 @@ def cli(main: Callable[[list[str]], None]) -> int:
     Everything else is a bug and keeps its traceback.
     """
     code = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools switch it off while they import
     try:
         try:
             main(sys.argv[1:])

@@ -66,39 +66,47 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
     """
     if resume:
         check_unchanged(settings, folder)
-    kept = start_log()
+        if (folder / "results.json").is_file():
+            return json.loads((folder / "results.json").read_text())  # it came to its end; the test set is used once
+    kept, code = start_log(), commit()  # now: the files may be other ones when the run ends
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
-    data = build_data(settings.data, settings.split, settings.seed)
-    model = build_for(settings, data).to(device)
-    cost = measure(model, settings=settings.model)
-    trainer = Trainer(model, data, settings, folder)
-    state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
-    if state:
-        trainer.resume(state)
+    with limits_in_words(settings, device):
+        data = build_data(settings.data, settings.split, settings.seed)
+        model = build_for(settings, data).to(device)
+        cost = measure(model, settings=settings.model)
+        trainer = Trainer(model, data, settings, folder)
+        state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
+        if state:
+            trainer.resume(state)
 
-    # Nothing is written before everything fits together: a mistake corrected, the same command runs.
-    log_to(folder, kept)
-    write_text_atomic(folder / "settings.yaml", to_yaml(settings))
-    with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:
-        describe(trainer)
-        tracker.curve("tokens_left_after_block", model.tokens_per_block())
-        with memory_in_words(settings, device):
+        # Nothing is written before everything fits together: a mistake corrected, the same command runs.
+        log_to(folder, kept)
+        write_text_atomic(folder / "settings.yaml", to_yaml(settings))
+        with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:
+            describe(trainer)
+            tracker.curve("tokens_left_after_block", model.tokens_per_block())
             trainer.fit(tracker)
-        best = load_weights(model, data, folder / "best.pt")
-        results = summarise(trainer, cost, trainer.evaluate(data.test), best["step"])
-        write_json_atomic(folder / "results.json", results)
-        measured = {f"hparam/{key}": results[key] for key in ("test_top1", "gmacs", "params", "seconds")}
-        tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
+            results = {**test(trainer, cost), "commit": code}
+            write_json_atomic(folder / "results.json", results)
+            measured = {f"hparam/{key}": results[key] for key in ("test_top1", "gmacs", "params", "seconds")}
+            tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
     return results
 
 
 @contextmanager
-def memory_in_words(settings: RunSettings, device: torch.device) -> Iterator[None]:
-    """Turns running out of memory into a UserError that says what to change."""
+def limits_in_words(settings: RunSettings, device: torch.device) -> Iterator[None]:
+    """Turns running out of memory, or of values for BatchNorm, into a UserError that says what to change."""
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            size = settings.train.batch_size
+            raise UserError(
+                f"train.batch_size = {size}: BatchNorm has one value per channel; use 2 or more, or a finer grid"
+            ) from error
+        raise
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             size, accumulate = settings.train.batch_size, settings.train.accumulate
@@ -150,9 +158,11 @@ def build_for(settings: RunSettings, data: Data) -> nn.Module:
     return build(settings.model).to(memory_format=torch.channels_last)
 
 
-def summarise(trainer: Trainer, cost: Complexity, test: Evaluation, best_step: int) -> dict:
-    """What `results.json` holds: accuracies as fractions, MACs in G, memory in MiB."""
+def test(trainer: Trainer, cost: Complexity) -> dict:
+    """Tests the best weights; returns what `results.json` holds: accuracies as fractions, MACs in G, memory in MiB."""
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
+    best_step = load_weights(model, trainer.data, trainer.folder / "best.pt")["step"]
+    test = trainer.evaluate(trainer.data.test)
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     return {
         "name": settings.name,
@@ -167,6 +177,7 @@ def summarise(trainer: Trainer, cost: Complexity, test: Evaluation, best_step: i
         "steps": progress.step,
         "epochs": settings.train.epochs,
         "train_images": len(trainer.data.train),
+        "data_sha256": trainer.fingerprint,
         "params": cost.params,
         "gmacs": cost.macs / 1e9,
         "activations": cost.activations,
@@ -178,7 +189,6 @@ def summarise(trainer: Trainer, cost: Complexity, test: Evaluation, best_step: i
         "precision": trainer.precision,
         "device": device_name(trainer.device),
         "versions": versions(),
-        "commit": commit(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -53,9 +54,11 @@ def _epochs(folder: Path) -> list[dict]:
         raise UserError(f"{folder}: no {METRICS}; give run folders")
     records: dict[int, dict] = {}
     for line in (folder / METRICS).read_text().splitlines():
-        record = json.loads(line)
-        records.setdefault(record["step"], {}).update(record)
-    epochs = [record for record in records.values() if {"train/loss", "val/loss"} <= record.keys()]
+        with suppress(ValueError):  # a line that a killed process did not finish
+            record = json.loads(line)
+            records.setdefault(record["step"], {}).update(record)
+    drawn = [tag for *tags, _ in (LOSS, ACCURACY) for tag in tags]
+    epochs = [record for record in records.values() if all(record.get(tag) is not None for tag in drawn)]
     if not epochs:
         raise UserError(f"{folder}: no epoch with validation to draw (split.val = 0, or stopped before its end)")
     return epochs

@@ -18,7 +18,7 @@ from models.settings import UserError
 
 LOCK = ".lock"
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("hybridmerge.run")
 
 
 class Run:

@@ -44,7 +44,8 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported()
+        # Versions of torch that do not tell are taken not to have it; `train.precision: bf16` still asks for it.
+        return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return False
 
 

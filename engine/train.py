@@ -77,6 +77,7 @@ class Trainer:
         self.mix = Mix(settings.augment, len(data.classes), t.label_smoothing) if mixing else None
         self.optimizer = build_optimizer(model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas))
         self.ema = EMA(model, t.ema) if t.ema else None
+        self.fingerprint = data.fingerprint()
         self.progress = Progress()
         self._clock = 0.0
 
@@ -124,7 +125,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip_norm or math.inf)
         # One wait for the device in a step.
         *losses, right, norm = torch.stack([*losses, torch.stack(corrects).sum(), norm]).tolist()
-        self._demand_finite(sum(losses), norm)
+        self._demand_finite({"loss": sum(losses), "gradient": norm})
         sizes = [len(labels) for _, labels in micro_batches]
         p.loss_sum += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
         p.correct += int(right)
@@ -149,15 +150,18 @@ class Trainer:
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         return loss, (logits.argmax(dim=1) == labels.to(self.device)).sum().float()
 
-    def _demand_finite(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            step = self.progress.step + 1
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            raise UserError(
-                f"train.lr = {self.settings.train.lr}: the {what} is not finite at step {step} "
-                f"(epoch {self.progress.step // self.steps_per_epoch + 1}), before the step was taken; lower train.lr, "
-                f"lengthen train.warmup_epochs, or set train.precision: fp32. Checkpoints in {self.folder} are intact"
-            )
+    def _demand_finite(self, values: dict[str, float]) -> None:
+        """Ends the run before a step, or a checkpoint, that would spoil the weights."""
+        for what, value in values.items():
+            if not math.isfinite(value):
+                step, lr = self.progress.step, self.settings.train.lr
+                where = f"step {step} (epoch {step // self.steps_per_epoch + 1})"
+                kept = [path.name for path in sorted(self.folder.glob("*.pt"))]
+                raise UserError(
+                    f"train.lr = {lr}: the {what} is {value} after {where}; "
+                    "start a run under another name= with a lower train.lr, a longer train.warmup_epochs, or "
+                    f"train.precision=fp32; {' and '.join(kept) or 'no checkpoint'} in {self.folder} stay as they were"
+                )
 
     def _report(self, bar: tqdm, lr: float, images_per_second: float) -> None:
         p = self.progress
@@ -178,6 +182,7 @@ class Trainer:
         with self._kept_weights():
             if len(self.data.val):
                 found = self._validate()
+                self._demand_finite({"validation loss": found.loss})
                 score = found.metrics["top1"]
                 line += f"  val loss {found.loss:.4f} top1 {score:.4f}"
             if score > p.best:
@@ -227,12 +232,22 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "progress": asdict(self.progress),
             "classes": self.data.classes,
+            "data": self.fingerprint,
             "lines": self.tracker.flush(),
         }
         checkpoint.save(self.folder / "last.pt", state)
 
     def resume(self, state: dict) -> None:
-        """Takes up a state that `save` wrote."""
+        """Takes up a state that `save` wrote.
+
+        Raises:
+            UserError: it was trained on other images, labels or classes, or is of another model.
+        """
+        if state["data"] != self.fingerprint:
+            raise UserError(
+                f"{self.folder}: the images, labels or classes are not those that this run was trained on; "
+                "resume on the same data, or start a run under another name="
+            )
         checkpoint.load_model_state(self.model, state["model"], str(self.folder / "last.pt"))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:

@@ -19,7 +19,7 @@ from models.stem import PatchStem
 class MergeSettings(Settings):
     """How tokens are merged."""
 
-    method: Literal[("none", *MERGERS)] = Field("none", description="merging method; none switches merging off")
+    method: Literal[("none", *MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")
     r: int | list[int] = Field(0, description="tokens removed by each block, or one number per block")
     prop_attn: bool = Field(True, description="weigh attention by token size")
 
@@ -62,8 +62,8 @@ class EncoderSettings(Settings):
 
     def schedule(self) -> list[int]:
         """Tokens that each block really removes: r clamped to half of the patches that are left."""
-        r = 0 if self.merge.method == "none" else self.merge.r
-        return effective_schedule(r, self.depth, (self.img_size // self.patch_size) ** 2)
+        schedule = effective_schedule(self.merge.r, self.depth, (self.img_size // self.patch_size) ** 2)
+        return [0] * self.depth if self.merge.method == "none" else schedule
 
 
 class ViTSettings(EncoderSettings):

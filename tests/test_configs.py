@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.complexity import measure
 from engine.config import load_settings
 from models import build
 from tests.paths import CONFIGS
@@ -22,6 +23,15 @@ def test_parses_and_builds(path):
         assert logits.shape == (2, settings.model.num_classes) and logits.isfinite().all()
     assert path.read_text().startswith("# tools/")
     assert settings.name not in [load_settings(str(other)).name for other in RUNS if other != path]
+
+
+def test_the_plain_vit_costs_what_the_hybrid_costs():
+    """Within 2 %: README's comparison stands on it."""
+    macs = []
+    for name in ("hybrid_merge", "cifar10/vit"):
+        settings = load_settings(name)
+        macs.append(measure(build(settings.model), settings=settings.model).macs)
+    assert abs(macs[0] / macs[1] - 1) < 0.02
 
 
 def test_there_are_configs():

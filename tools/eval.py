@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, which takes seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import sys
 from pathlib import Path
@@ -19,6 +24,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_intermixed_args(argv)
 
     from engine.experiment import evaluate_run, load_run  # what they need takes seconds to import
+    from models.settings import UserError
 
     run = load_run(args.run, args.overrides, args.weights)
     found = evaluate_run(run, args.split)
@@ -26,8 +32,10 @@ def main(argv: list[str]) -> None:
           + "  ".join(f"{name} {100 * value:.2f} %" for name, value in found.metrics.items())
           + f"  loss {found.loss:.4f}")  # fmt: skip
     if run.results and args.split == "test" and args.weights == "best":
-        same = found.metrics["top1"] == run.results["test_top1"]
-        print(f"results.json says {100 * run.results['test_top1']:.2f} %: {'the same' if same else 'NOT THE SAME'}")
+        said = f"results.json says {100 * run.results['test_top1']:.2f} %"
+        if found.metrics["top1"] != run.results["test_top1"]:
+            raise UserError(f"{args.run}: {said}: not the same; another device, library version or number of threads?")
+        print(f"{said}: the same")
 
 
 if __name__ == "__main__":

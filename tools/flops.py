@@ -7,6 +7,11 @@ that, by formula. What fvcore estimates for norms, pooling and resizing stands a
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, which takes seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import re
 import sys

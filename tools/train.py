@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, which takes seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import json
 import sys
 from pathlib import Path
 
 from engine.config import cli, load_settings, schema, to_yaml
+from models.settings import UserError
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -34,6 +40,8 @@ def main(argv: list[str]) -> None:
         write_text_atomic(args.schema, json.dumps(schema(), indent=2) + "\n")
         return
     stored = Path(args.resume) / "settings.yaml" if isinstance(args.resume, str) else None
+    if stored and not stored.is_file():
+        raise UserError(f"--resume {args.resume}: no run (no settings.yaml); give the folder that training printed")
     settings = load_settings(args.cfg or str(stored), args.overrides)
     if args.print:
         print(to_yaml(settings), end="")

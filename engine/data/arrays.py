@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,15 @@ class Data:
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of all images and labels in their order and of the classes' names."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for arrays in (self.train, self.val, self.test):
+            digest.update(str(tuple(arrays.images.shape)).encode())
+            digest.update(arrays.images.contiguous().numpy())
+            digest.update(arrays.labels.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

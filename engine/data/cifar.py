@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
-import os
 import socket
 import sys
 import tarfile
@@ -19,9 +18,10 @@ import torch
 from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
+from engine.data.settings import DataPath
 from models.settings import Settings, UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hybridmerge.data")
 
 TIMEOUT = 30  # seconds without an answer from the server
 FAILURES = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
@@ -35,28 +35,28 @@ class Cifar10Settings(Settings):
     """`root` is the folder that holds cifar-10-batches-py or cifar-10-python.tar.gz; else they are downloaded to it."""
 
     name: Literal["cifar10"] = "cifar10"
-    root: str = Field("data", min_length=1, description="folder of the dataset; downloaded to it where it is missing")
+    root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
 
 
 class Cifar100Settings(Settings):
     """`root` is the folder that holds cifar-100-python or cifar-100-python.tar.gz; else they are downloaded to it."""
 
     name: Literal["cifar100"] = "cifar100"
-    root: str = Field("data", min_length=1, description="folder of the dataset; downloaded to it where it is missing")
+    root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
 
 
 def load_cifar10(settings: Cifar10Settings) -> RawData:
     """50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 10 classes; see _load for errors."""
     from torchvision.datasets import CIFAR10  # a slow import that other datasets do without
 
-    return _load(CIFAR10, Path(os.path.expanduser(settings.root)), CIFAR10_MEAN, CIFAR10_STD)
+    return _load(CIFAR10, Path(settings.root), CIFAR10_MEAN, CIFAR10_STD)
 
 
 def load_cifar100(settings: Cifar100Settings) -> RawData:
     """50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 100 fine classes; see _load for errors."""
     from torchvision.datasets import CIFAR100  # a slow import that other datasets do without
 
-    return _load(CIFAR100, Path(os.path.expanduser(settings.root)), CIFAR100_MEAN, CIFAR100_STD)
+    return _load(CIFAR100, Path(settings.root), CIFAR100_MEAN, CIFAR100_STD)
 
 
 def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> RawData:

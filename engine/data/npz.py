@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
+from engine.data.settings import DataPath
 from models.settings import Settings, UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hybridmerge.data")
 
 SPLITS = ("train", "val", "test")
 KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -28,7 +28,7 @@ class NpzSettings(Settings):
     """`path` is the archive; see load_npz for what must be in it."""
 
     name: Literal["npz"] = "npz"
-    path: str = Field(min_length=1, description="the .npz file, with MedMNIST's keys")
+    path: DataPath = Field(description="the .npz file, with MedMNIST's keys")
 
 
 def load_npz(settings: NpzSettings) -> RawData:
@@ -42,7 +42,7 @@ def load_npz(settings: NpzSettings) -> RawData:
     Raises:
         UserError: path, key, what is wrong with it, and what to do.
     """
-    path = Path(os.path.expanduser(settings.path))
+    path = Path(settings.path)
     arrays = _read(path)
     present = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & arrays.keys()]
     splits = {split: _split(path, arrays, split) for split in present}

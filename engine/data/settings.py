@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from models.settings import Settings
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+# Kept absolute: a run folder names its data wherever it is read from.
+DataPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
 class SplitSettings(Settings):

@@ -12,7 +12,7 @@ from engine.data.arrays import Arrays, RawData
 from engine.data.keyed import SPLIT, hash64
 from engine.data.settings import SplitSettings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hybridmerge.data")
 
 
 def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Arrays, Arrays]:

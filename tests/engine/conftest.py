@@ -13,6 +13,7 @@ from models.settings import check
 TINY = {
     "name": "tiny",
     "threads": 1,
+    "device": "cpu",
     "model": {
         "name": "hybrid", "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16, "depth": 2,
         "num_heads": 2, "drop_path_rate": 0.2, "merge": {"method": "tome", "r": 3},

@@ -203,7 +203,7 @@ def test_a_child_file_drops_them_too_and_may_come_back(tmp_path):
     write(tmp_path, "one.yaml", "name: a\nmodel: {name: hybrid, cnn: {depth: 7}, depth: 3}\ndata: {name: npz, path: x}")
     write(tmp_path, "two.yaml", "base: one.yaml\nmodel: {name: vit}\ndata: {name: cifar10, root: y}\n")
     two = load_settings(str(tmp_path / "two.yaml"))
-    assert two.model == ViTSettings(depth=3) and two.data.root == "y"
+    assert two.model == ViTSettings(depth=3) and two.data.root == os.path.abspath("y")
     three = load_settings(write(tmp_path, "three.yaml", "base: two.yaml\nmodel: {name: hybrid}\n"))
     assert three.model == HybridSettings(depth=3), "the base's cnn went with the first hybrid"
 

@@ -7,12 +7,15 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import checkpoint
-from engine.experiment import load_run, run_experiment
+from engine.evaluate import Evaluation
+from engine.experiment import evaluate_run, load_run, run_experiment
+from engine.optim import learning_rate
 from engine.tracking import Tracker
 from engine.train import Trainer
 from models.settings import UserError
@@ -152,12 +155,98 @@ def test_tensorboard_shows_what_the_issue_names(reference):
 
 def test_a_run_folder_alone_reproduces_its_accuracy(reference):
     run = load_run(reference)
-    trainer_free = {name for name in run.model.state_dict()}
-    assert trainer_free == set(checkpoint.load(reference / "best.pt")["model"])
-    from engine.experiment import evaluate_run
-
     assert evaluate_run(run, "test").metrics["top1"] == run.results["test_top1"]
     assert evaluate_run(run, "val").metrics["top1"] == run.results["val_top1"]
+
+
+def test_best_is_the_best_and_is_the_average(tiny, folder, monkeypatch):
+    """Scripted accuracies: the second of three epochs is the best, and stays; what is kept is the moving average."""
+    scores, averages = iter([0.2, 0.9, 0.5]), []
+
+    def scripted(self):
+        averages.append({name: value.clone() for name, value in self.ema.shadow.items()})
+        assert all(torch.equal(value, self.ema.shadow[name]) for name, value in self.model.state_dict().items())
+        return Evaluation(n=1, loss=1.0, metrics={"top1": next(scores)})
+
+    monkeypatch.setattr(Trainer, "_validate", scripted)
+    results = run_experiment(tiny(), folder)
+    best, last = checkpoint.load(folder / "best.pt"), checkpoint.load(folder / "last.pt")
+    assert results["best_step"] == best["step"] == 2 * STEPS_PER_EPOCH and results["val_top1"] == 0.9
+    assert all(torch.equal(value, averages[1][name]) for name, value in best["model"].items())
+    assert all(torch.equal(value, averages[2][name]) for name, value in last["ema"]["shadow"].items())
+    assert not torch.equal(last["model"]["vit.head.weight"], averages[2]["vit.head.weight"])
+
+
+def test_rate_clipping_and_smoothing_reach_the_optimizer_and_the_loss(tiny, folder, monkeypatch):
+    """What the settings say is what the step sees: the scheduled rate, clipped gradients, the smoothed loss."""
+    settings = tiny(
+        train={"epochs": 2, "clip_norm": 0.01, "warmup_epochs": 1.0, "ema": 0.0, "precision": "fp32"},
+        augment={"mixup": 0.0, "cutmix": 0.0},
+    )
+    rates, norms, losses = [], [], []
+    step, cross_entropy = torch.optim.AdamW.step, torch.nn.functional.cross_entropy
+
+    def spied_step(self, *args, **kwargs):
+        gradients = [p.grad.norm() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.stack(gradients).norm().item())
+        rates.append({group["lr"] for group in self.param_groups})
+        return step(self, *args, **kwargs)
+
+    def spied_loss(logits, targets, **kwargs):
+        if logits.requires_grad:
+            log_p = logits.log_softmax(1)
+            right = log_p.gather(1, targets[:, None])[:, 0]
+            losses.append((-(0.9 * right + 0.1 * log_p.mean(1))).mean() - cross_entropy(logits, targets, **kwargs))
+        return cross_entropy(logits, targets, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spied_step)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spied_loss)
+    run_experiment(settings, folder)
+    expected = [learning_rate(i, 20, 10, 0.003, 0.0, "cosine") for i in range(20)]
+    assert [rate for (rate,) in rates] == expected
+    assert [line["lr"] for line in metrics(folder) if "lr" in line] == expected
+    assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
+    assert len(losses) == 40 and all(abs(loss) < 1e-5 for loss in losses)
+
+
+def test_resuming_on_other_data_is_refused(tiny, folder, tmp_path, monkeypatch):
+    """Same path, same classes, other images."""
+    def write(seed):
+        rng = np.random.default_rng(seed)
+        arrays = {f"{split}_images": rng.integers(0, 256, (64, 8, 8), dtype=np.uint8) for split in ("train", "test")}
+        labels = {f"{split}_labels": np.arange(64) % 10 for split in ("train", "test")}
+        np.savez(tmp_path / "data.npz", **arrays, **labels)
+
+    settings = tiny(data={"name": "npz", "path": str(tmp_path / "data.npz")}, split={"val": 0.2, "part": 1.0})
+    write(0)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Trainer, "save", lambda self, save=Trainer.save: (save(self), crash()))
+        run_experiment(settings, folder)
+    before = (folder / "last.pt").read_bytes()
+    write(1)
+    with pytest.raises(UserError, match="not those that this run was trained on"):
+        run_experiment(settings, folder, resume=True)
+    write(0)
+    assert (folder / "last.pt").read_bytes() == before
+    assert run_experiment(settings, folder, resume=True)["steps"] == 3
+
+
+def crash():
+    raise Crash
+
+
+def test_a_validation_loss_that_is_not_finite_keeps_the_best(tiny, folder, monkeypatch):
+    evaluated = iter([Evaluation(1, 1.0, {"top1": 0.1}), Evaluation(1, math.nan, {"top1": 0.9})])
+    monkeypatch.setattr(Trainer, "_validate", lambda self: next(evaluated))
+    with pytest.raises(UserError, match="the validation loss is nan after step 20"):
+        run_experiment(tiny(), folder)
+    assert checkpoint.load(folder / "best.pt")["step"] == 10
+
+
+def test_one_value_per_channel_is_said(tiny, folder):
+    one = {"train": {"batch_size": 1, "accumulate": 1}, "augment": {"mixup": 0.0, "cutmix": 0.0}}
+    with pytest.raises(UserError, match=r"train\.batch_size = 1: BatchNorm"):
+        run_experiment(tiny(**one, model={"patch_size": 8}), folder)
 
 
 def test_one_batch_can_be_learnt_by_heart(tiny, folder):
@@ -195,7 +284,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tiny, folder, monkeypat
         return (loss * math.nan if key >= 2 * 14 else loss), correct  # from step 15 on
 
     monkeypatch.setattr(Trainer, "_forward", exploding)
-    with pytest.raises(UserError, match=r"train\.lr = 0\.003.*not finite at step 15 \(epoch 2\)"):
+    words = r"train\.lr = 0\.003: the loss is nan after step 14 \(epoch 2\).*best\.pt and last\.pt"
+    with pytest.raises(UserError, match=words):
         run_experiment(tiny(), folder)
     for name in ("last.pt", "best.pt"):
         weights = checkpoint.load(folder / name)["model"]

@@ -140,10 +140,32 @@ def test_an_image_of_another_size_is_named():
 
 
 @torch.no_grad()
-def test_bf16_autocast_matches_in_fp32():
-    """Under autocast only the weights' products are rounded: the metric is averaged and compared in fp32."""
+def test_under_autocast_tokens_are_matched_in_fp32():
+    """The method sees the fp32 mean of the keys that attention used, and computes in fp32 what it makes of it."""
     model = golden_vit(r=4)
+    keys, seen = [], []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda module, inputs, output: keys.append(output[1]))
+
+        def spied(metric, r, context, method=block.method):
+            seen.append(metric)
+            assert not torch.is_autocast_enabled("cpu") and context.size.dtype == torch.float32
+            return method(metric, r, context)
+
+        block.method = spied
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x, tokens = model.forward_features(images(1))
-    assert tokens.size.dtype == torch.float32 and x.isfinite().all()
-    assert tokens.size.sum(1).tolist() == [65.0] * 3
+    assert len(keys) == len(seen) == 6
+    for key, metric in zip(keys, seen, strict=True):
+        assert key.dtype == torch.bfloat16 and metric.dtype == torch.float32
+        assert torch.equal(metric, key.float().mean(1)[:, 1:])
+    assert x.isfinite().all() and tokens.size.sum(1).tolist() == [65.0] * 3
+
+
+def test_a_list_of_another_length_is_an_error_even_when_merging_is_off():
+    with pytest.raises(UserError, match="merge.r has 2 entries; the model has 6 blocks"):
+        build_model("vit", **SMALL, merge={"method": "none", "r": [1, 2]})
+
+
+def test_r_alone_switches_merging_on():
+    assert build_model("vit", **SMALL, merge={"r": 4}).schedule == [4] * 6

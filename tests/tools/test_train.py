@@ -23,7 +23,7 @@ from tools import train as train_tool
 
 QUICK = [
     "split.part=0.25", "train.epochs=2", "train.batch_size=16", "model.embed_dim=16", "model.depth=2", "threads=1",
-    "model.drop_path_rate=0.1", "model.patch_size=2", "model.merge.r=2",
+    "model.drop_path_rate=0.1", "model.patch_size=2", "model.merge.r=2", "device=cpu",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -79,7 +79,6 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         deadline = time.monotonic() + 60
         while not (folder / "best.pt").exists() and time.monotonic() < deadline:  # the first epoch is over
             time.sleep(0.02)
-        time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
     step = checkpoint.load(folder / "last.pt")["progress"]["step"]
     assert 0 < step < 4 * 20 and not (folder / "results.json").exists()
@@ -93,7 +92,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
 
 def test_two_processes_in_one_folder(tmp_path):
-    args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=50", "name=shared"]
+    args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=1000", "name=shared"]
     folder = tmp_path / "runs" / "shared"
     with subprocess.Popen(command("train.py", *args), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True) as first:  # fmt: skip
@@ -109,6 +108,33 @@ def test_two_processes_in_one_folder(tmp_path):
     assert checkpoint.load(folder / "last.pt")["progress"]["step"] > 0
 
 
+def test_a_second_ctrl_c_ends_at_once_and_quietly(tmp_path):
+    """Mostly in the middle of a save, because there is one after each step; the last good checkpoint stays."""
+    args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=1000", "name=twice", "checkpoint.every_steps=1"]
+    folder = tmp_path / "runs" / "twice"
+    with subprocess.Popen(command("train.py", *args), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (folder / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == ""
+    checkpoint.load(folder / "last.pt")
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
+
+
+def test_ctrl_c_before_anything_began_is_quiet(tmp_path):
+    with subprocess.Popen(command("train.py", "--cfg", "digits/hybrid", *QUICK), cwd=tmp_path, env=ENVIRONMENT,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        time.sleep(0.7)  # while libraries are imported
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and errors == ""
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -120,7 +146,7 @@ def test_two_processes_in_one_folder(tmp_path):
         (["--cfg", "digits/hybrid", "model.merge.r=-3"], ["merge.r", "-3"]),
         (["--cfg", "digits/hybrid", "train.epochs=true"], ["train.epochs", "True"]),
         (["--cfg", "digits/hybrid", "data.name=npz", "data.path=absent.npz"], ["absent.npz"]),
-        (["--resume", "absent"], ["absent"]),
+        (["--resume", "absent"], ["--resume absent", "no run"]),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(args, words, tmp_path, monkeypatch, capsys):

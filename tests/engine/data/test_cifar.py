@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import pickle
 import socket
 import tarfile
@@ -79,7 +80,7 @@ def error_of(name: str, root: Path | str) -> str:
     with pytest.raises(UserError) as caught:
         load(name, root)
     line = str(caught.value)
-    assert "\n" not in line and f"data.root = {str(root)!r}" in line
+    assert "\n" not in line and f"data.root = {os.path.abspath(os.path.expanduser(root))!r}" in line
     return line
 
 
