@@ -9,6 +9,7 @@ import torch
 
 from engine.config import RunSettings
 from models.settings import check
+from tests.engine.settings_files import BODY, write
 
 TINY = {
     "name": "tiny",
@@ -54,3 +55,9 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "run"
     made.mkdir()
     return made
+
+
+@pytest.fixture
+def body(tmp_path: Path) -> str:
+    """The path of a settings file that says only what has no default."""
+    return write(tmp_path, "a.yaml", BODY)
