@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
@@ -34,6 +36,19 @@ def command(tool: str, *args: str) -> list[str]:
 
 def finish(tool: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command(tool, *args), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def training(*args: str, cwd: Path, until: Path) -> Iterator[subprocess.Popen]:
+    """A training process that has come so far that the file `until` is there."""
+    with subprocess.Popen(command("train.py", *args), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not until.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield process
+        if process.poll() is None:
+            process.kill()
 
 
 def run_inside(tool, *args: str, monkeypatch) -> int:
@@ -74,11 +89,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert whole.returncode == 0, whole.stderr
 
     folder = tmp_path / "runs" / "killed"
-    with subprocess.Popen(command("train.py", *args, "name=killed"), cwd=tmp_path, env=ENVIRONMENT,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (folder / "best.pt").exists() and time.monotonic() < deadline:  # the first epoch is over
-            time.sleep(0.02)
+    with training(*args, "name=killed", cwd=tmp_path, until=folder / "best.pt") as process:  # the first epoch is over
         process.send_signal(signal.SIGKILL)
     step = checkpoint.load(folder / "last.pt")["progress"]["step"]
     assert 0 < step < 4 * 20 and not (folder / "results.json").exists()
@@ -94,11 +105,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 def test_two_processes_in_one_folder(tmp_path):
     args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=1000", "name=shared"]
     folder = tmp_path / "runs" / "shared"
-    with subprocess.Popen(command("train.py", *args), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as first:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (folder / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with training(*args, cwd=tmp_path, until=folder / "last.pt") as first:
         second = finish("train.py", "--resume", str(folder), cwd=tmp_path)
         assert second.returncode == 2 and "in use" in second.stderr
         first.send_signal(signal.SIGINT)  # Ctrl-C
@@ -112,11 +119,7 @@ def test_a_second_ctrl_c_ends_at_once_and_quietly(tmp_path):
     """Mostly in the middle of a save, because there is one after each step; the last good checkpoint stays."""
     args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=1000", "name=twice", "checkpoint.every_steps=1"]
     folder = tmp_path / "runs" / "twice"
-    with subprocess.Popen(command("train.py", *args), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (folder / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with training(*args, cwd=tmp_path, until=folder / "last.pt") as process:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
