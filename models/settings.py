@@ -137,6 +137,6 @@ def _tags(cls: type[BaseModel]) -> tuple[str, ...]:
 
 def _classes(annotation: Any) -> list[type[BaseModel]]:
     """Every settings class inside an annotation such as `A | B | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [c for part in get_args(annotation) for c in _classes(part)]
+    if parts := get_args(annotation):  # first: Python 3.10 takes list[int] for a class
+        return [cls for part in parts for cls in _classes(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
