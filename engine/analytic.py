@@ -1,14 +1,16 @@
 """MACs of our own models by formula: from the settings alone, without building or running anything.
 
 This stands beside the traced count of `engine.complexity`, and neither uses the other. Kinds are those of
-`engine.ops.KINDS`; `product` is the matching of tokens. B = 1; T tokens, D width, C channels, G patches a side.
+`engine.ops.KINDS`; `product` is the matching of tokens, and the attention scores that a method
+asks for. B = 1; T tokens, D width, C channels, G patches a side.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any, NamedTuple
 
 from engine.ops import CountError
 from models.settings import Settings
@@ -16,16 +18,23 @@ from models.settings import Settings
 PREFIX = 1  # the class token
 
 
+class Cut(NamedTuple):
+    """Where a block merges: what its method's MACs depend on."""
+
+    patches: int  # N, before
+    removed: int  # r
+    dim: int  # of the metric
+    width: int  # of a token
+    options: Mapping[str, Any]
+
+
 def token_counts(settings: Settings) -> list[tuple[int, int]]:
-    """Tokens that enter and leave each block, the class token included: r of them go, at most half of the patches."""
-    merge = settings.merge
-    wanted = [merge.r] * settings.depth if isinstance(merge.r, int) else merge.r
-    patches = (settings.img_size // settings.patch_size) ** 2
+    """Tokens that enter and leave each block, the class token included."""
+    left = PREFIX + prod(settings.grid)
     counts = []
-    for r in wanted:
-        left = patches if merge.method == "none" else max(patches - r, patches - patches // 2)
-        counts.append((PREFIX + patches, PREFIX + left))
-        patches = left
+    for removed in settings.schedule():
+        counts.append((left, left - removed))
+        left -= removed
     return counts
 
 
@@ -45,13 +54,21 @@ def _conv_stem(s: Any) -> int:
     return total + chans * s.embed_dim * grid**2
 
 
-def _tome(patches: int, dim: int) -> int:
-    """Every odd patch with every even one, over the `dim` channels of a key's mean over the heads."""
-    return (patches // 2) * (patches - patches // 2) * dim
+def _nothing(cut: Cut) -> int:
+    """No token is compared with another."""
+    return 0
+
+
+def _tome(cut: Cut) -> int:
+    """Every source with every destination."""
+    destinations = -(-cut.patches // cut.options["kth"])
+    return (cut.patches - destinations) * destinations * cut.dim
 
 
 STEMS: dict[str, Callable[[Any], int]] = {"patch": _patch_stem, "conv": _conv_stem}
-MATCHING: dict[str, Callable[[int, int], int]] = {"tome": _tome}
+MATCHING: dict[str, Callable[[Cut], int]] = {
+    "none": _nothing, "random": _nothing, "pool": _nothing, "tome": _tome,
+}  # fmt: skip
 # MACs at one position of the map, C channels in and out.
 CONV_BLOCKS: dict[str, Callable[[int], int]] = {
     "convnext": lambda c: 7 * 7 * c + c * 4 * c + 4 * c * c,  # depthwise 7x7, 1x1 to 4C, 1x1 back
@@ -67,9 +84,19 @@ def _encoder(s: Any, stem: str) -> Counter:
         total["linear"] += 4 * before * dim**2 + 2 * after * dim * hidden  # q, k, v, projection; MLP
         total["attention"] += 2 * before**2 * dim  # q k^T; its product with v
         if after < before:
-            matching = _entry(MATCHING, s.merge.method, "MATCHING")
-            total["product"] += matching(before - PREFIX, dim // s.num_heads)
+            total += _merge(s, before, before - after)
     return total
+
+
+def _merge(s: Any, tokens: int, removed: int) -> Counter:
+    """One block's matching, and the learned head where tokens are compared by it."""
+    metric, head_dim = s.merge.compared_by(), s.embed_dim // s.num_heads
+    cut = Cut(
+        tokens - PREFIX, removed, s.embed_dim if metric == "tokens" else head_dim, s.embed_dim,
+        s.merge.merger().options,
+    )  # fmt: skip
+    head = tokens * s.embed_dim * head_dim if metric == "learned" else 0
+    return Counter(product=_entry(MATCHING, s.merge.method, "MATCHING")(cut), linear=head)
 
 
 def _vit(s: Any) -> Counter:

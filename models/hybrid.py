@@ -43,7 +43,7 @@ class HybridSettings(EncoderSettings):
     def _stem_and_grid(self) -> HybridSettings:
         if self.stem == "conv":
             ConvStem.widths(self.embed_dim, self.patch_size)
-        grid = self.img_size // self.patch_size
+        grid = self.grid[0]
         if grid % self.bridge.stride:
             raise ValueError(f"bridge.stride = {self.bridge.stride}: does not divide the grid of {grid} patches a side")
         return self
@@ -81,7 +81,15 @@ class Hybrid(nn.Module):
         super().__init__()
         self.vit, self.conv_head = vit, conv_head
         self.img_size, self.in_chans, self.num_classes = vit.img_size, vit.in_chans, vit.num_classes
-        self.schedule = vit.schedule
+
+    @property
+    def schedule(self) -> list[int]:
+        """Patches that each block removes. Another one may be set at any time."""
+        return self.vit.schedule
+
+    @schedule.setter
+    def schedule(self, schedule: list[int]) -> None:
+        self.vit.schedule = schedule
 
     def tokens_per_block(self) -> list[int]:
         """Tokens that leave each block, the class token included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 import torch
@@ -11,23 +12,12 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.merging import MERGERS, Method, Tokens, effective_schedule, initial_tokens, merge, size_bias
+from models.merging import Tokens, effective_schedule, initial_tokens, size_bias
+from models.merging.contract import Grid
+from models.merging.layer import MergeLayer
+from models.merging.settings import MergeSettings
 from models.settings import Settings
 from models.stem import PatchStem
-
-
-class MergeSettings(Settings):
-    """How tokens are merged."""
-
-    method: Literal[("none", *MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")
-    r: int | list[int] = Field(0, description="tokens removed by each block, or one number per block")
-    prop_attn: bool = Field(True, description="weigh attention by token size")
-
-    @model_validator(mode="after")
-    def _not_negative(self) -> MergeSettings:
-        if any(n < 0 for n in ([self.r] if isinstance(self.r, int) else self.r)):
-            raise ValueError(f"merge.r = {self.r}: must not be negative")
-        return self
 
 
 class EncoderSettings(Settings):
@@ -57,13 +47,19 @@ class EncoderSettings(Settings):
             raise ValueError(f"embed_dim = {self.embed_dim}: not divisible by num_heads {self.num_heads}; use {near}")
         if int(self.embed_dim * self.mlp_ratio) == 0:
             raise ValueError(f"mlp_ratio = {self.mlp_ratio}: leaves the MLP no hidden unit; use a larger one")
-        self.schedule()
+        if self.merge.solved:
+            self.schedule()
         return self
 
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patches."""
+        side = self.img_size // self.patch_size
+        return side, side
+
     def schedule(self) -> list[int]:
-        """Tokens that each block really removes: r clamped to half of the patches that are left."""
-        schedule = effective_schedule(self.merge.r, self.depth, (self.img_size // self.patch_size) ** 2)
-        return [0] * self.depth if self.merge.method == "none" else schedule
+        """Patches that each block really removes: as many as it is asked for, or as the method can."""
+        return effective_schedule(self.merge.plan(self.depth), prod(self.grid), self.merge.merger(), self.grid)
 
 
 class ViTSettings(EncoderSettings):
@@ -82,23 +78,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D) and the keys (B, heads, T, head_dim)."""
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries and keys (B, heads, T, head_dim)."""
         q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
         # Fused attention's backward pass in bf16 takes four times that of fp32 on a CPU (docs/performance.md).
         dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else q.dtype
         mask = None if bias is None else bias.to(dtype)
         with torch.autocast(q.device.type, enabled=False):
             out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
-        return self.proj(rearrange(out, "b h t d -> b t (h d)")), k
+        return self.proj(rearrange(out, "b h t d -> b t (h d)")), q, k
 
 
 class Block(nn.Module):
-    """Attention, merging, MLP. Keys are what tokens are compared by, as in ToMe."""
+    """Attention, merging, MLP."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, method: Method | None,
-        prop_attn: bool, prefix: int,
+        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, merge: MergeLayer,
+        prop_attn: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -106,13 +102,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self.method, self.prop_attn, self.prefix = method, prop_attn, prefix
+        self.merge, self.prop_attn = merge, prop_attn
 
     def forward(self, x: Tensor, tokens: Tokens, r: int) -> tuple[Tensor, Tokens]:
-        attended, keys = self.attn(self.norm1(x), size_bias(tokens) if self.prop_attn else None)
+        source, bias = self.norm1(x), size_bias(tokens) if self.prop_attn else None
+        attended, q, k = self.attn(source, bias)
         x = x + self.drop_path(attended)
-        if r:
-            x, tokens = merge(x, tokens, keys.mean(1, dtype=torch.float32), r, self.method, self.prefix)
+        x, tokens = self.merge(x, tokens, r, source, q, k, bias)
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x, tokens
 
@@ -125,7 +121,7 @@ class VisionTransformer(nn.Module):
         patch_embed: image -> feature map (B, embed_dim, H, W) with one vector per patch.
 
     Attributes:
-        schedule: tokens that each block removes, after clamping.
+        schedule: patches that each block removes. Another one may be set at any time.
     """
 
     prefix = 1  # the class token
@@ -135,15 +131,17 @@ class VisionTransformer(nn.Module):
         s = settings
         self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
             s.img_size, s.in_chans, s.num_classes, s.embed_dim)  # fmt: skip
-        self.grid = s.img_size // s.patch_size
+        self.grid = s.grid
         self.schedule = s.schedule()
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + self.grid**2, s.embed_dim))
-        method = MERGERS.get(s.merge.method)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + prod(self.grid), s.embed_dim))
+        merger, metric, head_dim = s.merge.merger(), s.merge.compared_by(), s.embed_dim // s.num_heads
+        merges = [MergeLayer(merger, metric, self.prefix, i / s.depth, s.embed_dim, head_dim) for i in range(s.depth)]
+        rates = [s.drop_path_rate * i / max(s.depth - 1, 1) for i in range(s.depth)]
         self.blocks = nn.ModuleList(
-            Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, method, s.merge.prop_attn, self.prefix)
-            for rate in (s.drop_path_rate * i / max(s.depth - 1, 1) for i in range(s.depth))
+            Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, merge, s.merge.prop_attn)
+            for rate, merge in zip(rates, merges, strict=True)
         )
         self.norm = nn.LayerNorm(s.embed_dim, eps=1e-6)
         self.head = nn.Linear(s.embed_dim, s.num_classes)
@@ -164,7 +162,7 @@ class VisionTransformer(nn.Module):
 
     def tokens_per_block(self) -> list[int]:
         """Tokens that leave each block, the class token included."""
-        counts, left = [], self.prefix + self.grid**2
+        counts, left = [], self.prefix + prod(self.grid)
         for r in self.schedule:
             left -= r
             counts.append(left)
@@ -174,7 +172,7 @@ class VisionTransformer(nn.Module):
         """The stem's map (B, D, H, W) -> normalised tokens (B, T, D) and their state."""
         x = rearrange(features, "b d h w -> b (h w) d")
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-        tokens = initial_tokens(x)
+        tokens = initial_tokens(x, self.grid)
         for block, r in zip(self.blocks, self.schedule, strict=True):
             x, tokens = block(x, tokens, r)
         return self.norm(x), tokens

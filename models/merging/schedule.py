@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, prod
+
+from models.merging.contract import Grid, Merger
+
+Plan = Sequence[int | float]  # for each block: an int is how many patches to remove, a float the share of them to keep
 
 
-def limit(patches: int) -> int:
-    """The most patches that bipartite matching can take from `patches`: every source, which is half of them."""
-    return patches // 2
+def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[int]:
+    """What each block really removes.
 
-
-def effective_schedule(r: int | Sequence[int], depth: int, patches: int) -> list[int]:
-    """What each block really removes, with r clamped to half of the patches that are left.
+    A method that cannot take as many patches away takes what it can. One that keeps a grid removes what the grid
+    allows, and what it could not remove it owes to the next block that removes any.
 
     Args:
-        r: tokens to remove in every block, or one number per block.
-        depth: how many blocks.
+        plan: what each block is asked for.
         patches: how many patches enter the first block, prefix tokens not counted.
+        merger: the method.
+        grid: their rows and columns; methods that keep a grid need it.
 
     Raises:
-        ValueError: a negative r, or a list whose length is not `depth`.
+        ValueError: a method that keeps a grid, and no grid.
     """
-    wanted = [r] * depth if isinstance(r, int) else list(r)
-    if len(wanted) != depth:
-        raise ValueError(f"merge.r has {len(wanted)} entries; the model has {depth} blocks")
-    if any(n < 0 for n in wanted):
-        raise ValueError(f"merge.r = {r}: must not be negative")
-    schedule = []
-    for n in wanted:
-        schedule.append(min(n, limit(patches)))
-        patches -= schedule[-1]
+    if merger.shrink is not None and grid is None:
+        raise ValueError("merge.method: it merges neighbours on a grid, and these patches are none")
+    schedule, owed = [], 0
+    for asked in plan:
+        n = patches - ceil(round(asked * patches, 6)) if isinstance(asked, float) else asked
+        if merger.shrink is None:
+            n = min(n, merger.at_most(patches))
+        else:
+            owed += n
+            smaller = merger.shrink(grid, owed) if n else grid
+            n, grid = prod(grid) - prod(smaller), smaller
+            owed -= n
+        schedule.append(n)
+        patches -= n
     return schedule

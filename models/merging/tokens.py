@@ -8,18 +8,20 @@ Shapes: B images, P prefix tokens (class token), N patches, T tokens now (prefix
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from models.merging.contract import Assignment, Grid, MergeContext, Merger
 
 
 class Tokens(NamedTuple):
     """What became of the input tokens. Travels through the network beside `x`, as a value."""
 
     index: Tensor  # (B, P + N) int64: the token that each input token is now part of
-    size: Tensor  # (B, T) float32: how many input tokens each token stands for; bincount(index)
+    size: Tensor  # (B, T) float32: how many input tokens each token stands for; bincount(index), if none was dropped
+    grid: Grid | None = None  # rows and columns of the T - P patches, as long as they are a grid in row order
 
     @property
     def merged(self) -> bool:
@@ -27,39 +29,28 @@ class Tokens(NamedTuple):
         return self.size.shape[1] < self.index.shape[1]
 
 
-class Assignment(NamedTuple):
-    """A method's answer: patch i becomes part of output patch `index[:, i]`, of which there are `count`."""
-
-    index: Tensor  # (B, patches before) int64
-    count: int
-
-
-class MergeContext(NamedTuple):
-    """What a method may look at beside the metric. Patches only: prefix tokens are protected outside the methods."""
-
-    size: Tensor  # (B, patches before) float32
-
-
-Method = Callable[[Tensor, int, MergeContext], Assignment]
-
-
-def initial_tokens(x: Tensor) -> Tokens:
+def initial_tokens(x: Tensor, grid: Grid | None = None) -> Tokens:
     """The state of tokens x (B, T, C) before any merging: each stands for itself."""
     batch, count = x.shape[:2]
     index = torch.arange(count, device=x.device).expand(batch, count)
-    return Tokens(index, torch.ones(batch, count, device=x.device))
+    return Tokens(index, torch.ones(batch, count, device=x.device), grid)
 
 
-def merge(x: Tensor, tokens: Tokens, metric: Tensor, r: int, method: Method, prefix: int) -> tuple[Tensor, Tokens]:
-    """Lets `method` take r patches away from x and replaces the tokens that it joins by their size-weighted mean.
+def merge(
+    x: Tensor, tokens: Tokens, metric: Tensor, r: int, merger: Merger, prefix: int,
+    attention: Tensor | None = None, depth: float = 0.0,
+) -> tuple[Tensor, Tokens]:  # fmt: skip
+    """Lets a method take r patches away from x and replaces the tokens that it joins by their size-weighted mean.
 
     Args:
         x: tokens (B, T, C), the `prefix` protected ones first.
         tokens: their state.
         metric: what the method compares tokens by, (B, T, D).
-        r: how many tokens fewer, at most what `schedule.limit` allows for T - prefix patches; 0 changes nothing.
-        method: an entry of MERGERS.
+        r: how many tokens fewer, as `effective_schedule` says for T - prefix patches; 0 changes nothing.
+        merger: an entry of MERGERS.
         prefix: how many leading tokens are protected.
+        attention: the attention that each token gets, (B, T), for methods that ask for it.
+        depth: the block's number over the number of blocks.
 
     Returns:
         x (B, T - r, C) and its state, prefix tokens first.
@@ -68,26 +59,35 @@ def merge(x: Tensor, tokens: Tokens, metric: Tensor, r: int, method: Method, pre
         return x, tokens
     # Matched in fp32 whatever autocast says: bf16 scores tie and swap pairs, and fp16 cannot count above 2,048.
     with torch.autocast(x.device.type, enabled=False):
-        context = MergeContext(tokens.size[:, prefix:])
+        patches_attention = None if attention is None else attention[:, prefix:].float()
+        context = MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth)
         # The choice of pairs has no derivative, so nothing of it is recorded for the backward pass.
         with torch.no_grad():
-            assignment = method(metric[:, prefix:].float(), r, context)
+            assignment = merger.assign(metric[:, prefix:].float(), r, context)
         return apply_assignment(x, tokens, assignment, prefix)
 
 
 def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: int) -> tuple[Tensor, Tokens]:
-    """Merges x (B, T, C) by an assignment of its patches: a size-weighted mean over the tokens that share an index."""
+    """Merges x (B, T, C) by an assignment of its patches: a weighted mean over the tokens that share an index.
+
+    A token weighs its size, times the weight that the assignment gives it, if it gives one.
+    """
     batch, _, channels = x.shape
     count = prefix + assignment.count
     protected = torch.arange(prefix, device=x.device).expand(batch, prefix)
     index = torch.cat([protected, assignment.index + prefix], dim=1)  # (B, T)
 
-    size = tokens.size.new_zeros(batch, count).scatter_add(1, index, tokens.size)
-    weighted = x.float() * tokens.size.unsqueeze(-1)
+    kept = weight = tokens.size
+    if assignment.weight is not None:
+        factor = torch.cat([torch.ones_like(protected, dtype=weight.dtype), assignment.weight], dim=1)
+        kept, weight = tokens.size * (factor > 0), tokens.size * factor
+    size = kept.new_zeros(batch, count).scatter_add(1, index, kept)
+    share = size if assignment.weight is None else torch.zeros_like(size).scatter_add(1, index, weight)
+    weighted = x.float() * weight.unsqueeze(-1)
     total = weighted.new_zeros(batch, count, channels)
     total = total.scatter_add(1, index.unsqueeze(-1).expand(-1, -1, channels), weighted)
-    mean = (total / size.unsqueeze(-1)).to(x.dtype)
-    return mean, Tokens(index.gather(1, tokens.index), size)
+    mean = (total / share.unsqueeze(-1)).to(x.dtype)
+    return mean, Tokens(index.gather(1, tokens.index), size, assignment.grid)
 
 
 def unmerge(x: Tensor, tokens: Tokens, prefix: int = 0) -> Tensor:

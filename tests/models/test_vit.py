@@ -1,6 +1,7 @@
 """The ViT: golden cases, timm's names and logits, and what merging must not change."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,14 +146,14 @@ def test_under_autocast_tokens_are_matched_in_fp32():
     model = golden_vit(r=4)
     keys, seen = [], []
     for block in model.blocks:
-        block.attn.register_forward_hook(lambda module, inputs, output: keys.append(output[1]))
+        block.attn.register_forward_hook(lambda module, inputs, output: keys.append(output[2]))
 
-        def spied(metric, r, context, method=block.method):
+        def spied(metric, r, context, assign=block.merge.merger.assign):
             seen.append(metric)
             assert not torch.is_autocast_enabled("cpu") and context.size.dtype == torch.float32
-            return method(metric, r, context)
+            return assign(metric, r, context)
 
-        block.method = spied
+        block.merge.merger = replace(block.merge.merger, assign=spied)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x, tokens = model.forward_features(images(1))
     assert len(keys) == len(seen) == 6
