@@ -65,9 +65,38 @@ def _tome(cut: Cut) -> int:
     return (cut.patches - destinations) * destinations * cut.dim
 
 
+def _halves(cut: Cut) -> int:
+    """One half of the patches with the other."""
+    return cut.patches // 2 * -(-cut.patches // 2) * cut.dim
+
+
+def _neighbours(cut: Cut) -> int:
+    """Each patch with the next, by element-wise products: as little as a norm, and like it in no count."""
+    return 0
+
+
+def _every_pair(cut: Cut) -> int:
+    """Every patch with every patch, itself included."""
+    return cut.patches**2 * cut.dim
+
+
+def _topk(cut: Cut) -> int:
+    """The class token's attention to all tokens; where patches are pruned, each of them with each that is kept."""
+    pruned = cut.removed * (cut.patches - cut.removed) * cut.dim if cut.options["prune"] else 0
+    return (cut.patches + PREFIX) * cut.width + pruned
+
+
+def _mctf(cut: Cut) -> int:
+    """All tokens' attention to all tokens; one half of the patches with the other."""
+    half = cut.patches // 2
+    return (cut.patches + PREFIX) ** 2 * cut.width + half * (cut.patches - half) * cut.dim
+
+
 STEMS: dict[str, Callable[[Any], int]] = {"patch": _patch_stem, "conv": _conv_stem}
 MATCHING: dict[str, Callable[[Cut], int]] = {
     "none": _nothing, "random": _nothing, "pool": _nothing, "tome": _tome,
+    "facility_location": _every_pair, "pitome": _every_pair, "dpc_knn": _every_pair, "topk": _topk, "mctf": _mctf,
+    "dtem": _halves, "grid": _neighbours,
 }  # fmt: skip
 # MACs at one position of the map, C channels in and out.
 CONV_BLOCKS: dict[str, Callable[[int], int]] = {
@@ -109,9 +138,13 @@ def _hybrid(s: Any) -> Counter:
     if s.cnn is None:
         return total
     tokens, dim = token_counts(s)[-1][1], s.cnn.dim or s.embed_dim
-    cells = (s.img_size // s.patch_size // s.bridge.stride) ** 2
+    if s.bridge is None:  # the patches that are left are the map
+        tokens = cells = tokens - PREFIX
+    else:
+        cells = (s.img_size // s.patch_size // s.bridge.stride) ** 2
+    skip = s.bridge is None or s.bridge.skip
     total["linear"] += tokens * (s.embed_dim + 1) * dim + dim * s.num_classes
-    total["convolution"] += s.bridge.skip * s.embed_dim * dim * cells
+    total["convolution"] += skip * s.embed_dim * dim * cells
     total["convolution"] += s.cnn.depth * cells * _entry(CONV_BLOCKS, s.cnn.block, "CONV_BLOCKS")(dim)
     return total
 

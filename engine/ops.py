@@ -124,8 +124,8 @@ _MULTIPLIES = re.compile(
     r"mm|mv|matmul|matrix|conv|attention|attn|transformer|multi_head|einsum|linear|linalg|dot|inner|outer|kron|cdist"
     r"|cosine_similarity|cov$|corrcoef|lstm|gru|rnn|::addr|::ger$"
 )
-# Names that only look like it.
-_HARMLESS = frozenset(
+# Names that only look like it; and the sequential part of facility location, which adds and compares.
+_HARMLESS = frozenset(["hybridmerge::select"]) | frozenset(
     f"aten::{name}"
     for name in (
         "cummax", "cummin", "lgamma", "digamma", "polygamma", "special_gammaln", "mvlgamma", "hamming_window",

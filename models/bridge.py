@@ -1,4 +1,4 @@
-"""Merged tokens -> feature map."""
+"""Merged tokens -> feature map: back onto the patches' grid, or on the grid that they still are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.merging import Tokens, unmerge
+from models.merging import Assignment, Tokens, apply_assignment, initial_tokens, log_size, unmerge
 
 
 class Bridge(nn.Module):
@@ -32,9 +32,34 @@ class Bridge(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens, features: Tensor, prefix: int) -> Tensor:
         """Tokens (B, T, D), their state and the stem's map (B, D, H, W) -> (B, dim, H / stride, W / stride)."""
-        projected = self.proj(x) + self.size_embed(tokens.size.log().unsqueeze(-1))
+        projected = self.proj(x) + self.size_embed(log_size(tokens).unsqueeze(-1))
         grid = rearrange(unmerge(projected, tokens, prefix), "b (h w) c -> b c h w", h=features.shape[2])
         if self.stride > 1:
             grid = F.avg_pool2d(grid, self.stride)
             features = F.avg_pool2d(features, self.stride)
         return grid if self.skip is None else grid + self.skip(features)
+
+
+class DirectMap(Bridge):
+    """No bridge: tokens that merging left on a grid are the map, as small as it is. Parameter names are the bridge's.
+
+    The stem's features follow the tokens: each token gets the mean over its patches.
+
+    Args:
+        embed_dim: width of tokens and of the stem's features.
+        dim: channels of the map.
+    """
+
+    def __init__(self, embed_dim: int, dim: int) -> None:
+        super().__init__(embed_dim, dim, stride=1, skip=True)
+
+    def forward(self, x: Tensor, tokens: Tokens, features: Tensor, prefix: int) -> Tensor:
+        """Tokens (B, T, D), their state and the stem's map (B, D, H, W) -> (B, dim, *tokens.grid)."""
+        rows, columns = tokens.grid
+        projected = self.proj(x[:, prefix:]) + self.size_embed(log_size(tokens)[:, prefix:].unsqueeze(-1))
+
+        patches = rearrange(features, "b d h w -> b (h w) d")
+        members = Assignment(tokens.index[:, prefix:] - prefix, rows * columns)
+        means, _ = apply_assignment(patches, initial_tokens(patches), members, prefix=0)
+        projected, means = (rearrange(t, "b (h w) c -> b c h w", h=rows) for t in (projected, means))
+        return projected + self.skip(means)

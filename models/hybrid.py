@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.bridge import Bridge
+from models.bridge import Bridge, DirectMap
 from models.cnn import CONV_BLOCKS
-from models.merging import Tokens
+from models.merging import MERGERS, Tokens
 from models.settings import Settings
 from models.stem import STEMS, ConvStem
 from models.vit import EncoderSettings, VisionTransformer
@@ -36,16 +37,25 @@ class HybridSettings(EncoderSettings):
 
     name: Literal["hybrid"] = "hybrid"
     stem: Literal[tuple(STEMS)] = Field("conv", description="image to patches: convolutions, or ViT's one projection")
-    bridge: BridgeSettings = Field(BridgeSettings(), description="tokens to feature map")
+    bridge: BridgeSettings | None = Field(
+        BridgeSettings(), description="tokens to the patches' map; null: none, for merging that leaves a grid"
+    )
     cnn: CNNSettings | None = Field(CNNSettings(), description="CNN stage; null: none, and no bridge to it")
 
     @model_validator(mode="after")
-    def _stem_and_grid(self) -> HybridSettings:
+    def _parts_fit(self) -> HybridSettings:
         if self.stem == "conv":
             ConvStem.widths(self.embed_dim, self.patch_size)
         grid = self.grid[0]
-        if grid % self.bridge.stride:
+        if self.bridge is not None and grid % self.bridge.stride:
             raise ValueError(f"bridge.stride = {self.bridge.stride}: does not divide the grid of {grid} patches a side")
+        # Decided by the method, not by what r is now: another schedule may be set at any time.
+        fits = [name for name, m in MERGERS.items() if m.shrink is not None or m.at_most(prod(self.grid)) == 0]
+        if self.bridge is None and self.cnn is not None and self.merge.method not in fits:
+            raise ValueError(
+                f"bridge = null: merge.method = {self.merge.method} leaves no grid of patches; "
+                f"use {' or '.join(fits)}, or give a bridge"
+            )
         return self
 
 
@@ -114,7 +124,10 @@ def build_hybrid(settings: HybridSettings) -> Hybrid:
     if settings.cnn is None:
         return Hybrid(vit, None)
     dim = settings.cnn.dim or settings.embed_dim
-    bridge = Bridge(settings.embed_dim, dim, settings.bridge.stride, settings.bridge.skip)
+    if settings.bridge is None:
+        bridge = DirectMap(settings.embed_dim, dim)
+    else:
+        bridge = Bridge(settings.embed_dim, dim, settings.bridge.stride, settings.bridge.skip)
     block = CONV_BLOCKS[settings.cnn.block]
     stages = nn.Sequential(*[block(dim, settings.cnn.layer_scale) for _ in range(settings.cnn.depth)])
     return Hybrid(vit, ConvHead(bridge, stages, dim, settings.num_classes))

@@ -51,7 +51,7 @@ def _line(cls: type[BaseModel], details: list[Mapping[str, Any]], where: str) ->
     A value that fits no member of `int | list[int]` has an error for each: the deepest says most, and those of equal
     depth are alternatives.
     """
-    located = [(*_locate(cls, detail["loc"]), detail) for detail in details]
+    located = [(*_locate(cls, detail), detail) for detail in details]
     top = located[0][0]
     here = [(path, owner, detail) for path, owner, detail in located if path[: len(top)] == top]
     path, owner, first = max(here, key=lambda entry: len(entry[0]))
@@ -107,8 +107,9 @@ def _range(field: FieldInfo) -> str:
     return " and ".join(bounds)
 
 
-def _locate(cls: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], type[BaseModel] | None]:
-    """The key path of an error location without pydantic's union tags, and the class that the last key belongs to."""
+def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
+    """The key path of an error without pydantic's union tags, and the class that the last key belongs to."""
+    loc, stranger = detail["loc"], detail["type"] == "extra_forbidden"
     path: list[str] = []
     owners: list[type[BaseModel]] = [cls]
     owner: type[BaseModel] | None = cls
@@ -120,7 +121,7 @@ def _locate(cls: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], type
         elif holder is not None:
             owner, owners = holder, _classes(holder.model_fields[part].annotation)
             path.append(str(part))
-        elif isinstance(part, int) or (owners and i == len(loc) - 1):
+        elif isinstance(part, int) or (stranger and i == len(loc) - 1):
             owner = owners[0] if owners else None
             path.append(str(part))
     return path, owner

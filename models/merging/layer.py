@@ -17,7 +17,8 @@ class MergeLayer(nn.Module):
     Args:
         merger: the method, its options bound.
         metric: "keys": the keys' mean over the heads (Bolya et al., 2023); "tokens": the tokens themselves; "learned":
-            a linear head on the attention's input, as wide as one attention head (Lee and Hong, 2024).
+            a linear head on the attention's input, as wide as one attention head (Lee and Hong, 2024). It learns from
+            the soft form of a method that has one alone; with all others it stays as it is.
         prefix: how many leading tokens are protected.
         depth: the block's number over the number of blocks.
         dim: width of a token.
@@ -48,13 +49,16 @@ class MergeLayer(nn.Module):
         if self.merger.attention is not None:
             attention = attention_received(q, k, bias, self.merger.attention)
         metric = self.compared(x, source, k)
+        if self.training and self.merger.soft is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                return self.merger.soft(x, tokens, metric, r, self.prefix)
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth)
 
     def compared(self, x: Tensor, source: Tensor, k: Tensor) -> Tensor:
         """What the method compares tokens by, (B, T, D) float32."""
         if self.metric == "keys":
             return k.mean(1, dtype=torch.float32)
-        return (x if self.metric == "tokens" else self.head(source)).float()
+        return (x if self.metric == "tokens" else self.head(source.detach())).float()
 
 
 @torch.no_grad()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from models.merging import MERGERS
 from models.merging.contract import Merger
+from models.merging.facility_location import SELECTIONS
 from models.merging.layer import METRICS
 from models.merging.schedule import Plan
-from models.settings import Settings
+from models.settings import Settings, UserError
 
-OPTIONS = ("kth", "prune", "neighbours")  # options that not every method takes
+OPTIONS = ("kth", "prune", "neighbours", "form")  # options that not every method takes
 BUDGETS = ("r", "keep", "target_gmacs", "target_ratio")  # ways to say how many tokens go: one of them
 
 
@@ -41,25 +42,65 @@ class KeepSettings(Settings):
     rate: float = Field(gt=0, le=1, description="share of the patches that each of the blocks keeps, rounded up")
     blocks: list[int] = Field([4, 7, 10], min_length=1, description="which blocks, the first is 1")
 
+    @field_validator("blocks")
+    @classmethod
+    def _once(cls, blocks: list[int]) -> list[int]:
+        if twice := sorted({block for block in blocks if blocks.count(block) > 1}):
+            raise ValueError(f"block {twice[0]} stands there twice; name each block once")
+        return blocks
+
+
+def _written_as(r: Any) -> str | None:
+    """Which way of writing r a value means to be, so that an error speaks of that one alone."""
+    if isinstance(r, dict):
+        ways = {SECTIONS[key] for key in r if key in SECTIONS}
+        return ways.pop() if len(ways) == 1 else None
+    kinds = {int: "number", list: "list", LinearSettings: "linear", AnySettings: "any"}
+    return kinds.get(type(r))
+
+
+SECTIONS = {"first": "linear", "last": "linear", "train": "any"}  # r as a section: its keys
+Removed = Annotated[
+    Annotated[int, Tag("number")]
+    | Annotated[list[int], Tag("list")]
+    | Annotated[LinearSettings, Tag("linear")]
+    | Annotated[AnySettings, Tag("any")],
+    Discriminator(
+        _written_as,
+        custom_error_type="merge_r",
+        custom_error_message="must be a whole number, a list with one for each block, {first: n, last: n} "
+        "or {train: [least, most]}",
+    ),
+]
+
 
 class MergeSettings(Settings):
     """How tokens are merged."""
 
     method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")
-    r: int | list[int] | LinearSettings | AnySettings = Field(
+    r: Removed = Field(
         0,
         description="tokens removed by each block: n, one n per block, {first: n, last: n} or {train: [least, most]}",
     )
     keep: KeepSettings | None = Field(None, description="in place of r: the share of patches that chosen blocks keep")
     target_gmacs: float | None = Field(None, gt=0, description="in place of r: GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(
-        None, ge=1, description="in place of r: how many times fewer MACs than without merging"
-    )
+        None, description="in place of r: MACs without merging over MACs with it, 1 or more",
+        json_schema_extra={"minimum": 1},
+    )  # fmt: skip
     metric: Literal[METRICS] | None = Field(None, description="what tokens are compared by; null: the method's own")
     prop_attn: bool = Field(True, description="weigh attention by token size")
     kth: int | None = Field(None, ge=2, description="tome: every kth patch is a destination; null: 2")
     prune: bool | None = Field(None, description="topk: drop patches instead of fusing them, their mass is lost")
     neighbours: int | None = Field(None, ge=1, description="dpc_knn: nearest neighbours that make the density; null: 5")
+    form: Literal[SELECTIONS] | None = Field(None, description="facility_location: how patches are selected; null: auto")
+
+    @field_validator("target_ratio")
+    @classmethod
+    def _is_a_saving(cls, ratio: float | None) -> float | None:
+        if ratio is not None and ratio < 1:
+            raise ValueError("must be at least 1: MACs without merging over MACs with it; 2 halves them")
+        return ratio
 
     @model_validator(mode="after")
     def _goes_together(self) -> MergeSettings:
@@ -72,6 +113,11 @@ class MergeSettings(Settings):
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 takers = " and ".join(name for name, merger in MERGERS.items() if key in merger.options)
                 raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {takers} has")
+        if MERGERS[self.method].soft is not None:
+            if self.compared_by() != "learned":
+                raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own; leave it out")
+            if not self.prop_attn:
+                raise ValueError(f"merge.prop_attn = false: {self.method} learns through it; leave it true")
         return self
 
     @property
@@ -96,7 +142,10 @@ class MergeSettings(Settings):
             ValueError: a list of another length, a block that there is not, or a budget that has yet to be solved.
         """
         if not self.solved:
-            raise ValueError("merge.target_gmacs, merge.target_ratio: engine.budget.solve turns them into merge.r")
+            key = "target_ratio" if self.target_gmacs is None else "target_gmacs"
+            raise UserError(
+                f"model.merge.{key} = {getattr(self, key)}: not solved yet; build from engine.budget.solve(settings)"
+            )
         if self.keep is not None:
             if strangers := [b for b in self.keep.blocks if not 1 <= b <= depth]:
                 raise ValueError(f"merge.keep.blocks = {self.keep.blocks}: no block {strangers[0]}; use 1 to {depth}")

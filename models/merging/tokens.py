@@ -16,17 +16,28 @@ from torch import Tensor
 from models.merging.contract import Assignment, Grid, MergeContext, Merger
 
 
+class Soft(NamedTuple):
+    """A soft state, which a method in training may leave (dtem.py): input tokens are divided among tokens."""
+
+    share: Tensor  # (B, P + N, T) float32: how much of each input token is in each token; rows sum to one
+    active: int  # how many tokens, from the first, still take part in merging
+
+
 class Tokens(NamedTuple):
-    """What became of the input tokens. Travels through the network beside `x`, as a value."""
+    """What became of the input tokens. Travels through the network beside `x`, as a value.
+
+    In a soft state `index` names the token with the largest share, and `size` is the shares' sum over the input tokens.
+    """
 
     index: Tensor  # (B, P + N) int64: the token that each input token is now part of
     size: Tensor  # (B, T) float32: how many input tokens each token stands for; bincount(index), if none was dropped
     grid: Grid | None = None  # rows and columns of the T - P patches, as long as they are a grid in row order
+    soft: Soft | None = None
 
     @property
     def merged(self) -> bool:
         """Whether any token was merged so far. Static: it is a matter of shapes."""
-        return self.size.shape[1] < self.index.shape[1]
+        return self.soft is not None or self.size.shape[1] < self.index.shape[1]
 
 
 def initial_tokens(x: Tensor, grid: Grid | None = None) -> Tokens:
@@ -72,8 +83,7 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
 
     A token weighs its size, times the weight that the assignment gives it, if it gives one.
     """
-    batch, _, channels = x.shape
-    count = prefix + assignment.count
+    batch, channels, count = x.shape[0], x.shape[2], prefix + assignment.count
     protected = torch.arange(prefix, device=x.device).expand(batch, prefix)
     index = torch.cat([protected, assignment.index + prefix], dim=1)  # (B, T)
 
@@ -81,19 +91,36 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
     if assignment.weight is not None:
         factor = torch.cat([torch.ones_like(protected, dtype=weight.dtype), assignment.weight], dim=1)
         kept, weight = tokens.size * (factor > 0), tokens.size * factor
-    size = kept.new_zeros(batch, count).scatter_add(1, index, kept)
-    share = size if assignment.weight is None else torch.zeros_like(size).scatter_add(1, index, weight)
-    weighted = x.float() * weight.unsqueeze(-1)
-    total = weighted.new_zeros(batch, count, channels)
-    total = total.scatter_add(1, index.unsqueeze(-1).expand(-1, -1, channels), weighted)
-    mean = (total / share.unsqueeze(-1)).to(x.dtype)
+    size = _sum_by_index(kept, index, count)
+    total = size if assignment.weight is None else _sum_by_index(weight, index, count)
+    # Each token's share in its mean comes first: what is then added up needs no division, and a token alone stays as
+    # it is. index_add over all rows of the batch takes a tenth of a scatter_add along dimension 1 (docs/merging.md).
+    parts = x * (weight / total.gather(1, index)).unsqueeze(-1)  # float32, whatever x is
+    rows = (index + count * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()
+    mean = parts.new_zeros(batch * count, channels).index_add(0, rows, parts.flatten(0, 1))
+    mean = mean.view(batch, count, channels).to(x.dtype)
     return mean, Tokens(index.gather(1, tokens.index), size, assignment.grid)
 
 
+def _sum_by_index(value: Tensor, index: Tensor, count: int) -> Tensor:
+    """(B, T) -> (B, count): the sum of the values that share an index."""
+    return value.new_zeros(value.shape[0], count).scatter_add(1, index, value)
+
+
 def unmerge(x: Tensor, tokens: Tokens, prefix: int = 0) -> Tensor:
-    """Gives every input token its output token: (B, T, C) -> (B, P + N - prefix, C), the first `prefix` left out."""
+    """Gives every input token its output token: (B, T, C) -> (B, P + N - prefix, C), the first `prefix` left out.
+
+    In a soft state: the mean of the tokens that it is in, by its shares.
+    """
+    if tokens.soft is not None:
+        return tokens.soft.share[:, prefix:].to(x.dtype) @ x
     index = tokens.index[:, prefix:]
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def log_size(tokens: Tokens) -> Tensor:
+    """log size, (B, T) float32; in a soft state, which can leave nothing of a token, at least log 1e-6."""
+    return tokens.size.log() if tokens.soft is None else tokens.size.clamp(min=1e-6).log()
 
 
 def size_bias(tokens: Tokens) -> Tensor | None:
@@ -101,4 +128,4 @@ def size_bias(tokens: Tokens) -> Tensor | None:
 
     softmax(q k^T / sqrt(d) + log size) is attention over the duplicated tokens (Bolya et al., 2023, eq. 1).
     """
-    return tokens.size.log()[:, None, None, :] if tokens.merged else None
+    return log_size(tokens)[:, None, None, :] if tokens.merged else None

@@ -1,4 +1,4 @@
-"""The contract of merging, and ToMe against a literal transcription of its paper."""
+"""The contract of merging, for every entry of MERGERS."""
 
 from math import prod
 
@@ -173,43 +173,11 @@ def test_gradients_are_those_of_the_mean(merger):
     torch.testing.assert_close(total, torch.ones_like(total))  # the weights of a mean sum to one
 
 
-def tome_by_the_book(metric: np.ndarray, r: int) -> list[list[int]]:
-    """Section 3 of the paper, step by step, in loops: which input patches make up each output patch."""
-    destinations, sources = list(range(0, len(metric), 2)), list(range(1, len(metric), 2))  # 1. partition in two
-    unit = [vector / np.linalg.norm(vector) for vector in metric]
-    edges = []
-    for s in sources:  # 2. an edge from each source to its most similar destination
-        similarity = [unit[s] @ unit[d] for d in destinations]
-        edges.append((max(similarity), s, destinations[int(np.argmax(similarity))]))
-    strongest = sorted(edges, key=lambda edge: -edge[0])[:r]  # 3. keep the r strongest edges
-    partner = {s: d for _, s, d in strongest}
-    kept = [[s] for s in sources if s not in partner]  # 4. merge what is connected; 5. put the two sets together
-    return kept + [[d] + [s for s in sources if partner.get(s) == d] for d in destinations]
-
-
-@settings(max_examples=60, deadline=None)
-@given(patches=st.integers(2, 20), seed=st.integers(0, 2**32 - 1), data=st.data())
-def test_tome_equals_its_paper(patches, seed, data):
-    r = data.draw(st.integers(0, patches // 2))
-    metric = np.random.default_rng(seed).standard_normal((patches, 5))
-    answer = MERGERS["tome"].assign(torch.from_numpy(metric).float()[None], r, MergeContext(torch.ones(1, patches)))
-    groups = [np.flatnonzero(answer.index[0].numpy() == i).tolist() for i in range(answer.count)]
-    assert groups == [sorted(group) for group in tome_by_the_book(metric, r)]
-
-
 def test_ties_go_to_the_lower_position():
     metric = torch.ones(1, 8, 3)
     answer = MERGERS["tome"].assign(metric, 2, MergeContext(torch.ones(1, 8)))
     # sources 1 and 3 go first, both into destination 0; sources 5 and 7 stay
     assert answer.index.tolist() == [[2, 2, 3, 2, 4, 0, 5, 1]]
-
-
-def test_tome_finds_planted_pairs():
-    """Patches 2i and 2i + 1 are one vector with noise: every one of them is merged with its twin."""
-    rng = np.random.default_rng(0)
-    twins = np.repeat(rng.standard_normal((16, 32)), 2, axis=0) + 0.05 * rng.standard_normal((32, 32))
-    answer = MERGERS["tome"].assign(torch.from_numpy(twins).float()[None], 16, MergeContext(torch.ones(1, 32)))
-    assert answer.count == 16 and torch.equal(answer.index[0, 0::2], answer.index[0, 1::2])
 
 
 def test_applying_an_assignment_weighs_by_size():

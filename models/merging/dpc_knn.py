@@ -1,0 +1,60 @@
+"""Clustering around density peaks.
+
+Du, Ding, Jia: Study on Density Peaks Clustering Based on k-Nearest Neighbors and Principal Component Analysis.
+Knowledge-Based Systems 99, 2016. As a way to merge tokens: Zeng, Jin, Liu, Qian, Luo, Ouyang, Wang: Not All Tokens Are
+Equal: Human-centric Visual Analysis via Token Clustering Transformer (TCFormer). CVPR 2022, section 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.merging.contract import Assignment, MergeContext
+
+
+def dpc_knn(metric: Tensor, r: int, context: MergeContext, neighbours: int = 5) -> Assignment:
+    """N - r patches that are dense and far from anything denser become centres; all others join the nearest of them.
+
+    With d_ij the distance of patches i and j, and kNN(i) the k patches nearest to i, itself not among them:
+
+        rho_i   = exp(-1/k sum_{j in kNN(i)} d_ij^2)
+        delta_i = min_{j: rho_j > rho_i} d_ij; for the densest max_j d_ij
+
+    Centres are the patches with the highest rho delta. The output holds them in their old order. Ties go to the lower
+    position: of two equally dense patches it counts as the denser.
+
+    Distances are divided by sqrt(D), as in TCFormer's public code, so that they do not grow with the metric's width.
+    That code finds a patch among its own neighbours, breaks ties by noise, and takes the largest distance of all for
+    the densest; none of it here. TCFormer weighs its means by a learned importance; here they go by size alone.
+
+    Args:
+        metric: (B, N, D) float32.
+        r: tokens to remove, 0 <= r < N.
+        context: not looked at.
+        neighbours: k; where there are no more than that, all others.
+
+    Returns:
+        An assignment to N - r output patches.
+    """
+    patches, dim = metric.shape[1:]
+    # Not as a^2 + b^2 - 2ab: that cancels between neighbours, where it matters most.
+    distance = torch.cdist(metric, metric, compute_mode="donot_use_mm_for_euclid_dist") / dim**0.5
+    peaked = peakedness(distance, min(neighbours, patches - 1)).argsort(dim=-1, descending=True, stable=True)
+
+    chosen = torch.zeros_like(distance[:, 0]).scatter(1, peaked[:, : patches - r], 1.0).bool()
+    place = chosen.cumsum(dim=1) - 1
+    nearest = distance.masked_fill(~chosen.unsqueeze(1), torch.inf).argmin(dim=-1)
+    # Centres may coincide: each stays its own all the same.
+    return Assignment(torch.where(chosen, place, place.gather(1, nearest)), patches - r)
+
+
+def peakedness(distance: Tensor, k: int) -> Tensor:
+    """log(rho delta) of each patch, (B, N), from all distances (B, N, N); rho itself underflows between far patches."""
+    # The k + 1 smallest, since each patch is at distance 0 from itself.
+    log_density = -distance.topk(k + 1, largest=False).values.square().sum(dim=-1) / max(k, 1)
+    position = torch.arange(distance.shape[1], device=distance.device)
+    mine, other = log_density.unsqueeze(2), log_density.unsqueeze(1)
+    denser = (other > mine) | ((other == mine) & (position < position.unsqueeze(1)))
+    to_denser = distance.masked_fill(~denser, torch.inf).amin(dim=-1)
+    return log_density + torch.where(denser.any(dim=-1), to_denser, distance.amax(dim=-1)).log()

@@ -1,0 +1,105 @@
+"""Token merging by a learned metric: soft in training, bipartite soft matching at test.
+
+Lee, Hong: Learning to Merge Tokens via Decoupled Embedding for Efficient Vision Transformers. NeurIPS 2024. Theirs are
+the embedding (one linear layer on the attention's input, used for nothing but matching and without a gradient into
+the tokens), soft grouping by the relaxed top-r of Xie and Ermon (Reparameterizable Subset Sampling via Continuous
+Relaxations, IJCAI 2019) over all pairs of a source and a destination, no source giving more than all of itself, soft
+merging by effective sizes, and the two temperatures. With cosines c_ab, p^t the softmax of l^t over all pairs (a, b):
+
+    l^1_ab = c_ab / (0.1 temperature)      l^(t+1)_ab = l^t_ab + log(1 - sum_b p^t_ab) / temperature      t = 1 ... r
+    s_ab = sum_t p^t_ab / max(1, sum_b sum_t p^t_ab)
+    x_b <- (m_b x_b + sum_a s_ab m_a x_a) / (m_b + sum_a s_ab m_a)
+    m_b <- m_b + sum_a s_ab m_a            m_a <- m_a (1 - sum_b s_ab)
+
+Ours: every destination takes part (theirs: the three most similar to each source), the exact gradient of the division
+by max(1, .), and what comes after. The tokens stand as the test would leave them, first the sources that stay, then the
+destinations, and the r sources that gave most go to the end, where they are attended to by what is left of them but
+merge no more (theirs: the r smallest by size); and each input token's share in every token is kept, for maps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.merging.contract import Assignment, MergeContext
+from models.merging.tokens import Soft, Tokens
+from models.merging.tome import tome
+
+SPREAD = 0.1  # cosines are divided by it first
+TINY = 1e-30  # log of what is left of a source that was taken whole
+
+
+def dtem(metric: Tensor, r: int, context: MergeContext) -> Assignment:
+    """The form at test: `tome`, on the learned metric (B, N, D). 0 <= r <= N // 2 -> N - r output patches."""
+    return tome(metric, r, context)
+
+
+def soften(
+    x: Tensor, tokens: Tokens, metric: Tensor, r: int, prefix: int, temperature: float = 0.1
+) -> tuple[Tensor, Tokens]:
+    """The form in training: every source gives a part of itself to every destination.
+
+    All tokens stay, so that a training step costs what it costs without merging, and a little more: r softmaxes over
+    the sources of each image and a product of shares, T^3 / 4 MACs a block.
+
+    Args:
+        x: tokens (B, T, C), the `prefix` protected ones first.
+        tokens: their state.
+        metric: (B, T, D) float32, with its gradient.
+        r: how many tokens fewer the form at test would leave, at most half of the patches that still take part.
+        prefix: how many leading tokens are protected.
+        temperature: of the relaxed top-r; towards 0 sizes and means become those of the form at test.
+
+    Returns:
+        x (B, T, C) and its soft state, float32 whatever x is.
+    """
+    share, active = tokens.soft or Soft(F.one_hot(tokens.index, x.shape[1]).float(), x.shape[1])
+    a, b = slice(prefix + 1, active, 2), slice(prefix, active, 2)
+    group, taken = grouped(metric[:, a], metric[:, b], r, temperature)  # s (B, sources, destinations), (B, sources)
+
+    values = x.float()
+    given = tokens.size[:, a].unsqueeze(-1) * group  # s_ab m_a
+    size = tokens.size[:, b] + given.sum(1)
+    mean = (tokens.size[:, b].unsqueeze(-1) * values[:, b] + given.mT @ values[:, a]) / size.unsqueeze(-1)
+    left = (1 - group.sum(-1)).clamp(min=0)
+    ceded, received = share[:, :, a] * left.unsqueeze(1), share[:, :, b] + share[:, :, a] @ group
+
+    order = _order(taken, r, prefix, mean.shape[1], x.shape[1] - active)
+    values = torch.cat([values[:, :prefix], values[:, a], mean, values[:, active:]], dim=1)
+    values = values.gather(1, order.unsqueeze(-1).expand_as(values)).to(x.dtype)
+    share = torch.cat([share[:, :, :prefix], ceded, received, share[:, :, active:]], dim=2)
+    share = share.gather(2, order.unsqueeze(1).expand_as(share))
+    return values, Tokens(share.argmax(-1), share.sum(1), soft=Soft(share, active - r))
+
+
+def grouped(sources: Tensor, destinations: Tensor, r: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Soft grouping. A source's pairs all lose the same log(1 - .), so how it divides among destinations never changes.
+
+    The softmax over all pairs is therefore one over sources, of the log-sum-exp of their pairs, times one over each
+    source's destinations: r steps over S numbers in place of S x D.
+
+    Args:
+        sources, destinations: (B, S, C) and (B, D, C).
+        r: sources to take, at most S.
+        temperature: of the relaxed top-r.
+
+    Returns:
+        s (B, S, D), its rows' sums at most 1; and how much of each source was taken (B, S), without that limit.
+    """
+    unit_a, unit_b = (F.normalize(m, dim=-1, eps=1e-4) for m in (sources, destinations))  # 1e-12: gradients of 1e12
+    logits = unit_a @ unit_b.mT / (SPREAD * temperature)
+    level, taken = logits.logsumexp(-1), torch.zeros_like(logits[..., 0])
+    for _ in range(r):
+        p = level.softmax(-1)
+        taken = taken + p
+        level = level + (1 - p).clamp(min=TINY).log() / temperature
+    return taken.clamp(max=1).unsqueeze(-1) * logits.softmax(-1), taken
+
+
+def _order(taken: Tensor, r: int, prefix: int, destinations: int, inactive: int) -> Tensor:
+    """Where each place's token comes from, (B, T): prefix, sources that stay, destinations, gone sources, the rest."""
+    gone = torch.zeros_like(taken).scatter(1, taken.argsort(dim=1, descending=True, stable=True)[:, :r], 1.0)
+    ranks = [gone.new_full((len(gone), count), rank) for rank, count in ((0, prefix), (2, destinations), (4, inactive))]
+    return torch.cat([ranks[0], 1 + 2 * gone, *ranks[1:]], dim=1).argsort(dim=1, stable=True)

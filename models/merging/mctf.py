@@ -1,0 +1,68 @@
+"""Merging by similarity, informativeness and size at once.
+
+Lee, Choi, Kim: Multi-criteria Token Fusion with One-step-ahead Attention for Efficient Vision Transformers (MCTF).
+CVPR 2024, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.merging.contract import Assignment, MergeContext
+from models.merging.topk import LEAST_ATTENTION
+
+SIMILARITY, INFORMATION, SIZE = 1, 1 / 20, 1 / 40  # tau of each criterion, for ImageNet
+
+
+def mctf(metric: Tensor, r: int, context: MergeContext) -> Assignment:
+    """Merges what is similar, little attended to and small, in both directions of a bipartite matching.
+
+    With unit vectors v, attention received a (mean over heads and queries) and sizes s, a pair scores
+
+        W_ij = ((v_i . v_j + 1) / 2)^tau_sim  (1 / (a_i a_j))^tau_info  (1 / (s_i s_j))^tau_size
+
+    Of A = patches 0, 2, 4, ... and B = patches 1, 3, 5, ..., the r // 2 of A that score best with their best partner
+    in B merge into it; then the r - r // 2 of B that score best with their best partner among those left of A merge
+    into that, together with what they took up. A fused patch is sum a_i s_i x_i / sum a_i s_i over its parts. The
+    output holds what is left of A, then of B, in their old order. Ties go to the lower position.
+
+    The second direction uses the scores of the first, as in the public code, not those of the fused patches. That code
+    stops at r = N // 2; matching in both directions goes on to N - 1. Left out: one-step-ahead attention (a is this
+    block's attention, where the paper takes the next one's and reuses it there) and the consistency loss.
+
+    Args:
+        metric: (B, N, D) float32.
+        r: tokens to remove, 0 <= r < N.
+        context: its attention, over all tokens, and its sizes.
+
+    Returns:
+        An assignment to N - r output patches.
+    """
+    patches, first = metric.shape[1], r // 2
+    attention = context.attention.clamp(min=LEAST_ATTENTION)
+    score = log_score(metric, attention, context.size)  # (B, A, B)
+
+    best, into_b = score.max(dim=2)
+    ranked = best.argsort(dim=-1, descending=True, stable=True)
+    gone_a = torch.zeros_like(best).scatter(1, ranked[:, :first], 1.0).bool()
+    left = ranked[:, first:].sort().values
+    best, into_a = score.gather(1, left.unsqueeze(-1).expand(-1, -1, score.shape[2])).max(dim=1)
+    ranked = best.argsort(dim=-1, descending=True, stable=True)
+    gone_b = torch.zeros_like(best).scatter(1, ranked[:, : r - first], 1.0).bool()
+
+    of_b = torch.where(gone_b, into_a, left.shape[1] + (~gone_b).cumsum(dim=1) - 1)
+    of_a = torch.where(gone_a, of_b.gather(1, into_b), (~gone_a).cumsum(dim=1) - 1)
+    index = torch.empty(metric.shape[:2], dtype=torch.int64, device=metric.device)
+    index[:, 0::2], index[:, 1::2] = of_a, of_b
+    return Assignment(index, patches - r, attention)
+
+
+def log_score(metric: Tensor, attention: Tensor, size: Tensor) -> Tensor:
+    """log W of patches 0, 2, 4, ... with patches 1, 3, 5, ..., (B, ceil(N / 2), N // 2); -inf for opposite vectors."""
+    unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: similarity 0 to everything
+    cosine = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
+    own = -INFORMATION * attention.log() - SIZE * size.log()
+    similarity = SIMILARITY * ((cosine + 1) / 2).clamp(min=0).log()
+    return similarity + own[:, 0::2, None] + own[:, None, 1::2]

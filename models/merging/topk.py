@@ -1,0 +1,65 @@
+"""Keeping what the class token attends to.
+
+Liang, Ge, Tong, Song, Wang, Xie: Not All Patches are What You Need: Expediting Vision Transformers via Token
+Reorganizations (EViT). ICLR 2022, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.merging.contract import Assignment, MergeContext
+
+# In place of smaller attention, such as a softmax that underflowed: of no weight beside any that did not, and large
+# enough for its products with tokens and sizes to be normal numbers.
+LEAST_ATTENTION = 1e-20
+
+
+def topk(metric: Tensor, r: int, context: MergeContext, prune: bool = False) -> Assignment:
+    """Keeps the patches that the class token attends to most; the r + 1 others fuse into one.
+
+    With a_i the class token's attention to patch i, mean over the heads, and F the r + 1 patches of least attention:
+
+        x_fused = sum_{i in F} a_i x_i / sum_{i in F} a_i
+
+    The output holds the kept patches in their old order, then the fused one. Ties go to the lower position. In the
+    next block the fused one is a patch like any other.
+
+    EViT's sum is not divided by its weights; here it is, so that the fused patch is a mean. A merged patch's attention
+    counts all that it stands for (proportional attention), so the weight given is a_i / size_i: size x weight is a_i.
+
+    With `prune`, nothing is fused and **mass is lost**: the r patches of least attention are dropped, in no mean and
+    no size. On a map they show the kept patch that is most similar to them by the metric.
+
+    Args:
+        metric: (B, N, D) float32, looked at where patches are pruned.
+        r: tokens to remove, 0 <= r < N.
+        context: its attention, from the class token, and its sizes.
+        prune: drop instead of fusing.
+
+    Returns:
+        An assignment to N - r output patches.
+    """
+    patches = metric.shape[1]
+    order = context.attention.argsort(dim=-1, descending=True, stable=True)
+    if prune:
+        return _pruned(metric, order, r)
+    kept = torch.zeros_like(context.attention).scatter(1, order[:, : patches - r - 1], 1.0).bool()
+    index = torch.where(kept, kept.cumsum(dim=1) - 1, patches - r - 1)
+    weight = context.attention.clamp(min=LEAST_ATTENTION) / context.size
+    return Assignment(index, patches - r, torch.where(kept, 1.0, weight))
+
+
+def _pruned(metric: Tensor, order: Tensor, r: int) -> Assignment:
+    """Drops the last r of `order` (B, N), patches by falling attention."""
+    batch, patches, dim = metric.shape
+    survivors, dropped = order[:, : patches - r].sort().values, order[:, patches - r :]
+    unit = F.normalize(metric, dim=-1)
+    a, b = (unit.gather(1, part.unsqueeze(-1).expand(-1, -1, dim)) for part in (dropped, survivors))
+    most_similar = (a @ b.transpose(1, 2)).argmax(dim=-1)  # (B, r)
+
+    place = torch.arange(patches - r, device=metric.device).expand(batch, -1)
+    index = torch.empty_like(order).scatter(1, survivors, place).scatter(1, dropped, most_similar)
+    return Assignment(index, patches - r, torch.ones_like(metric[..., 0]).scatter(1, dropped, 0.0))

@@ -1,0 +1,164 @@
+"""Facility location: submodular, as good as its bound says, and equal to a plain loop in all its forms."""
+
+from itertools import combinations
+from math import e
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from models.merging import MERGERS, MergeContext
+from models.merging.facility_location import chosen_form, facility_location
+from models.merging.selection import DENSE, SPARSE, select
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def drawn(seed: int, patches: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """A metric (B, N, 4) and sizes (B, N) of 1 to 5."""
+    rng = np.random.default_rng(seed)
+    metric = torch.from_numpy(rng.standard_normal((batch, patches, 4)).astype(np.float32))
+    return metric, torch.from_numpy(rng.integers(1, 6, (batch, patches)).astype(np.float32))
+
+
+def similarities(metric: torch.Tensor) -> torch.Tensor:
+    unit = F.normalize(metric, dim=-1)
+    return (unit @ unit.transpose(1, 2) + 1) / 2
+
+
+def value(similarity: np.ndarray, size: np.ndarray, chosen) -> float:
+    """F(S) as it is defined."""
+    total = 0.0
+    for i in range(len(size)):
+        total += size[i] * max((similarity[i, j] for j in chosen), default=0.0)
+    return total
+
+
+def greedy_by_the_book(similarity, size, count):
+    chosen = []
+    for _ in range(count):
+        left = [j for j in range(len(size)) if j not in chosen]
+        chosen.append(max(left, key=lambda j: value(similarity, size, [*chosen, j])))
+    return sorted(chosen)
+
+
+def elimination_by_the_book(similarity, size, count):
+    chosen = list(range(len(size)))
+    while len(chosen) > count:
+        dropped = max(chosen, key=lambda j: value(similarity, size, [k for k in chosen if k != j]))
+        chosen.remove(dropped)
+    return chosen
+
+
+BY_THE_BOOK = {"greedy": greedy_by_the_book, "elimination": elimination_by_the_book}
+
+
+@pytest.mark.parametrize("kernels", [SPARSE, DENSE], ids=["sparse", "dense"])
+@pytest.mark.parametrize("form", BY_THE_BOOK)
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, patches=st.integers(1, 12), data=st.data())
+def test_both_kernels_equal_a_plain_loop(kernels, form, seed, patches, data):
+    count = data.draw(st.integers(1, patches))
+    metric, size = drawn(seed, patches, batch=2)
+    similarity = similarities(metric)
+    arguments = (similarity.numpy(), size.numpy()) if kernels is SPARSE else (similarity, size)
+    kept = np.asarray(kernels[form](*arguments, count))
+    for image in range(2):
+        exact, weight = similarity[image].double().numpy(), size[image].double().numpy()
+        book = BY_THE_BOOK[form](exact, weight, count)
+        # Two patches may tie to the last bit of fp32: what is chosen is then worth the same.
+        assert kept[image].tolist() == book or np.isclose(
+            value(exact, weight, kept[image]), value(exact, weight, book), rtol=1e-6
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, patches=st.integers(2, 9), data=st.data())
+def test_forward_greedy_reaches_its_bound(seed, patches, data):
+    """At least 1 - 1/e of the best set of the same size, found by looking at all of them."""
+    count = data.draw(st.integers(1, patches - 1))
+    metric, size = drawn(seed, patches)
+    similarity, weight = similarities(metric)[0].numpy(), size[0].numpy()
+    best = max(value(similarity, weight, chosen) for chosen in combinations(range(patches), count))
+    kept = select(similarities(metric), size, count, "greedy")[0].tolist()
+    assert value(similarity, weight, kept) >= (1 - 1 / e) * best
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, patches=st.integers(2, 10), data=st.data())
+def test_the_function_is_monotone_and_submodular(seed, patches, data):
+    """For A within B and j outside: adding j never hurts, and helps A at least as much as B."""
+    metric, size = drawn(seed, patches)
+    similarity, weight = similarities(metric)[0].double().numpy(), size[0].double().numpy()
+    order = data.draw(st.permutations(range(patches)))
+    b = data.draw(st.integers(0, patches - 1))
+    a = data.draw(st.integers(0, b))
+    small, large, j = order[:a], order[:b], order[b]
+    to_small = value(similarity, weight, [*small, j]) - value(similarity, weight, small)
+    to_large = value(similarity, weight, [*large, j]) - value(similarity, weight, large)
+    assert to_small >= to_large - 1e-9 and to_large >= -1e-9
+
+
+@pytest.mark.parametrize("form", ["elimination", "stochastic"])
+@pytest.mark.parametrize("patches, count", [(64, 56), (64, 32), (196, 138)])
+def test_the_other_forms_are_worth_about_what_greedy_is(form, patches, count):
+    """No bound is claimed for them: this is what they reach, on images' worth of smooth and of random metrics."""
+    rng = torch.Generator().manual_seed(0)
+    side = round(patches**0.5)
+    smooth = F.interpolate(torch.randn(4, 8, 4, 4, generator=rng), size=(side, side), mode="bilinear").flatten(2)
+    for metric in (smooth.transpose(1, 2), torch.randn(4, patches, 8, generator=rng)):
+        similarity, size = similarities(metric), torch.ones(4, patches)
+        worth = {}
+        for name in ("greedy", form):
+            kept = select(similarity, size, count, name)
+            worth[name] = sum(value(similarity[i].numpy(), size[i].numpy(), kept[i].tolist()) for i in range(4))
+        assert worth[form] > 0.99 * worth["greedy"]
+
+
+@pytest.mark.parametrize("form", ["greedy", "elimination", "stochastic"])
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, patches=st.integers(2, 12), data=st.data())
+def test_every_other_patch_joins_the_selected_one_most_similar_to_it(form, seed, patches, data):
+    r = data.draw(st.integers(1, patches - 1))
+    metric, size = drawn(seed, patches)
+    answer = facility_location(metric, r, MergeContext(size), form)
+    kept = select(similarities(metric), size, patches - r, form)[0].tolist()
+    assert answer.index[0, kept].tolist() == list(range(patches - r)), "the selected stay, in order"
+    similarity = similarities(metric)[0]
+    for i in set(range(patches)) - set(kept):
+        nearest = similarity[i, kept].max()
+        torch.testing.assert_close(similarity[i, kept[answer.index[0, i]]], nearest, atol=1e-6, rtol=0)
+
+
+def test_size_makes_a_patch_count_for_many():
+    """Three patches at right angles: the two that stay are the two that stand for most."""
+    metric = torch.eye(3)[None]
+    for sizes, kept in (([1.0, 5.0, 3.0], [1, 2]), ([4.0, 1.0, 2.0], [0, 2])):
+        for form in ("greedy", "elimination"):
+            assert select(similarities(metric), torch.tensor([sizes]), 2, form).tolist() == [kept]
+
+
+def test_equal_patches_tie_to_the_lower_position():
+    answer = MERGERS["facility_location"].assign(torch.ones(1, 6, 2), 2, MergeContext(torch.ones(1, 6)))
+    assert answer.count == 4 and answer.index.max() == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "patches", "r", "expected"),
+    [("auto", 196, 13, "elimination"), ("auto", 196, 98, "greedy"), ("auto", 196, 150, "greedy"),
+     ("auto", 4096, 40, "stochastic"), ("greedy", 4096, 40, "greedy")],
+)  # fmt: skip
+def test_auto_takes_the_form_with_fewer_steps(form, patches, r, expected):
+    assert chosen_form(form, patches, r) == expected
+
+
+def test_selection_is_one_operator_to_the_compiler():
+    """No graph break, and no loop unrolled."""
+    metric, size = drawn(0, 16, batch=2)
+    compiled = torch.compile(facility_location, fullgraph=True, backend="eager")
+    answers = [f(metric, 5, MergeContext(size)).index for f in (compiled, facility_location)]
+    assert torch.equal(*answers)
+    torch.library.opcheck(select, (similarities(metric), size, 7, "greedy"))
