@@ -22,6 +22,7 @@ setup(
         "scikit-learn>=1.3",  # the handwritten digits of `make demo`, stratified splits
         "torchmetrics>=1.3",
         "matplotlib>=3.7",
+        "Pillow>=10.1",
         "tqdm>=4.65",
     ],
     extras_require={"dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20"]},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from math import prod
 from typing import Any
 
@@ -152,7 +152,7 @@ class _Search:
 
         def evenly(total: int) -> list[int]:
             marks = [total * i // blocks for i in range(blocks + 1)]
-            return [after - before for before, after in zip(marks, marks[1:])] + [0] * (self.depth - blocks)
+            return [after - before for before, after in pairwise(marks)] + [0] * (self.depth - blocks)
 
         low, high = 0, blocks * self.patches
         while high - low > 1:

@@ -16,6 +16,8 @@ from pydantic import Field, model_validator
 from engine.data import DATASETS, AugmentSettings, SplitSettings
 from engine.yaml12 import KEY, BadYAML, dump, parse
 from models import MODELS
+from models.merging import MERGERS
+from models.merging.settings import BUDGETS, OPTIONS, MergeSettings
 from models.settings import Settings, UserError, check, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -102,17 +104,18 @@ class RunSettings(Settings):
 def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     """Reads a settings file, what it inherits, and overrides, the later over the earlier.
 
-    Sections are merged key by key; lists and values are replaced. Where a layer names another model or dataset than
-    those below it, keys that only the old one has go with it.
+    Sections are merged key by key; lists and values are replaced. Where a layer names another model, dataset or
+    merging method than those below it, keys that only the old one has go with it; where it says how many tokens are
+    merged away (`r`, `keep`, `target_gmacs`, `target_ratio`), what those below it say of that goes.
 
     Args:
         cfg: a path, or a name under configs/ such as "digits/hybrid", with or without .yaml.
-        overrides: such as "train.lr=1e-3"; the value is YAML.
+        overrides: such as "train.lr=1e-3"; the value is YAML. "merge.r=4" is short for "model.merge.r=4".
 
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
     """
-    return check(RunSettings, _layer(_load(_find(cfg)), _parse_overrides(overrides)))
+    return check(RunSettings, _layer(_load(_find(cfg)), parse_overrides(overrides)))
 
 
 def to_yaml(settings: RunSettings) -> str:
@@ -164,8 +167,12 @@ def cli(main: Callable[[list[str]], None]) -> int:
     return code
 
 
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Overrides as one nested mapping."""
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Overrides as one nested mapping.
+
+    Raises:
+        UserError: one that is not of the form section.key=value, or whose value is no YAML.
+    """
     values: dict[str, Any] = {}
     for item in overrides:
         key, _, text = (part.strip() for part in item.partition("="))
@@ -175,6 +182,7 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             value = parse(text)
         except BadYAML as error:
             raise UserError(f"{item!r}: {error.problem}; a text may need quotes: '{key}=\"...\"'") from None
+        key = f"model.{key}" if key.split(".")[0] == "merge" else key
         values = _merge(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
     return values
 
@@ -229,8 +237,38 @@ def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old, new = below.get(section), above.get(section)
         if isinstance(old, dict) and isinstance(new, dict) and "name" in new:
             gone = _options(table, old.get("name")) - _options(table, new["name"])
-            below = {**below, section: {key: value for key, value in old.items() if key not in gone}}
+            below = {**below, section: _without(old, gone)}
+    old, new = (_section(values, "model", "merge") for values in (below, above))
+    if gone := _superseded(old, new):
+        below = {**below, "model": {**below["model"], "merge": _without(old, gone)}}
     return _merge(below, above)
+
+
+def _superseded(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    """Keys of `model.merge` that a layer above puts out of force: other ways to say how many tokens go, and options
+    of a method that it replaces."""
+    gone: set[str] = set()
+    if any(new.get(key) is not None for key in BUDGETS):
+        gone |= set(BUDGETS) - new.keys()
+    before, now = _section(old, "r"), _section(new, "r")
+    if before and now and ("train" in before) != ("train" in now):
+        gone.add("r")  # {train: ...} and {first: n, last: n}: no mixture of them is anything
+    method, default = new.get("method"), MergeSettings.model_fields["method"].default
+    if method != old.get("method", default) and method in list(MERGERS):
+        gone |= set(OPTIONS) - MERGERS[method].options.keys()
+    return gone & old.keys()
+
+
+def _section(values: dict[str, Any], *path: str) -> dict[str, Any]:
+    """A section of nested settings; empty where there is none."""
+    for key in path:
+        inner = values.get(key)
+        values = inner if isinstance(inner, dict) else {}
+    return values
+
+
+def _without(values: dict[str, Any], gone: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in gone}
 
 
 def _options(table: Mapping[str, tuple[type[Settings], Any]], name: Any) -> set[str]:

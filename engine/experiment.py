@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from engine import checkpoint
+from engine.budget import range_of, solve
 from engine.complexity import Complexity, measure
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, build_data
@@ -74,8 +76,9 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
     device = pick_device(settings.device)
     with limits_in_words(settings, device):
         data = build_data(settings.data, settings.split, settings.seed)
-        model = build_for(settings, data).to(device)
-        cost = measure(model, settings=settings.model)
+        solved = with_budget(settings)
+        model = build_for(solved, data).to(device)
+        cost = measure(model, settings=solved.model)
         trainer = Trainer(model, data, settings, folder)
         state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
         if state:
@@ -138,6 +141,16 @@ def describe(trainer: Trainer) -> None:
     log.info("%d training, %d validation, %d test images, %d classes", len(data.train), len(data.val), len(data.test),
              len(data.classes))  # fmt: skip
     log.info("tokens removed by each block: %s; left: %s", model.schedule, model.tokens_per_block())
+    if drawn := range_of(trainer.settings.model):
+        log.info("this is the middle: each training step draws r from %d to %d; validation and test stay there", *drawn)
+
+
+def with_budget(settings: RunSettings) -> RunSettings:
+    """The settings with `merge.target_gmacs` or `target_ratio` solved: what a model is built from.
+
+    A run folder keeps the settings as they were asked for.
+    """
+    return settings.model_copy(update={"model": solve(settings.model)})
 
 
 def build_for(settings: RunSettings, data: Data) -> nn.Module:
@@ -155,7 +168,7 @@ def build_for(settings: RunSettings, data: Data) -> nn.Module:
         if given != value:
             raise UserError(f"model.{key} = {given}: the data has {value}; set model.{key}={value}")
     seed_step(settings.seed, 0)
-    return build(settings.model).to(memory_format=torch.channels_last)
+    return build(solve(settings.model)).to(memory_format=torch.channels_last)
 
 
 def test(trainer: Trainer, cost: Complexity) -> dict:
@@ -214,32 +227,58 @@ def _few(names: list[str]) -> str:
 class FinishedRun:
     """A run folder read back."""
 
-    settings: RunSettings
+    settings: RunSettings  # what the model was built from: a budget is solved
     data: Data
     model: nn.Module  # with the checkpoint's weights, on its device
     results: dict | None  # results.json, if the run came to its end
+    as_trained: bool  # merging is what it was in training
 
 
-def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best") -> FinishedRun:
+def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", data: Data | None = None) -> FinishedRun:
     """Reads a run folder back: its settings, its data, its model with the weights of `best.pt` or `last.pt`.
+
+    Args:
+        folder: the run's.
+        overrides: what to change of its settings. Any run can merge otherwise than it did while it was trained.
+        which: of the checkpoints.
+        data: the run's data, where they are loaded already.
 
     Raises:
         UserError: no run there, or what `load_weights` says.
     """
-    if not (folder / "settings.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
-    settings = load_settings(str(folder / "settings.yaml"), overrides)
+    settings, as_trained = read_settings(folder, overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    data = build_data(settings.data, settings.split, settings.seed)
+    data = data or build_data(settings.data, settings.split, settings.seed)
     model = build_for(settings, data).to(pick_device(settings.device))
     load_weights(model, data, folder / f"{which}.pt")
-    results = folder / "results.json"
-    return FinishedRun(settings, data, model, json.loads(results.read_text()) if results.is_file() else None)
+    file = folder / "results.json"
+    results = json.loads(file.read_text()) if file.is_file() else None
+    return FinishedRun(settings, data, model, results, as_trained)
 
 
-def evaluate_run(run: FinishedRun, split: str) -> Evaluation:
-    """A finished run's model on its `test` or `val` images.
+def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSettings, bool]:
+    """A run's settings with overrides, a budget solved; and whether merging is what it was in training.
+
+    Raises:
+        UserError: no run there, a wrong override, or merging by a learned metric that its weights do not have.
+    """
+    file = folder / "settings.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
+    stored, settings = load_settings(str(file)), load_settings(str(file), overrides)
+    trained, merge = (getattr(s.model, "merge", None) for s in (stored, settings))
+    if trained and merge and (trained.compared_by() == "learned") != (merge.compared_by() == "learned"):
+        has, fix = "has no", "use a method and a merge.metric that learn nothing"
+        if merge.compared_by() != "learned":
+            has, fix = "has a", "add merge.metric=learned"
+        metric = f"model.merge.metric = {merge.compared_by()!r} ({merge.method})"
+        raise UserError(f"{metric}: {folder} {has} learned metric among its weights; {fix}")
+    return with_budget(settings), trained == merge
+
+
+def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Evaluation:
+    """A finished run's model on its `test` or `val` images, or on the first few batches of them.
 
     Raises:
         UserError: the run has no validation images.
@@ -248,5 +287,5 @@ def evaluate_run(run: FinishedRun, split: str) -> Evaluation:
     if not len(arrays):
         raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use --split test")
     device = next(run.model.parameters()).device
-    batches = eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std)
+    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std), first)
     return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))

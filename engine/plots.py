@@ -64,6 +64,21 @@ def _epochs(folder: Path) -> list[dict]:
     return epochs
 
 
+def accuracy_by_cost(points: Sequence[tuple[str, float, float]], title: str) -> Figure:
+    """Accuracy against cost: a line through points of label, GMACs of an image, and accuracy as a fraction."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    labels, gmacs, accuracies = zip(*sorted(points, key=lambda point: point[1]))
+    axes.plot(gmacs, [100 * accuracy for accuracy in accuracies], "o-", lw=1.2, ms=4)
+    for label, x, y in zip(labels, gmacs, accuracies):
+        axes.annotate(label, (x, 100 * y), xytext=(4, -10), textcoords="offset points", fontsize=8, color="0.35")
+    axes.set(xlabel="GMACs of an image", ylabel="accuracy, %")
+    axes.set_title(title, fontsize=9, color="0.35")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, whole or not at all.
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine import checkpoint
+from engine.budget import drawn_schedule, range_of
 from engine.config import RunSettings
 from engine.data import Arrays, Data
 from engine.data.loader import TrainLoader, eval_batches
@@ -117,11 +118,12 @@ class Trainer:
         seed_step(self.settings.seed, p.step)
         self.optimizer.zero_grad(set_to_none=True)
         losses, corrects = [], []
-        for i, (images, labels) in enumerate(micro_batches):
-            loss, correct = self._forward(images, labels, key=p.step * t.accumulate + i)
-            (loss / len(micro_batches)).backward()
-            losses.append(loss.detach())
-            corrects.append(correct)
+        with self._drawn_budget():
+            for i, (images, labels) in enumerate(micro_batches):
+                loss, correct = self._forward(images, labels, key=p.step * t.accumulate + i)
+                (loss / len(micro_batches)).backward()
+                losses.append(loss.detach())
+                corrects.append(correct)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip_norm or math.inf)
         # One wait for the device in a step.
         *losses, right, norm = torch.stack([*losses, torch.stack(corrects).sum(), norm]).tolist()
@@ -137,6 +139,19 @@ class Trainer:
         seconds = time.perf_counter() - self._clock
         p.seconds += seconds
         self._report(bar, lr, sum(sizes) / seconds)
+
+    @contextmanager
+    def _drawn_budget(self) -> Iterator[None]:
+        """Inside, the model removes as many tokens as this step has drawn, where `merge.r` is drawn for each step."""
+        if range_of(self.settings.model) is None:
+            yield
+            return
+        own = self.model.schedule
+        self.model.schedule = drawn_schedule(self.settings.model, self.settings.seed, self.progress.step)
+        try:
+            yield
+        finally:
+            self.model.schedule = own
 
     def _forward(self, images: Tensor, labels: Tensor, key: int) -> tuple[Tensor, Tensor]:
         """One micro-batch: its mean loss, and how many it got right (of mixed images: the larger part)."""

@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
-"""Measures speed: tools/bench.py --data | --attention.
+"""Measures speed: tools/bench.py --speedup CFG [section.key=value ...] | --merging | --selection | --attention | ....
 
+--speedup: a config's model with its merging and without, in turns: realised speed-up, the MAC ratio, the one over the
+  other, and the share of the forward pass that matching and merging take.
+--merging: milliseconds of match, merge, unmerge and attention, by method and shape, fp32.
+--selection: milliseconds per image of facility location, beside a plain loop and, if installed, submodlib-py.
+--attention: milliseconds of fused attention with a size bias, by precision; with --train forward and backward.
 --data: images per second of the training pipeline, on random images of CIFAR's shape, without a model.
---attention: milliseconds of fused attention with a size bias, forward and backward, by precision.
 """
 
 from __future__ import annotations
@@ -15,32 +19,35 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from engine.config import cli
-from engine.data import Arrays, AugmentSettings
-from engine.data.cifar import CIFAR10_MEAN, CIFAR10_STD
-from engine.data.loader import TrainLoader
-from engine.runtime import device_name
+from engine import benchmark
+from engine.config import cli, load_settings
+from engine.runtime import device_name, pick_device
+from models.merging import MERGERS
 
 IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
-HEADS = ((64, 3, 57, 32), (4, 12, 197, 64))  # (B, heads, T, head_dim): hybrid_merge.yaml, ViT-B/16
+HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): hybrid_merge; ViT-B, 224 and 384
+TOKENS = (((8, 197, 768), 14), ((64, 65, 192), 8), ((4, 1025, 1024), 64))  # (B, T, C), r: a row or two of the grid
+SELECTION = (32, 196, 98)  # batch, patches, kept
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", action="store_true", help="crop by 4 pixels, flip and normalise")
-    what.add_argument("--attention", action="store_true", help="scaled_dot_product_attention, forward and backward")
-    parser.add_argument("--batch-size", type=int, default=128, help=f"of --data, 1 to {IMAGES}; default 128")
+    what.add_argument("--speedup", metavar="CFG", help="a YAML file, or its name under configs/")
+    for name in ("merging", "selection", "attention", "data"):
+        what.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--batch-size", type=int, help=f"of --speedup (8) and --data (128; at most {IMAGES})")
+    parser.add_argument("--train", action="store_true", help="--speedup, --attention: forward and backward")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of --speedup")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--repeats", type=int, default=9, help="timed runs, after one that is not; default 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
-    args = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --speedup")
+    args = parser.parse_intermixed_args(argv)
+    args.batch_size = (128 if args.data else 8) if args.batch_size is None else args.batch_size
     for name, most in (("batch_size", IMAGES), ("repeats", None), ("threads", None)):
         value = getattr(args, name)
         if value < 1 or (most and value > most):
@@ -51,67 +58,57 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    print(f"{device_name(torch.device('cpu'))}, torch {torch.__version__}")
-    if args.data:
-        print(f"{IMAGES:,} images of {'x'.join(map(str, SHAPE))}: crop 4, flip, normalise; batch {args.batch_size}")
-        print("images/s:", spread(data_speeds(args.batch_size, args.repeats), ",.0f"))
-    else:
+    device = pick_device(args.device)
+    print(f"{device_name(device)}, {args.threads} threads, torch {torch.__version__}")
+    if args.speedup:
+        speedup(args, device)
+    elif args.merging:
+        merging(args.repeats, device)
+    elif args.selection:
+        for name, times in benchmark.selection_times(*SELECTION, args.repeats).items():
+            print(f"{name:24} ms per image: {spread(times, '.3f')}")
+    elif args.attention:
         for shape in HEADS:
-            for name, attend in ATTENTIONS.items():
-                times = attention_times(shape, attend, args.repeats)
-                print(f"{'x'.join(map(str, shape))}  {name:22} ms: {spread(times, '.2f')}")
+            for name, times in benchmark.attention_times(shape, args.repeats, device, args.train).items():
+                print(f"{'x'.join(map(str, shape))}  {name:24} ms: {spread(times, '.2f')}")
+    else:
+        print(f"{IMAGES:,} images of {'x'.join(map(str, SHAPE))}: crop 4, flip, normalise; batch {args.batch_size}")
+        print("images/s:", spread(benchmark.data_speeds(IMAGES, SHAPE, args.batch_size, args.repeats), ",.0f"))
+
+
+def speedup(args: argparse.Namespace, device: torch.device) -> None:
+    settings = load_settings(args.speedup, args.overrides).model
+    what = "forward and backward" if args.train else "forward"
+    macs, times = benchmark.speedup(settings, args.batch_size, args.precision, args.train, args.repeats, device)
+    gains = [plain / merged for plain, merged in zip(times["unmerged"], times["merged"], strict=True)]
+    print(f"{args.speedup}, {settings.merge.method}, batch {args.batch_size}, {args.precision}, {what}")
+    for name in ("unmerged", "merged"):
+        print(f"{name:10} ms: {spread(times[name], '.1f')}")
+    print(f"speed-up      {spread(gains, '.3f')}")
+    print(f"MAC ratio     {macs:.3f}")
+    print(f"speed-up over MAC ratio  {spread([gain / macs for gain in gains], '.3f')}")
+    if not args.train:
+        shares = [100 * part / whole for part, whole in zip(times["merging"], times["inside"], strict=True)]
+        print(f"matching and merging, % of the forward pass  {spread(shares, '.2f')}")
+
+
+def merging(repeats: int, device: torch.device) -> None:
+    columns = ("match", "merge", "unmerge", "attention")
+    for shape, asked in TOKENS:
+        print(f"\n{'x'.join(map(str, shape))}, fp32, median ms of {repeats}\n")
+        print("| method | removed | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
+        for name in MERGERS:
+            # Grid methods are asked for what pooling removes: less would leave them nothing to do.
+            r = 3 * (shape[1] - 1) // 4 if name == "pool" else asked
+            removed, times = benchmark.merging_times(name, shape, r, repeats, device)
+            cells = (f"{statistics.median(times[column]):.2f}" for column in columns)
+            print(f"| {name} | {removed} | " + " | ".join(cells) + " |")
 
 
 def spread(values: list[float], form: str) -> str:
     """Median, minimum and maximum, in words."""
     median, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
     return f"median {median}, min {low}, max {high} of {len(values)}"
-
-
-def data_speeds(batch_size: int, repeats: int) -> list[float]:
-    """Images per second of each of `repeats` epochs of the training loader, after one to warm up."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, *SHAPE), dtype=torch.uint8, generator=generator)
-    arrays = Arrays(images, torch.zeros(IMAGES, dtype=torch.int64))
-    loader = TrainLoader(arrays, batch_size, AugmentSettings(crop=4, flip=True), CIFAR10_MEAN, CIFAR10_STD, seed=0)
-    speeds = []
-    for epoch in range(repeats + 1):
-        start = time.perf_counter()
-        count = sum(len(labels) for _, labels in loader.epoch(epoch))
-        speeds.append(count / (time.perf_counter() - start))
-    return speeds[1:]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-
-
-# name -> what is done with bf16 or fp32 queries, keys, values (B, heads, T, head_dim) and a bias (B, 1, 1, T)
-ATTENTIONS: dict[str, tuple[torch.dtype, Callable[..., Tensor]]] = {
-    "fp32": (torch.float32, _attend),
-    "bf16": (torch.bfloat16, _attend),
-    "fp32 inside bf16 (ours)": (
-        torch.bfloat16,
-        lambda q, k, v, bias: _attend(q.float(), k.float(), v.float(), bias).to(q.dtype),
-    ),
-}
-
-
-def attention_times(
-    shape: tuple[int, int, int, int], attention: tuple[torch.dtype, Callable[..., Tensor]], repeats: int
-) -> list[float]:
-    """Milliseconds of each of `repeats` forward and backward passes, after one to warm up."""
-    dtype, attend = attention
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
-    bias = torch.rand(shape[0], 1, 1, shape[2], generator=generator)
-    gradient = torch.ones(shape, dtype=dtype)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        attend(q, k, v, bias).backward(gradient)
-        times.append(1e3 * (time.perf_counter() - start))
-    return times[1:]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Evaluates a finished run from its folder alone: tools/eval.py --run runs/hybrid_merge."""
+"""Evaluates a finished run from its folder alone: tools/eval.py --run runs/hybrid_merge [merge.r=4].
+
+Merging may be another than in training: merge.r=4, merge.method=random, merge.target_gmacs=0.05. A sweep evaluates one
+key's values in one call, into a Markdown table: --sweep merge.r=[0,4,8,16].
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,33 @@ from pathlib import Path
 from engine.config import cli
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run folder")
     parser.add_argument("--split", choices=["test", "val"], default="test", help="which images (default: test)")
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="best.pt or last.pt")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR, device=cpu")
-    args = parser.parse_intermixed_args(argv)
+    parser.add_argument("--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, into a table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the sweep's rows as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep's accuracy against GMACs")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR, merge.r=4")
+    return parser.parse_intermixed_args(argv)
 
-    from engine.experiment import evaluate_run, load_run  # what they need takes seconds to import
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    from models.settings import UserError
+
+    if args.sweep:
+        sweep(args)
+    elif args.json or args.plot:
+        raise UserError(f"{'--json' if args.json else '--plot'}: writes what --sweep finds; give --sweep merge.r=[0,4]")
+    else:
+        evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from engine.complexity import measure  # what these need takes seconds to import
+    from engine.experiment import evaluate_run, load_run
     from models.settings import UserError
 
     run = load_run(args.run, args.overrides, args.weights)
@@ -31,11 +53,30 @@ def main(argv: list[str]) -> None:
     print(f"{args.run}, {args.weights}.pt on {found.n} {args.split} images: "
           + "  ".join(f"{name} {100 * value:.2f} %" for name, value in found.metrics.items())
           + f"  loss {found.loss:.4f}")  # fmt: skip
-    if run.results and args.split == "test" and args.weights == "best":
+    if not run.as_trained:
+        gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
+        print(f"merging is not that of training: {run.settings.model.merge.method}, "
+              f"tokens removed by each block: {run.model.schedule}; {gmacs:.4f} GMACs")  # fmt: skip
+    elif run.results and args.split == "test" and args.weights == "best":
         said = f"results.json says {100 * run.results['test_top1']:.2f} %"
         if found.metrics["top1"] != run.results["test_top1"]:
             raise UserError(f"{args.run}: {said}: not the same; another device, library version or number of threads?")
         print(f"{said}: the same")
+
+
+def sweep(args: argparse.Namespace) -> None:
+    from engine import sweep  # what these need takes seconds to import
+    from engine.plots import accuracy_by_cost, save_figure
+    from engine.run import write_json_atomic
+
+    key, _ = sweep.values_of(args.sweep)
+    rows = sweep.sweep(args.run, args.sweep, args.overrides, args.weights, args.split)
+    print(sweep.markdown(key, rows))
+    if args.json:
+        write_json_atomic(args.json, rows)
+    if args.plot:
+        points = [(sweep.written(row["value"]), row["gmacs"], row["top1"]) for row in rows]
+        save_figure(accuracy_by_cost(points, key), args.plot)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from torch import nn
 
+from engine.budget import solve
 from engine.complexity import Complexity, measure
 from engine.config import RunSettings, cli, load_settings
 from engine.run import write_json_atomic
@@ -71,8 +72,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def count(settings: RunSettings) -> tuple[nn.Module, Complexity]:
     """The model of the settings, with random weights, and its cost."""
-    model = build(settings.model)
-    return model, measure(model, settings=settings.model)
+    solved = solve(settings.model)
+    model = build(solved)
+    return model, measure(model, settings=solved)
 
 
 def record(name: str, cost: Complexity) -> dict:

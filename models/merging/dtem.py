@@ -28,6 +28,7 @@ from models.merging.tokens import Soft, Tokens
 from models.merging.tome import tome
 
 SPREAD = 0.1  # cosines are divided by it first
+NEAREST = 3  # destinations that each source looks at; with equal ones at the limit, all of those
 TINY = 1e-30  # log of what is left of a source that was taken whole
 
 
@@ -90,6 +91,8 @@ def grouped(sources: Tensor, destinations: Tensor, r: int, temperature: float) -
     """
     unit_a, unit_b = (F.normalize(m, dim=-1, eps=1e-4) for m in (sources, destinations))  # 1e-12: gradients of 1e12
     logits = unit_a @ unit_b.mT / (SPREAD * temperature)
+    nearest = logits.topk(min(NEAREST, logits.shape[-1])).values[..., -1:]
+    logits = logits.masked_fill(logits < nearest, -torch.inf)
     level, taken = logits.logsumexp(-1), torch.zeros_like(logits[..., 0])
     for _ in range(r):
         p = level.softmax(-1)

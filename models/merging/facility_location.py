@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from models.merging.contract import Assignment, MergeContext
 from models.merging.selection import select
+from models.merging.tokens import take
 
 SELECTIONS = ("auto", "greedy", "elimination", "stochastic")
 LONG = 1024  # patches
@@ -56,7 +57,7 @@ def facility_location(metric: Tensor, r: int, context: MergeContext, form: str =
 
     stays = torch.zeros_like(context.size).scatter(1, kept, 1.0)
     gone = stays.argsort(dim=1, stable=True)[:, :r]  # what does not stay, in order
-    rows = similarity.gather(1, gone.unsqueeze(-1).expand(-1, -1, patches))  # (B, r, N)
+    rows = take(similarity, gone)  # (B, r, N)
     place = stays.cumsum(dim=1).long() - 1
     partner = place.gather(1, (rows + stays.unsqueeze(1)).argmax(dim=-1))  # + 1: nothing that goes is more similar
     return Assignment(place.scatter(1, gone, partner), patches - r)

@@ -33,7 +33,8 @@ REASONS = {
     "torchvision.models.resnet": "convolves: there are no tokens to merge",
     "timm.models.eva": "rotates queries and keys by their place on the grid, and merged tokens have none",
     "timm.models.vision_transformer_relpos": "has a relative position bias that is not served",
-    "models.": "merges by itself, see its option `merge`",
+    "models.vit.": "merges by itself, see its option `merge`",
+    "models.hybrid.": "merges by itself, see its option `merge`",
     "torch.nn.parallel": "holds the model already: wrap the model first",
     "torch._dynamo": "holds the model already: wrap the model first",
 }
@@ -191,7 +192,7 @@ def _beit_block(
 
 
 def _beit_qkv(attn: nn.Module, x: Tensor) -> Tensor:
-    """Keys have no bias. Like timm's own, it uses the projection's weight, and its forward where biases are separate."""
+    """Keys have no bias. Like timm's own, it uses the projection's weight; its forward, where biases are separate."""
     if attn.q_bias is None:
         return attn.qkv(x)
     bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
@@ -295,8 +296,11 @@ def kind_of(block: nn.Module, name: str) -> Kind:
 def check_block(block: nn.Module, name: str) -> None:
     """Raises UserError where a block would do something that its kind's equations do not say."""
     kind = kind_of(block, name)
-    where = kind.attention[0]
-    for module, path, known in ((block, name, kind.parts), (block.get_submodule(where), where, kind.attention_parts)):
+    attention = f"{name}.{kind.attention[0]}"
+    for module, path, known in (
+        (block, name, kind.parts),
+        (getattr(block, kind.attention[0]), attention, kind.attention_parts),
+    ):
         parts = {part for part, _ in (*module.named_children(), *module.named_parameters(recurse=False))}
         if unknown := sorted(parts - known):
             raise UserError(f"{path} has {unknown[0]}, which merging does not know")

@@ -93,7 +93,7 @@ class MergeSettings(Settings):
     kth: int | None = Field(None, ge=2, description="tome: every kth patch is a destination; null: 2")
     prune: bool | None = Field(None, description="topk: drop patches instead of fusing them, their mass is lost")
     neighbours: int | None = Field(None, ge=1, description="dpc_knn: nearest neighbours that make the density; null: 5")
-    form: Literal[SELECTIONS] | None = Field(None, description="facility_location: how patches are selected; null: auto")
+    form: Literal[SELECTIONS] | None = Field(None, description="facility_location: how it selects patches; null: auto")
 
     @field_validator("target_ratio")
     @classmethod

@@ -114,8 +114,16 @@ def unmerge(x: Tensor, tokens: Tokens, prefix: int = 0) -> Tensor:
     """
     if tokens.soft is not None:
         return tokens.soft.share[:, prefix:].to(x.dtype) @ x
-    index = tokens.index[:, prefix:]
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return take(x, tokens.index[:, prefix:])
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of each image: x (B, T, C), index (B, K) -> (B, K, C).
+
+    What x.gather(1, ...) gives, in a part of the time: whole rows are copied, and added up in the backward pass.
+    """
+    rows = index + x.shape[1] * torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(*index.shape, x.shape[2])
 
 
 def log_size(tokens: Tokens) -> Tensor:

@@ -12,6 +12,7 @@ mean over patches weighs tokens by size, a pooling attention is proportional, an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,18 +64,19 @@ class MergingBlocks(nn.Module):
 
     def forward(self, x: Tensor, **given: Any) -> Tensor:
         """Tokens (B, P + N, C) through all blocks -> (B, P + N, C)."""
-        tokens = self.initial(x)
-        for position in range(len(self)):
-            x, tokens = self.run(position, x, tokens, **given)
+        tokens, schedule = self.begin(x)
+        for position, r in enumerate(schedule):
+            x, tokens = self.run(position, x, tokens, r, **given)
         return self.unmerge(x, tokens)
 
-    def initial(self, x: Tensor) -> Tokens:
-        """The state of tokens that enter the first block."""
-        return initial_tokens(x, self.grid(x.shape[1] - self.prefix))
+    def begin(self, x: Tensor) -> tuple[Tokens, list[int]]:
+        """The state of tokens x (B, P + N, C) before the first block, and what each block removes of them."""
+        patches = x.shape[1] - self.prefix
+        return initial_tokens(x, self.grid(patches)), self.schedule(patches)
 
-    def run(self, position: int, x: Tensor, tokens: Tokens, **given: Any) -> tuple[Tensor, Tokens]:
+    def run(self, position: int, x: Tensor, tokens: Tokens, r: int, **given: Any) -> tuple[Tensor, Tokens]:
         """One block: its own forward as long as nothing is merged, its kind's equations from then on."""
-        block, r = self[position], self.schedule(tokens.index.shape[1] - self.prefix)[position]
+        block = self[position]
         if r == 0 and not tokens.merged:
             return block(x, **given), tokens
         kind = kind_of(block, f"block {self.names[position]}")
@@ -113,11 +115,16 @@ class MergingBlocks(nn.Module):
 
     def __iter__(self) -> Iterator[Step]:
         """For models that loop over their blocks: each block with its merging, the state shared by this one loop."""
-        states: dict[int, State] = {}
-        return iter([Step(self, position, states) for position in range(len(self))])
+        run = Run()
+        return iter([Step(self, position, run) for position in range(len(self))])
 
 
-State = tuple[Tensor, Tokens, Tensor]  # after a block: tokens, their state, and the tokens that it returned
+@dataclass
+class Run:
+    """One loop over the blocks: what each removes, and after each its tokens, their state, and what it returned."""
+
+    schedule: list[int] = field(default_factory=list)
+    after: dict[int, tuple[Tensor, Tokens, Tensor]] = field(default_factory=dict)
 
 
 class Step:
@@ -126,26 +133,26 @@ class Step:
     Everything else is the block's own: `for block in model.blocks: block.attn ...` goes on as before.
     """
 
-    def __init__(self, blocks: MergingBlocks, position: int, states: dict[int, State]) -> None:
-        vars(self).update(_blocks=blocks, _position=position, _states=states, _block=blocks[position])
+    def __init__(self, blocks: MergingBlocks, position: int, run: Run) -> None:
+        vars(self).update(_blocks=blocks, _position=position, _run=run, _block=blocks[position])
 
     def __call__(self, x: Tensor, **given: Any) -> Tensor:
-        blocks, position, states = self._blocks, self._position, self._states
+        blocks, position, run = self._blocks, self._position, self._run
+        name = f"block {blocks.names[position]}"
         if position == 0:
-            tokens = blocks.initial(x)
-        elif position - 1 not in states:
-            raise UserError(f"block {blocks.names[position]}: merged tokens go through every block, in order")
+            tokens, run.schedule = blocks.begin(x)
+        elif position - 1 not in run.after:
+            raise UserError(f"{name}: merged tokens go through every block, in order")
         else:
-            before, tokens, returned = states[position - 1]
-            if tokens.merged:
-                # A checkpointed block is run a second time, on what autograd saved for it.
-                if x is not returned and position not in states:
-                    raise UserError(f"block {blocks.names[position]}: its input is not the output of the block before "
-                                    "it; merged tokens cannot follow (nor do they use_reentrant=True)")  # fmt: skip
-                x = before
-        x, tokens = blocks.run(position, x, tokens, **given)
+            before, tokens, returned = run.after[position - 1]
+            # A checkpointed block is run a second time, on what autograd saved for it.
+            if tokens.merged and x is not returned and position not in run.after:
+                raise UserError(f"{name}: its input is not the output of the block before it; merged tokens cannot "
+                                "follow (nor do they use_reentrant=True)")  # fmt: skip
+            x = before if tokens.merged else x
+        x, tokens = blocks.run(position, x, tokens, run.schedule[position], **given)
         out = blocks.unmerge(x, tokens)
-        states.setdefault(position, (x, tokens, out))
+        run.after.setdefault(position, (x, tokens, out))
         return out
 
     def __getattr__(self, name: str) -> Any:
@@ -196,6 +203,7 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         for layer, before in zip(new.merging, old.merging, strict=True):
             layer.head = before.head if layer.head is not None and before.head is not None else layer.head
     new.schedule()
+    new.merging.train(old.training)
     _replace(vit, family.blocks, new)
     return model
 

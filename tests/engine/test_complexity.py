@@ -17,6 +17,7 @@ from engine import analytic, complexity, ops
 from engine.analytic import formula_macs
 from engine.complexity import CountError, check_agreement, measure
 from models import MODELS
+from models.merging import MERGERS
 from models.settings import Settings, check
 
 IMAGE = (3, 224, 224)
@@ -135,13 +136,14 @@ def test_small_hybrid_by_hand(stem: str, cnn: dict | None, convolution: int, lin
 def random_options(name: str, seed: int) -> dict:
     """Options drawn at random; every choice that has MACs of its own is among them."""
     draw = random.Random(f"{name}{seed}")
+    method = draw.choice(list(MERGERS))
     heads, patch, grid, depth = draw.choice([1, 2, 3]), draw.choice([2, 4, 8]), draw.choice([2, 3, 4, 6]), seed % 3 + 1
     options = {
         "img_size": patch * grid, "patch_size": patch, "in_chans": draw.choice([1, 3]), "num_heads": heads,
         "embed_dim": 4 * heads * draw.randint(1, 5), "depth": depth, "mlp_ratio": draw.choice([0.5, 1.7, 4.0]),
         "num_classes": draw.randint(1, 20), "qkv_bias": draw.random() < 0.5,
         "merge": {
-            "method": draw.choice(["none", "tome", "tome"]), "prop_attn": draw.random() < 0.5,
+            "method": method, "prop_attn": draw.random() < 0.5 or MERGERS[method].soft is not None,
             "r": draw.choice([draw.randint(0, 40), [draw.randint(0, 9) for _ in range(depth)]]),
         },
     }  # fmt: skip
@@ -158,6 +160,18 @@ def random_options(name: str, seed: int) -> dict:
 @pytest.mark.parametrize("name", ["vit", "hybrid"])
 def test_both_counts_are_equal(name: str, seed: int) -> None:
     model, settings = build(name, **random_options(name, seed))
+    cost = measure(model, settings=settings)
+    assert cost.by_kind == {kind: cost.formula.get(kind, 0) for kind in ops.KINDS}
+
+
+@pytest.mark.parametrize("metric", [None, "tokens"])
+@pytest.mark.parametrize("method", [*MERGERS, "topk, pruning"])
+def test_each_method_costs_what_its_formula_says(method: str, metric: str | None) -> None:
+    method, *prune = method.split(", ")
+    if metric and MERGERS[method].soft:
+        return  # it has a metric of its own
+    merge = {"method": method, "r": [3, 30], "metric": metric} | ({"prune": True} if prune else {})
+    model, settings = build("vit", **SMALL | {"img_size": 20, "depth": 2, "embed_dim": 12}, merge=merge)
     cost = measure(model, settings=settings)
     assert cost.by_kind == {kind: cost.formula.get(kind, 0) for kind in ops.KINDS}
 

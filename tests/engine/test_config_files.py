@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import config
-from engine.config import CONFIGS, load_settings
+from engine.config import CONFIGS, load_settings, to_yaml
 from engine.data.npz import NpzSettings
 from models.hybrid import HybridSettings
+from models.merging.settings import AnySettings, LinearSettings, MergeSettings
+from models.settings import check
 from models.vit import ViTSettings
 from tests.engine.settings_files import BODY, QUICK, RUNS, refusal, write
 
@@ -220,3 +222,71 @@ def test_a_malformed_override_gets_an_example(body, item):
 def test_an_override_that_is_no_yaml_names_itself(body, item):
     line = refusal(body, item)
     assert line.startswith(repr(item)) and "quotes" in line
+
+
+# One way to say how many tokens go, over another
+
+
+@pytest.mark.parametrize(
+    ("overrides", "merge"),
+    [
+        (["model.merge.target_gmacs=0.05"], {"target_gmacs": 0.05}),
+        (["merge.target_ratio=1.2"], {"target_ratio": 1.2}),
+        (["merge.keep={rate: 0.7, blocks: [2]}"], {"keep": {"rate": 0.7, "blocks": [2]}}),
+        (["merge.r={train: [0, 8]}"], {"r": {"train": [0, 8]}}),
+        (["merge={r: 3, method: pool}"], {"r": 3, "method": "pool"}),
+        (["merge.keep=null"], {"r": 8}),
+        (["merge.target_gmacs=0.05", "merge.r=0"], {"r": 0, "target_gmacs": 0.05}),
+    ],
+)
+def test_a_budget_takes_the_place_of_the_file_s(overrides, merge):
+    assert load_settings("hybrid_merge", overrides).model.merge == check(MergeSettings, {"method": "tome", **merge})
+
+
+def test_a_budget_goes_when_a_layer_above_names_another(tmp_path):
+    one = "name: a\nmodel: {name: vit, merge: {method: topk, prune: true, target_gmacs: 9.0}}\ndata: {name: digits}\n"
+    write(tmp_path, "one.yaml", one)
+    two = write(tmp_path, "two.yaml", "base: one.yaml\nmodel: {merge: {r: {first: 9, last: 0}}}\n")
+    text = "base: two.yaml\nmodel: {merge: {r: {train: [0, 4]}, method: tome, kth: 3}}\n"
+    three = write(tmp_path, "three.yaml", text)
+    assert load_settings(two).model.merge == check(
+        MergeSettings, {"method": "topk", "prune": True, "r": {"first": 9, "last": 0}}
+    )
+    assert load_settings(three).model.merge == check(
+        MergeSettings, {"method": "tome", "kth": 3, "r": {"train": [0, 4]}}
+    )
+    assert load_settings(two, ["merge.r.last=2"]).model.merge.r == LinearSettings(first=9, last=2)
+    assert load_settings(two, ["merge.r=0"]).model.merge.r == 0
+    # what says nothing of it leaves it be
+    assert load_settings(three, ["merge.prop_attn=false"]).model.merge.r == AnySettings(train=[0, 4])
+    assert load_settings(three, ["merge.kth=5"]).model.merge.kth == 5
+
+
+@pytest.mark.parametrize("stored", ["merge.target_gmacs=0.05", "merge.keep={rate: 0.5, blocks: [1]}", "merge.kth=3",
+                                    "merge.r={train: [0, 4]}"])  # fmt: skip
+def test_a_written_file_s_budget_and_options_are_dropped_too(tmp_path, stored):
+    path = write(tmp_path, "settings.yaml", to_yaml(load_settings("hybrid_merge", [stored])))
+    assert load_settings(path, ["merge.r=5"]).model.merge.r == 5
+    assert load_settings(path, ["merge.method=random", "merge.target_ratio=1.3"]).model.merge == check(
+        MergeSettings, {"method": "random", "target_ratio": 1.3}
+    )
+
+
+def test_two_budgets_in_one_layer_or_a_stranger_s_option_stay_errors(tmp_path):
+    said = "model.merge.target_gmacs: it stands in place of merge.r; give one of them"
+    assert refusal("hybrid_merge", "merge.r=4", "merge.target_gmacs=1") == said
+    assert refusal("hybrid_merge", "merge.prune=true") == "model.merge.prune = True: tome has no such option, topk has"
+    assert refusal("hybrid_merge", "merge.method=tome", "merge.prune=true").startswith("model.merge.prune = True")
+    assert refusal("hybrid_merge", "merge.method=nothing", "merge.kth=3").startswith("model.merge.method = 'nothing'")
+    assert refusal("hybrid_merge", "merge=3").startswith("model.merge = 3: must be a section")
+    assert refusal("hybrid_merge", "merge.x=3").startswith("model.merge.x: unknown key")
+
+
+@QUICK
+@given(tree(), tree(), st.sampled_from(["r", "keep", "method", "kth"]))
+def test_layers_of_anything_are_put_together(below, above, key):
+    layers = [{"model": {"merge": {key: value, "r": value}}} for value in (below, above)]
+    before = copy.deepcopy(layers)
+    merged = config._layer(*layers)["model"]["merge"]
+    assert layers == before
+    assert merged[key] == above or isinstance(above, dict)

@@ -1,0 +1,132 @@
+"""Evaluating a run with other merging than it was trained with: one way, or a sweep into a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from engine.config import RunSettings, cli
+from engine.experiment import evaluate_run, load_run, run_experiment
+from engine.sweep import values_of
+from models.settings import UserError, check
+from tests.engine.conftest import TINY
+from tools import eval as tool
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was trained for any budget from 0 to 8."""
+    folder = tmp_path_factory.mktemp("any")
+    model = {**TINY["model"], "merge": {"method": "tome", "r": {"train": [0, 8]}}}
+    train = {"epochs": 1, "batch_size": 128}
+    run_experiment(check(RunSettings, {**TINY, "name": "any", "model": model, "train": train}), folder)
+    return folder
+
+
+@pytest.fixture
+def tell(run, capsys, monkeypatch):
+    """Exit code, stdout and stderr of the tool on that run."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(run), *args])
+        code = cli(tool.main)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_as_trained_it_is_compared(run, tell):
+    code, out, _ = tell()
+    assert code == 0 and out.endswith(": the same\n") and "merging is not" not in out
+    results = json.loads((run / "results.json").read_text())
+    assert results["removed"] == [4, 4]  # the middle
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("merge.r=2", "tome, tokens removed by each block: [2, 2]; "),
+        ("merge.method=pool", "pool, tokens removed by each block: [0, 0]; "),
+        ("merge.keep={rate: 0.5, blocks: [2]}", "tome, tokens removed by each block: [0, 8]; "),
+    ],
+)
+def test_with_other_merging_it_says_what_was_evaluated(run, tell, change, said):
+    code, out, _ = tell(change)
+    assert code == 0 and "results.json" not in out
+    assert f"merging is not that of training: {said}" in out and out.endswith(" GMACs\n")
+    other = load_run(run, [change])
+    assert f"top1 {100 * evaluate_run(other, 'test').metrics['top1']:.2f} %" in out
+
+
+def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
+    files = tmp_path / "rows.json", tmp_path / "curve.png"
+    code, out, err = tell("--sweep", "merge.r=[0, 4, {first: 8, last: 0}, [1, 2]]", "--json", str(files[0]),
+                          "--plot", str(files[1]))  # fmt: skip
+    assert code == 0 and err == ""
+    head, _, *lines = out.splitlines()
+    assert head == "| merge.r | tokens left | GMACs | top-1, % | loss | images/s |"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0] for row in cells] == ["0", "4", '{"first": 8, "last": 0}', "[1, 2]"]
+    assert [int(row[1]) for row in cells] == [17, 9, 9, 14]
+    rows = json.loads(files[0].read_text())
+    for row, shown in zip(rows, cells):
+        alone = load_run(run, [f"merge.r={json.dumps(row['value'])}"])
+        found = evaluate_run(alone, "test")
+        assert (row["top1"], row["loss"]) == (found.metrics["top1"], found.loss)
+        assert row["removed"] == alone.model.schedule and row["images_per_second"] > 0
+        assert float(shown[2]) == pytest.approx(row["gmacs"], abs=1e-4)
+        assert float(shown[3]) == pytest.approx(100 * row["top1"], abs=0.01)
+    assert rows[1]["gmacs"] < rows[3]["gmacs"] < rows[0]["gmacs"]
+    assert rows[1]["gmacs"] == json.loads((run / "results.json").read_text())["gmacs"]
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("key", ["method=[none, random]", "keep.rate=[0.5, 0.9]"])
+def test_any_key_of_merging_can_be_swept(run, tell, key):
+    code, out, err = tell("--sweep", f"model.merge.{key}", "merge.keep.blocks=[1]" if "keep" in key else "merge.r=2")
+    assert code == 0 and err == "" and len(out.splitlines()) == 4
+    assert out.startswith(f"| merge.{key.split('=')[0]} ")
+
+
+def test_the_data_are_loaded_once_and_a_wrong_value_is_found_first(run, tell, monkeypatch):
+    from engine import experiment, sweep
+
+    loads, evaluated = [], []
+    load = experiment.build_data
+    monkeypatch.setattr(experiment, "build_data", lambda *args: loads.append(1) or load(*args))
+    assert tell("--sweep", "merge.r=[0, 1, 2]")[0] == 0 and len(loads) == 1
+    monkeypatch.setattr(sweep, "evaluate_run", lambda *args, **kwargs: evaluated.append(1))
+    code, out, err = tell("--sweep", "merge.r=[0, 1, -2]")
+    assert (code, out, evaluated) == (2, "", []) and err == "error: model.merge.r = -2: must not be negative\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--sweep", "merge.r=4"], "no list of values"),
+        (["--sweep", "merge.r=[]"], "no list of values"),
+        (["--sweep", "merge.r"], "not an override"),
+        (["--sweep", "train.lr=[1, 2]"], "--sweep train.lr=[1, 2]: only merging"),
+        (["--sweep", "merge=[1]"], "only merging"),
+        (["--sweep", "merge.rr=[1]"], "model.merge.rr: unknown key"),
+        (["--sweep", "merge.target_gmacs=[9]"], "out of reach; with tome"),
+        (["--json", "x.json"], "--json: writes what --sweep finds"),
+        (["--plot", "x.png"], "--plot: writes what --sweep finds"),
+        (["--split", "val", "--sweep", "merge.r=[1]", "split.val=0"], "--split val: the run has no such images"),
+        (["merge.method=dtem"], "model.merge.metric = 'learned' (dtem): "),
+        (["merge.method=random", "merge.metric=learned"], "has no learned metric among its weights"),
+    ],
+)
+def test_mistakes_are_one_line(tell, args, words):
+    code, out, err = tell(*args)
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+
+
+def test_what_a_sweep_is_over():
+    assert values_of("merge.r=[0, [1, 2]]") == ("merge.r", [0, [1, 2]])
+    assert values_of("merge={keep: {rate: [0.5]}}") == ("merge.keep.rate", [0.5])
+    with pytest.raises(UserError):
+        values_of("merge={r: [1], method: [tome]}")

@@ -1,0 +1,124 @@
+"""The picture of what was merged, from photographs alone and by a run's model; and the errors."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from engine import pictures
+from engine.config import RunSettings, cli
+from engine.data.loader import Normalise
+from engine.experiment import load_run, run_experiment
+from models.merging import MERGERS
+from models.settings import check
+from tests.engine.conftest import TINY
+from tools import picture as tool
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on grey images of 8 x 8 pixels, 4 x 4 patches, of which 6 are merged away."""
+    folder = tmp_path_factory.mktemp("tiny")
+    run_experiment(check(RunSettings, {**TINY, "train": {"epochs": 1, "batch_size": 128}}), folder)
+    return folder
+
+
+@pytest.fixture
+def tell(capsys, monkeypatch, tmp_path):
+    """Exit code and stderr of the tool, and the figure that it drew, if any; it writes out.png into `tmp_path`."""
+    drawn = []
+    save = tool.save_figure
+    monkeypatch.setattr(tool, "save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
+
+    def call(*args: str):
+        monkeypatch.setattr(sys, "argv", ["picture.py", "--out", str(tmp_path / "out.png"), *args])
+        code = cli(tool.main)
+        out, err = capsys.readouterr()
+        assert out == ""
+        return code, err, drawn[-1] if drawn else None
+
+    return call
+
+
+def titles(figure) -> dict[str, str]:
+    return dict(axes.get_title().split("\n") for axes in figure.axes if axes.get_title())
+
+
+def test_without_a_model_every_untrained_method_has_a_column(tell, tmp_path):
+    Image.effect_noise((50, 70), 60).save(tmp_path / "mine.jpg")
+    code, err, figure = tell("--images", "china", str(tmp_path / "mine.jpg"), "--size", "32", "--patch", "8")
+    assert (code, err) == (0, "")
+    assert list(titles(figure)) == ["photograph", *(name for name in MERGERS if name not in ("none", "dtem"))]
+    assert set(titles(figure).values()) == {"16 patches", "4 tokens"}
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["china", "mine"]
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "No model, nothing trained" in caption and "topk and mctf" in caption
+    assert caption.endswith("Photographs, cropped: china by danielbuechele (Flickr), CC BY 2.0.")
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.format == "PNG" and image.size[0] == pytest.approx(130 * figure.get_figwidth(), abs=2)
+        assert len(image.convert("RGB").getcolors(2**24)) > 500
+
+
+def test_chosen_methods_and_share(tell):
+    code, _, figure = tell("--images", "flower", "--methods", "tome", "none", "--keep", "0.5", "--size", "64")
+    assert code == 0 and titles(figure) == {"photograph": "16 patches", "tome": "8 tokens", "none": "16 tokens"}
+    assert "attention" not in figure.get_supxlabel()
+
+
+def test_a_runs_model_merges(run, tell):
+    code, err, figure = tell("--run", str(run), "--images", "grace_hopper")
+    assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "10 tokens"}
+    assert "tiny: hybrid on digits, merging as in training." in " ".join(figure.get_supxlabel().split())
+
+    loaded = load_run(run)
+    photograph = pictures.read_image("grace_hopper")
+    grey = pictures.square(photograph, 8, 1)
+    with torch.no_grad():
+        _, tokens = loaded.model.eval().forward_features(Normalise(loaded.data.mean, loaded.data.std)(grey[None]))
+    expected = pictures.painted(pictures.square(photograph, 8), tokens.index[0, 1:].view(4, 4))
+    torch.testing.assert_close(torch.as_tensor(figure.axes[1].images[0].get_array()), expected)
+
+
+def test_the_same_weights_with_other_methods(run, tell):
+    code, err, figure = tell("--images", "china", "--run", str(run), "--methods", "pool", "topk", "merge.r=6")
+    assert (code, err) == (0, "")
+    assert titles(figure) == {"photograph": "16 patches", "pool": "4 tokens", "topk": "4 tokens"}
+    assert len(figure.axes) == 3
+    code, err, figure = tell("--run", str(run), "--images", "china", "merge.r=2")
+    assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "12 tokens"}
+    assert "merging otherwise than in training" in " ".join(figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--images", "nothing.jpg"], "nothing.jpg: no such image file"),
+        (["--images", "chnia"], "did you mean china?"),
+        (["--images", __file__], "not an image, a damaged one"),
+        (["--images", "china", "--methods", "tme"], "--methods tme: unknown; did you mean tome or pitome?"),
+        (["--images", "china", "--methods", "dtem"], "--methods dtem: compares by what it has learned"),
+        (["--images", "china", "--keep", "0"], "--keep 0: must be greater than 0 and at most 1"),
+        (["--images", "china", "--keep", "1.5"], "--keep 1.5: "),
+        (["--images", "china", "--keep", "nan"], "--keep nan: "),
+        (["--images", "china", "--size", "225"], "--size 225: not divisible by --patch 16; use 224 or 240"),
+        (["--images", "china", "--size", "0"], "--size 0: must be from 1 to 4096"),
+        (["--images", "china", "--patch", "1"], "--patch 1: makes 50176 patches"),
+        (["--images", "china", "merge.r=4"], "merge.r=4: changes a run's settings; give --run DIR"),
+        (["--images", "china", "--run", "no/run"], "no/run: not a run folder"),
+        (["--images", "china", "--run", "no/run", "--keep", "0.5"], "--keep: a run has its own"),
+        (["--images", "china", "--size", "32", "--out", "no/folder/out.png"], "no/folder/out.png: cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(tell, args, words, tmp_path):
+    code, err, _ = tell(*args)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_images_are_asked_for(tell, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tell("--images", "merge.r=4")
+    assert "give --images at least one file" in capsys.readouterr().err
