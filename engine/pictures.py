@@ -169,7 +169,7 @@ def caption_of_run(run: FinishedRun, methods: Sequence[str]) -> str:
     which = "merging as in training" if run.as_trained else "merging otherwise than in training"
     if len(methods) > 1:
         which = "each method with the same weights"
-    return f"{run.settings.name}: {run.settings.model.name} on {run.settings.data.name}, {which}."
+    return f"Model: run {run.settings.name}, {run.settings.model.name} on {run.settings.data.name}, {which}."
 
 
 def credit_line(names: Sequence[str]) -> str:
@@ -216,12 +216,13 @@ def merging(rows: Sequence[Row], caption: Sequence[str]) -> Figure:
     width = max(columns * side, 5.5)
     text = "\n".join(fill(paragraph, int(17 * width)) for paragraph in caption)
     picture = (width - 0.25) / columns  # beside the labels
-    height = len(rows) * picture + 0.5 + 0.13 * (2 + text.count("\n"))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0, hspace=0)
+    height = len(rows) * (picture + 0.04) + 0.5 + 0.14 * (1 + text.count("\n"))
+    figure = Figure(figsize=(width, height), layout="compressed")
+    margin = 0.06 / height  # above the titles
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0, rect=(0, 0, 1, 1 - margin))
     for row, (first, *others) in zip(rows, figure.subplots(len(rows), columns, squeeze=False)):
         first.imshow(row.image.permute(1, 2, 0).numpy())
-        first.set_ylabel(row.label, fontsize=8)
+        first.set_ylabel(row.label[: int(16 * picture)], fontsize=8)  # what there is room for
         for axes, merged in zip(others, row.merged):
             draw(axes, row.image, merged)
     for axes in figure.axes:

@@ -42,11 +42,11 @@ def dpc_knn(metric: Tensor, r: int, context: MergeContext, neighbours: int = 5) 
     distance = torch.cdist(metric, metric, compute_mode="donot_use_mm_for_euclid_dist") / dim**0.5
     peaked = peakedness(distance, min(neighbours, patches - 1)).argsort(dim=-1, descending=True, stable=True)
 
-    chosen = torch.zeros_like(distance[:, 0]).scatter(1, peaked[:, : patches - r], 1.0).bool()
-    place = chosen.cumsum(dim=1) - 1
-    nearest = distance.masked_fill(~chosen.unsqueeze(1), torch.inf).argmin(dim=-1)
+    centres = peaked[:, : patches - r].sort().values
+    nearest = distance.gather(2, centres.unsqueeze(1).expand(-1, patches, -1)).argmin(dim=-1)
     # Centres may coincide: each stays its own all the same.
-    return Assignment(torch.where(chosen, place, place.gather(1, nearest)), patches - r)
+    own = torch.arange(patches - r, device=metric.device).expand_as(centres)
+    return Assignment(nearest.scatter(1, centres, own), patches - r)
 
 
 def peakedness(distance: Tensor, k: int) -> Tensor:
@@ -57,4 +57,4 @@ def peakedness(distance: Tensor, k: int) -> Tensor:
     mine, other = log_density.unsqueeze(2), log_density.unsqueeze(1)
     denser = (other > mine) | ((other == mine) & (position < position.unsqueeze(1)))
     to_denser = distance.masked_fill(~denser, torch.inf).amin(dim=-1)
-    return log_density + torch.where(denser.any(dim=-1), to_denser, distance.amax(dim=-1)).log()
+    return log_density + torch.where(to_denser.isinf(), distance.amax(dim=-1), to_denser).log()

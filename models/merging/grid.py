@@ -47,6 +47,8 @@ def grid(metric: Tensor, r: int, context: MergeContext) -> Assignment:
 
     Between the steps the metric of merged patches is their size-weighted mean. Order is kept: of two patches in one
     row, the left one never ends up to the right of the other, nor, in one column of the second step, the upper below.
+    Places are not: rows merge at places of their own, so that what stands in one column need not stand straight below
+    each other in the image.
 
     Args:
         metric: (B, N, D) float32 on the context's grid, in row order.

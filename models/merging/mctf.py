@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.merging.contract import Assignment, MergeContext
+from models.merging.tokens import take
 from models.merging.topk import LEAST_ATTENTION
 
 SIMILARITY, INFORMATION, SIZE = 1, 1 / 20, 1 / 40  # tau of each criterion, for ImageNet
@@ -48,7 +49,7 @@ def mctf(metric: Tensor, r: int, context: MergeContext) -> Assignment:
     ranked = best.argsort(dim=-1, descending=True, stable=True)
     gone_a = torch.zeros_like(best).scatter(1, ranked[:, :first], 1.0).bool()
     left = ranked[:, first:].sort().values
-    best, into_a = score.gather(1, left.unsqueeze(-1).expand(-1, -1, score.shape[2])).max(dim=1)
+    best, into_a = take(score, left).max(dim=1)
     ranked = best.argsort(dim=-1, descending=True, stable=True)
     gone_b = torch.zeros_like(best).scatter(1, ranked[:, : r - first], 1.0).bool()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.merging.contract import Assignment, MergeContext
+from models.merging.tokens import take
 
 ALPHA = 1.0
 
@@ -44,7 +45,7 @@ def pitome(metric: Tensor, r: int, context: MergeContext) -> Assignment:
     order = energy(similarity, margin=0.9 - 0.9 * context.depth).argsort(dim=-1, descending=True, stable=True)
 
     sources, destinations, protected = order[:, 0 : 2 * r : 2], order[:, 1 : 2 * r : 2], order[:, 2 * r :]
-    between = similarity.gather(1, sources.unsqueeze(-1).expand(-1, -1, patches))  # (B, r, N)
+    between = take(similarity, sources)  # (B, r, N)
     partner = between.gather(2, destinations.unsqueeze(1).expand(-1, r, -1)).argmax(dim=-1)  # (B, r, r) -> (B, r)
 
     place = torch.arange(patches - r, device=metric.device).expand(batch, -1)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.merging.tokens import take
+
 EPSILON = 0.05  # what the stochastic form may lose of the bound, in expectation
 
 
@@ -85,7 +87,7 @@ def stochastic_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
     for step in range(count):
         draw = torch.rand(patches, generator=generator).to(size.device)
         rows = (draw - taken).topk(min(sample, patches - step), dim=1).indices  # (B, sample)
-        candidates = weighted.gather(1, rows.unsqueeze(-1).expand(-1, -1, patches))
+        candidates = take(weighted, rows)
         value = torch.maximum(candidates, best.unsqueeze(1)).sum(dim=-1)
         chosen = value.argmax(dim=1, keepdim=True)
         best = torch.maximum(best, _column(candidates.transpose(1, 2), chosen))

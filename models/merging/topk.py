@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.merging.contract import Assignment, MergeContext
+from models.merging.tokens import take
 
 # In place of smaller attention, such as a softmax that underflowed: of no weight beside any that did not, and large
 # enough for its products with tokens and sizes to be normal numbers.
@@ -54,10 +55,10 @@ def topk(metric: Tensor, r: int, context: MergeContext, prune: bool = False) -> 
 
 def _pruned(metric: Tensor, order: Tensor, r: int) -> Assignment:
     """Drops the last r of `order` (B, N), patches by falling attention."""
-    batch, patches, dim = metric.shape
+    batch, patches, _ = metric.shape
     survivors, dropped = order[:, : patches - r].sort().values, order[:, patches - r :]
     unit = F.normalize(metric, dim=-1)
-    a, b = (unit.gather(1, part.unsqueeze(-1).expand(-1, -1, dim)) for part in (dropped, survivors))
+    a, b = (take(unit, part) for part in (dropped, survivors))
     most_similar = (a @ b.transpose(1, 2)).argmax(dim=-1)  # (B, r)
 
     place = torch.arange(patches - r, device=metric.device).expand(batch, -1)

@@ -32,7 +32,7 @@ from tests.engine.settings_files import BODY, QUICK, RUNS, refusal, write
         ("trian.lr=1", "trian: unknown key; did you mean train?"),
         ("model.name=vitt", "model.name = 'vitt': unknown; did you mean vit?"),
         ("data.name=cifar", "data.name = 'cifar': unknown; did you mean cifar10 or cifar100?"),
-        ("model.merge.method=tomee", "model.merge.method = 'tomee': did you mean tome?"),
+        ("model.merge.method=tomee", "model.merge.method = 'tomee': did you mean tome"),
         ("train.lr=1e-3x", "train.lr = '1e-3x': should be a valid number"),
         ("train.lr='1e-3'", "train.lr = '1e-3': should be a valid number"),
         ("train.lr=true", "train.lr = True: should be a valid number"),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm.models
 import torch
-from timm.layers import Attention
 from timm.models import beit, vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -157,11 +156,13 @@ def test_a_block_s_equations_are_the_block_with_its_dropout(name):
     assert not torch.allclose(expected, block.eval()(x, **given), atol=1e-2)
 
 
-@pytest.mark.skipif("gated" not in inspect.signature(Attention).parameters, reason="this timm has no gated attention")
+@pytest.mark.skipif(
+    "gated" not in inspect.signature(vision_transformer.Attention).parameters, reason="this timm has no gated attention"
+)
 def test_gated_and_normed_attention():
     model = built(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True)
     for block in model.blocks:
-        block.attn = Attention(32, 4, gated=True, scale_norm=True, norm_layer=nn.LayerNorm).eval()
+        block.attn = vision_transformer.Attention(32, 4, gated=True, scale_norm=True, norm_layer=nn.LayerNorm).eval()
     x = tokens_in_pairs(1)
     expected = model.blocks(x)
     torch.testing.assert_close(wrap(model, r=[8, 0, 0]).blocks(x), expected, atol=2e-5, rtol=1e-4)
@@ -244,8 +245,9 @@ def test_images_of_any_size():
 
 @pytest.mark.parametrize("method", ["pool", "grid"])
 def test_methods_that_keep_a_grid_follow_set_input_size(method):
-    for name in ("deit", "beit"):
-        model = wrap(built(name), method=method, r=6)
+    models = [model for model in (built("deit"), built("beit")) if hasattr(model, "set_input_size")]  # Beit: newer timm
+    for model in models:
+        wrap(model, method=method, r=6)
         _, tokens = trace(model, images())
         assert np.prod(tokens.grid) == tokens.size.shape[1] - 1 < PATCHES
         model.set_input_size(img_size=(16, 64))  # 2 x 8 patches in place of 4 x 4
@@ -450,15 +452,18 @@ def test_lora_in_place_of_torchvision_s_attention_is_refused():
         adapted(images())
 
 
-@pytest.mark.parametrize("name", ["deit", "beit_both", "torchvision"])
-def test_compiles_and_exports_whole(name):
-    model = wrap(built(name, depth=2), r=3)
-    with torch.no_grad():
-        expected = model(images())
-        exported = torch.export.export(model, (torch.zeros(2, 3, 32, 32),)).module()(images())
-        compiled = torch.compile(model, fullgraph=True, backend="eager")(images())
-    torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-5)
+def test_compiles_as_one_graph():
+    model = wrap(built(depth=2), r=[3, 0])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images()), model(images()), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "strict"), [("deit", False), ("beit_both", True), ("torchvision", False)])
+def test_exports(name, strict):
+    """Strict: Python is not run but read, as by torch.compile, the loop over the blocks too."""
+    model = wrap(built(name, depth=2), r=[3, 0])
+    exported = torch.export.export(model, (torch.zeros(2, 3, 32, 32),), strict=strict).module()
+    torch.testing.assert_close(exported(images()), model(images()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

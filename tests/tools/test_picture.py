@@ -71,7 +71,7 @@ def test_chosen_methods_and_share(tell):
 def test_a_runs_model_merges(run, tell):
     code, err, figure = tell("--run", str(run), "--images", "grace_hopper")
     assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "10 tokens"}
-    assert "tiny: hybrid on digits, merging as in training." in " ".join(figure.get_supxlabel().split())
+    assert "Model: run tiny, hybrid on digits, merging as in training." in " ".join(figure.get_supxlabel().split())
 
     loaded = load_run(run)
     photograph = pictures.read_image("grace_hopper")
