@@ -25,5 +25,5 @@ setup(
         "Pillow>=10.1",
         "tqdm>=4.65",
     ],
-    extras_require={"dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20"]},
+    extras_require={"dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", "peft>=0.18"]},
 )

@@ -218,7 +218,7 @@ def _read_onnx(file: BinaryIO) -> tuple[Runtime, dict[str, Any]]:
 
 
 def _write_exported(program: ExportedProgram, file: BinaryIO, metadata: Mapping[str, Any]) -> None:
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+    torch.export.save(program.run_decompositions({}), file, extra_files={METADATA: json.dumps(metadata)})
 
 
 def _read_exported(file: BinaryIO) -> tuple[Runtime, dict[str, Any]]:

@@ -147,8 +147,11 @@ class Step:
             before, tokens, returned = run.after[position - 1]
             # A checkpointed block is run a second time, on what autograd saved for it.
             if tokens.merged and x is not returned and position not in run.after:
-                raise UserError(f"{name}: its input is not the output of the block before it; merged tokens cannot "
-                                "follow (nor do they use_reentrant=True)")  # fmt: skip
+                raise UserError(f"{name}: its input is not the output of the block before it, and merged tokens cannot "
+                                "follow")  # fmt: skip
+            if tokens.merged and x.requires_grad and not before.requires_grad:
+                raise UserError(f"{name}: gradient checkpointing with use_reentrant=True would lose merged tokens' "
+                                "gradients; timm before 1.0.13 knows no other")  # fmt: skip
             x = before if tokens.merged else x
         x, tokens = blocks.run(position, x, tokens, run.schedule[position], **given)
         out = blocks.unmerge(x, tokens)

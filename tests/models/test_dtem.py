@@ -80,7 +80,7 @@ def test_merging_equals_the_paper():
         means[b] = (size[b] * x[0, b].double() + given) / masses[b]
     for i, a in enumerate(sources):
         masses[a], means[a] = size[a] * (1 - s[i].sum()), x[0, a].double()
-    stays, goes = (sources if s[0].sum() < s[1].sum() else sources[::-1])
+    stays, goes = sources if s[0].sum() < s[1].sum() else sources[::-1]
     order = [stays, *destinations, goes]
     torch.testing.assert_close(merged.size[0, 1:6], torch.stack([masses[t] for t in order]).float())
     torch.testing.assert_close(after[0, 1:6], torch.stack([means[t] for t in order]).float())
@@ -225,7 +225,9 @@ def test_the_soft_form_compiles_whole():
     """Without a graph break. The hard form does as all methods do."""
     torch._dynamo.reset()
     x, metric = draw(2, 12, 4), draw(2, 12, 5, seed=1)
-    compiled = torch.compile(lambda x, metric: soften(x, initial_tokens(x), metric, 2, 1), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda x, metric: soften(x, initial_tokens(x), metric, 2, 1), fullgraph=True, backend="eager"
+    )
     torch.testing.assert_close(compiled(x, metric)[0], soften(x, initial_tokens(x), metric, 2, 1)[0])
 
 

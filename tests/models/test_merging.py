@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models.merging import (
     MERGERS,
     MergeContext,
+    Merger,
     Tokens,
     apply_assignment,
     effective_schedule,
@@ -19,6 +20,7 @@ from models.merging import (
     size_bias,
     unmerge,
 )
+from tests.paths import CONFIGS
 
 EVERY = pytest.mark.parametrize("merger", MERGERS.values(), ids=MERGERS.keys())
 
@@ -49,6 +51,10 @@ def merge_twice(case, merger, dtype=torch.float32):
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_contract(merger, case):
+    holds_the_contract(merger, case)
+
+
+def holds_the_contract(merger, case):
     x, grid, prefix, asked = case
     out, tokens = merge_twice(case, merger)
     left = x.shape[1] - sum(effective_schedule(asked, prod(grid), merger, grid))
@@ -196,3 +202,15 @@ def test_applying_an_assignment_weighs_by_size():
 def test_effective_schedule(r, patches, expected):
     plan = [r] * len(expected) if isinstance(r, int) else r
     assert effective_schedule(plan, patches, MERGERS["tome"]) == expected
+
+
+def test_the_example_of_docs_merging_md_is_a_method():
+    """What the page tells people to write, put through the contract."""
+    page = (CONFIGS.parent / "docs" / "merging.md").read_text()
+    example = next(block for block in page.split("```python")[1:] if "def first(" in block).split("```")[0]
+    written = {}
+    exec(compile(example, "docs/merging.md", "exec"), written)
+    first = Merger(written["first"])
+    settings(max_examples=30, deadline=None)(given(case=cases())(lambda case: holds_the_contract(first, case)))()
+    answer = first.assign(torch.ones(1, 6, 2), 2, MergeContext(torch.ones(1, 6)))
+    assert answer.index.tolist() == [[0, 0, 0, 1, 2, 3]]

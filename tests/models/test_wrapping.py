@@ -6,8 +6,10 @@ import io
 
 import numpy as np
 import pytest
+import timm.layers
 import timm.models
 import torch
+import torch.utils.checkpoint
 from timm.models import beit, vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -187,9 +189,10 @@ def test_costs_what_the_formula_says():
     assert measure(wrap(built(), r=3), (3, 32, 32)).by_kind == formula_macs(settings)
 
 
+@pytest.mark.parametrize("name", ["deit", "beit_both", "torchvision"])
 @pytest.mark.parametrize("method", MERGERS)
-def test_every_method_goes_through(method):
-    model = wrap(built(), method=method, r=5)
+def test_every_method_goes_through(method, name):
+    model = wrap(built(name), method=method, r=5)
     expected = PATCHES - sum(schedule_of(model))
     out, tokens = trace(model, images())
     assert out.shape == (2, 5) and out.isfinite().all()
@@ -337,6 +340,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.skipif(not hasattr(timm.layers, "use_reentrant_ckpt"), reason="this timm checkpoints in the old way alone")
 @pytest.mark.parametrize("name", ["registers", "beit_both"])
 @pytest.mark.parametrize("method", ["tome", "dtem"])
 def test_gradient_checkpointing_changes_nothing(name, method):
@@ -351,6 +355,14 @@ def test_gradient_checkpointing_changes_nothing(name, method):
     assert plain.keys() == checkpointed.keys()
     for key, value in plain.items():
         torch.testing.assert_close(checkpointed[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_reentrant_checkpoints_are_refused_where_they_would_lose_gradients():
+    first, second, _ = wrap(built(), r=4).blocks
+    x = torch.randn(1, 17, 32, requires_grad=True)
+    x = torch.utils.checkpoint.checkpoint(first, x, use_reentrant=True)
+    with pytest.raises(UserError, match="block 1: gradient checkpointing with use_reentrant=True"):
+        torch.utils.checkpoint.checkpoint(second, x, use_reentrant=True)
 
 
 def test_a_loop_that_merged_tokens_cannot_follow_is_refused():

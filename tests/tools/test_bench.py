@@ -5,6 +5,11 @@ import re
 import pytest
 import torch
 
+from engine import benchmark
+from engine.analytic import formula_macs
+from engine.config import load_settings
+from models.merging import MERGERS
+from models.merging.selection import select
 from tools import bench
 
 
@@ -29,7 +34,56 @@ def test_data(threads, capsys, monkeypatch):
 def test_attention(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "HEADS", ((1, 1, 4, 8),))
     bench.main(["--attention", "--repeats", "1"])
-    assert capsys.readouterr().out.count("median") == len(bench.ATTENTIONS) == 3
+    assert capsys.readouterr().out.count("median") == len(benchmark.ATTENTIONS)
+
+
+def test_every_attention_is_the_same_attention():
+    """The forms that are compared differ in speed alone."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 16, generator=generator) for _ in range(3))
+    bias = torch.rand(2, 1, 1, 5, generator=generator)
+    wanted = ((q @ k.mT) / 4 + bias).softmax(-1) @ v
+    for name, (dtype, attend) in benchmark.ATTENTIONS.items():
+        if "no bias" not in name:
+            out = attend(q.to(dtype), k.to(dtype), v.to(dtype), bias).float()
+            torch.testing.assert_close(out, wanted, atol=1e-5 if dtype == torch.float32 else 0.03, rtol=0.02)
+
+
+def test_merging(threads, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "TOKENS", (((1, 17, 64), 4),))
+    bench.main(["--merging", "--repeats", "1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split()[1] for line in lines] == ["method", *MERGERS]
+    removed = {line.split(" | ")[0].lstrip("| "): int(line.split(" | ")[1]) for line in lines[1:]}
+    assert removed.pop("none") == 0 and removed.pop("pool") == 12 and set(removed.values()) == {4}
+
+
+def test_selection(threads, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "SELECTION", (2, 12, 5))
+    bench.main(["--selection", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("ours, greedy", "ours, elimination", "ours, stochastic", "plain loop"))
+
+
+def test_the_plain_loop_selects_what_ours_selects():
+    metric = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    similarity = benchmark._similarity(metric)
+    kept = select(torch.from_numpy(similarity)[None], torch.ones(1, 12), 5, "greedy")
+    assert sorted(benchmark._plain_loop(similarity, 5)) == kept[0].tolist()
+
+
+@pytest.mark.parametrize("train", [[], ["--train"]])
+def test_speedup(threads, capsys, train):
+    """The MAC ratio is that of the counts; times are positive, and merging's share is a share."""
+    bench.main(["--speedup", "digits/hybrid", "model.merge.r=2", "--batch-size", "2", "--repeats", "2", *train])
+    out = capsys.readouterr().out
+    settings = load_settings("digits/hybrid", ["model.merge.r=2"]).model
+    plain = load_settings("digits/hybrid", ["model.merge.method=none"]).model
+    ratio = sum(formula_macs(plain).values()) / sum(formula_macs(settings).values())
+    assert f"MAC ratio     {ratio:.3f}" in out and out.count("median") == (4 if train else 5)
+    if not train:
+        share = float(re.search(r"forward pass +median ([\d.]+)", out).group(1))
+        assert 0 < share < 100
 
 
 @pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--batch-size", "50001"), ("--repeats", "-1")])
