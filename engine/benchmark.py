@@ -21,8 +21,18 @@ from engine.data.cifar import CIFAR10_MEAN, CIFAR10_STD
 from engine.data.loader import TrainLoader
 from engine.runtime import pick_autocast
 from models import build
-from models.merging import MERGERS, Merger, apply_assignment, effective_schedule, initial_tokens, size_bias, unmerge
-from models.merging.contract import MergeContext
+from models.merging import (
+    MERGERS,
+    Assignment,
+    MergeContext,
+    Merger,
+    Tokens,
+    apply_assignment,
+    effective_schedule,
+    initial_tokens,
+    size_bias,
+    unmerge,
+)
 from models.merging.facility_location import facility_location
 from models.merging.layer import MergeLayer, attention_received
 from models.settings import Settings
@@ -141,10 +151,55 @@ def merging_times(
         return r, timed(calls, repeats, device)
 
 
-def _match(merger: Merger, tokens, q: Tensor, k: Tensor, r: int):
+def _match(merger: Merger, tokens: Tokens, q: Tensor, k: Tensor, r: int) -> Assignment:
     attention = None if merger.attention is None else attention_received(q, k, None, merger.attention)[:, 1:]
     context = MergeContext(tokens.size[:, 1:], attention, tokens.grid)
     return merger.assign(k.mean(1)[:, 1:], r, context)
+
+
+def _by_scatter(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
+    """Sums along dimension 1, then a division."""
+    total = size.new_zeros(size.shape[0], count).scatter_add(1, index, size)
+    weighted = x.float() * size.unsqueeze(-1)
+    sums = weighted.new_zeros(x.shape[0], count, x.shape[2])
+    sums = sums.scatter_add(1, index.unsqueeze(-1).expand_as(x), weighted)
+    return (sums / total.unsqueeze(-1)).to(x.dtype)
+
+
+def _by_one_hot(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
+    """A product with the matrix of shares."""
+    total = size.new_zeros(size.shape[0], count).scatter_add(1, index, size)
+    share = (size / total.gather(1, index)).to(x.dtype)
+    return x.new_zeros(x.shape[0], count, x.shape[1]).scatter(1, index.unsqueeze(1), share.unsqueeze(1)) @ x
+
+
+def _by_rows(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
+    tokens = Tokens(index, size)
+    return apply_assignment(x, tokens, Assignment(index, count), prefix=0)[0]
+
+
+# name -> the size-weighted mean of x (B, T, C), size (B, T), by index (B, T) into `count` tokens
+MEANS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "index_add of rows (ours)": _by_rows, "scatter_add": _by_scatter, "one-hot product": _by_one_hot,
+}  # fmt: skip
+
+
+def mean_times(
+    shape: tuple[int, int, int], r: int, dtype: torch.dtype, repeats: int, device: torch.device, train: bool
+) -> dict[str, list[float]]:
+    """Each of MEANS on tokens (B, T, C), of which tome takes r away: forward, or forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_(train)
+    size = torch.randint(1, 5, shape[:2], generator=generator).float().to(device)
+    metric = torch.randn(*shape[:2], HEAD_DIM, generator=generator).to(device)
+    index, count, *_ = MERGERS["tome"].assign(metric, r, MergeContext(size))
+
+    def call(mean: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> None:
+        out = mean(x, size, index, count)
+        if train:
+            out.backward(torch.ones_like(out))
+
+    return timed({name: lambda mean=mean: call(mean) for name, mean in MEANS.items()}, repeats, device)
 
 
 def selection_times(batch: int, patches: int, kept: int, repeats: int) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@
 --speedup: a config's model with its merging and without, in turns: realised speed-up, the MAC ratio, the one over the
   other, and the share of the forward pass that matching and merging take.
 --merging: milliseconds of match, merge, unmerge and attention, by method and shape, fp32.
+--means: milliseconds of the size-weighted mean, by how it is computed; with --train forward and backward.
 --selection: milliseconds per image of facility location, beside a plain loop and, if installed, submodlib-py.
 --attention: milliseconds of fused attention with a size bias, by precision; with --train forward and backward.
 --data: images per second of the training pipeline, on random images of CIFAR's shape, without a model.
@@ -19,6 +20,7 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import statistics
 import sys
+from itertools import product
 
 import torch
 
@@ -37,10 +39,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--speedup", metavar="CFG", help="a YAML file, or its name under configs/")
-    for name in ("merging", "selection", "attention", "data"):
+    for name in ("merging", "means", "selection", "attention", "data"):
         what.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--batch-size", type=int, help=f"of --speedup (8) and --data (128; at most {IMAGES})")
-    parser.add_argument("--train", action="store_true", help="--speedup, --attention: forward and backward")
+    parser.add_argument("--train", action="store_true", help="--speedup, --means, --attention: and backward")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of --speedup")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--repeats", type=int, default=9, help="timed runs, after one that is not; default 9")
@@ -64,6 +66,10 @@ def main(argv: list[str]) -> None:
         speedup(args, device)
     elif args.merging:
         merging(args.repeats, device)
+    elif args.means:
+        for (shape, r), (word, dtype) in product(TOKENS, (("fp32", torch.float32), ("bf16", torch.bfloat16))):
+            for name, times in benchmark.mean_times(shape, r, dtype, args.repeats, device, args.train).items():
+                print(f"{'x'.join(map(str, shape))}  {word}  {name:24} ms: {spread(times, '.2f')}")
     elif args.selection:
         for name, times in benchmark.selection_times(*SELECTION, args.repeats).items():
             print(f"{name:24} ms per image: {spread(times, '.3f')}")

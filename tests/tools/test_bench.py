@@ -58,6 +58,20 @@ def test_merging(threads, capsys, monkeypatch):
     assert removed.pop("none") == 0 and removed.pop("pool") == 12 and set(removed.values()) == {4}
 
 
+def test_means(threads, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "TOKENS", (((1, 9, 16), 2),))
+    bench.main(["--means", "--train", "--repeats", "1"])
+    assert capsys.readouterr().out.count("median") == 2 * len(benchmark.MEANS)
+
+
+def test_every_mean_is_the_same_mean():
+    x, size = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[1.0, 2, 3, 1, 1, 2]] * 2)
+    index = torch.tensor([[0, 1, 1, 0, 2, 1], [2, 2, 2, 0, 1, 1]])
+    first, *others = (mean(x, size, index, 3) for mean in benchmark.MEANS.values())
+    for other in others:
+        torch.testing.assert_close(other, first)
+
+
 def test_selection(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SELECTION", (2, 12, 5))
     bench.main(["--selection", "--repeats", "1"])
