@@ -10,11 +10,10 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.merging import Tokens, effective_schedule, initial_tokens, size_bias
 from models.merging.contract import Grid
-from models.merging.layer import MergeLayer
+from models.merging.layer import MergeLayer, attend
 from models.merging.settings import MergeSettings
 from models.settings import Settings
 from models.stem import PatchStem
@@ -81,12 +80,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries and keys (B, heads, T, head_dim)."""
         q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
-        # Fused attention's backward pass in bf16 takes four times that of fp32 on a CPU (docs/performance.md).
-        dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else q.dtype
-        mask = None if bias is None else bias.to(dtype)
-        with torch.autocast(q.device.type, enabled=False):
-            out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
-        return self.proj(rearrange(out, "b h t d -> b t (h d)")), q, k
+        return self.proj(attend(q, k, v, bias)), q, k
 
 
 class Block(nn.Module):

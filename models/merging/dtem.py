@@ -1,20 +1,22 @@
 """Token merging by a learned metric: soft in training, bipartite soft matching at test.
 
-Lee, Hong: Learning to Merge Tokens via Decoupled Embedding for Efficient Vision Transformers. NeurIPS 2024. Theirs are
-the embedding (one linear layer on the attention's input, used for nothing but matching and without a gradient into
-the tokens), soft grouping by the relaxed top-r of Xie and Ermon (Reparameterizable Subset Sampling via Continuous
-Relaxations, IJCAI 2019) over all pairs of a source and a destination, no source giving more than all of itself, soft
-merging by effective sizes, and the two temperatures. With cosines c_ab, p^t the softmax of l^t over all pairs (a, b):
+Lee, Hong: Learning to Merge Tokens via Decoupled Embedding for Efficient Vision Transformers. NeurIPS 2024. From the
+paper and the procedure that its authors published are the embedding (one linear layer on the attention's input, used
+for nothing but matching and without a gradient into the tokens), soft grouping by the relaxed top-r of Xie and Ermon
+(Reparameterizable Subset Sampling via Continuous Relaxations, IJCAI 2019), in which each source looks at its three
+nearest destinations and gives at most all of itself, soft merging by effective sizes, and two temperatures of 0.1.
+With cosines c_ab and p^t the softmax of l^t over all those pairs (a, b):
 
     l^1_ab = c_ab / (0.1 temperature)      l^(t+1)_ab = l^t_ab + log(1 - sum_b p^t_ab) / temperature      t = 1 ... r
     s_ab = sum_t p^t_ab / max(1, sum_b sum_t p^t_ab)
     x_b <- (m_b x_b + sum_a s_ab m_a x_a) / (m_b + sum_a s_ab m_a)
     m_b <- m_b + sum_a s_ab m_a            m_a <- m_a (1 - sum_b s_ab)
 
-Ours: every destination takes part (theirs: the three most similar to each source), the exact gradient of the division
-by max(1, .), and what comes after. The tokens stand as the test would leave them, first the sources that stay, then the
-destinations, and the r sources that gave most go to the end, where they are attended to by what is left of them but
-merge no more (theirs: the r smallest by size); and each input token's share in every token is kept, for maps.
+Ours: the exact gradient of the division by max(1, .) (theirs takes the divisor for a constant), an embedding as wide
+as one attention head for every model (theirs: two, from a width of 1,024 on), and what comes after. The tokens stand as
+the test would leave them, first the sources that stay, then the destinations, and the r sources that gave most go to
+the end, where they are attended to by what is left of them but merge no more (theirs: sorted by size, the r smallest);
+and each input token's share in every token is kept, for maps.
 """
 
 from __future__ import annotations

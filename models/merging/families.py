@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torchvision.models import vision_transformer as torchvision_vit
 
 from models.merging.contract import Grid
-from models.merging.layer import MergeLayer
+from models.merging.layer import MergeLayer, attend
 from models.merging.tokens import Tokens
 from models.settings import UserError
 
 SERVED = "timm's VisionTransformer and Beit, and torchvision's VisionTransformer"
-# Why not, by the beginning of a class's full name.
+# Why not, by the beginning of the full name of a model's or a block's class.
 REASONS = {
     "timm.models.swin": "attends inside windows of the patch grid, and merged tokens have no place on it",
     "torchvision.models.swin": "attends inside windows of the patch grid, and merged tokens have no place on it",
@@ -33,6 +33,8 @@ REASONS = {
     "torchvision.models.resnet": "convolves: there are no tokens to merge",
     "timm.models.eva": "rotates queries and keys by their place on the grid, and merged tokens have none",
     "timm.models.vision_transformer_relpos": "has a relative position bias that is not served",
+    "timm.models.vision_transformer.Parallel": "computes attention and MLP side by side, with no place for merging",
+    "timm.models.vision_transformer.DiffParallel": "computes attention and MLP side by side, with no place for merging",
     "models.vit.": "merges by itself, see its option `merge`",
     "models.hybrid.": "merges by itself, see its option `merge`",
     "torch.nn.parallel": "holds the model already: wrap the model first",
@@ -95,27 +97,16 @@ def family_of(model: nn.Module) -> Family:
     cls = type(model)
     base = next((base for base in cls.__mro__ if base in FAMILIES), None)
     if base is None:
-        names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
-        why = next((why for start, why in REASONS.items() if any(name.startswith(start) for name in names)), None)
-        raise UserError(f"{cls.__name__} {why or 'is not a model that merging knows'}; wrap takes {SERVED}")
+        raise UserError(f"{cls.__name__} {_why_not(cls, 'is not a model that merging knows')}; wrap takes {SERVED}")
     for method in ("forward", "forward_features"):
         if getattr(cls, method, None) is not getattr(base, method, None) or method in vars(model):
             raise UserError(f"{cls.__name__} has a {method} of its own, and only {base.__name__}'s is known to wrap")
     return FAMILIES[base]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """Fused attention: q, k, v (B, heads, T, head_dim), bias broadcastable to (B, heads, T, T) -> (B, T, heads x dim).
-
-    On a CPU it is computed in fp32 while training: in bf16 the fused kernel's backward pass takes four times that.
-    """
-    dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else v.dtype
-    mask = None if bias is None else bias.to(dtype)
-    with torch.autocast(q.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(
-            q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout
-        )  # fmt: skip
-    return rearrange(out.to(v.dtype), "b h t d -> b t (h d)")
+def _why_not(cls: type[nn.Module], otherwise: str) -> str:
+    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    return next((why for start, why in REASONS.items() if any(name.startswith(start) for name in names)), otherwise)
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -285,7 +276,7 @@ def kind_of(block: nn.Module, name: str) -> Kind:
     """
     kind = KINDS.get(type(block))
     if kind is None:
-        raise UserError(f"{name} is a {type(block).__name__}; merging knows {', '.join(k.__name__ for k in KINDS)}")
+        raise UserError(f"{name} is a {type(block).__name__}, which {_why_not(type(block), 'merging does not know')}")
     where, expected = kind.attention
     if type(getattr(block, where)) is not expected:
         found = type(getattr(block, where)).__name__

@@ -1,9 +1,11 @@
-"""One block's merging: what its tokens are compared by, what attention they get, and the merge itself."""
+"""One block's attention by size, and its merging: what tokens are compared by, what attention they get, the merge."""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.merging.contract import Merger
 from models.merging.tokens import Tokens, merge
@@ -59,6 +61,21 @@ class MergeLayer(nn.Module):
         if self.metric == "keys":
             return k.mean(1, dtype=torch.float32)
         return (x if self.metric == "tokens" else self.head(source.detach())).float()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Fused attention: q, k, v (B, heads, T, head_dim), bias broadcastable to (B, heads, T, T) -> (B, T, heads x dim).
+
+    On a CPU it is computed in fp32 while training: in bf16 the fused kernel's backward pass takes up to four times that
+    (docs/performance.md).
+    """
+    dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else v.dtype
+    mask = None if bias is None else bias.to(dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        out = F.scaled_dot_product_attention(
+            q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout
+        )  # fmt: skip
+    return rearrange(out.to(v.dtype), "b h t d -> b t (h d)")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from models import build_model
+from models.merging import MERGERS
 from models.settings import UserError
 from tests.paths import GOLDEN
 
@@ -23,7 +24,7 @@ def golden_weight(name: str, shape: tuple[int, ...], scale: float = 0.12) -> tor
 
 
 def golden_vit(**merge) -> torch.nn.Module:
-    model = build_model("vit", **SMALL, merge={"method": "tome", **merge}).eval()
+    model = build_model("vit", **SMALL, merge=merge).eval()
     model.load_state_dict({name: golden_weight(name, tuple(value.shape)) for name, value in model.state_dict().items()})
     return model
 
@@ -80,9 +81,10 @@ def test_none_switches_merging_off():
     assert build_model("vit", **SMALL, merge={"method": "none", "r": 8}).schedule == [0] * 6
 
 
+@pytest.mark.parametrize("method", MERGERS)
 @torch.no_grad()
-def test_a_batch_gives_what_its_images_give_alone():
-    model = golden_vit(r=6)
+def test_a_batch_gives_what_its_images_give_alone(method):
+    model = golden_vit(method=method, r=6)
     x = images(5, 8)
     together, tokens = model.forward_features(x)
     for i in range(8):

@@ -529,9 +529,11 @@ REFUSED = {
     "VisionTransformer merges by itself": lambda: build_model("vit", **TINY),
     f"Linear is not a model that merging knows; wrap takes {SERVED}": lambda: nn.Linear(1, 1),
     "OptimizedModule holds the model already": lambda: torch.compile(built()),
-    "blocks.0 is a ParallelScalingBlock": lambda: with_blocks(vision_transformer.ParallelScalingBlock),
+    "blocks.0 is a ParallelScalingBlock, which computes attention and MLP side by side": lambda: with_blocks(
+        vision_transformer.ParallelScalingBlock
+    ),
     "blocks.0 is a ParallelThingsBlock": lambda: with_blocks(vision_transformer.ParallelThingsBlock),
-    "blocks.0 is a OwnBlock": lambda: with_blocks(OwnBlock),
+    "blocks.0 is a OwnBlock, which merging does not know": lambda: with_blocks(OwnBlock),
     "OwnFlow has a forward_features of its own": lambda: OwnFlow(**TINY),
     "blocks.1.attn has hooks or a forward of its own": lambda: changed(replace_forward),
     "blocks.2 has hooks": lambda: changed(lambda m: m.blocks[2].register_forward_hook(lambda *_: None)),
