@@ -35,6 +35,7 @@ from models.merging import (
 )
 from models.merging.facility_location import facility_location
 from models.merging.layer import MergeLayer, attention_received
+from models.merging.settings import MergeSettings
 from models.settings import Settings
 
 HEAD_DIM = 64  # of --merging's shapes
@@ -256,8 +257,7 @@ def speedup(
         matching and merging (measured in passes of its own; not while training).
     """
     settings = solve(settings)
-    off = settings.merge.model_copy(update={"method": "none", "r": 0, "keep": None})
-    plain = settings.model_copy(update={"merge": off})
+    plain = settings.model_copy(update={"merge": MergeSettings(method="none")})
     merged, unmerged = build(settings).to(device), build(plain).to(device)
     unmerged.load_state_dict(merged.state_dict(), strict=False)  # a learned metric head is all that it may lack
     images = torch.randn(batch_size, settings.in_chans, settings.img_size, settings.img_size, device=device)

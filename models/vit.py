@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.merging import Tokens, effective_schedule, initial_tokens, size_bias
 from models.merging.contract import Grid
 from models.merging.layer import MergeLayer, attend
+from models.merging.schedule import Plan
 from models.merging.settings import MergeSettings
 from models.settings import Settings
 from models.stem import PatchStem
@@ -115,7 +116,7 @@ class VisionTransformer(nn.Module):
         patch_embed: image -> feature map (B, embed_dim, H, W) with one vector per patch.
 
     Attributes:
-        schedule: patches that each block removes. Another one may be set at any time.
+        schedule: patches that each block removes. Another one may be set at any time; it is clamped likewise.
     """
 
     prefix = 1  # the class token
@@ -125,13 +126,16 @@ class VisionTransformer(nn.Module):
         s = settings
         self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
             s.img_size, s.in_chans, s.num_classes, s.embed_dim)  # fmt: skip
-        self.grid = s.grid
+        self.grid, self.depth = s.grid, s.depth
+        self.merger = s.merge.merger()
         self.schedule = s.schedule()
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + prod(self.grid), s.embed_dim))
-        merger, metric, head_dim = s.merge.merger(), s.merge.compared_by(), s.embed_dim // s.num_heads
-        merges = [MergeLayer(merger, metric, self.prefix, i / s.depth, s.embed_dim, head_dim) for i in range(s.depth)]
+        metric, head_dim = s.merge.compared_by(), s.embed_dim // s.num_heads
+        merges = [
+            MergeLayer(self.merger, metric, self.prefix, i / s.depth, s.embed_dim, head_dim) for i in range(s.depth)
+        ]
         rates = [s.drop_path_rate * i / max(s.depth - 1, 1) for i in range(s.depth)]
         self.blocks = nn.ModuleList(
             Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, merge, s.merge.prop_attn)
@@ -149,6 +153,16 @@ class VisionTransformer(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @property
+    def schedule(self) -> list[int]:
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Plan) -> None:
+        if len(schedule) != self.depth:
+            raise ValueError(f"schedule has {len(schedule)} entries; the model has {self.depth} blocks")
+        self._schedule = effective_schedule(schedule, prod(self.grid), self.merger, self.grid)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are tokens, not weights (timm's convention)."""

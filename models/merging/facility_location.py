@@ -15,7 +15,8 @@ Four forms of the selection, by `form`:
 - "elimination": from all patches, r times drop the one whose loss is least, from each patch's best and second-best
   similarity in S. For small r; no bound is known for it, and its value is measured in docs/merging.md.
 - "stochastic": forward, each step from a sample of (N / (N - r)) ln(1 / 0.05) patches (Mirzasoleiman et al.: Lazier
-  than lazy greedy, 2015): 1 - 1/e - 0.05 in expectation, N^2 ln 20 in all. For long sequences.
+  than lazy greedy, 2015): 1 - 1/e - 0.05 in expectation over draws, N^2 ln 20 in all. The draw is one for all
+  images, so that none depends on another. For long sequences.
 - "auto": stochastic above 1,024 patches, else elimination where r < N - r, else greedy.
 
 What is sequential is done by `hybridmerge::select`, an operator of its own (selection.py), which torch.compile and
@@ -39,7 +40,8 @@ LONG = 1024  # patches
 def facility_location(metric: Tensor, r: int, context: MergeContext, form: str = "auto") -> Assignment:
     """Selects N - r patches by facility location and merges each of the others into the one most similar to it.
 
-    Ties go to the lower position. The selected patches stay in their old order.
+    Where patches tie, forward forms select the lower position, elimination drops it. The selected patches stay in their
+    old order.
 
     Args:
         metric: (B, N, D) float32.

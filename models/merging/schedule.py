@@ -29,7 +29,8 @@ def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | No
         raise ValueError("merge.method: it merges neighbours on a grid, and these patches are none")
     schedule, owed = [], 0
     for asked in plan:
-        n = patches - ceil(round(asked * patches, 6)) if isinstance(asked, float) else asked
+        due = patches - owed  # as many as there should be by now
+        n = due - ceil(round(asked * due, 6)) if isinstance(asked, float) else asked
         if merger.shrink is None:
             n = min(n, merger.at_most(patches))
         else:

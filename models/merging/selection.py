@@ -82,11 +82,10 @@ def stochastic_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
     weighted = similarity * size.unsqueeze(1)  # row j: what each patch i is worth if represented by j
     best = torch.zeros_like(size)
     taken = torch.zeros_like(size)
-    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(count, patches, generator=torch.Generator().manual_seed(0)).to(size.device)
     kept = []
     for step in range(count):
-        draw = torch.rand(patches, generator=generator).to(size.device)
-        rows = (draw - taken).topk(min(sample, patches - step), dim=1).indices  # (B, sample)
+        rows = (draws[step] - taken).topk(min(sample, patches - step), dim=1).indices  # (B, sample)
         candidates = take(weighted, rows)
         value = torch.maximum(candidates, best.unsqueeze(1)).sum(dim=-1)
         chosen = value.argmax(dim=1, keepdim=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.merging import MERGERS, MergeContext
+from models.merging import MergeContext
 from models.merging.facility_location import chosen_form, facility_location
 from models.merging.selection import DENSE, SPARSE, select
 
@@ -75,16 +75,18 @@ def test_both_kernels_equal_a_plain_loop(kernels, form, seed, patches, data):
         )
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("dense", [False, True])
+@settings(max_examples=40, deadline=None)
 @given(seed=seeds, patches=st.integers(2, 9), data=st.data())
-def test_forward_greedy_reaches_its_bound(seed, patches, data):
+def test_forward_greedy_reaches_its_bound(dense, seed, patches, data):
     """At least 1 - 1/e of the best set of the same size, found by looking at all of them."""
     count = data.draw(st.integers(1, patches - 1))
     metric, size = drawn(seed, patches)
     similarity, weight = similarities(metric)[0].numpy(), size[0].numpy()
     best = max(value(similarity, weight, chosen) for chosen in combinations(range(patches), count))
-    kept = select(similarities(metric), size, count, "greedy")[0].tolist()
-    assert value(similarity, weight, kept) >= (1 - 1 / e) * best
+    given_similarity = similarities(metric)
+    kept = DENSE["greedy"](given_similarity, size, count) if dense else select(given_similarity, size, count, "greedy")
+    assert value(similarity, weight, kept[0].tolist()) >= (1 - 1 / e) * best
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,9 +143,10 @@ def test_size_makes_a_patch_count_for_many():
             assert select(similarities(metric), torch.tensor([sizes]), 2, form).tolist() == [kept]
 
 
-def test_equal_patches_tie_to_the_lower_position():
-    answer = MERGERS["facility_location"].assign(torch.ones(1, 6, 2), 2, MergeContext(torch.ones(1, 6)))
-    assert answer.count == 4 and answer.index.max() == 3
+def test_of_equal_patches_forward_selects_the_lower_and_elimination_drops_it():
+    equal = similarities(torch.ones(1, 6, 2)), torch.ones(1, 6)
+    assert select(*equal, 4, "greedy").tolist() == [[0, 1, 2, 3]]
+    assert select(*equal, 4, "elimination").tolist() == [[2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize(

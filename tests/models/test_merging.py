@@ -22,7 +22,15 @@ from models.merging import (
 )
 from tests.paths import CONFIGS
 
-EVERY = pytest.mark.parametrize("merger", MERGERS.values(), ids=MERGERS.keys())
+# Every method, and every option that changes what a method does to all patches (pruning has tests of its own).
+VARIANTS = {
+    **MERGERS,
+    "tome-kth3": MERGERS["tome"].bind(kth=3),
+    "dpc_knn-neighbours2": MERGERS["dpc_knn"].bind(neighbours=2),
+    "facility_location-greedy": MERGERS["facility_location"].bind(form="greedy"),
+    "facility_location-stochastic": MERGERS["facility_location"].bind(form="stochastic"),
+}
+EVERY = pytest.mark.parametrize("merger", VARIANTS.values(), ids=VARIANTS.keys())
 
 
 @st.composite
@@ -120,10 +128,11 @@ def test_r0_changes_nothing(merger):
 @given(case=cases(), seed=st.integers(0, 1000))
 def test_images_do_not_see_each_other(merger, case, seed):
     x, *rest = case
-    _, together = merge_twice(case, merger)
+    out, together = merge_twice(case, merger)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    _, shuffled = merge_twice((x[order], *rest), merger)
+    permuted, shuffled = merge_twice((x[order], *rest), merger)
     assert torch.equal(shuffled.index, together.index[order])
+    torch.testing.assert_close(permuted, out[order], atol=1e-6, rtol=0)
     for image in range(len(x)):
         _, alone = merge_twice((x[image : image + 1], *rest), merger)
         assert torch.equal(alone.index[0], together.index[image])
@@ -139,6 +148,30 @@ def test_degenerate_tokens_are_finite_and_deterministic(merger, dtype, fill, pat
     (out, tokens), (again, same) = (merge_twice(case, merger, dtype) for _ in range(2))
     assert out.dtype == dtype and out.isfinite().all() and torch.equal(out, again)
     assert torch.equal(tokens.index, same.index)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_matched_in_fp32(merger, dtype):
+    """The assignment of half-precision tokens is that of the same numbers in fp32; means are rounded once."""
+    x = torch.randn(2, 17, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    asked = (12, 0)
+    half, exact = (merge_twice((part, (4, 4), 1, asked), merger, part.dtype) for part in (x, x.float()))
+    assert half[0].dtype == dtype and torch.equal(half[1].index, exact[1].index)
+    assert torch.equal(half[0], exact[0].to(dtype))
+
+
+# The most that each method takes of 16 patches on a 4 x 4 grid, and of 9 on a 3 x 3 grid.
+LIMITS = {
+    "none": (0, 0), "random": (15, 8), "pool": (12, 5), "tome": (8, 4), "facility_location": (15, 8), "pitome": (8, 4),
+    "dpc_knn": (15, 8), "topk": (15, 8), "mctf": (15, 8), "dtem": (8, 4), "grid": (12, 5), "tome-kth3": (10, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "most"), LIMITS.items(), ids=LIMITS.keys())
+def test_each_method_takes_what_the_docs_say_at_most(name, most):
+    taken = [effective_schedule([1000], side * side, VARIANTS[name], (side, side))[0] for side in (4, 3)]
+    assert tuple(taken) == most and set(MERGERS) <= set(LIMITS)
 
 
 def test_counting_goes_beyond_what_half_precision_can_count():

@@ -151,3 +151,26 @@ def test_a_wrong_schedule_is_named_with_value_and_fix(merge, line):
     with pytest.raises(UserError) as error:
         build_model("vit", img_size=32, embed_dim=24, num_heads=2, depth=3, merge=merge)
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_a_keep_rate_on_a_grid_counts_what_is_owed_already():
+    """Never fewer patches than the rates ask for: what a block could not remove is not asked for twice."""
+    plan = [0, 0, 0, 0.7, 0, 0, 0.7, 0, 0, 0.7, 0, 0]
+    exact = 196 - sum(effective_schedule(plan, 196, MERGERS["topk"]))
+    assert exact == 68
+    for name in ("pool", "grid"):
+        assert 196 - sum(effective_schedule(plan, 196, MERGERS[name], (14, 14))) >= exact
+    assert effective_schedule([0.5, 0.5], 64, MERGERS["pool"], (8, 8)) == [0, 48]
+
+
+@pytest.mark.parametrize("name", ["vit", "hybrid"])
+def test_a_schedule_that_is_set_is_clamped_to_what_the_method_can_do(name):
+    small = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 10}
+    for method, asked, wanted in (
+        ("tome", [40, 0, 0], [32, 0, 0]), ("pool", [8, 8, 8], [0, 0, 0]), ("random", [70, 1, 1], [63, 0, 0]),
+    ):  # fmt: skip
+        model = build_model(name, **small, merge={"method": method})
+        model.schedule = asked
+        assert model.schedule == wanted and model.tokens_per_block()[-1] == 65 - sum(wanted)
+    with pytest.raises(ValueError, match="2 entries; the model has 3 blocks"):
+        model.schedule = [1, 2]
