@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
+
 setup(
     name="hybridmerge",
     version="0.1.0",
@@ -25,5 +27,8 @@ setup(
         "Pillow>=10.1",
         "tqdm>=4.65",
     ],
-    extras_require={"dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", "peft>=0.18"]},
+    extras_require={
+        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", "peft>=0.18", *ONNX],
+        "export": ["torch>=2.13", *ONNX],  # tools/export.py
+    },
 )

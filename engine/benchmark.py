@@ -124,6 +124,8 @@ def merging_times(
 ) -> tuple[int, dict[str, list[float]]]:
     """What one merge costs by itself: tokens (B, T, C) with a class token, fp32, attention heads of width 64.
 
+    Every method is timed on keys: dtem too, as at test but without its learned head.
+
     Returns:
         How many tokens went, and times of `match` (attention scores included, where the method asks for them), `merge`,
         `unmerge`, and fused `attention` with the size bias, over the tokens that are left.

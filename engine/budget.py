@@ -38,7 +38,8 @@ def solve(settings: Any) -> Any:
         The same with `merge.r` a list, one number per block, and no target; as it came, if it has no target.
 
     Raises:
-        UserError: the target is out of reach, or this model is too small for a schedule within 0.5 % of it; or it has
+        UserError: the target is out of reach (a method that removes nothing, such as none, meets the cost without
+            merging alone), or this model is too small for a schedule within 0.5 % of it; or it has
             no formula for its MACs.
     """
     merge = getattr(settings, "merge", None)
@@ -48,11 +49,9 @@ def solve(settings: Any) -> Any:
     said = f"model.merge.{key} = {getattr(merge, key)}"
     if settings.name not in FORMULAS:
         raise UserError(f"{said}: {settings.name} has no formula for its MACs; give model.merge.r")
-    search = _Search(settings)
-    most = search.macs([0] * settings.depth)
-    target = most / merge.target_ratio if merge.target_gmacs is None else merge.target_gmacs * 1e9
+    search, target = _Search(settings), target_macs(settings)
     said += f" ({target / 1e9:.4g} GMACs)" if merge.target_gmacs is None else ""
-    search.demand_reachable(said, target, most)
+    search.demand_reachable(said, target)
     found = search.nearest(target)
     off = search.costs[found] / target - 1
     line = f"{said}: {merge.method} removes {list(found)}, {search.costs[found] / 1e9:.4g} GMACs"
@@ -68,6 +67,20 @@ def solve(settings: Any) -> Any:
             f"{below / 1e9:.4g} and {above / 1e9:.4g} GMACs"
         )
     return with_r(settings, list(found))
+
+
+def target_macs(settings: Any) -> float | None:
+    """MACs of one image that `merge.target_gmacs` or `merge.target_ratio` asks for; None where there is neither.
+
+    Args:
+        settings: a model's options, not yet solved.
+    """
+    merge = getattr(settings, "merge", None)
+    if merge is None or merge.solved:
+        return None
+    if merge.target_gmacs is not None:
+        return merge.target_gmacs * 1e9
+    return sum(formula_macs(with_r(settings, 0)).values()) / merge.target_ratio
 
 
 def with_r(settings: Any, r: int | list[int]) -> Any:
@@ -115,11 +128,11 @@ class _Search:
             self.costs[schedule] = sum(formula_macs(with_r(self.settings, list(schedule))).values())
         return self.costs[schedule]
 
-    def demand_reachable(self, said: str, target: float, most: int) -> None:
-        """Raises UserError where the target is below what the greatest removal costs, or above `most`."""
-        greatest = [self.patches] * self.depth
+    def demand_reachable(self, said: str, target: float) -> None:
+        """Raises UserError where the target is below what the greatest removal costs, or above what none costs."""
+        greatest, most = [self.patches] * self.depth, self.macs([0] * self.depth)
         method = self.settings.merge.method
-        if not any(self.schedule(greatest)):
+        if not any(self.schedule(greatest)) and abs(most - target) > TOLERANCE * target:
             raise UserError(f"{said}: {method} removes nothing here; choose another model.merge.method")
         least = min(self.macs(greatest), most)
         if not least / (1 + TOLERANCE) <= target <= most / (1 - TOLERANCE):

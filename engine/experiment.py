@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from engine import checkpoint
-from engine.budget import range_of, solve
+from engine.budget import range_of, solve, target_macs
 from engine.complexity import Complexity, measure
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, build_data
@@ -172,11 +172,15 @@ def build_for(settings: RunSettings, data: Data) -> nn.Module:
 
 
 def test(trainer: Trainer, cost: Complexity) -> dict:
-    """Tests the best weights; returns what `results.json` holds: accuracies as fractions, MACs in G, memory in MiB."""
+    """Tests the best weights; returns what `results.json` holds: accuracies as fractions, MACs in G, memory in MiB.
+
+    `target_gmacs` is what merging was asked to cost, also where it was a ratio; None where no budget was asked for.
+    """
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
     best_step = load_weights(model, trainer.data, trainer.folder / "best.pt")["step"]
     test = trainer.evaluate(trainer.data.test)
     images = progress.step * settings.train.batch_size * settings.train.accumulate
+    asked = target_macs(settings.model)
     return {
         "name": settings.name,
         "model": settings.model.name,
@@ -193,6 +197,7 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
         "data_sha256": trainer.fingerprint,
         "params": cost.params,
         "gmacs": cost.macs / 1e9,
+        "target_gmacs": None if asked is None else asked / 1e9,
         "activations": cost.activations,
         "tokens": cost.tokens,
         "removed": model.schedule,

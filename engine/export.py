@@ -37,7 +37,7 @@ ABSOLUTE, RELATIVE = 1e-4, 1e-5  # how far a logit may be from the model's
 NOISE = 1e-6  # of images whose pixels have a standard deviation near 1: a ten thousandth of a grey level
 DRAWS = 64  # of the noise, for each image that differs
 TIES = 1 / 8  # share of the images that ties may explain; where more differ, it is not rounding
-LEAST_TORCH = "2.9"  # the first with which all of this was tried
+LEAST_TORCH = "2.13"  # the oldest with which all of this was tried
 BYTES = 2**31 - 2**20  # what a single ONNX file can hold, less what is not weights
 METADATA = "metadata.json"
 
@@ -264,7 +264,7 @@ def _demand_packages(to: str) -> None:
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
-            raise UserError(f"--to onnx: {error.name} is not installed; pip install -e '.[export]'") from None
+            raise UserError(f"--to onnx: {error}; pip install -e '.[export]'") from None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def values_of(item: str) -> tuple[str, list[Any]]:
     return ".".join(path[1:]), values
 
 
-def sweep(folder: Path, item: str, overrides: Iterable[str] = (), which: str = "best", split: str = "test") -> list:
+def sweep(folder: Path, item: str, overrides: Sequence[str] = (), which: str = "best", split: str = "test") -> list:
     """Evaluates a run once for each value of one key of its `merge:` section. The data are loaded once.
 
     Args:

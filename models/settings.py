@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 S = TypeVar("S", bound="Settings")
@@ -74,7 +74,7 @@ def _explain(path: list[str], owner: type[BaseModel] | None, detail: Mapping[str
     if kind == "union_tag_not_found":
         return f"{key}.name: missing; known: {', '.join(_names(field))}"
     if kind == "literal_error" and field is not None:
-        known = [str(v) for v in get_args(field.annotation)]
+        known = [str(value) for value in _literals(field.annotation)]
         hint, names = nearest(value, known), ", ".join(known)
         return f"{key} = {_show(value)}: {hint}" + ("" if names in hint else f" ({names})")
     if kind == "value_error" and isinstance(value, Mapping):  # a section's own check: its text begins with its key
@@ -91,6 +91,10 @@ def _explain(path: list[str], owner: type[BaseModel] | None, detail: Mapping[str
 def _reason(detail: Mapping[str, Any]) -> str:
     if detail["type"] == "bool_type":
         return "use true or false"
+    if detail["type"] in ("too_short", "too_long"):
+        word = "at least" if detail["type"] == "too_short" else "at most"
+        limit = detail["ctx"].get("min_length", detail["ctx"].get("max_length"))
+        return f"must have {word} {limit} {'entry' if limit == 1 else 'entries'}, not {len(detail['input'])}"
     return detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
 
 
@@ -113,13 +117,17 @@ def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str],
     path: list[str] = []
     owners: list[type[BaseModel]] = [cls]
     owner: type[BaseModel] | None = cls
+    section: Any = None  # the last key's annotation, until a tag has chosen among its classes
     for i, part in enumerate(loc):
         holder = next((c for c in owners if part in c.model_fields), None)
         tagged = [c for c in owners if part in _tags(c)] if len(owners) > 1 else []
-        if tagged:
-            owners = tagged
+        if marked := _marked(section, part):
+            owners, section = marked, None
+        elif tagged:
+            owners, section = tagged, None
         elif holder is not None:
-            owner, owners = holder, _classes(holder.model_fields[part].annotation)
+            owner, section = holder, holder.model_fields[part].annotation
+            owners = _classes(section)
             path.append(str(part))
         elif isinstance(part, int) or (stranger and i == len(loc) - 1):
             owner = owners[0] if owners else None
@@ -130,6 +138,20 @@ def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str],
 def _names(field: FieldInfo | None) -> list[str]:
     """The names that a section such as `model: {name: ...}` can take."""
     return [tag for c in (_classes(field.annotation) if field else []) for tag in _tags(c)]
+
+
+def _marked(annotation: Any, tag: int | str) -> list[type[BaseModel]]:
+    """The classes that a union names by a tag of its own, as in `Annotated[A, Tag("a")] | Annotated[B, Tag("b")]`."""
+    parts = get_args(annotation)
+    if any(isinstance(part, Tag) and part.tag == tag for part in parts):
+        return _classes(annotation)
+    return [cls for part in parts for cls in _marked(part, tag)]
+
+
+def _literals(annotation: Any) -> list[Any]:
+    """Every value that the literals inside an annotation allow, such as `Literal["a", "b"] | None`."""
+    parts = get_args(annotation)
+    return list(parts) if get_origin(annotation) is Literal else [v for part in parts for v in _literals(part)]
 
 
 def _tags(cls: type[BaseModel]) -> tuple[str, ...]:

@@ -33,22 +33,32 @@ IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
 HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): hybrid_merge; ViT-B, 224 and 384
 TOKENS = (((8, 197, 768), 14), ((64, 65, 192), 8), ((4, 1025, 1024), 64))  # (B, T, C), r: a row or two of the grid
 SELECTION = (32, 196, 98)  # batch, patches, kept
+TAKEN = {  # what is measured: the arguments that it takes, besides --repeats and --threads
+    "speedup": ("batch_size", "train", "precision", "device", "overrides"),
+    "merging": ("device",),
+    "means": ("train", "device"),
+    "selection": (),
+    "attention": ("train", "device"),
+    "data": ("batch_size",),
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--speedup", metavar="CFG", help="a YAML file, or its name under configs/")
-    for name in ("merging", "means", "selection", "attention", "data"):
+    for name in list(TAKEN)[1:]:
         what.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--batch-size", type=int, help=f"of --speedup (8) and --data (128; at most {IMAGES})")
     parser.add_argument("--train", action="store_true", help="--speedup, --means, --attention: and backward")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of --speedup")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of --speedup; default fp32")
+    parser.add_argument("--device", help="cpu or cuda; default cpu; not of --selection and --data")
     parser.add_argument("--repeats", type=int, default=9, help="timed runs, after one that is not; default 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --speedup")
     args = parser.parse_intermixed_args(argv)
+    refuse_unused(parser, args)
+    args.precision, args.device = args.precision or "fp32", args.device or "cpu"
     args.batch_size = (128 if args.data else 8) if args.batch_size is None else args.batch_size
     for name, most in (("batch_size", IMAGES), ("repeats", None), ("threads", None)):
         value = getattr(args, name)
@@ -57,12 +67,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends with an error for the first argument that what is measured would not look at."""
+    what = next(name for name in TAKEN if getattr(args, name) not in (None, False))
+    for name in dict.fromkeys(name for taken in TAKEN.values() for name in taken):
+        default = [] if name == "overrides" else parser.get_default(name)
+        if getattr(args, name) != default and name not in TAKEN[what]:
+            written = " ".join(args.overrides) if name == "overrides" else f"--{name.replace('_', '-')}"
+            takers = ", ".join(f"--{other}" for other in TAKEN if name in TAKEN[other])
+            parser.error(f"{written}: --{what} has no use for it; leave it out (it is of {takers})")
+
+
 def main(argv: list[str]) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     print(f"{device_name(device)}, {args.threads} threads, torch {torch.__version__}")
-    if args.speedup:
+    if args.speedup is not None:
         speedup(args, device)
     elif args.merging:
         merging(args.repeats, device)
@@ -93,6 +114,8 @@ def speedup(args: argparse.Namespace, device: torch.device) -> None:
     print(f"speed-up      {spread(gains, '.3f')}")
     print(f"MAC ratio     {macs:.3f}")
     print(f"speed-up over MAC ratio  {spread([gain / macs for gain in gains], '.3f')}")
+    if args.train and MERGERS[settings.merge.method].soft is not None:
+        print(f"note: merging does not shorten a training step of {settings.merge.method}: it learns with all tokens")
     if not args.train:
         shares = [100 * part / whole for part, whole in zip(times["merging"], times["inside"], strict=True)]
         print(f"matching and merging, % of the forward pass  {spread(shares, '.2f')}")

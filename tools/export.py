@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_intermixed_args(argv)
 
     from engine.experiment import load_run  # what they need takes seconds to import
-    from engine.export import ABSOLUTE, FORMATS, export_model, metadata_of, sample
+    from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
 
     run = load_run(args.run, args.overrides, args.weights)
     path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
           f"{found.spread:.1f})")  # fmt: skip
     print(f"same prediction     {found.same_prediction} of {found.images}")
     if found.ties:
-        print(f"ties                {found.ties}: rounding decides what merges there; the model gives these logits too, "
-              "under noise of 1e-6")  # fmt: skip
+        print(f"ties                {found.ties} images where rounding decides what merges: under noise of {NOISE:.0e} "
+              "the model gives their logits too")  # fmt: skip
     if found.operators:
         print(f"operators           {', '.join(found.operators)}: import models.merging, then torch.export.load")
     print(f"tokens removed      {run.model.schedule} by {run.settings.model.merge.method}")

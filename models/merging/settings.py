@@ -27,10 +27,14 @@ class LinearSettings(Settings):
 class AnySettings(Settings):
     """r is drawn anew for every training step, so that one model serves every budget in between."""
 
-    train: list[int] = Field(min_length=2, max_length=2, description="the least and the most that each block removes")
+    train: list[int] = Field(
+        description="the least and the most that each block removes", json_schema_extra={"minItems": 2, "maxItems": 2}
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> AnySettings:
+        if len(self.train) != 2:
+            raise ValueError(f"train = {self.train}: must be two numbers, the least and the most r")
         if not 0 <= self.train[0] <= self.train[1]:
             raise ValueError(f"train = {self.train}: must be the least and the most r, neither negative")
         return self
@@ -108,7 +112,8 @@ class MergeSettings(Settings):
             raise ValueError(f"merge.r = {self.r}: must not be negative")
         given = [key for key in BUDGETS if getattr(self, key) not in (None, 0)]
         if len(given) > 1:
-            raise ValueError(f"merge.{given[1]}: it stands in place of merge.{given[0]}; give one of them")
+            stands, other = (f"merge.{key} = {self.model_dump()[key]}" for key in (given[1], given[0]))
+            raise ValueError(f"{stands}: it stands in place of {other}; give one of them")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 takers = " and ".join(name for name, merger in MERGERS.items() if key in merger.options)
@@ -158,5 +163,6 @@ class MergeSettings(Settings):
         if isinstance(self.r, int):
             return [self.r] * depth
         if len(self.r) != depth:
-            raise ValueError(f"merge.r has {len(self.r)} entries; the model has {depth} blocks")
+            has = f"merge.r has {len(self.r)} entries; the model has {depth} blocks"
+            raise ValueError(f"{has}; give {depth}, or one number for all")
         return self.r

@@ -12,7 +12,7 @@ import torch
 
 from engine import budget, checkpoint
 from engine.analytic import formula_macs
-from engine.budget import drawn_schedule, range_of, solve, with_r
+from engine.budget import drawn_schedule, range_of, solve, target_macs, with_r
 from engine.complexity import measure
 from engine.config import load_settings
 from engine.experiment import build_for, load_run, run_experiment
@@ -134,6 +134,24 @@ def test_out_of_reach_names_the_range_and_its_ends_are_met(method):
     assert macs(solve(vit({"method": method, "target_gmacs": least}))) == macs(vit({"method": method, "r": 196}))
 
 
+def test_no_merging_meets_the_cost_without_merging_alone():
+    """So that the baseline of a table takes the same key as its other rows."""
+    unmerged = macs(vit({"method": "none"})) / 1e9
+    for merge in ({"target_ratio": 1}, {"target_gmacs": 1.004 * unmerged}, {"target_gmacs": 0.996 * unmerged}):
+        solved = solve(vit({"method": "none", **merge}))
+        assert solved.schedule() == [0] * 12 and solved.merge.solved and macs(solved) / 1e9 == unmerged
+    for merge in ({"target_ratio": 1.01}, {"target_gmacs": 1.01 * unmerged}):
+        with pytest.raises(UserError, match="none removes nothing here; choose another model.merge.method"):
+            solve(vit({"method": "none", **merge}))
+
+
+def test_what_was_asked_for_is_a_number_of_macs():
+    unmerged = macs(vit({"r": 0}))
+    assert target_macs(vit({"target_ratio": 2.0, "method": "mctf"})) == unmerged / 2
+    assert target_macs(vit({"target_gmacs": 9.5})) == 9.5e9
+    assert target_macs(vit({"r": 3})) is None and target_macs(solve(vit({"target_gmacs": 9.5}))) is None
+
+
 def test_what_cannot_be_solved_is_said(monkeypatch):
     with pytest.raises(UserError, match="none removes nothing here; choose another model.merge.method"):
         solve(vit({"method": "none", "target_gmacs": 9.0}))
@@ -160,6 +178,7 @@ def test_a_run_keeps_what_was_asked_and_says_what_was_done(tiny, folder):
     assert kept.target_ratio == 1.2 and kept.r == 0
     unmerged = macs(with_r(settings.model, 0)) / 1e9
     assert results["gmacs"] == pytest.approx(unmerged / 1.2, rel=0.005)
+    assert results["target_gmacs"] == unmerged / 1.2
     text = (folder / "log.txt").read_text()
     assert results["removed"] == solve(settings.model).merge.r and sum(results["removed"]) > 0
     assert f"tome removes {results['removed']}" in text and text.count("model.merge.target_ratio = 1.2") == 1
@@ -208,7 +227,7 @@ def test_each_step_has_its_own_budget_and_validation_the_middle(tiny, folder, mo
     assert trained == [schedule for schedule in steps for _ in range(2)]
     assert len({tuple(schedule) for schedule in steps}) > 3
     assert evaluated == [[4, 4]] * 2 and results["removed"] == [4, 4]
-    assert results["gmacs"] * 1e9 == macs(with_r(settings.model, 4))
+    assert results["gmacs"] * 1e9 == macs(with_r(settings.model, 4)) and results["target_gmacs"] is None
     said = "each training step draws r from 0 to 8; validation and test stay there"
     assert said in (folder / "log.txt").read_text()
 

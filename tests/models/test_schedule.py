@@ -122,7 +122,7 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         ({"r": {"train": [3, 1]}}, "model.merge.r.train = [3, 1]: must be the least and the most r, neither negative"),
         ({"r": {"train": [-1, 1]}}, "model.merge.r.train = [-1, 1]: must be the least and the most r, "
                                     "neither negative"),
-        ({"r": {"train": [3]}}, "model.merge.r.train = [3]: List should have at least 2 items after validation, not 1"),
+        ({"r": {"train": [3]}}, "model.merge.r.train = [3]: must be two numbers, the least and the most r"),
         ({"r": {"train": ["a", 1]}}, "model.merge.r.train.0 = 'a': should be a valid integer"),
         ({"r": {"train": 3}}, "model.merge.r.train = 3: should be a valid list"),
         ({"r": {"first": 3}}, "model.merge.r.last: missing; it has no default"),
@@ -136,13 +136,13 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         ({"keep": {"rate": 0.5, "blocks": [1, 2, 1]}}, "model.merge.keep.blocks = [1, 2, 1]: block 1 stands there "
                                                        "twice; name each block once"),
         ({"keep": 0.7}, "model.merge.keep = 0.7: must be a section, as in keep: {key: value}"),
-        ({"keep": {"rate": 0.5, "blocks": [1]}, "r": 3}, "model.merge.keep: it stands in place of merge.r; give one of "
-                                                         "them"),
+        ({"keep": {"rate": 0.5, "blocks": [1]}, "r": 3}, "model.merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands "
+         "in place of merge.r = 3; give one of them"),
         ({"target_gmacs": 0}, "model.merge.target_gmacs = 0: must be greater than 0"),
         ({"target_ratio": 0.5}, "model.merge.target_ratio = 0.5: must be at least 1: MACs without merging over MACs "
                                 "with it; 2 halves them"),
-        ({"target_gmacs": 1, "target_ratio": 2}, "model.merge.target_ratio: it stands in place of merge.target_gmacs; "
-                                                 "give one of them"),
+        ({"target_gmacs": 1, "target_ratio": 2}, "model.merge.target_ratio = 2.0: it stands in place of "
+         "merge.target_gmacs = 1.0; give one of them"),
         ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: not solved yet; build from engine.budget.solve"),
         ({"target_ratio": 2}, "model.merge.target_ratio = 2.0: not solved yet; build from engine.budget.solve"),
     ],

@@ -4,8 +4,9 @@ import math
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from models.merging.settings import MergeSettings
 from models.settings import Settings, UserError, check, nearest
 
 
@@ -33,6 +34,18 @@ class Dog(Settings):
     tricks: Literal["sit", "roll"] = "sit"
 
 
+class Day(Settings):
+    hour: int = 0
+
+
+class Week(Settings):
+    days: list[int] = Field([0], min_length=1, max_length=2)
+
+
+def open_by(value):
+    return "week" if isinstance(value, dict) and "days" in value else "day"
+
+
 class Zoo(Settings):
     title: str = Field("zoo", pattern="^[a-z]+$", description="lower-case letters")
     open: bool = True
@@ -40,13 +53,15 @@ class Zoo(Settings):
     pair: list[Annotated[float, Field(lt=1)]] = [0.1, 0.2]
     pet: Annotated[Cat | Dog, Field(discriminator="name")] = Cat()
     spare: Part | None = None
+    food: Literal["hay", "fish", 3] | None = None
+    shut: Annotated[Annotated[Day, Tag("day")] | Annotated[Week, Tag("week")], Discriminator(open_by)] = Day()
 
 
 @pytest.mark.parametrize(
     ("values", "line"),
     [
         ({"pricee": 1}, "zoo.pricee: unknown key; did you mean price?"),
-        ({"x": 1}, "zoo.x: unknown key; known: open, pair, pet, price, spare, title"),
+        ({"x": 1}, "zoo.x: unknown key; known: food, open, pair, pet, price, shut, spare, title"),
         ({"price": -1}, "zoo.price = -1: must be greater than 0"),
         ({"price": "1e-3x"}, "zoo.price = '1e-3x': should be a valid number"),
         ({"price": True}, "zoo.price = True: should be a valid number"),
@@ -69,6 +84,12 @@ class Zoo(Settings):
         ({"pet": {"name": "dog", "tricks": 1}}, "zoo.pet.tricks = 1: known: sit, roll"),
         ({"pet": {"name": "cat", "part": {"size": 13}}}, "zoo.pet.part.size = 13: brings bad luck; use 12"),
         ({"pet": {"name": "cat", "part": {"size": 14}}}, "zoo.pet.part.size = 14: is as bad"),
+        ({"food": "hey"}, "zoo.food = 'hey': did you mean hay? (hay, fish, 3)"),
+        ({"food": 1}, "zoo.food = 1: known: hay, fish, 3"),
+        ({"shut": {"days": [1], "x": 1}}, "zoo.shut.x: unknown key; known: days"),
+        ({"shut": {"x": 1}}, "zoo.shut.x: unknown key; known: hour"),
+        ({"shut": {"days": []}}, "zoo.shut.days = []: must have at least 1 entry, not 0"),
+        ({"shut": {"days": [1, 2, 3]}}, "zoo.shut.days = [1, 2, 3]: must have at most 2 entries, not 3"),
         ({"spare": {"size": "a"}}, "zoo.spare.size = 'a': should be a valid integer or should be a valid list"),
         ({"spare": {"size": [1, "a"]}}, "zoo.spare.size.1 = 'a': should be a valid integer"),
         ({"price": -1, "open": 1, "spare": {"size": "a"}}, "zoo.open = 1: use true or false (and 2 more)"),
@@ -101,3 +122,24 @@ def test_what_fits_is_kept_as_it_is():
 def test_nearest_names_the_near_or_all():
     assert nearest("tomee", ["none", "tome"]) == "did you mean tome?"
     assert nearest("xyz", ["none", "tome"]) == "known: none, tome"
+
+
+@pytest.mark.parametrize(
+    ("merge", "line"),
+    [
+        ({"method": "facility_location", "form": "lazy"}, "merge.form = 'lazy': known: auto, "),
+        ({"metric": "token"}, "merge.metric = 'token': did you mean tokens? ("),
+        ({"r": {"train": [0, 8], "x": 1}}, "merge.r.x: unknown key; known: train"),
+        ({"r": {"first": 3, "last": 1, "x": 1}}, "merge.r.x: unknown key; known: first, last"),
+        ({"r": {"train": [0, 8, 9]}}, "merge.r.train = [0, 8, 9]: must be two numbers, the least and the most r"),
+        ({"r": {"train": []}}, "merge.r.train = []: must be two numbers, the least and the most r"),
+        ({"keep": {"rate": 0.5, "blocks": [1]}, "r": 3},
+         "merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands in place of merge.r = 3; give one of them"),
+        ({"r": {"train": [0, 4]}, "target_ratio": 2},
+         "merge.target_ratio = 2.0: it stands in place of merge.r = {'train': [0, 4]}; give one of them"),
+    ],
+)  # fmt: skip
+def test_a_merge_section_is_answered_in_words(merge, line):
+    with pytest.raises(UserError) as error:
+        check(MergeSettings, merge, "merge")
+    assert str(error.value).startswith(line) and "typing" not in str(error.value) and "None" not in str(error.value)

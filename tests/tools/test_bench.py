@@ -100,6 +100,46 @@ def test_speedup(threads, capsys, train):
         assert 0 < share < 100
 
 
+@pytest.mark.parametrize(
+    ("method", "train", "notes"), [("dtem", ["--train"], 1), ("dtem", [], 0), ("tome", ["--train"], 0)]
+)
+def test_a_method_that_learns_with_all_tokens_is_not_timed_in_silence(
+    threads, capsys, monkeypatch, method, train, notes
+):
+    names = ("unmerged", "merged", "merging", "inside")
+    monkeypatch.setattr(benchmark, "speedup", lambda *_: (1.5, {name: [1.0] for name in names}))
+    bench.main(["--speedup", "digits/hybrid", f"merge.method={method}", *train])
+    out = capsys.readouterr().out
+    assert out.count(f"merging does not shorten a training step of {method}") == notes == out.count("note:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            "--merging --batch-size 4",
+            "--batch-size: --merging has no use for it; leave it out (it is of --speedup, --data)",
+        ),
+        ("--merging --batch-size 0", "--batch-size: --merging has no use for it"),
+        ("--merging --train", "--train: --merging has no use for it"),
+        (
+            "--merging model.merge.r=2",
+            "model.merge.r=2: --merging has no use for it; leave it out (it is of --speedup)",
+        ),
+        ("--means merge.r=2", "merge.r=2: --means has no use for it"),
+        ("--means --precision fp32", "--precision: --means has no use for it"),
+        ("--selection --device cpu", "--device: --selection has no use for it"),
+        ("--attention --batch-size 8", "--batch-size: --attention has no use for it"),
+        ("--data --train", "--train: --data has no use for it"),
+        ("--data a=1 b=2", "a=1 b=2: --data has no use for it"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(capsys, arguments, line):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(arguments.split())
+    assert f"error: {line}" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--batch-size", "50001"), ("--repeats", "-1")])
 def test_a_wrong_argument_is_one_line(capsys, option, value):
     with pytest.raises(SystemExit, match="2"):
