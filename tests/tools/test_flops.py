@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,27 @@ def test_command_and_its_mistakes(configs: list[str], tmp_path: Path) -> None:
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert re.fullmatch(r"error: .*depht.*depth\?.*\n", wrong.stderr)
     assert not (tmp_path / "cost.json").exists()
+
+
+def test_a_method_that_is_added_is_counted(tmp_path):
+    """The example of docs/merging.md, added as the page says to a copy of the project: a file and two lines."""
+    page = (ROOT / "docs" / "merging.md").read_text()
+    example = next(block for block in page.split("```python")[1:] if "def first(" in block).split("```")[0]
+    for part in ("models", "engine", "tools", "configs"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "models/merging/first.py").write_text(example)
+    for path, before, line in (
+        ("models/merging/__init__.py", "MERGERS: dict[str, Merger] = {\n", '    "first": Merger(first),\n'),
+        ("models/merging/__init__.py", "from models.merging.grid import", "from models.merging.first import first\n"),
+        ("engine/analytic.py", "MATCHING: dict[str, Callable[[Cut], int]] = {\n", '    "first": _nothing,\n'),
+    ):
+        text = (tmp_path / path).read_text()
+        assert text.count(before) == 1
+        added = line + before if before.startswith("from") else before + line
+        (tmp_path / path).write_text(text.replace(before, added))
+    done = subprocess.run(
+        [sys.executable, "tools/flops.py", "--cfg", "digits/vit", "model.merge.method=first", "merge.target_ratio=1.5"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "digits_vit" in done.stdout

@@ -1,0 +1,216 @@
+"""ONNX files, operator by operator: sums over duplicates, ties, every method alone; and a wrong file is found out."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import export
+from engine.export import DRAWS, FORMATS, compare
+from models.merging import MERGERS, Assignment, Tokens, apply_assignment, merge, unmerge
+from models.settings import UserError
+from tests.engine.test_export import photographs, small
+
+pytestmark = pytest.mark.skipif(torch.__version__ < export.LEAST_TORCH, reason=f"needs torch {export.LEAST_TORCH}")
+
+
+def run_onnx(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """What a module gives after the same conversion as a whole model, run by onnxruntime."""
+    names = [f"input_{i}" for i in range(len(inputs))]
+    program = torch.export.export(model, inputs)
+    with export._quiet(), export._missing_operators("onnx", None):
+        converted = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=names, custom_translation_table=export._translations()
+        )
+    session = onnxruntime.InferenceSession(
+        converted.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    given = {name: value.numpy() for name, value in zip(names, inputs)}
+    return [torch.from_numpy(output) for output in session.run(None, given)]
+
+
+class MergeAndBack(nn.Module):
+    """Tokens by a given assignment with weights, and back."""
+
+    def forward(self, x: Tensor, size: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        tokens = Tokens(torch.arange(x.shape[1]).expand(x.shape[:2]), size)
+        x, tokens = apply_assignment(x, tokens, Assignment(index, 3, weight), prefix=1)
+        return x, tokens.size, unmerge(x, tokens)
+
+
+def test_merging_many_into_few_adds_all_of_them_up():
+    """The classic failure: a scatter without reduction="add" keeps the last of the duplicates, and says nothing."""
+    rng = np.random.default_rng(0)
+    x, size = rng.standard_normal((2, 31, 4)).astype(np.float32), rng.integers(1, 9, (2, 31)).astype(np.float32)
+    index, weight = rng.integers(0, 3, (2, 30)), rng.random((2, 30)).astype(np.float32)
+    inputs = [torch.from_numpy(part) for part in (x, size, index, weight)]
+    mean, sizes, back = run_onnx(MergeAndBack(), *inputs)
+    for image in range(2):
+        assert torch.equal(mean[image, 0], inputs[0][image, 0]) and torch.equal(back[image, 0], mean[image, 0])
+        for token in range(3):
+            own = [patch for patch in range(30) if index[image, patch] == token]
+            weights = [float(size[image, 1 + patch] * weight[image, patch]) for patch in own]
+            expected = sum(w * x[image, 1 + patch] for w, patch in zip(weights, own)) / sum(weights)
+            np.testing.assert_allclose(mean[image, 1 + token], expected, atol=1e-5)
+            assert sizes[image, 1 + token] == sum(size[image, 1 + patch] for patch in own)
+            assert all(torch.equal(back[image, 1 + patch], mean[image, 1 + token]) for patch in own)
+
+
+class Orders(nn.Module):
+    """Everything that methods put in order."""
+
+    def forward(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+        return (
+            x.argsort(dim=-1, descending=True, stable=True), x.argsort(dim=1, stable=True), x.max(dim=-1).indices,
+            x.argmax(dim=1), x.argmin(dim=-1), numbers.sort().values, numbers.argsort(stable=True),
+            torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"),
+        )  # fmt: skip
+
+
+def test_equal_values_keep_their_order():
+    """Of 40 values in each row only four differ: ties everywhere, and the lower position goes first."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 4, (2, 5, 40), generator=generator).float()
+    numbers = torch.randint(0, 9, (2, 40), generator=generator)
+    *orders, distance = run_onnx(Orders(), x, numbers)
+    *expected, between = Orders()(x, numbers)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(orders, expected, strict=True))
+    torch.testing.assert_close(distance, between)
+
+
+class OneMerge(nn.Module):
+    """A method in the middle of a network: patches of many sizes, on a grid."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.merger, self.r = MERGERS[method], {"pool": 14}.get(method, 4)
+
+    def forward(self, x: Tensor, index: Tensor, size: Tensor, attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = Tokens(index, size, (4, 5))
+        x, tokens = merge(x, tokens, x, self.r, self.merger, 1, attention, depth=0.5)
+        return x, tokens.size, tokens.index
+
+
+@pytest.mark.parametrize("method", [name for name in MERGERS if name not in ("none", "facility_location")])
+def test_every_method_merges_the_same_patches(method):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 21, 8, generator=generator)
+    index = torch.arange(26).clamp(max=20).expand(2, -1)
+    size = torch.ones(2, 21).index_fill(1, torch.tensor(20), 6.0)
+    attention = torch.rand(2, 21, generator=generator).softmax(-1)
+    inputs = (x, index, size, attention)
+    (ours, sizes, places), (theirs, *same) = OneMerge(method)(*inputs), run_onnx(OneMerge(method), *inputs)
+    assert ours.shape[1] < 21
+    assert torch.equal(places, same[1]) and torch.equal(sizes, same[0])
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def converted():
+    """A ViT that merges twice, and its ONNX file."""
+    model, file = small("vit", "tome"), io.BytesIO()
+    with export._quiet():
+        FORMATS["onnx"].write(export.program_of(model, (3, 32, 32)), file, {})
+    return model, file.getvalue()
+
+
+def runtime_of(graph: onnx.ModelProto) -> export.Runtime:
+    return FORMATS["onnx"].read(io.BytesIO(graph.SerializeToString()))[0]
+
+
+def turned_around(graph: onnx.ModelProto) -> int:
+    """TopK takes the least similar."""
+    for node in (nodes := [node for node in graph.graph.node if node.op_type == "TopK"]):
+        del node.attribute[[a.name for a in node.attribute].index("largest")]
+        node.attribute.append(onnx.helper.make_attribute("largest", 0))
+    return len(nodes)
+
+
+def forgetful(graph: onnx.ModelProto) -> int:
+    """Scatters keep the last of the duplicates."""
+    changed = 0
+    for node in graph.graph.node:
+        names = [a.name for a in node.attribute]
+        if node.op_type.startswith("Scatter") and "reduction" in names:
+            changed += node.attribute[names.index("reduction")].s == b"add"
+            del node.attribute[names.index("reduction")]
+    return changed
+
+
+def unlike(graph: onnx.ModelProto) -> int:
+    """Each source's partner is the destination that is least like it."""
+    for node in (nodes := [node for node in graph.graph.node if node.op_type == "ArgMax"]):
+        node.op_type = "ArgMin"
+    return len(nodes)
+
+
+@pytest.mark.parametrize("sabotage", [turned_around, forgetful, unlike])
+def test_a_file_with_an_operator_swapped_is_found_out(converted, sabotage):
+    model, file = converted
+    compare(model, runtime_of(onnx.load_from_string(file)), photographs(16))
+    graph = onnx.load_from_string(file)
+    assert sabotage(graph) > 0
+    with pytest.raises(UserError, match=r"the file does not give the model's logits: 1[0-6] of 16 images"):
+        compare(model, runtime_of(graph), photographs(16))
+
+
+def test_images_of_one_colour_give_the_same_logits():
+    """And where no position tells patches apart either, all of them are equal: whatever merges, the result is one."""
+    model, file = small("vit", "tome", 6), io.BytesIO()
+    with torch.no_grad():
+        model.pos_embed.zero_()
+    flat = torch.tensor([0.0, 0.3, -1.7]).view(3, 1, 1, 1).expand(3, 3, 32, 32)
+    half = photographs(3)
+    half[..., :16] = 1.0
+    with export._quiet():
+        FORMATS["onnx"].write(export.program_of(model, (3, 32, 32)), file, {})
+    runtime, _ = FORMATS["onnx"].read(file)
+    assert compare(model, runtime, torch.cat([flat, half])).ties == 0
+
+
+class Edge(nn.Module):
+    """Two answers, and an edge between them, as two patches of equal merit are one."""
+
+    def __init__(self, edge: float = 0.0) -> None:
+        super().__init__()
+        self.edge, self.images = edge, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images += len(images)
+        side = (images.mean(dim=(1, 2, 3)) > self.edge).float()
+        return torch.stack([side, 1 - side], dim=1)
+
+
+def edge_images(at_the_edge: int) -> Tensor:
+    """16 images of two kinds, far from the edge; but of so many the mean is 1e-8."""
+    images = torch.full((16, 1, 8, 8), 0.5)
+    images[8:] *= -1
+    images[:at_the_edge] = 1e-8
+    return images
+
+
+def test_an_image_at_a_tie_is_told_from_a_wrong_file():
+    model, rounded = Edge(), Edge(2e-8)
+    found = compare(model, rounded, edge_images(2))
+    assert found.ties == 2 and found.difference == 0 and found.same_prediction == 14
+    with pytest.raises(UserError, match="1 of 16 images differ"):  # not at an edge of the model's
+        compare(model, lambda images: model(images) + (images.amax(dim=(1, 2, 3), keepdim=True)[..., 0, 0] == 1e-8),
+                edge_images(1))  # fmt: skip
+
+
+def test_ties_do_not_explain_everything():
+    model = Edge()
+    with pytest.raises(UserError, match="3 of 16 images differ"):
+        compare(model, Edge(2e-8), edge_images(3), batch_sizes=(4,))
+    assert model.images == 16 < DRAWS  # so many at once are not even tried
+
+
+def test_nan_is_not_close():
+    with pytest.raises(UserError, match="16 of 16 images differ"):
+        compare(Edge(), lambda images: torch.full((len(images), 2), torch.nan), edge_images(0))
