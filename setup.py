@@ -30,5 +30,6 @@ setup(
     extras_require={
         "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", "peft>=0.18", *ONNX],
         "export": ["torch>=2.13", *ONNX],  # tools/export.py
+        "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
     },
 )
