@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from engine.data import Data
 from engine.data.loader import eval_batches
@@ -109,7 +110,8 @@ def program_of(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
 
 
 def _own_operators(program: ExportedProgram) -> tuple[str, ...]:
-    targets = {node.target for node in program.graph.nodes if isinstance(node.target, OpOverload)}
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, GraphModule)]
+    targets = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
     return tuple(sorted(target.name() for target in targets if target.namespace == "hybridmerge"))
 
 

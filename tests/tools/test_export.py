@@ -1,54 +1,111 @@
-"""tools/export.py on a finished run."""
+"""tools/export.py on a finished run: a checked file, or one line and no file."""
 
-import json
+from __future__ import annotations
+
+import dataclasses
+import sys
 
 import pytest
+import torch
+from torch import nn
 
-from engine.experiment import run_experiment
-from engine.export import load
-from engine.run import open_run
-from models.settings import UserError
-from tools import export
+from engine import export
+from engine.config import RunSettings, cli
+from engine.experiment import load_run, run_experiment
+from engine.export import FORMATS, LEAST_TORCH, close, load, program_of, sample
+from models.settings import check
+from tests.engine.conftest import TINY
+from tools import export as tool
+
+pytestmark = pytest.mark.skipif(torch.__version__ < LEAST_TORCH, reason=f"needs torch {LEAST_TORCH}")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A digits run of one epoch, made once."""
-    from engine.config import load_settings
-
-    folder = tmp_path_factory.mktemp("run") / "digits"
-    settings = load_settings("digits/hybrid", ["train.epochs=1", "split.part=0.2", "train.batch_size=32"])
-    with open_run(folder):
-        run_experiment(settings, folder)
+    """A run folder, made once."""
+    folder = tmp_path_factory.mktemp("run")
+    run_experiment(check(RunSettings, {**TINY, "train": {"epochs": 2, "batch_size": 16, "lr": 0.01}}), folder)
     return folder
 
 
-def test_a_run_becomes_a_checked_file(run, capsys):
-    export.main(["--run", str(run), "--to", "onnx", "merge.r=2"])
-    out = capsys.readouterr().out
-    assert "checked on 64 test images, in batches of 1 and 16" in out and "[2, 2, 2, 2] by tome" in out
-    _, metadata = load(run / "model.onnx")
-    assert metadata["classes"] == [str(i) for i in range(10)] and metadata["removed"] == [2, 2, 2, 2]
-    assert metadata["input"] == [1, 8, 8] and json.dumps(metadata)
+@pytest.fixture
+def tell(run, capsys, monkeypatch):
+    """Exit code, stdout and stderr of the tool on that run; and that nothing else was written into its folder."""
+
+    def call(*args: str, new: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        before = {entry.name for entry in run.iterdir()}
+        monkeypatch.setattr(sys, "argv", ["export.py", "--run", str(run), *args])
+        code = cli(tool.main)
+        assert {entry.name for entry in run.iterdir()} - before == set(new)
+        return code, *capsys.readouterr()
+
+    return call
 
 
-def test_exported_goes_where_it_is_told(run, tmp_path, capsys):
-    export.main(["--run", str(run), "--to", "exported", "--out", str(tmp_path / "m.pt2")])
-    assert (tmp_path / "m.pt2").is_file() and "same prediction     64 of 64" in capsys.readouterr().out
+def test_a_run_becomes_a_checked_onnx_file(run, tell):
+    code, out, err = tell("--to", "onnx", "merge.r=2", new=("model.onnx",))
+    assert code == 0 and err == ""
+    lines = dict(line.split(None, 1) for line in out.splitlines())
+    assert out.startswith("checked on 64 test images, in batches of 1 and 16\n")
+    assert lines["same"].split() == ["prediction", "64", "of", "64"] and "[2, 2] by tome" in lines["tokens"]
+    assert lines["file"].startswith(f"{run / 'model.onnx'}  ")
+
+    runtime, metadata = load(run / "model.onnx")
+    other = load_run(run, ["merge.r=2"])
+    images = sample(other.data, 20)
+    assert close(runtime(images), other.model.eval()(images).detach()).all()
+    assert metadata["classes"] == [str(i) for i in range(10)] and metadata["input"] == [1, 8, 8]
+    assert metadata["method"] == "tome" and metadata["removed"] == [2, 2] and metadata["weights"] == "best"
+    assert metadata["mean"] == pytest.approx(other.data.mean) and metadata["std"] == pytest.approx(other.data.std)
+
+
+def test_exported_goes_where_it_is_told(tell, tmp_path):
+    code, out, err = tell("--to", "exported", "--weights", "last", "--out", str(tmp_path / "m.pt2"))
+    assert code == 0 and err == "" and "64 of 64" in out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.pt2"]
+    assert load(tmp_path / "m.pt2")[1]["weights"] == "last"
+
+
+def test_a_converter_that_goes_wrong_is_no_success(tell, monkeypatch):
+    """It gives a program of the right shape, and says nothing: exit code 2, one line, no file."""
+
+    def another(program, file, metadata):
+        form.write(program_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8)), file, metadata)
+
+    form = FORMATS["exported"]
+    monkeypatch.setitem(FORMATS, "exported", dataclasses.replace(form, write=another))
+    code, out, err = tell("--to", "exported", "merge.method=none")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("error: the file does not give the model's logits: 64 of 64 images differ by up to ")
+    assert err.endswith("; nothing was written\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("args", "words"),
     [
-        (["--to", "onnx", "merge.method=facility_location"], "'facility_location': ONNX has no operator for"),
         (["--to", "onnx", "merge.metod=tome"], "model.merge.metod: unknown key; did you mean method?"),
+        (["--to", "onnx", "--weights", "last", "--out", "absent/m.onnx"], "absent/m.onnx: cannot be written"),
+        (["--to", "exported", "merge.r={first: 1}"], "model.merge.r.last: missing"),
     ],
 )
-def test_mistakes_are_one_line(run, arguments, words):
-    with pytest.raises(UserError, match=words):
-        export.main(["--run", str(run), *arguments])
+def test_mistakes_are_one_line(tell, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = tell(*args)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"error: {words}")
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(UserError, match="not a run folder"):
-        export.main(["--run", str(tmp_path), "--to", "onnx"])
+def test_what_is_missing_is_said_before_anything_is_done(tell, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = tell("--to", "onnx")
+    assert code == 2 and "onnxruntime" in err and err.endswith("; pip install -e '.[export]'\n")
+    monkeypatch.setattr(export, "LEAST_TORCH", "99.1")
+    for to in FORMATS:
+        code, _, err = tell("--to", to)
+        assert code == 2 and err.startswith(f"error: --to {to}: needs torch 99.1 or newer, this is {torch.__version__}")
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export.py", "--run", str(tmp_path), "--to", "onnx"])
+    assert cli(tool.main) == 2
+    assert "not a run folder" in capsys.readouterr().err
