@@ -3,7 +3,9 @@
 `select` is the operator. Its kernel for CPUs updates, in each step, only the rows of the similarity matrix that the
 last step changed: few, after the first steps. They are another number in each image, which NumPy handles with a part of
 torch's overhead for small operations. The kernel for all other devices is dense and never waits for the device. Both
-select the same patches, rounding apart.
+select the same patches: ties, which are no accident, do not hang on rounding. Two patches that are each other's nearest,
+and nobody else's, gain or lose exactly the same, whichever of them is taken; so whatever comes within TIE of the best
+counts as tied with it, and the lower position wins, whatever the kernel and whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from models.merging.tokens import take
 
+TIE = 1e-6  # of the size of all patches together, which is F of all patches
 EPSILON = 0.05  # what the stochastic form may lose of the bound, in expectation
 
 
@@ -52,10 +55,11 @@ def greedy_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
     weighted = similarity * size.unsqueeze(-1)  # (B, N, N): what patch i is worth if represented by patch j
     best = torch.zeros_like(size)
     taken = torch.zeros_like(size)
+    tie = TIE * size.sum(dim=1, keepdim=True)
     kept = []
     for _ in range(count):
         value = torch.maximum(weighted, best.unsqueeze(-1)).sum(dim=1)
-        chosen = (value - taken).argmax(dim=1, keepdim=True)
+        chosen = _first_largest(value - taken, tie)
         kept.append(chosen)
         taken.scatter_(1, chosen, torch.inf)
         best = torch.maximum(best, _column(weighted, chosen))
@@ -66,10 +70,11 @@ def elimination_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
     """Backward: from all patches, drop the one that loses least, size_i (best_i - second_i) over those i it serves."""
     alive = similarity.clone()
     dropped = torch.zeros_like(size)
+    tie = TIE * size.sum(dim=1, keepdim=True)
     for _ in range(similarity.shape[1] - count):
         (best, second), (server, _) = (part.unbind(-1) for part in alive.topk(2, dim=-1))
         loss = dropped.scatter_add(1, server, size * (best - second))
-        chosen = loss.argmin(dim=1, keepdim=True)
+        chosen = _first_largest(-loss, tie)
         dropped.scatter_(1, chosen, torch.inf)
         alive.scatter_(2, chosen.unsqueeze(1).expand(-1, alive.shape[1], -1), -1.0)
     return dropped.argsort(dim=1, stable=True)[:, :count]
@@ -82,18 +87,25 @@ def stochastic_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
     weighted = similarity * size.unsqueeze(1)  # row j: what each patch i is worth if represented by j
     best = torch.zeros_like(size)
     taken = torch.zeros_like(size)
+    tie = TIE * size.sum(dim=1, keepdim=True)
     draws = torch.rand(count, patches, generator=torch.Generator().manual_seed(0)).to(size.device)
     kept = []
     for step in range(count):
         rows = (draws[step] - taken).topk(min(sample, patches - step), dim=1).indices  # (B, sample)
+        rows = rows.sort(dim=1).values
         candidates = take(weighted, rows)
         value = torch.maximum(candidates, best.unsqueeze(1)).sum(dim=-1)
-        chosen = value.argmax(dim=1, keepdim=True)
+        chosen = _first_largest(value, tie)
         best = torch.maximum(best, _column(candidates.transpose(1, 2), chosen))
         chosen = rows.gather(1, chosen)
         kept.append(chosen)
         taken.scatter_(1, chosen, torch.inf)
     return torch.cat(kept, dim=1).sort(dim=1).values
+
+
+def _first_largest(value: Tensor, tie: Tensor) -> Tensor:
+    """Positions (B, 1) of the first of value (B, N) that is its greatest, or within tie (B, 1) of it."""
+    return (value >= value.amax(dim=1, keepdim=True) - tie).to(torch.uint8).argmax(dim=1, keepdim=True)
 
 
 def _column(matrix: Tensor, column: Tensor) -> Tensor:
@@ -109,9 +121,10 @@ def greedy_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> np.nd
     first = np.arange(batch) * patches
     best = np.zeros(batch * patches, np.float32)
     gain = offers.sum(axis=1, dtype=np.float64).reshape(batch, patches)
+    tie = TIE * size.sum(axis=1, keepdims=True)
     kept = np.empty((count, batch), np.int64)
     for step in range(count):
-        kept[step] = gain.argmax(axis=1)
+        kept[step] = (gain >= gain.max(axis=1, keepdims=True) - tie).argmax(axis=1)
         chosen = first + kept[step]
         gain.reshape(-1)[chosen] = -np.inf
         offered = offers[chosen].reshape(-1)
@@ -145,9 +158,10 @@ def elimination_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> 
         (np.ascontiguousarray(i) + first[:, None]).reshape(-1) for i in np.moveaxis(two.indices.numpy(), -1, 0)
     )
     loss = np.bincount(server, weight * (best - second), batch * patches)
+    by_image, tie = loss.reshape(batch, patches), TIE * size.sum(axis=1, keepdims=True)
     dropped = np.zeros((batch, patches), np.float32)
     for _ in range(patches - count):
-        chosen = loss.reshape(batch, patches).argmin(axis=1) + first
+        chosen = (by_image <= by_image.min(axis=1, keepdims=True) + tie).argmax(axis=1) + first
         dropped.reshape(-1)[chosen] = np.inf
         loss[chosen] = np.inf
         column = chosen[:, None]
