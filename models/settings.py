@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 S = TypeVar("S", bound="Settings")
@@ -20,6 +20,17 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys refused, no silent conversion, no inf or nan, immutable once checked."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class ModelSettings(Settings):
+    """What every model has. Their own classes add a `name`, which chooses them, and their options."""
+
+    img_size: int = Field(224, gt=0, le=16384, description="height and width of the image, pixels")
+    in_chans: int = Field(3, gt=0, le=1024, description="image channels")
+    num_classes: int = Field(1000, gt=0, le=1000000, description="classes")
+    weights: str | None = Field(
+        None, min_length=1, description="weights to start from: timm:NAME, torchvision:NAME, a file, or a run folder"
+    )
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -16,17 +16,14 @@ from models.merging.contract import Grid
 from models.merging.layer import MergeLayer, attend
 from models.merging.schedule import Plan
 from models.merging.settings import MergeSettings
-from models.settings import Settings
+from models.settings import ModelSettings
 from models.stem import PatchStem
 
 
-class EncoderSettings(Settings):
+class EncoderSettings(ModelSettings):
     """What the transformer encoder is made of: the options that `vit` and `hybrid` share."""
 
-    img_size: int = Field(224, gt=0, le=16384, description="height and width of the image, pixels")
     patch_size: int = Field(16, gt=0, le=16384, description="height and width of a patch, pixels")
-    in_chans: int = Field(3, gt=0, le=1024, description="image channels")
-    num_classes: int = Field(1000, gt=0, le=1000000, description="classes")
     embed_dim: int = Field(768, gt=0, le=65536, description="width of a token")
     depth: int = Field(12, gt=0, le=1000, description="transformer blocks")
     num_heads: int = Field(12, gt=0, le=1024, description="attention heads; they divide embed_dim")
