@@ -29,7 +29,9 @@ class Cut(NamedTuple):
 
 
 def token_counts(settings: Settings) -> list[tuple[int, int]]:
-    """Tokens that enter and leave each block, the class token included."""
+    """Tokens that enter and leave each transformer block, the class token included; none for a model without."""
+    if not hasattr(settings, "schedule"):
+        return []
     left = PREFIX + prod(settings.grid)
     counts = []
     for removed in settings.schedule():
@@ -106,9 +108,14 @@ CONV_BLOCKS: dict[str, Callable[[int], int]] = {
 
 
 def _encoder(s: Any, stem: str) -> Counter:
-    """Stem, transformer blocks that merge between attention and MLP, and the class token's head."""
-    dim, hidden = s.embed_dim, int(s.embed_dim * s.mlp_ratio)
-    total = Counter(convolution=_entry(STEMS, stem, "STEMS")(s), linear=dim * s.num_classes)
+    """Stem, transformer blocks, and the class token's head."""
+    stem_macs = _entry(STEMS, stem, "STEMS")(s)
+    return Counter(convolution=stem_macs, linear=s.embed_dim * s.num_classes) + _transformer(s)
+
+
+def _transformer(s: Any) -> Counter:
+    """Blocks that merge between attention and MLP."""
+    dim, hidden, total = s.embed_dim, int(s.embed_dim * s.mlp_ratio), Counter()
     for before, after in token_counts(s):
         total["linear"] += 4 * before * dim**2 + 2 * after * dim * hidden  # q, k, v, projection; MLP
         total["attention"] += 2 * before**2 * dim  # q k^T; its product with v
@@ -149,14 +156,52 @@ def _hybrid(s: Any) -> Counter:
     return total
 
 
-FORMULAS: dict[str, Callable[[Any], Counter]] = {"vit": _vit, "hybrid": _hybrid}
+def _bottleneck(chans: int, width: int, before: int, after: int, project: bool) -> int:
+    """1x1, 3x3 and 1x1, W / 4 channels within, from `before` to `after` positions; a 1x1 on the residual if asked."""
+    inner = width // 4
+    main = chans * inner * before + 9 * inner**2 * after + inner * width * after
+    return main + project * chans * width * after
+
+
+def _conformer(s: Any) -> Counter:
+    """Stem, transformer; from the second block on two bottlenecks, one way down and one up; two linear heads.
+
+    The way down is projected before it is pooled, at each position of the map, the way up at each token.
+    """
+    per_stage = s.depth // 3
+    side, width = s.img_size // s.stem_stride, s.base_channel * s.channel_ratio
+    conv = 49 * s.in_chans * s.base_channel * (s.img_size // min(s.stem_stride, 2)) ** 2
+    conv += _bottleneck(s.base_channel, width, side**2, side**2, True) + s.base_channel * s.embed_dim * side**2
+    for i, (_, after) in enumerate(token_counts(s)):
+        if i == 0:
+            continue
+        before, chans, first = side**2, width, i % per_stage == 0
+        if first:  # a stage begins: the map halves, the channels double
+            side, width = side // 2, 2 * width
+        last = i == s.depth - 1
+        end = -(-side // 2) if last else side  # the last map halves once more
+        conv += _bottleneck(chans, width, before, side**2, first) + _bottleneck(width, width, side**2, end**2, last)
+        conv += width // 4 * s.embed_dim * (side**2 + after - PREFIX)
+    return Counter(convolution=conv, linear=(s.embed_dim + width) * s.num_classes) + _transformer(s)
+
+
+def _lenet5(s: Any) -> Counter:
+    """Two 5x5 convolutions at every position that they have, three linear layers."""
+    first, second = s.sides
+    conv = 25 * (s.in_chans * 6 * (s.img_size + 2 * s.padding - 4) ** 2 + 6 * 16 * (first + 2 * s.padding - 4) ** 2)
+    return Counter(convolution=conv, linear=16 * second**2 * 120 + 120 * 84 + 84 * s.num_classes)
+
+
+FORMULAS: dict[str, Callable[[Any], Counter]] = {
+    "vit": _vit, "hybrid": _hybrid, "conformer": _conformer, "lenet5": _lenet5,
+}  # fmt: skip
 
 
 def formula_macs(settings: Settings) -> dict[str, int]:
     """MACs by kind of one image through a model of ours.
 
     Args:
-        settings: a model's checked options (ViTSettings, HybridSettings), `name` included.
+        settings: a model's checked options (ViTSettings, HybridSettings ...), `name` included.
 
     Raises:
         CountError: a model or a part of it that has no formula here.

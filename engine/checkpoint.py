@@ -69,7 +69,9 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_model_state(
+    model: nn.Module, state: Mapping[str, Tensor], what: str, only: set[str] | None = None
+) -> None:
     """Copies `state` into `model`: all of it, or nothing and an error. Wrappers' prefixes (`module.` of data-parallel
     and averaged models, `_orig_mod.` of compiled ones) make no difference, on either side.
 
@@ -77,13 +79,14 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str) -
         model: any module.
         state: names and tensors as from `state_dict`.
         what: where `state` is from, for the error, such as "runs/x/last.pt".
+        only: the part of the model's state that `state` must hold, where it is saved without the rest; None: all.
 
     Raises:
         UserError: names are missing, unexpected or doubled, or shapes differ; counts and the first few of each.
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{what}: not a model's weights; give a checkpoint that tools/train.py wrote")
-    wanted = {_unwrapped(name): name for name in model.state_dict()}
+    wanted = {_unwrapped(name): name for name in model.state_dict() if only is None or name in only}
     given = {_unwrapped(name): value for name, value in state.items()}
     if len(given) < len(state):
         raise UserError(f"{what}: names some weights twice, with and without a prefix (module.); keep one of each")
@@ -100,7 +103,16 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str) -
     report = "; ".join(f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names)
     if report:
         raise UserError(f"{what}: the weights do not fit the model: {report}; use the model settings of their run")
-    model.load_state_dict({key: given[name] for name, key in wanted.items()})
+    model.load_state_dict({key: given[name] for name, key in wanted.items()}, strict=only is None)
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of tensors by name: whether the part of a model that is not saved is still the same."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_plain(value: Any, where: str) -> None:

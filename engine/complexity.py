@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.analytic import FORMULAS, formula_macs, token_counts
 from engine.ops import ACTIVATIONS, HANDLES, KINDS, CountError, uncounted
+from models.interface import tokens_per_block
 from models.settings import Settings
 
 __all__ = ["Complexity", "CountError", "check_agreement", "measure"]
@@ -84,7 +85,7 @@ def measure(
         other={name: n for name, n in counted.items() if name not in KINDS},
         ignored=ignored,
         activations=elements,
-        tokens=list(model.tokens_per_block()) if hasattr(model, "tokens_per_block") else [],
+        tokens=list(tokens_per_block(model)),
         by_module=by_module,
         formula=formula_macs(settings) if settings is not None and settings.name in FORMULAS else None,
     )

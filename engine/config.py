@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
 from engine.yaml12 import KEY, BadYAML, dump, parse
-from models import MODELS
+from models import MODELS, split_name
+from models.finetune import FinetuneSettings
 from models.merging import MERGERS
 from models.merging.settings import BUDGETS, OPTIONS, MergeSettings
 from models.settings import Settings, UserError, check, nearest
@@ -25,7 +26,7 @@ TABLES = {"model": MODELS, "data": DATASETS}
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
 # What a resumed run may have otherwise than before. Another device, or number of threads, changes the last bits of what
 # is computed; where the data lies may change, but not the data: the checkpoint has its fingerprint.
-FREE_ON_RESUME = re.compile(r"(name|out|device|threads|data\.root|data\.path|(checkpoint|log)\..*)")
+FREE_ON_RESUME = re.compile(r"(name|out|device|threads|data\.(root|path|images)|(checkpoint|log)\..*)")
 
 
 def one_of(table: Mapping[str, tuple[type[Settings], Any]]) -> Any:
@@ -42,15 +43,18 @@ class TrainSettings(Settings):
     """How the weights are found."""
 
     epochs: int = Field(10, ge=1, description="passes over the training images")
+    steps: int | None = Field(None, ge=1, description="in place of epochs: optimizer steps")
     batch_size: int = Field(128, ge=1, description="images per micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
     lr: float = Field(1e-3, gt=0, description="learning rate after the warm-up")
+    lr_batch: int | None = Field(None, ge=1, description="images per step that lr was chosen for; others are warned of")
     weight_decay: float = Field(0.05, ge=0, description="of weights; norms, biases and tokens have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: list[Beta] = Field([0.9, 0.999], min_length=2, max_length=2, description="of adamw: two, each in [0, 1)")
     schedule: Literal["cosine", "linear"] = Field("cosine", description="how the learning rate falls, step by step")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the learning rate rises; at most epochs")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="in place of warmup_epochs: share of all steps")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end; less than lr")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
@@ -59,6 +63,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
+        if self.warmup_epochs and (self.warmup_ratio or self.steps):
+            other = "warmup_ratio" if self.warmup_ratio else "steps"
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: not beside train.{other}; give warmup_ratio alone")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs}: must be at most train.epochs = {self.epochs}")
         if self.min_lr >= self.lr:
@@ -97,6 +104,7 @@ class RunSettings(Settings):
     split: SplitSettings = Field(SplitSettings(), description="validation images, and the part that trains")
     augment: AugmentSettings = Field(AugmentSettings(), description="changes to training images")
     train: TrainSettings = Field(TrainSettings(), description="optimisation")
+    finetune: FinetuneSettings | None = Field(None, description="what of the model learns; null: everything")
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="saving")
     log: LogSettings = Field(LogSettings(), description="reporting")
 
@@ -115,7 +123,11 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
     """
-    return check(RunSettings, _layer(_load(_find(cfg)), parse_overrides(overrides)))
+    settings = check(RunSettings, _layer(_load(_find(cfg)), parse_overrides(overrides)))
+    if getattr(settings.data, "size", 0) is None:  # files are read at the size that the model takes
+        data = settings.data.model_copy(update={"size": settings.model.img_size})
+        settings = settings.model_copy(update={"data": data})
+    return settings
 
 
 def to_yaml(settings: RunSettings) -> str:
@@ -233,6 +245,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` merged over `below`, less what belonged only to a model or dataset that `above` replaces."""
+    below, above = (_split_model(values) for values in (below, above))
     for section, table in TABLES.items():
         old, new = below.get(section), above.get(section)
         if isinstance(old, dict) and isinstance(new, dict) and "name" in new:
@@ -242,6 +255,12 @@ def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     if gone := _superseded(old, new):
         below = {**below, "model": {**below["model"], "merge": _without(old, gone)}}
     return _merge(below, above)
+
+
+def _split_model(values: dict[str, Any]) -> dict[str, Any]:
+    """`model.name: timm:resnet18` as name and arch, which is how settings keep it."""
+    model = values.get("model")
+    return {**values, "model": split_name(model)} if isinstance(model, dict) else values
 
 
 def _superseded(old: dict[str, Any], new: dict[str, Any]) -> set[str]:

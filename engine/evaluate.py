@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.metrics import build_metrics
+from engine.metrics import best_thresholds, build_metrics
 from engine.runtime import to_device
 
 
@@ -32,6 +32,12 @@ class Evaluation:
     loss: float  # mean cross-entropy, without label smoothing
     metrics: dict[str, float]  # METRICS' names; fractions
     mistakes: list[Mistake] = field(default_factory=list)  # most confident first
+    thresholds: list[float] | None = None  # of many labels: the probability from which on each is said yes to
+
+    @property
+    def score(self) -> float:
+        """The metric that validation goes by: METRICS' first."""
+        return next(iter(self.metrics.values()))
 
     def scalars(self, split: str) -> dict[str, float]:
         """Flat names for logs: `val/loss`, `val/top1`, ...."""
@@ -57,18 +63,22 @@ def evaluate(
     device: torch.device,
     autocast: AbstractContextManager,
     keep_mistakes: int = 0,
+    thresholds: bool = False,
 ) -> Evaluation:
     """Runs the model over all batches of a split.
 
     Args:
-        batches: normalised images (B, C, H, W) and labels (B,), in the split's order.
+        batches: normalised images (B, C, H, W), or features, and labels, in the split's order: (B,), or (B, classes) of
+            0 and 1 where an image has many.
         autocast: the precision to run in, a reusable context manager.
-        keep_mistakes: how many of the most confident mistakes to return.
+        keep_mistakes: how many of the most confident mistakes to return; none of images with many labels.
+        thresholds: find each label's best threshold, where an image has many.
 
     Raises:
         ValueError: no images.
     """
-    metrics = build_metrics(num_classes).to(device)
+    metrics, many = None, False
+    seen: list[tuple[Tensor, Tensor]] = []
     total, n = 0.0, 0
     mistakes: list[Mistake] = []
     with eval_mode(model):
@@ -77,13 +87,34 @@ def evaluate(
             with autocast:
                 logits = model(images)
             logits = logits.float()
-            total += F.cross_entropy(logits, labels, reduction="sum").item()
-            metrics.update(logits, labels)
-            mistakes = _most_confident(mistakes + _mistakes(logits, labels, n, keep_mistakes), keep_mistakes)
+            if metrics is None:
+                many = labels.ndim == 2
+                metrics = build_metrics(num_classes, many).to(device)
+            total += loss_of(logits, labels).item() * len(labels)
+            metrics.update(logits, labels.long())
+            if many and thresholds:
+                seen.append((logits.sigmoid().cpu(), labels.cpu()))
+            if not many:
+                mistakes = _most_confident(mistakes + _mistakes(logits, labels, n, keep_mistakes), keep_mistakes)
             n += len(labels)
     if n == 0:
         raise ValueError("the split has no images")
-    return Evaluation(n, total / n, {name: value.item() for name, value in metrics.compute().items()}, mistakes)
+    found = best_thresholds(*map(torch.cat, zip(*seen, strict=True))) if seen else None
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    return Evaluation(n, total / n, values, mistakes, found)
+
+
+def loss_of(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The mean loss: binary cross-entropy where an image has many labels, cross-entropy where it has one.
+
+    Args:
+        logits: float32 (B, classes).
+        targets: int64 (B,) for one label; float32 (B, classes) of 0 and 1 for many.
+        smoothing: share of the target spread over all classes; for one label alone.
+    """
+    if targets.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def _mistakes(logits: Tensor, labels: Tensor, offset: int, keep: int) -> list[Mistake]:

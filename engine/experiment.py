@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -26,9 +26,13 @@ from engine.evaluate import Evaluation, evaluate
 from engine.run import write_json_atomic, write_text_atomic
 from engine.runtime import commit, device_name, peak_memory, pick_autocast, pick_device, seed_step, versions
 from engine.tracking import Tracker
-from engine.train import Trainer
+from engine.train import Trainer, load_trained
 from models import build
+from models.finetune import Tuning, merge_lora
+from models.interface import removed_per_block, tokens_per_block
 from models.settings import UserError
+from models.weights import load_weights as load_weights_from
+from models.zoo import normalisation
 
 log = logging.getLogger("hybridmerge")
 
@@ -75,9 +79,11 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     with limits_in_words(settings, device):
-        data = build_data(settings.data, settings.split, settings.seed)
         solved = with_budget(settings)
-        model = build_for(solved, data).to(device)
+        data = with_statistics(build_data(settings.data, settings.split, settings.seed), settings)
+        model = build_for(solved, data)
+        start_weights(model, settings)
+        model = model.to(device)
         cost = measure(model, settings=solved.model)
         trainer = Trainer(model, data, settings, folder)
         state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
@@ -89,11 +95,12 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
         write_text_atomic(folder / "settings.yaml", to_yaml(settings))
         with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:
             describe(trainer)
-            tracker.curve("tokens_left_after_block", model.tokens_per_block())
+            tracker.curve("tokens_left_after_block", tokens_per_block(model))
             trainer.fit(tracker)
             results = {**test(trainer, cost), "commit": code}
             write_json_atomic(folder / "results.json", results)
-            measured = {f"hparam/{key}": results[key] for key in ("test_top1", "gmacs", "params", "seconds")}
+            keys = (f"test_{results['metric']}", "gmacs", "params", "seconds")
+            measured = {f"hparam/{key}": results[key] for key in keys}
             tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
     return results
 
@@ -140,7 +147,14 @@ def describe(trainer: Trainer) -> None:
              trainer.progress.step, trainer.total_steps)  # fmt: skip
     log.info("%d training, %d validation, %d test images, %d classes", len(data.train), len(data.val), len(data.test),
              len(data.classes))  # fmt: skip
-    log.info("tokens removed by each block: %s; left: %s", model.schedule, model.tokens_per_block())
+    if tokens := tokens_per_block(model):
+        log.info("tokens removed by each block: %s; left: %s", removed_per_block(model), tokens)
+    t, batch = trainer.settings.train, trainer.settings.train.batch_size * trainer.settings.train.accumulate
+    if t.lr_batch and batch != t.lr_batch:
+        fit = f"train.lr={t.lr * batch / t.lr_batch:.3g}"
+        fit += f", or train.accumulate={max(t.lr_batch // t.batch_size, 1)}"
+        log.warning("train.lr = %g is for %d images per step (train.lr_batch), this run has %d: use %s",
+                    t.lr, t.lr_batch, batch, fit)  # fmt: skip
     if drawn := range_of(trainer.settings.model):
         log.info("this is the middle: each training step draws r from %d to %d; validation and test stay there", *drawn)
 
@@ -171,14 +185,40 @@ def build_for(settings: RunSettings, data: Data) -> nn.Module:
     return build(solve(settings.model)).to(memory_format=torch.channels_last)
 
 
+def start_weights(model: nn.Module, settings: RunSettings) -> None:
+    """Loads the weights that the run starts from, where it names any; the log says what became of them."""
+    if settings.model.weights is not None:
+        for line in load_weights_from(model, settings.model.weights).lines():
+            log.info(line)
+
+
+def with_statistics(data: Data, settings: RunSettings) -> Data:
+    """The data, normalised as the weights that the run starts from were trained: by a hub's metadata, or another run's
+    statistics; else by the data's own."""
+    weights = settings.model.weights
+    found = normalisation(settings.model)
+    if weights is not None and Path(weights).is_dir() and (Path(weights) / "best.pt").is_file():
+        state = checkpoint.load(Path(weights) / "best.pt")
+        found = (state["mean"], state["std"]) if "mean" in state else None
+    if found is None or len(found[0]) != len(data.mean):
+        return data
+    return replace(data, mean=tuple(found[0]), std=tuple(found[1]))
+
+
 def test(trainer: Trainer, cost: Complexity) -> dict:
     """Tests the best weights; returns what `results.json` holds: accuracies as fractions, MACs in G, memory in MiB.
 
     `target_gmacs` is what merging was asked to cost, also where it was a ratio; None where no budget was asked for.
     """
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
-    best_step = load_weights(model, trainer.data, trainer.folder / "best.pt")["step"]
+    best = trainer.folder / "best.pt"
+    best_step = load_weights(model, trainer.data, best, trainer.saved_names)["step"]
     test = trainer.evaluate(trainer.data.test)
+    metric = next(iter(test.metrics))
+    thresholds = None
+    if trainer.data.multi_label and len(trainer.data.val):
+        thresholds = trainer.evaluate(trainer.data.val, thresholds=True).thresholds
+    trained = trainer.tuning.trained()
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     asked = target_macs(settings.model)
     return {
@@ -186,21 +226,27 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
         "model": settings.model.name,
         "data": settings.data.name,
         "seed": settings.seed,
+        "metric": metric,
+        "method": method_of(settings),
         "test_images": test.n,
         "test_loss": test.loss,
         **{f"test_{name}": value for name, value in test.metrics.items()},
-        "val_top1": progress.best if len(trainer.data.val) else None,
+        f"val_{metric}": progress.best if len(trainer.data.val) else None,
+        **({"thresholds": thresholds} if thresholds else {}),
         "best_step": best_step,
         "steps": progress.step,
-        "epochs": settings.train.epochs,
+        "epochs": trainer.epochs,
         "train_images": len(trainer.data.train),
         "data_sha256": trainer.fingerprint,
         "params": cost.params,
+        "trained_params": trained,
+        "trained_share": trained / sum(p.numel() for p in model.parameters()),
+        "saved_mib": best.stat().st_size / 2**20,
         "gmacs": cost.macs / 1e9,
         "target_gmacs": None if asked is None else asked / 1e9,
         "activations": cost.activations,
         "tokens": cost.tokens,
-        "removed": model.schedule,
+        "removed": removed_per_block(model),
         "seconds": progress.seconds,
         "images_per_second": images / progress.seconds,
         "peak_memory_mib": peak_memory(trainer.device),
@@ -211,8 +257,17 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
     }
 
 
-def load_weights(model: nn.Module, data: Data, path: Path) -> dict:
-    """Loads a checkpoint's weights into the model; returns the checkpoint.
+def method_of(settings: RunSettings) -> str:
+    """How the weights were found, in a few words."""
+    f = settings.finetune
+    start = "from scratch" if settings.model.weights is None else "full"
+    if f is None or (f.mode == "full" and not f.layer_decay):
+        return start
+    return {"full": f"full, layer decay {f.layer_decay}", "lora": f"lora, rank {f.rank or 8}"}.get(f.mode, f.mode)
+
+
+def load_weights(model: nn.Module, data: Data, path: Path, names: set[str] | None = None) -> dict:
+    """Loads a checkpoint's weights into the model, or the part of them that it holds; returns the checkpoint.
 
     Raises:
         UserError: no such checkpoint, a damaged one, another model's, or one for other classes than the data's.
@@ -220,7 +275,7 @@ def load_weights(model: nn.Module, data: Data, path: Path) -> dict:
     state = checkpoint.load(path)
     if state["classes"] != data.classes:
         raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(data.classes)}")
-    checkpoint.load_model_state(model, state["model"], str(path))
+    load_trained(model, state, path, names)
     return state
 
 
@@ -255,8 +310,17 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
     if settings.threads:
         torch.set_num_threads(settings.threads)
     data = data or build_data(settings.data, settings.split, settings.seed)
-    model = build_for(settings, data).to(pick_device(settings.device))
-    load_weights(model, data, folder / f"{which}.pt")
+    model = build_for(settings, data)
+    tuning = settings.finetune if settings.finetune and settings.finetune.mode in ("head", "lora") else None
+    if tuning is not None:  # the checkpoint holds what learnt, and no more
+        start_weights(model, settings)
+    names = Tuning(model, tuning, settings.train.lr).saved_names()
+    state = load_weights(model, data, folder / f"{which}.pt", names)
+    if "mean" in state:  # else of an older version, which knew the data's own alone
+        data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
+    if tuning is not None and tuning.mode == "lora":
+        merge_lora(model)
+    model = model.to(pick_device(settings.device))
     file = folder / "results.json"
     results = json.loads(file.read_text()) if file.is_file() else None
     return FinishedRun(settings, data, model, results, as_trained)

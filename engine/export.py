@@ -17,12 +17,13 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from timm.models import beit
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
@@ -32,7 +33,7 @@ from engine.data import Data
 from engine.data.loader import eval_batches
 from engine.experiment import FinishedRun
 from engine.run import replacing
-from models.settings import UserError
+from models.settings import UserError, nearest
 
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # how far a logit may be from the model's
 NOISE = 1e-6  # of images whose pixels have a standard deviation near 1: a ten thousandth of a grey level
@@ -85,17 +86,20 @@ def export_model(
         How well the file, read back, agrees with the model.
 
     Raises:
-        UserError: a package is missing or torch too old, an operator has no equivalent, the file cannot be written, or
-            it does not give the model's numbers.
+        UserError: no such format, a package is missing or torch too old, the model cannot be converted or gives no
+            finite logits, the file cannot be written, or it does not give the model's numbers.
     """
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: {nearest(to, list(FORMATS))}")
     form, metadata = FORMATS[to], dict(metadata or {})
     _demand_packages(to)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     if to == "onnx" and sum(p.nbytes for p in (*model.parameters(), *model.buffers())) > BYTES:
         raise UserError("--to onnx: a single ONNX file ends at 2 GB, and this model's weights do not fit; use exported")
     with replacing(Path(path)) as file:
-        with _quiet(), _missing_operators(to, metadata.get("method")):
-            program = program_of(model, images.shape[1:])
+        with _quiet(), _failures(to, metadata.get("method")):
+            with _unfused(model) if to == "onnx" else nullcontext():
+                program = program_of(model, images.shape[1:])
             form.write(program, file, metadata)
             file.flush()
             runtime, _ = form.read(file)
@@ -107,6 +111,19 @@ def program_of(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
     """torch.export's program of a model in evaluation mode, for images of `shape` (C, H, W), in batches of any size."""
     with torch.no_grad():
         return torch.export.export(model, (torch.zeros(2, *shape),), dynamic_shapes=({0: Dim("batch", min=1)},))
+
+
+@contextmanager
+def _unfused(model: nn.Module) -> Iterator[None]:
+    """timm's Beit without the fused kernel: ONNX's converter takes it apart into what its next line cannot view."""
+    fused = [module for module in model.modules() if isinstance(module, beit.Attention) and module.fused_attn]
+    try:
+        for attention in fused:
+            attention.fused_attn = False
+        yield
+    finally:
+        for attention in fused:
+            attention.fused_attn = True
 
 
 def _own_operators(program: ExportedProgram) -> tuple[str, ...]:
@@ -124,7 +141,8 @@ def compare(model: nn.Module, runtime: Runtime, images: Tensor, batch_sizes: Seq
     """
     difference, same, ties = 0.0, torch.ones(len(images), dtype=torch.bool), set()
     for size in batch_sizes:
-        want, got = (torch.cat([run(part) for part in images.split(size)]) for run in (model, runtime))
+        want = torch.cat([_logits(model, part) for part in images.split(size)])
+        got = torch.cat([runtime(part) for part in images.split(size)])
         spread = (want.amax(0) - want.amin(0)).max().item()
         if not spread > 10 * ABSOLUTE:
             raise UserError(f"the model gives {len(images)} images the same logits: they cannot show what a file does")
@@ -144,6 +162,18 @@ def compare(model: nn.Module, runtime: Runtime, images: Tensor, batch_sizes: Seq
         difference = max(difference, (got - want)[good].abs().max().item() if good.any() else 0.0)
         same &= got.argmax(1) == want.argmax(1)
     return Agreement(len(images), tuple(batch_sizes), difference, spread, len(ties), int(same.sum()))
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """What the model gives, (B, classes). Anything else nothing could be checked against."""
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"the model gives {shape} for {len(images)} images, not one row of logits for each; export a "
+                        "model with a pooled head")  # fmt: skip
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite: no file can be checked against them; mend its weights")
+    return logits
 
 
 def close(got: Tensor, want: Tensor) -> Tensor:
@@ -192,6 +222,7 @@ def load(path: Path) -> tuple[Runtime, dict[str, Any]]:
     Raises:
         UserError: no such file, or one of another kind.
     """
+    path = Path(path)
     form = next((form for form in FORMATS.values() if form.suffix == path.suffix), None)
     if form is None or not path.is_file():
         raise UserError(f"{path}: not an exported file; give one that ends in .onnx or .pt2")
@@ -270,18 +301,20 @@ def _demand_packages(to: str) -> None:
 
 
 @contextmanager
-def _missing_operators(to: str, method: str | None) -> Iterator[None]:
-    """Turns the converter's pages about an operator that it does not know into a line that names it."""
+def _failures(to: str, method: str | None) -> Iterator[None]:
+    """Turns the converter's pages about what it cannot convert into a line: the operator, or the innermost cause."""
     try:
         yield
     except torch.onnx.OnnxExporterError as error:
-        missing = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))))
-        if not missing:
-            raise
-        said = f"--to {to}" if method is None else f"merge.method = {method!r}"
-        raise UserError(
-            f"{said}: ONNX has no operator for {', '.join(missing)}; use --to exported, or another method"
-        ) from error
+        if missing := sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error)))):
+            said = f"--to {to}" if method is None else f"merge.method = {method!r}"
+            why = f"ONNX has no operator for {', '.join(missing)}; use --to exported, or another method"
+            raise UserError(f"{said}: {why}") from error
+        cause: BaseException = error
+        while (inner := cause.__cause__ or cause.__context__) is not None:
+            cause = inner
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise UserError(f"--to {to}: torch's converter failed: {first}; use --to exported") from error
 
 
 @contextmanager

@@ -3,36 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters in two groups: those that decay, and those that do not.
+def param_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None) -> list[dict]:
+    """Parameters in groups: those that decay, and those that do not, for each factor on the learning rate.
 
     Norms, biases, scales and tokens do not: whatever has at most one axis longer than 1, and what a module's own
     `no_weight_decay()` names (timm's convention; position embeddings).
+
+    Args:
+        model: whose parameters learn.
+        weight_decay: of those that decay.
+        scales: the factor of each parameter that will ever learn, by name; None: what requires a gradient, factor 1.
+
+    Returns:
+        Groups with `params`, `weight_decay` and `scale`, the greatest factor first.
     """
+    if scales is None:
+        scales = {name: 1.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
     exempt = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
         if hasattr(module, "no_weight_decay")
         for name in module.no_weight_decay()
     }
-    decay, rest = [], []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {
+        (scale, decays): [] for scale in sorted({1.0, *scales.values()}, reverse=True) for decays in (True, False)
+    }
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if name in scales:
             vector = sum(n > 1 for n in parameter.shape) <= 1
-            (rest if vector or name in exempt else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+            groups[scales[name], not (vector or name in exempt)].append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay * decays, "scale": scale}
+        for (scale, decays), params in groups.items()
+        if params or scale == 1.0
+    ]
 
 
 def build_optimizer(
-    model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float, betas: tuple[float, float]
-) -> torch.optim.Optimizer:
+    model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float, betas: tuple[float, float],
+    scales: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:  # fmt: skip
     """AdamW (Loshchilov & Hutter, 2019) or SGD with momentum over `param_groups`."""
-    groups = param_groups(model, weight_decay)
+    groups = param_groups(model, weight_decay, scales)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum)

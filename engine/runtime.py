@@ -62,8 +62,12 @@ def pick_autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images (B, C, H, W) on the device, channels last: convolutions are faster so, and patches are a view."""
-    return images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    """Images (B, C, H, W) on the device, channels last: convolutions are faster so, and patches are a view.
+
+    Features of another shape are moved as they are.
+    """
+    layout = torch.channels_last if images.ndim == 4 else torch.preserve_format
+    return images.to(device, memory_format=layout, non_blocking=True)
 
 
 def seed_step(seed: int, step: int) -> None:

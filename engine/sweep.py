@@ -11,6 +11,7 @@ from typing import Any
 from engine.complexity import measure
 from engine.config import parse_overrides
 from engine.experiment import evaluate_run, load_run, read_settings
+from models.interface import removed_per_block, tokens_per_block
 from models.settings import UserError
 
 EXAMPLE = "write a key of merge: and a list of values, as in merge.r=[0,4,8]"
@@ -66,8 +67,8 @@ def sweep(folder: Path, item: str, overrides: Sequence[str] = (), which: str = "
         rows.append({
             "value": value,
             "method": run.settings.model.merge.method,
-            "removed": run.model.schedule,
-            "tokens": run.model.tokens_per_block()[-1],
+            "removed": removed_per_block(run.model),
+            "tokens": tokens_per_block(run.model)[-1],
             "gmacs": measure(run.model, settings=run.settings.model).macs / 1e9,
             "loss": found.loss,
             **found.metrics,

@@ -23,11 +23,13 @@ from engine.config import RunSettings
 from engine.data import Arrays, Data
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.mix import Mix
-from engine.evaluate import Evaluation, evaluate
+from engine.evaluate import Evaluation, evaluate, loss_of
+from engine.features import in_batches, keep_features
 from engine.optim import EMA, build_optimizer, learning_rate
 from engine.runtime import peak_memory, pick_autocast, seed_step, to_device
 from engine.signals import Stopping
 from engine.tracking import Tracker, wrong_pictures_figure
+from models.finetune import Tuning, frozen_state, partial_state
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -42,7 +44,7 @@ class Progress:
     best_step: int = 0
     seconds: float = 0.0  # spent training, all sessions together
     loss_sum: float = 0.0  # over the images of this epoch so far
-    correct: int = 0
+    correct: float = 0
     seen: int = 0
 
 
@@ -72,28 +74,39 @@ class Trainer:
                 f"train.batch_size = {t.batch_size} x train.accumulate = {t.accumulate}: more than the "
                 f"{len(data.train)} training images; use a smaller batch"
             )
-        self.total_steps = t.epochs * self.steps_per_epoch
-        self.warmup_steps = round(t.warmup_epochs * self.steps_per_epoch)
+        self.total_steps = t.steps or t.epochs * self.steps_per_epoch
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.warmup_steps = round(t.warmup_ratio * self.total_steps or t.warmup_epochs * self.steps_per_epoch)
         mixing = settings.augment.mixup > 0 or settings.augment.cutmix > 0
-        self.mix = Mix(settings.augment, len(data.classes), t.label_smoothing) if mixing else None
-        self.optimizer = build_optimizer(model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas))
+        classes = len(data.classes)
+        self.mix = Mix(settings.augment, classes, t.label_smoothing, data.multi_label) if mixing else None
+        self.tuning = Tuning(model, settings.finetune, t.lr)
+        self.saved_names = self.tuning.saved_names()
+        self.frozen_digest = checkpoint.digest_of(frozen_state(model, self.saved_names))
+        self.optimizer = build_optimizer(
+            model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas), self.tuning.scales
+        )
         self.ema = EMA(model, t.ema) if t.ema else None
         self.fingerprint = data.fingerprint()
         self.progress = Progress()
+        self.net, self.features = model, None  # what a step calls, and on what; see _keep_features
         self._clock = 0.0
 
     def fit(self, tracker: Tracker) -> None:
         """Runs every step that is left, and tells the tracker. Ends with `best.pt` and `last.pt` written."""
         self.tracker = tracker
+        self._keep_features()
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", dynamic_ncols=True, disable=None)
         with bar, logging_redirect_tqdm([log]), Stopping() as stopping:
             while self.progress.step < self.total_steps:
                 epoch = self.progress.step // self.steps_per_epoch
-                self.model.train()
+                self.tuning.begin(epoch)
+                if self.settings.finetune and (news := self.tuning.describe(epoch)):
+                    log.info(news)
                 self._clock = time.perf_counter()
                 for micro_batches in self._epoch(epoch):
                     self._step(micro_batches, bar)
-                    ended = self.progress.step % self.steps_per_epoch == 0
+                    ended = self.progress.step % self.steps_per_epoch == 0 or self.progress.step == self.total_steps
                     if ended:
                         self._end_epoch(epoch)
                     every = self.settings.checkpoint.every_steps
@@ -107,14 +120,23 @@ class Trainer:
         accumulate = self.settings.train.accumulate
         done = self.progress.step - epoch * self.steps_per_epoch
         batches = self.loader.epoch(epoch, start=done * accumulate)
-        for _ in range(self.steps_per_epoch - done):
+        for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.progress.step)):
             yield list(islice(batches, accumulate))
+
+    def _keep_features(self) -> None:
+        """Where the head alone learns and nothing is augmented: runs the frozen part once, for the whole training."""
+        start = time.perf_counter()
+        if self.progress.step < self.total_steps:
+            kept = keep_features(self.model, self.data, self.settings, self.folder, self.device, self.autocast)
+            if kept is not None:
+                self.loader, self.features, self.net = kept
+                self.progress.seconds += time.perf_counter() - start
 
     def _step(self, micro_batches: list[tuple[Tensor, Tensor]], bar: tqdm) -> None:
         p, t = self.progress, self.settings.train
         lr = learning_rate(p.step, self.total_steps, self.warmup_steps, t.lr, t.min_lr, t.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         seed_step(self.settings.seed, p.step)
         self.optimizer.zero_grad(set_to_none=True)
         losses, corrects = [], []
@@ -130,7 +152,7 @@ class Trainer:
         self._demand_finite({"loss": sum(losses), "gradient": norm})
         sizes = [len(labels) for _, labels in micro_batches]
         p.loss_sum += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
-        p.correct += int(right)
+        p.correct += right
         p.seen += sum(sizes)
         self.optimizer.step()
         if self.ema:
@@ -154,16 +176,30 @@ class Trainer:
             self.model.schedule = own
 
     def _forward(self, images: Tensor, labels: Tensor, key: int) -> tuple[Tensor, Tensor]:
-        """One micro-batch: its mean loss, and how many it got right (of mixed images: the larger part)."""
-        smoothing, targets = self.settings.train.label_smoothing, labels
+        """One micro-batch: its mean loss, and how many it got right.
+
+        Of mixed images the larger part counts, of many labels the share that is right. Where a model has several heads,
+        each learns: the loss is their mean. Their sum predicts.
+        """
+        targets = labels
         if self.mix:
             images, targets = self.mix(images, labels, key, self.settings.seed)
-            labels, smoothing = targets.argmax(dim=1), 0.0  # the soft targets are smoothed already
-        images, targets = to_device(images, self.device), targets.to(self.device, non_blocking=True)
+            labels = targets.argmax(dim=1)
+        images, targets, labels = (
+            to_device(images, self.device), targets.to(self.device, non_blocking=True), labels.to(self.device),
+        )  # fmt: skip
         with self.autocast:
-            logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        return loss, (logits.argmax(dim=1) == labels.to(self.device)).sum().float()
+            heads = self.net.forward_heads(images) if hasattr(self.net, "forward_heads") else (self.net(images),)
+        if self.mix:  # the soft targets are smoothed already
+            losses = [F.cross_entropy(logits.float(), targets) for logits in heads]
+        else:
+            losses = [loss_of(logits.float(), targets, self.settings.train.label_smoothing) for logits in heads]
+        logits = sum(heads)
+        if self.data.multi_label:
+            right = ((logits > 0) == (labels > 0)).float().mean(dim=1)
+        else:
+            right = logits.argmax(dim=1) == labels
+        return torch.stack(losses).mean(), right.sum().float()
 
     def _demand_finite(self, values: dict[str, float]) -> None:
         """Ends the run before a step, or a checkpoint, that would spoil the weights."""
@@ -191,21 +227,30 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """Validates, keeps the best weights, and clears the epoch's sums."""
         p = self.progress
-        line = f"epoch {epoch + 1}/{self.settings.train.epochs}  train loss {p.loss_sum / p.seen:.4f}"
+        line = f"epoch {epoch + 1}/{self.epochs}  train loss {p.loss_sum / p.seen:.4f}"
         line += f" acc {p.correct / p.seen:.4f}"
         score = p.step / self.total_steps  # without a validation split the last epoch is the best
         with self._kept_weights():
             if len(self.data.val):
                 found = self._validate()
                 self._demand_finite({"validation loss": found.loss})
-                score = found.metrics["top1"]
-                line += f"  val loss {found.loss:.4f} top1 {score:.4f}"
+                score = found.score
+                line += f"  val loss {found.loss:.4f} {next(iter(found.metrics))} {score:.4f}"
             if score > p.best:
                 p.best, p.best_step = score, p.step
-                state = {"model": self.model.state_dict(), "classes": self.data.classes, "step": p.step}
-                checkpoint.save(self.folder / "best.pt", state)
+                checkpoint.save(self.folder / "best.pt", {**self._weights(), "step": p.step})
         log.info("%s  %.0f s", line, p.seconds)
         p.loss_sum, p.correct, p.seen = 0.0, 0, 0
+
+    def _weights(self) -> dict:
+        """What any reader of a checkpoint needs: weights, or the part of them that learns, classes, statistics."""
+        return {
+            "model": partial_state(self.model, self.saved_names),
+            "frozen": self.frozen_digest,
+            "classes": self.data.classes,
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+        }
 
     @contextmanager
     def _kept_weights(self) -> Iterator[None]:
@@ -221,7 +266,7 @@ class Trainer:
             self.model.load_state_dict(own)
 
     def _validate(self) -> Evaluation:
-        found = self.evaluate(self.data.val, self.settings.log.images)
+        found = self.evaluate(self.data.val, self.settings.log.images, self.features)
         self.tracker.scalars(self.progress.step, found.scalars("val"))
         if found.mistakes:
             names, wrong = self.data.classes, found.mistakes
@@ -234,19 +279,24 @@ class Trainer:
             self.tracker.figure(self.progress.step, "val/wrong_with_most_confidence", figure)
         return found
 
-    def evaluate(self, arrays: Arrays, keep_mistakes: int = 0) -> Evaluation:
-        """The model as it stands, on a split."""
-        batches = eval_batches(arrays, self.settings.train.batch_size, self.data.mean, self.data.std)
-        return evaluate(self.model, batches, len(self.data.classes), self.device, self.autocast, keep_mistakes)
+    def evaluate(
+        self, arrays: Arrays, keep_mistakes: int = 0, features: Tensor | None = None, thresholds: bool = False
+    ) -> Evaluation:
+        """The model as it stands, on a split; or its head on the split's features."""
+        size, net = self.settings.train.batch_size, self.model
+        batches = eval_batches(arrays, size, self.data.mean, self.data.std)
+        if features is not None:
+            batches, net = in_batches(features, arrays.labels, size), self.net
+        classes = len(self.data.classes)
+        return evaluate(net, batches, classes, self.device, self.autocast, keep_mistakes, thresholds)
 
     def save(self) -> None:
         """Writes `last.pt`: all that the next step depends on."""
         state = {
-            "model": self.model.state_dict(),
+            **self._weights(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "progress": asdict(self.progress),
-            "classes": self.data.classes,
             "data": self.fingerprint,
             "lines": self.tracker.flush(),
         }
@@ -263,8 +313,26 @@ class Trainer:
                 f"{self.folder}: the images, labels or classes are not those that this run was trained on; "
                 "resume on the same data, or start a run under another name="
             )
-        checkpoint.load_model_state(self.model, state["model"], str(self.folder / "last.pt"))
+        load_trained(self.model, state, self.folder / "last.pt", self.saved_names)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.progress = Progress(**state["progress"])
+
+
+def load_trained(model: nn.Module, state: dict, path: Path, names: set[str] | None) -> None:
+    """Copies a checkpoint's weights into the model.
+
+    Args:
+        model: where only a part learnt, with the weights that the run started from.
+        state: the checkpoint.
+        path: where it is from, for errors.
+        names: the part that the checkpoint holds; None: all of it.
+
+    Raises:
+        UserError: another model's weights, or the part that did not learn is not what it was.
+    """
+    if names is not None and state.get("frozen") != checkpoint.digest_of(frozen_state(model, names)):
+        raise UserError(f"{path}: holds only what learnt, and model.weights are not those that the run started from; "
+                        "give the same weights")  # fmt: skip
+    checkpoint.load_model_state(model, state["model"], str(path), names)

@@ -11,14 +11,22 @@ from torch import nn
 # torchvision, timm and fvcore use torch.jit.script as they are imported; users cannot do anything about that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 
+from models.cnn import LeNet5, LeNet5Settings  # noqa: E402
+from models.conformer import Conformer, ConformerSettings  # noqa: E402
 from models.hybrid import HybridSettings, build_hybrid  # noqa: E402
 from models.settings import Settings, UserError, check, nearest  # noqa: E402
 from models.vit import ViTSettings, build_vit  # noqa: E402
+from models.weights import load_weights  # noqa: E402
+from models.zoo import LIBRARIES, TimmSettings, TorchvisionSettings, build_zoo, split_name  # noqa: E402
 
 # name -> (what its options are, how it is built from them)
 MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {
     "vit": (ViTSettings, build_vit),
     "hybrid": (HybridSettings, build_hybrid),
+    "conformer": (ConformerSettings, Conformer),
+    "lenet5": (LeNet5Settings, LeNet5),
+    "timm": (TimmSettings, build_zoo),
+    "torchvision": (TorchvisionSettings, build_zoo),
 }
 
 
@@ -28,11 +36,17 @@ def build(settings: Settings) -> nn.Module:
 
 
 def build_model(name: str, **options: Any) -> nn.Module:
-    """Builds a model; `options` are the keys of the YAML's `model:` section.
+    """Builds a model; `options` are the keys of the YAML's `model:` section. `weights` are loaded, if there are any.
 
     Raises:
         UserError: an unknown model or option, or a value out of range, in one line.
     """
-    if name not in MODELS:
-        raise UserError(f"model.name = {name!r}: unknown; {nearest(name, sorted(MODELS))}")
-    return build(check(MODELS[name][0], {"name": name, **options}, where="model"))
+    options = split_name({"name": name, **options})
+    if options["name"] not in MODELS:
+        known = [f"{known}:NAME" if known in LIBRARIES else known for known in sorted(MODELS)]
+        raise UserError(f"model.name = {name!r}: unknown; {nearest(name, known)}")
+    settings = check(MODELS[options["name"]][0], options, where="model")
+    model = build(settings)
+    if settings.weights is not None:
+        load_weights(model, settings.weights)
+    return model

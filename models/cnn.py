@@ -1,10 +1,15 @@
-"""Convolutional blocks. Both are a residual around a stack of convolutions, and start small beside the identity."""
+"""Convolutional blocks, each a residual that starts small beside the identity; and LeNet-5."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field, model_validator
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+
+from models.settings import ModelSettings
 
 
 class ConvNeXtBlock(nn.Module):
@@ -52,3 +57,72 @@ class ResidualBlock(nn.Module):
 
 
 CONV_BLOCKS: dict[str, type[nn.Module]] = {"convnext": ConvNeXtBlock, "residual": ResidualBlock}
+
+
+class LeNet5Settings(ModelSettings):
+    """LeNet-5, at any image size that leaves a map: from 16 px on, from 4 px with padding."""
+
+    name: Literal["lenet5"] = "lenet5"
+    img_size: int = Field(32, gt=0, le=16384, description="height and width of the image, pixels")
+    num_classes: int = Field(10, gt=0, le=1000000, description="classes")
+    padding: int = Field(
+        0, ge=0, le=2, description="zeros around the map before each convolution: 0 as published, 2 for small images"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_a_map(self) -> LeNet5Settings:
+        if self.sides[1] < 1:
+            least = 16 - 6 * self.padding  # 16, 10, 4: what leaves one pixel
+            raise ValueError(
+                f"img_size = {self.img_size}: two convolutions with padding {self.padding} leave nothing of it; "
+                f"use {least} or more" + (", or padding: 2" if self.padding < 2 and self.img_size >= 4 else "")
+            )
+        return self
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the map after the first and after the second pooling, pixels."""
+        first = _after(self.img_size, self.padding)
+        return first, _after(first, self.padding)
+
+
+def _after(side: int, padding: int) -> int:
+    """A side of the map after a 5x5 convolution and 2x2 pooling."""
+    return (side + 2 * padding - 4) // 2
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998).
+
+    As it is usually taught today: ReLU for the scaled tanh, max pooling for the trained mean, every map of the second
+    convolution sees all of the first, and a linear layer for the radial basis functions at the end. At 32 px without
+    padding the maps are the paper's (6 of 28 px, 16 of 10 px, 400 features); the first linear layer takes what other
+    sizes leave.
+    """
+
+    head_names = ("head",)
+
+    def __init__(self, settings: LeNet5Settings) -> None:
+        super().__init__()
+        s = settings
+        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.num_classes
+        self.conv1 = nn.Conv2d(s.in_chans, 6, 5, padding=s.padding)
+        self.conv2 = nn.Conv2d(6, 16, 5, padding=s.padding)
+        self.act, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        self.fc1 = nn.Linear(16 * s.sides[1] ** 2, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.head = nn.Linear(84, s.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes).
+
+        Raises:
+            ValueError: images of another size than the model's.
+        """
+        wanted = (self.in_chans, self.img_size, self.img_size)
+        if images.shape[1:] != wanted:
+            raise ValueError(f"images are {tuple(images.shape[1:])}; the model takes {wanted} (in_chans, img_size)")
+        x = self.pool(self.act(self.conv1(images)))
+        x = self.pool(self.act(self.conv2(x)))
+        x = self.act(self.fc1(x.flatten(1)))
+        return self.head(self.act(self.fc2(x)))

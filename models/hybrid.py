@@ -91,6 +91,7 @@ class Hybrid(nn.Module):
         super().__init__()
         self.vit, self.conv_head = vit, conv_head
         self.img_size, self.in_chans, self.num_classes = vit.img_size, vit.in_chans, vit.num_classes
+        self.head_names = ("vit.head",) if conv_head is None else ("vit.head", "conv_head.fc")
 
     @property
     def schedule(self) -> list[int]:

@@ -117,6 +117,7 @@ class VisionTransformer(nn.Module):
     """
 
     prefix = 1  # the class token
+    head_names = ("head",)
 
     def __init__(self, settings: EncoderSettings, patch_embed: nn.Module) -> None:
         super().__init__()

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from engine.complexity import measure  # what these need takes seconds to import
     from engine.experiment import evaluate_run, load_run
+    from models.interface import removed_per_block
     from models.settings import UserError
 
     run = load_run(args.run, args.overrides, args.weights)
@@ -56,10 +57,10 @@ def evaluate(args: argparse.Namespace) -> None:
     if not run.as_trained:
         gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
         print(f"merging is not that of training: {run.settings.model.merge.method}, "
-              f"tokens removed by each block: {run.model.schedule}; {gmacs:.4f} GMACs")  # fmt: skip
+              f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs")  # fmt: skip
     elif run.results and args.split == "test" and args.weights == "best":
-        said = f"results.json says {100 * run.results['test_top1']:.2f} %"
-        if found.metrics["top1"] != run.results["test_top1"]:
+        said = f"results.json says {100 * run.results[f'test_{next(iter(found.metrics))}']:.2f} %"
+        if found.score != run.results[f"test_{next(iter(found.metrics))}"]:
             raise UserError(f"{args.run}: {said}: not the same; another device, library version or number of threads?")
         print(f"{said}: the same")
 

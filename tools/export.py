@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
 
     from engine.experiment import load_run  # what they need takes seconds to import
     from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
+    from models.interface import removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)
     path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
               "the model gives their logits too")  # fmt: skip
     if found.operators:
         print(f"operators           {', '.join(found.operators)}: import models.merging, then torch.export.load")
-    print(f"tokens removed      {run.model.schedule} by {run.settings.model.merge.method}")
+    print(f"tokens removed      {removed_per_block(run.model)} by {run.settings.model.merge.method}")
     print(f"file                {path}  {path.stat().st_size / 1e6:.1f} MB")
 
 

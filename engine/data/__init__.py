@@ -10,18 +10,24 @@ from collections.abc import Callable
 from engine.data.arrays import Arrays, Data, RawData, channel_stats
 from engine.data.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, load_cifar100
 from engine.data.digits import DigitsSettings, load_digits
+from engine.data.dtd import DtdSettings, load_dtd
+from engine.data.folder import FolderSettings, load_folder
 from engine.data.npz import NpzSettings, load_npz
-from engine.data.settings import AugmentSettings, SplitSettings
-from engine.data.split import split_data
+from engine.data.settings import AugmentSettings, FileSettings, SplitSettings
+from engine.data.split import split_data, with_test_set
+from engine.data.table import TableSettings, load_table
 from models.settings import Settings
 
-__all__ = ["DATASETS", "Arrays", "AugmentSettings", "Data", "RawData", "SplitSettings", "build_data"]
+__all__ = ["DATASETS", "Arrays", "AugmentSettings", "Data", "FileSettings", "RawData", "SplitSettings", "build_data"]
 
 DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
     "digits": (DigitsSettings, load_digits),
     "cifar10": (Cifar10Settings, load_cifar10),
     "cifar100": (Cifar100Settings, load_cifar100),
     "npz": (NpzSettings, load_npz),
+    "folder": (FolderSettings, load_folder),
+    "dtd": (DtdSettings, load_dtd),
+    "table": (TableSettings, load_table),
 }
 
 
@@ -29,9 +35,9 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
     """Loads a dataset and splits it.
 
     Args:
-        data: the settings of one of DATASETS.
-        split: what is held out for validation where the dataset does not say, and which part trains.
-        seed: of the split.
+        data: the settings of one of DATASETS; those of image files have a size by now.
+        split: what is held out for test and validation where the dataset does not say, and which part trains.
+        seed: of the validation split; the test set has its own.
 
     Returns:
         The splits, and the mean and standard deviation that the dataset has published, or else those of the images
@@ -41,7 +47,7 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
         UserError: the dataset is not there, or not what it should be.
     """
     _, load = DATASETS[data.name]
-    raw = load(data)
+    raw = with_test_set(load(data), split)
     train, val = split_data(raw, split, seed)
     mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train.images)
     return Data(train, val, raw.test, raw.classes, mean, std)

@@ -13,17 +13,26 @@ CHUNK = 1024  # images converted to float64 at once
 
 @dataclass(frozen=True)
 class Arrays:
-    """One split: images, uint8 (N, C, H, W), and labels, int64 (N,)."""
+    """One split: images, uint8 (N, C, H, W), and labels: int64 (N,), or of many labels each, float32 (N, K) of 0, 1."""
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
-        assert self.labels.dtype == torch.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
+        assert self.labels.shape[:1] == self.images.shape[:1], (self.labels.shape, self.images.shape)
+        if self.multi_label:
+            assert self.labels.dtype == torch.float32 and ((self.labels == 0) | (self.labels == 1)).all()
+        else:
+            assert self.labels.dtype == torch.int64 and self.labels.ndim == 1, (self.labels.dtype, self.labels.shape)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether any number of the K labels apply to an image, rather than exactly one."""
+        return self.labels.ndim == 2
 
     def take(self, indices: Tensor) -> Arrays:
         """The images at `indices`, int64 (M,), copied in that order."""
@@ -32,22 +41,30 @@ class Arrays:
 
 @dataclass(frozen=True)
 class RawData:
-    """A dataset as its source gives it. Without `val` one is taken off `train`; without `mean` both are computed."""
+    """A dataset as its source gives it.
+
+    Without `test`, and then without `val`, one is taken off `train`; without `mean` both statistics are computed.
+    """
 
     train: Arrays
-    test: Arrays
+    test: Arrays | None
     classes: list[str]
     val: Arrays | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether any number of labels apply to an image: labels are float32 (N, K) in every split."""
+        return self.train.multi_label
 
 
 @dataclass(frozen=True)
 class Data:
     """What a run trains on: three splits of equal image shape, and the statistics that normalise them.
 
-    `val` is empty when split.val is 0. `classes` are the names in the order of the labels. `mean` and `std` are per
-    channel, of pixels in [0, 1].
+    `val` is empty when split.val is 0, `test` when split.test is 0 and the dataset has none. `classes` are the names in
+    the order of the labels. `mean` and `std` are per channel, of pixels in [0, 1].
     """
 
     train: Arrays
@@ -56,6 +73,11 @@ class Data:
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether any number of labels apply to an image: labels are float32 (N, K) in every split."""
+        return self.train.multi_label
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of all images and labels in their order and of the classes' names."""

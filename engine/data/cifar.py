@@ -94,7 +94,7 @@ def _fetch(source: Any, root: Path, damaged: list[str]) -> None:
     if damaged:
         log.warning("%s: missing or damaged: %s; fetching a new copy", root, ", ".join(damaged))
     try:
-        with _downloading():
+        with downloading():
             download_and_extract_archive(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -125,7 +125,7 @@ def _damaged(source: Any, root: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _downloading() -> Iterator[None]:
+def downloading() -> Iterator[None]:
     """torchvision's messages go to stderr, and a server that does not answer is an error after TIMEOUT seconds."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)

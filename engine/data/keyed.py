@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SPLIT, ORDER, AUGMENT, MIX, BUDGET = range(5)  # what a number is for: the first part of every key
+SPLIT, ORDER, AUGMENT, MIX, BUDGET, TEST = range(6)  # what a number is for: the first part of every key
 
 _MASK = (1 << 64) - 1
 

@@ -21,7 +21,8 @@ class TrainLoader:
     The images that do not fill a last batch are left out; which ones differs from epoch to epoch.
 
     Raises:
-        UserError: fewer images than one batch, or a crop that can leave nothing of an image.
+        UserError: fewer images than one batch, a crop that can leave nothing of an image, or quarter turns of images
+            that are not square.
     """
 
     def __init__(
@@ -39,6 +40,9 @@ class TrainLoader:
                             f"set it to {len(arrays)} or less, or raise split.part")
         if augment.crop >= size:
             raise UserError(f"augment.crop = {augment.crop}: must be less than the images' {size} pixels")
+        if augment.rotate90 and arrays.images.shape[2] != arrays.images.shape[3]:
+            raise UserError(f"augment.rotate90 = True: images are {arrays.images.shape[2]} x {arrays.images.shape[3]}, "
+                            "not square; set it to false")
         self.arrays = arrays
         self.batch_size = batch_size
         self.augment = augment
@@ -50,7 +54,10 @@ class TrainLoader:
         return len(self.arrays) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, float32 (B, C, H, W), and labels, int64 (B,), of an epoch (from 0), from batch `start` on."""
+        """Images, float32 (B, C, H, W), and their labels, of an epoch (from 0), from batch `start` on.
+
+        Labels are int64 (B,), or float32 (B, K) where images have many.
+        """
         order = torch.from_numpy(permutation(len(self.arrays), ORDER, self.seed, epoch))
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -70,7 +77,10 @@ class TrainLoader:
 def eval_batches(
     arrays: Arrays, batch_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images, float32 (B, C, H, W), and labels, int64 (B,), once and in order; the last batch may be smaller."""
+    """All images, float32 (B, C, H, W), and labels, once and in order; the last batch may be smaller.
+
+    Labels are int64 (B,), or float32 (B, K) where images have many.
+    """
     normalise = Normalise(mean, std)
     for start in range(0, len(arrays), batch_size):
         part = slice(start, start + batch_size)

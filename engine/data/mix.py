@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.data.keyed import MIX, hash64
 from engine.data.settings import AugmentSettings
+from models.settings import UserError
 
 
 class Mix:
@@ -17,10 +18,18 @@ class Mix:
     With both on, each batch takes either with probability 1/2. timm pairs the images of an even batch; of an odd one
     the last image stays as it is. timm draws from numpy's global generator: it is seeded by (seed, step) for the call
     and put back afterwards.
+
+    Raises:
+        UserError: any number of labels apply to an image; a mixture's targets are those of one class for each.
     """
 
-    def __init__(self, augment: AugmentSettings, num_classes: int, label_smoothing: float) -> None:
+    def __init__(
+        self, augment: AugmentSettings, num_classes: int, label_smoothing: float, multi_label: bool = False
+    ) -> None:
         assert augment.mixup > 0 or augment.cutmix > 0, "both are off: train on the labels as they are"
+        if multi_label:
+            key = "mixup" if augment.mixup > 0 else "cutmix"
+            raise UserError(f"augment.{key} = {getattr(augment, key)}: not for multi-label targets; set it to 0")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self._mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
@@ -31,6 +40,7 @@ class Mix:
         Returns:
             Images of the same shape, and soft targets, float32 (B, num_classes), smoothed; each row sums to one.
         """
+        assert labels.ndim == 1, "one class for each image"
         even = len(labels) // 2 * 2
         targets = mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
         images = images.clone()

@@ -1,9 +1,9 @@
-"""Settings of data that hold for every dataset: the validation split and the augmentation."""
+"""Settings of data that hold for every dataset: splits and augmentation; and those that all image files share."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -18,9 +18,22 @@ def _absolute(path: str) -> str:
 DataPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
+class FileSettings(Settings):
+    """How image files become images of one size. Datasets of files add a `name` and where they lie."""
+
+    size: int | None = Field(None, gt=0, le=16384, description="height and width, pixels; null: model.img_size")
+    fit: Literal["crop", "squash"] = Field(
+        "crop", description="crop: the largest square in the middle; squash: the whole image, its shape changed"
+    )
+
+
 class SplitSettings(Settings):
     """What is held out of the training set, and how much of the rest is used; see engine.data.split."""
 
+    test: float = Field(
+        0.2, ge=0, lt=1, description="fraction of each class held out as test set where the dataset has none of its own"
+    )
+    test_seed: int = Field(0, ge=0, lt=2**32, description="of that hold-out; runs of other seeds share the test set")
     val: float = Field(0.1, ge=0, lt=1, description="fraction of each class held out for validation; 0 holds out none")
     part: float = Field(1.0, gt=0, le=1, description="fraction of each class, after the hold-out, that trains")
 
@@ -29,7 +42,15 @@ class AugmentSettings(Settings):
     """What happens to training images: each by draws of its own, but mixup and cutmix by one draw for a batch."""
 
     crop: int = Field(0, ge=0, description="pixels of black padding on each side before a random crop to the old size")
+    scale: float = Field(
+        0.0, ge=0, lt=1, description="least share of the image's area in a random crop brought to full size; 0 is off"
+    )
     flip: bool = Field(False, description="mirror left and right with probability 1/2")
+    vflip: bool = Field(False, description="turn upside down, mirrored, with probability 1/2")
+    rotate90: bool = Field(False, description="turn by a random multiple of 90 degrees; square images only")
+    jitter: float = Field(
+        0.0, ge=0, lt=1, description="j: brightness and contrast change by factors from 1 - j to 1 + j; 0 is off"
+    )
     erase: float = Field(0.0, ge=0, le=1, description="probability that a random rectangle is erased")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix's Beta distribution; 0 is off")

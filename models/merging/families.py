@@ -1,6 +1,8 @@
 """The ViTs of timm and torchvision that merging goes into: where their blocks are, and what a block does to tokens that
 are merged. Each block's equations are written here anew, around the block's own submodules: norms, projections,
-dropout, layer scale and MLP are called as they stand, so that LoRA layers and hooks in them take part."""
+dropout, layer scale and MLP are called as they stand, so that LoRA layers and hooks in them take part. The exceptions
+are the libraries' own: of Beit's qkv (where it has biases) and of torchvision's attention's projections their code too
+uses the weights and calls no forward. A LoRA layer there is refused, and a hook does not run."""
 
 from __future__ import annotations
 
@@ -17,31 +19,14 @@ from torchvision.models import vision_transformer as torchvision_vit
 
 from models.merging.contract import Grid
 from models.merging.layer import MergeLayer, attend
+from models.merging.refusals import check_by_weight, why_not
 from models.merging.tokens import Tokens
 from models.settings import UserError
 
 SERVED = "timm's VisionTransformer and Beit, and torchvision's VisionTransformer"
-# Why not, by the beginning of the full name of a model's or a block's class.
-REASONS = {
-    "timm.models.swin": "attends inside windows of the patch grid, and merged tokens have no place on it",
-    "torchvision.models.swin": "attends inside windows of the patch grid, and merged tokens have no place on it",
-    "timm.models.maxxvit": "attends inside windows of the patch grid, and merged tokens have no place on it",
-    "torchvision.models.maxvit": "attends inside windows of the patch grid, and merged tokens have no place on it",
-    "timm.models.convnext": "convolves: there are no tokens to merge",
-    "torchvision.models.convnext": "convolves: there are no tokens to merge",
-    "timm.models.resnet": "convolves: there are no tokens to merge",
-    "torchvision.models.resnet": "convolves: there are no tokens to merge",
-    "timm.models.eva": "rotates queries and keys by their place on the grid, and merged tokens have none",
-    "timm.models.vision_transformer_relpos": "has a relative position bias that is not served",
-    "timm.models.vision_transformer.Parallel": "computes attention and MLP side by side, with no place for merging",
-    "timm.models.vision_transformer.DiffParallel": "computes attention and MLP side by side, with no place for merging",
-    "models.vit.": "merges by itself, see its option `merge`",
-    "models.hybrid.": "merges by itself, see its option `merge`",
-    "torch.nn.parallel": "holds the model already: wrap the model first",
-    "torch._dynamo": "holds the model already: wrap the model first",
-}
 
-Layout = Callable[[], tuple[Grid, bool]]  # rows and columns of patches, and whether every image has exactly those
+# Rows and columns of patches (None: of a model that was built for no image size), and whether every image has them.
+Layout = Callable[[], tuple[Grid | None, bool]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +40,9 @@ class Family:
     layout: Callable[[nn.Module], Layout]
 
 
-def _timm_layout(patch_embed: nn.Module) -> tuple[Grid, bool]:
+def _timm_layout(patch_embed: nn.Module) -> tuple[Grid | None, bool]:
+    if patch_embed.grid_size is None:
+        return None, False
     return tuple(patch_embed.grid_size), getattr(patch_embed, "strict_img_size", False)
 
 
@@ -97,16 +84,11 @@ def family_of(model: nn.Module) -> Family:
     cls = type(model)
     base = next((base for base in cls.__mro__ if base in FAMILIES), None)
     if base is None:
-        raise UserError(f"{cls.__name__} {_why_not(cls, 'is not a model that merging knows')}; wrap takes {SERVED}")
+        raise UserError(f"{cls.__name__} {why_not(cls, 'is not a model that merging knows')}; wrap takes {SERVED}")
     for method in ("forward", "forward_features"):
         if getattr(cls, method, None) is not getattr(base, method, None) or method in vars(model):
             raise UserError(f"{cls.__name__} has a {method} of its own, and only {base.__name__}'s is known to wrap")
     return FAMILIES[base]
-
-
-def _why_not(cls: type[nn.Module], otherwise: str) -> str:
-    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
-    return next((why for start, why in REASONS.items() if any(name.startswith(start) for name in names)), otherwise)
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -243,6 +225,8 @@ class Kind:
     parts: frozenset[str]
     attention_parts: frozenset[str]
     takes: frozenset[str] = frozenset()  # what may be given to it beside x
+    by_weight: Callable[[nn.Module], str] = lambda attn: ""  # the attention's projection that is never called, or none
+    adaptable: tuple[str, ...] = ()  # where LoRA can go instead
 
 
 _TIMM = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
@@ -258,12 +242,16 @@ KINDS = {
         _BLOCK | {"gamma_1", "gamma_2"},
         frozenset({"qkv", "q_bias", "v_bias", "relative_position_bias_table", "attn_drop", "proj", "proj_drop"}),
         frozenset({"shared_rel_pos_bias"}),
+        by_weight=lambda attn: "" if attn.q_bias is None or attn.qkv_bias_separate else "qkv",
+        adaptable=("proj", "fc1", "fc2"),
     ),
     torchvision_vit.EncoderBlock: Kind(
         _torchvision_block,
         ("self_attention", nn.MultiheadAttention),
         frozenset({"ln_1", "self_attention", "dropout", "ln_2", "mlp"}),
         frozenset({"in_proj_weight", "in_proj_bias", "out_proj"}),
+        by_weight=lambda attn: "out_proj",
+        adaptable=("mlp.0", "mlp.3"),
     ),
 }  # fmt: skip
 
@@ -272,33 +260,19 @@ def kind_of(block: nn.Module, name: str) -> Kind:
     """What a block does to merged tokens.
 
     Raises:
-        UserError: a block or an attention of another class than is known, be it derived from it.
+        UserError: a block or an attention of another class than is known, be it derived from it, or an adapter where it
+            would have no effect.
     """
     kind = KINDS.get(type(block))
     if kind is None:
-        raise UserError(f"{name} is a {type(block).__name__}, which {_why_not(type(block), 'merging does not know')}")
+        raise UserError(f"{name} is a {type(block).__name__}, which {why_not(type(block), 'merging does not know')}")
     where, expected = kind.attention
-    if type(getattr(block, where)) is not expected:
-        found = type(getattr(block, where)).__name__
-        raise UserError(f"{name}.{where} is a {found}; merging knows {expected.__module__}.{expected.__name__}")
+    attn = getattr(block, where)
+    if type(attn) is not expected:
+        raise UserError(f"{name}.{where} is a {type(attn).__name__}; merging knows {expected.__module__}."
+                        f"{expected.__name__}")  # fmt: skip
+    check_by_weight(attn, f"{name}.{where}", kind)
     return kind
-
-
-def check_block(block: nn.Module, name: str) -> None:
-    """Raises UserError where a block would do something that its kind's equations do not say."""
-    kind = kind_of(block, name)
-    attention = f"{name}.{kind.attention[0]}"
-    for module, path, known in (
-        (block, name, kind.parts),
-        (getattr(block, kind.attention[0]), attention, kind.attention_parts),
-    ):
-        parts = {part for part, _ in (*module.named_children(), *module.named_parameters(recurse=False))}
-        if unknown := sorted(parts - known):
-            raise UserError(f"{path} has {unknown[0]}, which merging does not know")
-        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if hooks or module._backward_pre_hooks or "forward" in vars(module):
-            raise UserError(f"{path} has hooks or a forward of its own, which would not run; take them off, or hook "
-                            "its parts")  # fmt: skip
 
 
 def attention_width(block: nn.Module) -> int:

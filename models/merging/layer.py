@@ -11,6 +11,8 @@ from models.merging.contract import Merger
 from models.merging.tokens import Tokens, merge
 
 METRICS = ("keys", "tokens", "learned")
+# Exporting needs a torch that has it.
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class MergeLayer(nn.Module):
@@ -75,7 +77,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
         out = F.scaled_dot_product_attention(
             q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout
         )  # fmt: skip
-    return rearrange(out.to(v.dtype), "b h t d -> b t (h d)")
+    out = out.to(v.dtype)
+    if _exporting():  # what a converter puts in the place of the fused kernel has strides that do not allow the view
+        out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+    return rearrange(out, "b h t d -> b t (h d)")
 
 
 @torch.no_grad()

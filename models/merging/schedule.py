@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from math import ceil, prod
 
 from models.merging.contract import Grid, Merger
+from models.settings import UserError
 
 Plan = Sequence[int | float]  # for each block: an int is how many patches to remove, a float the share of them to keep
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises UserError where a plan is none."""
+    listed = isinstance(plan, Sequence) and not isinstance(plan, str)
+    for asked in plan if listed else ():
+        share = isinstance(asked, float) and 0 < asked <= 1
+        listed &= share or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0)
+    if not listed:
+        raise UserError(f"plan = {plan!r}: give a list with, for each block, how many patches to remove (an int, at "
+                        "least 0) or the share of them to keep (a float, above 0 and at most 1)")  # fmt: skip
 
 
 def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[int]:

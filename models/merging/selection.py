@@ -3,9 +3,9 @@
 `select` is the operator. Its kernel for CPUs updates, in each step, only the rows of the similarity matrix that the
 last step changed: few, after the first steps. They are another number in each image, which NumPy handles with a part of
 torch's overhead for small operations. The kernel for all other devices is dense and never waits for the device. Both
-select the same patches: ties, which are no accident, do not hang on rounding. Two patches that are each other's nearest,
-and nobody else's, gain or lose exactly the same, whichever of them is taken; so whatever comes within TIE of the best
-counts as tied with it, and the lower position wins, whatever the kernel and whatever else is in the batch.
+select the same patches: ties, which are no accident, do not hang on rounding. Two patches that are nearest to each
+other, and to nobody else, gain or lose exactly the same, whichever of them is taken; so whatever comes within TIE of
+the best counts as tied with it, and the lower position wins, whatever the kernel and whatever else is in the batch.
 """
 
 from __future__ import annotations

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.merging.contract import Grid
-from models.merging.families import Family, Layout, attention_width, check_block, family_of, kind_of
+from models.merging.families import Layout, attention_width, family_of, kind_of
 from models.merging.layer import MergeLayer
-from models.merging.schedule import Plan, effective_schedule
+from models.merging.refusals import check_block, check_container, check_hooks, check_needs
+from models.merging.schedule import Plan, check_plan, effective_schedule
 from models.merging.settings import MergeSettings
 from models.merging.tokens import Tokens, initial_tokens, size_bias, unmerge
 from models.settings import UserError, check
@@ -47,7 +49,7 @@ class MergingBlocks(nn.Module):
         container: class of the container that this stands in for.
 
     Attributes:
-        plan: another one may be set at any time.
+        plan: what each block is asked for. Another one may be set at any time.
     """
 
     def __init__(
@@ -61,6 +63,15 @@ class MergingBlocks(nn.Module):
         self.merging, self.unmerge = nn.ModuleList(layers), Unmerge()
         self.settings, self.merger, self.plan = settings, settings.merger(), plan
         self.prefix, self.layout, self.container = prefix, layout, container
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        check_plan(plan)
+        self._plan = list(plan)
 
     def forward(self, x: Tensor, **given: Any) -> Tensor:
         """Tokens (B, P + N, C) through all blocks -> (B, P + N, C)."""
@@ -88,14 +99,20 @@ class MergingBlocks(nn.Module):
 
     def grid(self, patches: int) -> Grid | None:
         """Rows and columns of so many patches; None where they cannot be known: images of any size, patch dropout."""
-        (rows, columns), fixed = self.layout()
-        return (rows, columns) if fixed and rows * columns == patches else None
+        grid, fixed = self.layout()
+        return grid if fixed and prod(grid) == patches else None
 
     def schedule(self, patches: int | None = None) -> list[int]:
-        """Patches that each block really removes, of so many; None: of as many as the model's image size makes."""
+        """Patches that each block really removes, of so many; None: of as many as the model's image size makes.
+
+        Raises:
+            UserError: a plan of another length, or a model without an image size and no number of patches.
+        """
         if patches is None:
-            (rows, columns), _ = self.layout()
-            patches = rows * columns
+            grid, _ = self.layout()
+            if grid is None:
+                raise UserError("img_size = None: how many patches there are is known with an image; `trace` says")
+            patches = prod(grid)
         if len(self.plan) != len(self):
             raise UserError(f"plan has {len(self.plan)} entries; the model has {len(self)} blocks")
         return effective_schedule(self.plan, patches, self.merger, self.grid(patches))
@@ -159,6 +176,8 @@ class Step:
         return out
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_block" not in vars(self):  # what copy and pickle ask of a step still empty
+            raise AttributeError(name)
         return getattr(self._block, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -170,7 +189,8 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
 
     Parameters and their names stay as they are; a learned metric adds its heads, `<blocks>.merging.<i>.head`. Blocks
     run their own forward until something is merged: at r=0 the model gives what it gave, to the bit. Wrapping a
-    wrapped model replaces its settings and keeps learned heads.
+    wrapped model replaces its settings, and keeps learned heads if the new settings have a learned metric too; with any
+    other they are gone. LoRA goes in first: peft freezes all that it finds, heads that are there already too.
 
     Relative position biases (Beit) between merged tokens are means: `models.merging.families.between_tokens`.
     Hooks on a block, or on its attention, do not run from the first merge on; those on their parts do. A patch that
@@ -193,10 +213,13 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     family = family_of(vit)
     old = vit.get_submodule(family.blocks)
     wrapped = isinstance(old, MergingBlocks)
-    blocks = {name: block for name, block in old.named_children() if not wrapped or name in old.names}
+    (check_hooks if wrapped else check_container)(old, family.blocks)
+    # Not named_children(): that leaves out a block that stands there a second time.
+    blocks = {name: block for name, block in old._modules.items() if not wrapped or name in old.names}
     for name, block in blocks.items():
-        check_block(block, f"{family.blocks}.{name}")
-    _check_needs(settings, vit, family)
+        path = f"{family.blocks}.{name}"
+        check_block(block, path, kind_of(block, path))
+    check_needs(settings, vit, family)
     merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
     new = MergingBlocks(
         blocks, merging, settings, _plan(settings, len(blocks)), family.prefix(vit), family.layout(vit),
@@ -205,7 +228,8 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     if wrapped:
         for layer, before in zip(new.merging, old.merging, strict=True):
             layer.head = before.head if layer.head is not None and before.head is not None else layer.head
-    new.schedule()
+    if new.layout()[0] is not None:
+        new.schedule()
     new.merging.train(old.training)
     _replace(vit, family.blocks, new)
     return model
@@ -215,10 +239,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Takes merging out again, in place: the blocks go back into a container of the class that they came in.
 
     Raises:
-        UserError: a model that is not wrapped.
+        UserError: a model that is not wrapped, or whose container was given hooks since.
     """
     vit = _inside(model)
     merging = blocks_of(model)
+    check_hooks(merging, family_of(vit).blocks)
     container = merging.container()
     for name in merging.names:
         container.add_module(name, merging.get_submodule(name))
@@ -272,17 +297,6 @@ def _plan(settings: MergeSettings, depth: int) -> Plan:
         return settings.plan(depth)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _check_needs(settings: MergeSettings, vit: nn.Module, family: Family) -> None:
-    """Raises UserError where the method needs what the model does not have."""
-    merger, cls = settings.merger(), type(vit).__name__
-    if merger.attention == "class" and not family.class_token(vit):
-        raise UserError(f"merge.method = {settings.method!r}: it goes by the class token's attention, and this {cls} "
-                        "has no class token")  # fmt: skip
-    if merger.shrink is not None and not family.layout(vit)()[1]:
-        raise UserError(f"merge.method = {settings.method!r}: it keeps a grid, and this {cls} takes images of any size "
-                        "without saying which grid they make")  # fmt: skip
 
 
 def _layers(settings: MergeSettings, prefix: int, width: int, blocks: list[nn.Module]) -> list[MergeLayer]:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from sklearn.datasets import load_sample_images
+from timm.models import beit
 from torch import nn
 
 from engine import export
@@ -86,9 +87,68 @@ def test_a_file_gives_the_models_numbers_in_batches_of_any_size(kind, method, to
     found = export_model(model, to, path, photographs(8), said, batch_sizes=(1, 2, 5))
     assert found.images == found.same_prediction == 8 and found.ties == 0
     assert found.difference <= 1e-4 and found.spread > 0.01
-    runtime, metadata = load(path)
+    runtime, metadata = load(str(path))
     assert metadata == said and list(tmp_path.iterdir()) == [path]
     assert close(runtime(photographs(3)), model(photographs(3)).detach()).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "r"),
+    [
+        ({"use_rel_pos_bias": True}, "tome", [4, 0]),
+        ({"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}, "grid", [0, 4]),
+        ({"use_rel_pos_bias": True}, None, None),
+    ],
+)
+def test_beit_s_position_bias_goes_to_onnx(options, method, r, tmp_path):
+    """Wrapped or not, before the first merge and after it."""
+    torch.manual_seed(0)
+    model = beit.Beit(**SMALL, **options).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    if method is not None:
+        wrap(model, method=method, r=r)
+    fused = [module.fused_attn for module in model.modules() if isinstance(module, beit.Attention)]
+    found = export_model(model, "onnx", tmp_path / "model.onnx", photographs(8), batch_sizes=(1, 8))
+    assert found.same_prediction == 8 and found.difference <= 1e-4
+    assert fused == [module.fused_attn for module in model.modules() if isinstance(module, beit.Attention)]
+
+
+def test_what_the_converter_cannot_do_is_one_line(tmp_path, monkeypatch):
+    def fail(*_):
+        try:
+            raise ValueError("Cannot view a tensor\nWhile executing %view_2")
+        except ValueError as error:
+            raise torch.onnx.OnnxExporterError("pages of advice") from error
+
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], write=fail))
+    with pytest.raises(UserError) as error:
+        export_model(small("vit", "tome"), "onnx", tmp_path / "m.onnx", photographs(4))
+    assert str(error.value) == "--to onnx: torch's converter failed: Cannot view a tensor; use --to exported"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_without_logits_are_refused(tmp_path):
+    path, images = tmp_path / "m.pt2", photographs(4)
+    model = small("timm", "tome")
+    model.head.bias.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="the model's logits are not finite"):
+        export_model(model, "exported", path, images)
+    with pytest.raises(UserError, match=r"gives \(4, 3, 3072\) for 4 images, not one row of logits for each"):
+        export_model(Maps(), "exported", path, images)
+    with pytest.raises(UserError, match="gives a tuple for 4 images"):
+        compare(lambda images: (images, images), Maps(), images)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Maps(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(2).repeat(1, 1, 3)
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--to torchscript: known: onnx, exported"):
+        export_model(Maps(), "torchscript", tmp_path / "m.pt", photographs(2))
 
 
 def test_an_operator_of_ours_is_said_to_be_needed(tmp_path):

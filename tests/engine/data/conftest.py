@@ -1,9 +1,12 @@
 """Small sets of images that differ in every pixel that matters."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine.data.arrays import Arrays, RawData
 
@@ -12,6 +15,14 @@ def random_arrays(count: int, size: int = 32, channels: int = 3, classes: int = 
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
     return Arrays(images, torch.randint(0, classes, (count,), generator=generator))
+
+
+def save_image(path: Path, seed: int, size: tuple[int, int] = (12, 9)) -> Path:
+    """A file of noise, width x height, and the folders that lead to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 @pytest.fixture

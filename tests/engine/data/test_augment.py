@@ -1,11 +1,24 @@
 import numpy as np
 import pytest
 
-from engine.data.augment import ERASE_AREA, ERASE_ASPECT, augment_images, erased_pixels, random_crop
+from engine.data.augment import (
+    BOX,
+    ERASE_AREA,
+    ERASE_ASPECT,
+    RECTANGLE,
+    TRIES,
+    augment_images,
+    erased_pixels,
+    jitter,
+    random_crop,
+    random_scale,
+)
 from engine.data.settings import AugmentSettings
 from models.settings import UserError, check
 
 CROP_AND_FLIP = AugmentSettings(crop=4, flip=True)
+NEW = [AugmentSettings(**one) for one in ({"vflip": True}, {"rotate90": True}, {"scale": 0.2}, {"jitter": 0.4})]
+EVERYTHING = AugmentSettings(crop=4, flip=True, vflip=True, rotate90=True, scale=0.2, jitter=0.4)
 
 
 def pictures(count: int, size: int = 32) -> np.ndarray:
@@ -25,12 +38,13 @@ def placement(size: int, pad: int, count: int) -> tuple[np.ndarray, np.ndarray, 
     return tuple(np.array(values) for values in zip(*(found[one.tobytes()] for one in augmented[:, 0])))
 
 
-def test_an_image_does_not_depend_on_its_batch():
+@pytest.mark.parametrize("augment", [CROP_AND_FLIP, EVERYTHING, *NEW])
+def test_an_image_does_not_depend_on_its_batch(augment):
     images, index = pictures(64), np.arange(1000, 1064)
-    whole = augment_images(images, index, CROP_AND_FLIP, seed=3, epoch=5)
+    whole = augment_images(images, index, augment, seed=3, epoch=5)
     erased = erased_pixels((32, 32), index, 0.5, seed=3, epoch=5)
     for part in (slice(0, 1), slice(10, 17), [40, 3, 3, 63], slice(63, None, -1)):
-        assert (augment_images(images[part], index[part], CROP_AND_FLIP, seed=3, epoch=5) == whole[part]).all()
+        assert (augment_images(images[part], index[part], augment, seed=3, epoch=5) == whole[part]).all()
         some = erased_pixels((32, 32), index[part], 0.5, seed=3, epoch=5)
         assert (erased[part] == (False if some is None else some)).all()
 
@@ -50,7 +64,8 @@ def test_everything_off_changes_nothing():
     assert erased_pixels((32, 32), np.arange(20), 0.0, seed=0, epoch=0) is None
 
 
-@pytest.mark.parametrize("augment", [CROP_AND_FLIP, AugmentSettings(flip=True), AugmentSettings(crop=1)])
+@pytest.mark.parametrize("augment", [CROP_AND_FLIP, AugmentSettings(flip=True), AugmentSettings(crop=1), EVERYTHING,
+                                     *NEW])
 def test_the_dataset_is_not_written_to(augment):
     images = pictures(20)
     before = images.copy()
@@ -103,7 +118,8 @@ def test_an_image_too_small_to_erase_from_stays_whole():
 
 
 @pytest.mark.parametrize("key, value", [("crop", -1), ("crop", 1.5), ("flip", 1), ("erase", 1.1), ("erase", -0.1),
-                                        ("mixup", -0.2), ("cutmix", float("inf"))])
+                                        ("mixup", -0.2), ("cutmix", float("inf")), ("vflip", 1), ("rotate90", "yes"),
+                                        ("scale", 1.0), ("scale", -0.1), ("jitter", 1.0), ("jitter", -0.1)])
 def test_settings_out_of_range(key, value):
     with pytest.raises(UserError, match=f"augment.{key} = "):
         check(AugmentSettings, {key: value}, "augment")
@@ -112,3 +128,92 @@ def test_settings_out_of_range(key, value):
 def test_unknown_setting_names_the_nearest():
     with pytest.raises(UserError, match=r"augment.crops: unknown key; did you mean crop"):
         check(AugmentSettings, {"crops": 4}, "augment")
+
+
+@pytest.mark.parametrize("augment", NEW)
+@pytest.mark.parametrize("seed, epoch", [(3, 6), (4, 5), (5, 3)])
+def test_another_epoch_or_seed_turns_scales_and_jitters_otherwise(augment, seed, epoch):
+    images, index = pictures(200), np.arange(200)
+    first, other = (augment_images(images, index, augment, *key) for key in ((3, 5), (seed, epoch)))
+    alike = (first == other).all(axis=(1, 2, 3)).mean()
+    chance = {"vflip": 1 / 2, "rotate90": 1 / 4}.get(next(iter(augment.model_fields_set)), 0)
+    assert abs(alike - chance) < 0.12
+
+
+def test_earlier_draws_stay_what_they_were():
+    assert (BOX + 4 * TRIES, RECTANGLE + 4 * TRIES) == (108, 44)  # and 64 to 67: no key is used twice
+    images, index = pictures(8), np.arange(8)
+    flipped = augment_images(images, index, AugmentSettings(flip=True), seed=0, epoch=0)
+    mirrored = (flipped == images[..., ::-1]).all((1, 2, 3))
+    assert mirrored.tolist() == [False, True, True, True, True, False, False, True]
+    assert (flipped[~mirrored] == images[~mirrored]).all()
+    with_more = augment_images(images, index, AugmentSettings(flip=True, vflip=True), seed=0, epoch=0)
+    assert all((a == b).all() or (a == b[:, ::-1]).all() for a, b in zip(with_more, flipped))
+
+
+def test_vertical_flips_and_quarter_turns_are_exact_and_uniform():
+    images, index = pictures(2000, size=8), np.arange(2000)
+    flipped = augment_images(images, index, AugmentSettings(vflip=True), seed=0, epoch=0)
+    upside_down = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    assert (flipped[~upside_down] == images[~upside_down]).all() and abs(upside_down.mean() - 0.5) < 0.05
+    turned = augment_images(images, index, AugmentSettings(rotate90=True), seed=0, epoch=0)
+    quarters = np.stack([(turned == np.rot90(images, k, (2, 3))).all((1, 2, 3)) for k in range(4)])
+    assert (quarters.sum(0) == 1).all() and np.abs(quarters.mean(1) - 0.25).max() < 0.05
+    assert abs(np.corrcoef(upside_down, quarters[0])[0, 1]) < 0.1  # drawn apart
+
+
+@pytest.mark.parametrize("least, shape", [(0.08, (64, 64)), (0.5, (64, 64)), (0.3, (40, 64)), (0.95, (64, 48))])
+def test_scaled_parts_keep_to_the_limits(least, shape):
+    """A ramp's slope and values tell how large a part is and where it lies."""
+    count, (height, width) = 1000, shape
+    ramps = np.zeros((count, 2, height, width), np.uint8)
+    ramps[:, 0] = np.linspace(0, 255, height).round()[:, None]
+    ramps[:, 1] = np.linspace(0, 255, width).round()
+    scaled = random_scale(ramps, least, (0, 0, 0, np.arange(count)[:, None])).astype(float)
+    y, x = scaled[:, 0].mean(2), scaled[:, 1].mean(1)
+    assert (np.diff(y) >= -0.51).all() and (np.diff(x) >= -0.51).all()
+    # away from the border, where the ramp ends half a pixel early
+    rows = (y[:, -2] - y[:, 1]) / (height - 3) / 255 * (height - 1) * height
+    columns = (x[:, -2] - x[:, 1]) / (width - 3) / 255 * (width - 1) * width
+    area, aspect = rows * columns / (height * width), rows / columns
+    whole = (scaled == ramps).all((1, 2, 3))
+    assert area.min() > least * 0.9 and area.max() < 1.05
+    assert aspect[~whole].min() > 3 / 4 * 0.9 and aspect[~whole].max() < 4 / 3 * 1.1
+    if least < 0.9:
+        assert whole.mean() < 0.01 and abs(np.log(aspect).mean()) < 0.1 + abs(np.log(height / width)) / 2
+        assert area.min() < least + 0.05 and y.min() < 10 and y.max() > 245 and x.min() < 10 and x.max() > 245
+
+
+def test_scaling_the_whole_image_changes_nothing():
+    images = pictures(20)
+    assert (random_scale(images, 1 - 2**-40, (0, 0, 0, np.arange(20)[:, None])) == images).all()
+
+
+def test_scaling_enlarges_bilinearly():
+    images = np.zeros((200, 1, 16, 16), np.uint8)
+    images[..., 8:] = 200  # one edge
+    scaled = random_scale(images, 0.1, (0, 0, 0, np.arange(200)[:, None]))
+    assert (scaled == scaled[:, :, :1]).all() and (np.diff(scaled[:, 0, 0].astype(int)) >= 0).all()
+    between = ((scaled > 0) & (scaled < 200))[:, 0, 0].sum(1)
+    assert between.max() >= 2 and between.max() <= 5 and scaled.max() == 200
+
+
+def test_jitter_multiplies_brightness_and_contrast():
+    images, most = pictures(4, size=64), 0.4
+    middle, end = np.full(4, 0.5), np.full(4, 1 - 2**-53)
+    assert (jitter(images, most, middle, middle) == images).all()
+    darker = jitter(images, most, np.zeros(4), middle)
+    assert (darker == np.rint(images * 0.6)).all()
+    duller = jitter(images, most, middle, np.zeros(4)).astype(float)
+    assert np.abs(duller.mean((1, 2, 3)) - images.mean((1, 2, 3))).max() < 0.1
+    np.testing.assert_allclose(duller.std((1, 2, 3)), 0.6 * images.std((1, 2, 3)), rtol=0.01)
+    most_of_both = jitter(images, most, end, end)
+    assert most_of_both.dtype == np.uint8 and most_of_both.min() == 0 and most_of_both.max() == 255
+
+
+def test_jitter_factors_are_uniform():
+    images = np.full((4000, 1, 2, 2), 100, np.uint8)  # without contrast: brightness alone changes it
+    values = augment_images(images, np.arange(4000), AugmentSettings(jitter=0.5), seed=0, epoch=0)[:, 0, 0, 0]
+    assert values.min() >= 50 and values.max() <= 150
+    counts = np.histogram(values, bins=10, range=(49.5, 150.5))[0]
+    assert np.abs(counts - 400).max() < 80

@@ -7,7 +7,7 @@ from engine.data.settings import AugmentSettings
 from models.settings import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-EVERYTHING = AugmentSettings(crop=4, flip=True, erase=0.5)
+EVERYTHING = AugmentSettings(crop=4, flip=True, erase=0.5, vflip=True, rotate90=True, scale=0.3, jitter=0.2)
 
 
 def loader(arrays: Arrays, batch_size: int = 16, augment: AugmentSettings = EVERYTHING, seed: int = 0) -> TrainLoader:
@@ -116,3 +116,20 @@ def test_a_batch_larger_than_the_training_set_is_refused(arrays):
 def test_a_crop_that_can_leave_nothing_is_refused(arrays):
     with pytest.raises(UserError, match=r"augment.crop = 32: must be less than the images' 32 pixels"):
         loader(arrays, augment=AugmentSettings(crop=32))
+
+
+def test_quarter_turns_of_images_that_are_not_square_are_refused(arrays):
+    tall = Arrays(arrays.images[..., :20].contiguous(), arrays.labels)
+    with pytest.raises(UserError, match=r"augment.rotate90 = True: images are 32 x 20, not square; set it to false"):
+        loader(tall, augment=AugmentSettings(rotate90=True))
+
+
+def test_many_labels_stay_with_their_images():
+    arrays = numbered(40)
+    many = Arrays(arrays.images, (torch.arange(40)[:, None] >> torch.arange(6) & 1).float())
+    batches = [list(loader(part, 16).epoch(1)) for part in (arrays, many)]
+    batches += [list(eval_batches(part, 16, MEAN, STD)) for part in (arrays, many)]
+    for plain, coded in (batches[:2], batches[2:]):
+        for (images, labels), (same, bits) in zip(plain, coded, strict=True):
+            assert images.equal(same) and bits.dtype == torch.float32
+            assert (bits.long() << torch.arange(6)).sum(1).equal(labels)

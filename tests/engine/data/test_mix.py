@@ -4,6 +4,7 @@ import torch
 
 from engine.data.mix import Mix
 from engine.data.settings import AugmentSettings
+from models.settings import UserError
 
 SETTINGS = [AugmentSettings(mixup=0.8), AugmentSettings(cutmix=1.0), AugmentSettings(mixup=0.8, cutmix=1.0)]
 
@@ -76,3 +77,9 @@ def test_cutmix_targets_count_pixels():
         share = (mixed == images).float().mean()
         one_hot = torch.eye(5)[labels]
         torch.testing.assert_close(targets, share * one_hot + (1 - share) * one_hot.flip(0))
+
+
+@pytest.mark.parametrize("augment, key", [(SETTINGS[0], "mixup = 0.8"), (SETTINGS[1], "cutmix = 1.0")])
+def test_many_labels_are_refused(augment, key):
+    with pytest.raises(UserError, match=f"augment.{key}: not for multi-label targets; set it to 0"):
+        Mix(augment, 5, 0.0, multi_label=True)

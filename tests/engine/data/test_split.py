@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from engine.data.arrays import Arrays, RawData
 from engine.data.settings import SplitSettings
-from engine.data.split import split_data
+from engine.data.split import split_data, with_test_set
 from models.settings import UserError, check
 
 
@@ -105,7 +106,8 @@ def test_a_validation_split_that_is_there_is_used_whole(raw, make_arrays):
 
 
 @pytest.mark.parametrize("key, value", [("val", 1.0), ("val", -0.1), ("part", 0), ("part", 1.5), ("part", float("nan")),
-                                        ("val", "0.1"), ("val", True)])
+                                        ("val", "0.1"), ("val", True), ("test", 1.0), ("test", -0.1),
+                                        ("test_seed", -1)])
 def test_fractions_out_of_range(key, value):
     with pytest.raises(UserError, match=f"split.{key} = "):
         check(SplitSettings, {key: value}, "split")
@@ -115,3 +117,96 @@ def test_no_numpy_generator_is_touched(raw):
     before = np.random.get_state()[1].copy()
     split_data(raw, SplitSettings(), seed=0)
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_a_twentieth_of_ten_images_is_one():
+    images = torch.arange(300, dtype=torch.int64)
+    pixels = torch.stack([images % 256, images // 256], 1).to(torch.uint8)[:, :, None, None]
+    raw = RawData(Arrays(pixels, images % 30), Arrays(pixels[:0], images[:0]), [str(i) for i in range(30)])
+    _, val = split_data(raw, SplitSettings(val=0.05), seed=0)
+    assert torch.bincount(val.labels).tolist() == [1] * 30
+
+
+def without_test(raw: RawData) -> RawData:
+    return replace(raw, test=None)
+
+
+def test_a_test_set_that_is_there_is_used_whole(raw):
+    assert with_test_set(raw, SplitSettings(test=0.5)) is raw
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+def test_each_class_gives_its_share_to_the_test_set(raw, fraction):
+    parted = with_test_set(without_test(raw), SplitSettings(test=fraction))
+    assert sorted(numbers(parted.train) + numbers(parted.test)) == list(range(len(raw.train)))
+    sizes = torch.bincount(raw.train.labels)
+    expected = [min(max(1, int(n * fraction + 0.5)), n - 1) for n in sizes.tolist()]
+    assert torch.bincount(parted.test.labels).tolist() == expected
+
+
+def test_no_test_set_if_none_is_wanted(raw):
+    parted = with_test_set(without_test(raw), SplitSettings(test=0.0))
+    assert len(parted.test) == 0 and parted.test.images.shape[1:] == raw.train.images.shape[1:]
+    assert numbers(parted.train) == numbers(raw.train)
+
+
+def test_the_test_seed_alone_decides_on_the_test_set(raw):
+    splits = [SplitSettings(test_seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (numbers(with_test_set(without_test(raw), split).test) for split in splits)
+    assert first == again != other
+    validation = numbers(split_data(raw, SplitSettings(val=0.2), seed=0)[1])
+    assert len(set(first) & set(validation)) < len(first) / 2  # a seed's two splits are not one
+
+
+def test_the_test_split_never_changes():
+    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None]
+    parted = with_test_set(RawData(Arrays(images, torch.arange(40) % 4), None, list("abcd")), SplitSettings())
+    assert parted.test.images.flatten().tolist() == [1, 14, 17, 24, 27, 30, 32, 35]
+
+
+def test_the_test_set_parts_no_copies_even_of_different_classes(make_arrays):
+    images = make_arrays(60, size=4).images.repeat(3, 1, 1, 1)
+    labels = torch.cat([torch.arange(60) % 3, torch.arange(60) % 3, (torch.arange(60) < 6).long()])
+    for seed in range(10):
+        split = SplitSettings(test=0.3, test_seed=seed)
+        parted = with_test_set(RawData(Arrays(images, labels), None, list("abc")), split)
+        train, test = (len(part.images.unique(dim=0)) for part in (parted.train, parted.test))
+        assert train + test == 60 and test > 0 and len(parted.train) + len(parted.test) == 180
+
+
+def test_a_class_that_cannot_spare_a_test_image_is_named(make_arrays, caplog):
+    raw = RawData(Arrays(make_arrays(5, size=4).images, torch.tensor([0, 0, 0, 0, 1])), None, ["many", "one only"])
+    assert with_test_set(raw, SplitSettings()).test.labels.tolist() == [0]
+    assert "split.test = 0.2: 1 classes cannot spare a test image: 'one only'" in caplog.text
+
+
+@pytest.fixture
+def many(make_arrays) -> RawData:
+    """Fifty images, each there twice, of three labels: half have the first, one the second, none the third."""
+    images = make_arrays(50, size=4).images.repeat(2, 1, 1, 1)
+    labels = torch.zeros(100, 3)
+    labels[::2, 0], labels[[7, 57], 1] = 1, 1
+    return RawData(Arrays(images, labels), None, ["half", "rare", "never"])
+
+
+def test_many_labels_are_held_out_by_image_and_copies_together(many, caplog):
+    parted = with_test_set(many, SplitSettings(test=0.2))
+    train, val = split_data(parted, SplitSettings(val=0.25, part=0.5), seed=0)
+    assert (len(parted.test), len(val), len(train)) == (20, 20, 30)
+    assert parted.multi_label and val.labels.dtype == torch.float32 and val.labels.shape == (20, 3)
+    for part in (parted.test, val):
+        assert len(part.images.unique(dim=0)) == 10
+    assert "split.test = 0.2: " in caplog.text and "labels have no positive test image: " in caplog.text
+    assert "labels have no positive validation image: " in caplog.text and "'never'" in caplog.text
+    assert "'half'" not in caplog.text and "cannot spare" not in caplog.text
+    rows = zip(many.train.images, many.train.labels)
+    label_of = {image.numpy().tobytes(): label.tolist() for image, label in rows}
+    for part in (parted.test, val, train):
+        assert [label_of[image.numpy().tobytes()] for image in part.images] == part.labels.tolist()
+
+
+def test_labels_of_another_kind_are_refused(make_arrays):
+    images = make_arrays(3, size=4).images
+    for labels in (torch.zeros(3, 2, dtype=torch.int64), torch.full((3, 2), 0.5), torch.zeros(3), torch.zeros(2, 2)):
+        with pytest.raises(AssertionError):
+            Arrays(images, labels)

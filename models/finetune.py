@@ -1,0 +1,275 @@
+"""Fine-tuning: which parameters learn, from when on, and how fast. And LoRA, through peft."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from models.settings import Settings, UserError, nearest
+
+OF_MODE = {
+    "head": ("cache",),
+    "gradual": ("groups",),
+    "full": ("layer_decay",),
+    "lora": ("rank", "alpha", "dropout", "targets"),
+}
+# Attention's projections, by the names that timm and torchvision give them.
+ATTENTION = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "query", "key", "value", "self_attention")
+
+
+class GroupSettings(Settings):
+    """Parts of a model that begin to learn together."""
+
+    parts: list[str] = Field(min_length=1, description='names of modules or parameters, such as "blocks.11"; "head"')
+    epoch: int = Field(0, ge=0, description="the epoch before which they begin to learn; 0: at once")
+    lr: float = Field(gt=0, description="their learning rate where the schedule is at its height")
+
+
+class FinetuneSettings(Settings):
+    """What of a model learns."""
+
+    mode: Literal["head", "gradual", "full", "lora"] = Field(
+        description="the head alone; groups from the head down; everything; adapters of low rank, and the head"
+    )
+    cache: Literal["auto", "memory", "disk", "none"] | None = Field(
+        None, description="head: where the frozen part's features are kept while nothing is augmented; null: auto"
+    )
+    groups: list[GroupSettings] | None = Field(None, description="gradual: what begins to learn when, and how fast")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="full: factor on the learning rate for each layer further from the head; null: 1"
+    )
+    rank: int | None = Field(None, ge=1, le=4096, description="lora: rank of the adapters; null: 8")
+    alpha: float | None = Field(None, gt=0, description="lora: their scale is alpha / rank; null: 16")
+    dropout: float | None = Field(None, ge=0, lt=1, description="lora: dropout before the adapters; null: 0")
+    targets: list[str] | None = Field(
+        None, min_length=1, description="lora: names, or last parts of names, of modules; null: attention's projections"
+    )
+
+    @model_validator(mode="after")
+    def _of_its_mode(self) -> FinetuneSettings:
+        for mode, keys in OF_MODE.items():
+            for key in keys:
+                if mode != self.mode and getattr(self, key) is not None:
+                    said = f"finetune.{key} = {getattr(self, key)!r}"
+                    raise ValueError(f"{said}: {self.mode} has no such option, {mode} has")
+        if self.mode == "gradual" and not self.groups:
+            raise ValueError("finetune.groups: missing; gradual needs a list of {parts: [...], epoch: n, lr: x}")
+        if self.mode == "gradual" and min(group.epoch for group in self.groups) > 0:
+            raise ValueError("finetune.groups: nothing learns at first; give one group epoch: 0")
+        return self
+
+
+class Tuning:
+    """What of a model learns, epoch by epoch. Freezes the rest at once, adapters included where they are asked for.
+
+    Args:
+        model: with its weights; its `head_names` name the modules that classify. LoRA changes it in place.
+        settings: None trains everything.
+        lr: the run's learning rate, of which `scales` are multiples.
+
+    Attributes:
+        scales: the factor on the learning rate of every parameter that will ever learn, by name.
+        partial: whether so little learns that it is saved without the rest.
+
+    Raises:
+        UserError: parts or targets that match nothing.
+    """
+
+    def __init__(self, model: nn.Module, settings: FinetuneSettings | None, lr: float) -> None:
+        self.model, self.settings = model, settings
+        mode = settings.mode if settings else "full"
+        self.partial = mode in ("head", "lora")
+        self.learns_from: dict[str, int] = {}  # parameter name -> epoch
+        self.scales: dict[str, float] = {}
+        if mode == "lora":
+            add_lora(model, settings)
+            self._add([name for name, p in model.named_parameters() if p.requires_grad])
+        if mode in ("head", "lora"):
+            self._add(parameters_of(model, heads_of(model), "model"))
+        elif mode == "gradual":
+            for group in settings.groups:
+                self._add(parameters_of(model, group.parts, "finetune.groups.parts"), group.epoch, group.lr / lr)
+        else:
+            decay = (settings.layer_decay if settings else None) or 1.0
+            depths = layer_depths(model) if decay < 1 else dict.fromkeys(dict(model.named_parameters()), 0)
+            for name, depth in depths.items():
+                self._add([name], 0, decay ** (max(depths.values()) - depth))
+        self.begin(0)
+
+    def _add(self, names: Iterable[str], epoch: int = 0, scale: float = 1.0) -> None:
+        for name in names:
+            if name in self.learns_from and self.settings.mode == "gradual":
+                raise UserError(f"finetune.groups: {name} is in two groups; name it in one")
+            self.learns_from[name], self.scales[name] = epoch, scale
+
+    def begin(self, epoch: int) -> None:
+        """Lets learn what learns in this epoch, and puts it into training mode; the rest is frozen, in evaluation mode,
+        so that no statistics of BatchNorm move and nothing is dropped out."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.learns_from.get(name, epoch + 1) <= epoch)
+        self.model.train()
+        _freeze_modes(self.model)
+
+    def describe(self, epoch: int) -> str:
+        """What learns in this epoch, in words, if it differs from the epoch before; else ""."""
+        if epoch and epoch not in self.learns_from.values():
+            return ""
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        count, total = sum(p.numel() for p in learning), sum(p.numel() for p in self.model.parameters())
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        return f"learning: {count:,} of {total:,} parameters ({100 * count / total:.2f} %): {_summary(names)}"
+
+    def trained(self) -> int:
+        """How many parameters ever learn."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if name in self.learns_from)
+
+    def saved_names(self) -> set[str] | None:
+        """What of the state dict a checkpoint holds where it is `partial`: what learns, and the head's buffers."""
+        if not self.partial:
+            return None
+        heads = tuple(f"{head}." for head in heads_of(self.model))
+        buffers = {name for name, _ in self.model.named_buffers() if name.startswith(heads)}
+        return (set(self.learns_from) | buffers) & set(self.model.state_dict())
+
+
+def heads_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that classify."""
+    return model.head_names
+
+
+def parameters_of(model: nn.Module, parts: Iterable[str], key: str) -> list[str]:
+    """Names of the parameters that `parts`, names of modules or of parameters, stand for; "head": the model's heads.
+
+    Raises:
+        UserError: a part that there is not, with the nearest that there are.
+    """
+    names, found = [name for name, _ in model.named_parameters()], []
+    for part in parts:
+        wanted = heads_of(model) if part == "head" else (part,)
+        inside = [n for n in names if any(n == w or n.startswith(f"{w}.") for w in wanted)]
+        if not inside:
+            known = sorted({n.rsplit(".", i)[0] for n in names for i in range(n.count(".") + 1)})
+            raise UserError(f"{key} = {part!r}: matches no parameter of the model; {nearest(part, known)[:300]}")
+        found += [n for n in inside if n not in found]
+    return found
+
+
+def layer_depths(model: nn.Module) -> dict[str, int]:
+    """Each parameter's layer, counted from the input; the head's is the last (Clark et al., ELECTRA, 2020; BEiT).
+
+    timm's models say themselves. Elsewhere layers are numbered modules in the order of the model's definition; what
+    comes before the first of them is layer 0, what comes after the last of them is the head's.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if hasattr(model, "group_matcher"):
+        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        order = {layer: depth for depth, layer in enumerate(sorted(set(layers.values()), key=float))}
+        depths = {name: order[layer] for name, layer in layers.items() if name in names}
+    else:
+        keys = [_numbered(name) for name in names]
+        numbered = [key for key in dict.fromkeys(keys) if key is not None]
+        depths, last = {}, 0
+        for name, key in zip(names, keys, strict=True):
+            last = max(last, numbered.index(key) + 1) if key is not None else last
+            depths[name] = last if key is not None else (0 if last == 0 else len(numbered) + 1)
+    top = max(depths.values(), default=0)
+    heads = tuple(f"{head}." for head in heads_of(model))
+    return {name: top if name.startswith(heads) else depths.get(name, top) for name in names}
+
+
+def add_lora(model: nn.Module, settings: FinetuneSettings) -> None:
+    """Puts adapters of low rank beside the targets' weights, in place (Hu et al., 2022), and freezes all else.
+
+    Raises:
+        UserError: peft is not installed, or the targets match nothing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("finetune.mode = 'lora': needs peft; pip install 'hybridmerge[lora]'") from None
+    targets = lora_targets(model, settings.targets)
+    config = LoraConfig(
+        r=settings.rank or 8, lora_alpha=settings.alpha or 16, lora_dropout=settings.dropout or 0.0,
+        target_modules=targets,
+    )  # fmt: skip
+    inject_adapter_in_model(config, model)
+
+
+def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
+    """Full names of the modules that adapters go beside.
+
+    Raises:
+        UserError: none that can have one is called so.
+    """
+    kinds, heads = nn.Linear | nn.Conv2d | nn.MultiheadAttention, heads_of(model)
+    able = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    able = [name for name in able if name not in heads and not name.startswith(tuple(f"{head}." for head in heads))]
+    if asked is None:
+        found = [name for name in able if name.rpartition(".")[2] in ATTENTION and re.search("attn|attention", name)]
+        if not found:
+            kind = type(model).__name__
+            raise UserError(f"finetune.targets: {kind} has no attention to adapt; name modules, as in {able[-1:]}")
+        return found
+    for target in asked:
+        if not any(name == target or name.endswith(f".{target}") for name in able):
+            last = sorted({name.rpartition(".")[2] for name in able})
+            raise UserError(f"finetune.targets = {target!r}: matches no linear or attention; {nearest(target, last)}")
+    return [name for name in able if any(name == t or name.endswith(f".{t}") for t in asked)]
+
+
+def merge_lora(model: nn.Module) -> int:
+    """Adds every adapter to the weights beside it and takes it out: the same logits, the plain model's modules.
+
+    Returns:
+        How many there were.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    return len(layers)
+
+
+def partial_state(model: nn.Module, names: set[str] | None) -> dict[str, Tensor]:
+    """The state dict, or those of its entries that are named."""
+    state = model.state_dict()
+    return state if names is None else {name: value for name, value in state.items() if name in names}
+
+
+def frozen_state(model: nn.Module, names: set[str] | None) -> dict[str, Tensor]:
+    """What of the state dict is not named; nothing where everything is saved."""
+    return {} if names is None else {name: value for name, value in model.state_dict().items() if name not in names}
+
+
+def _freeze_modes(module: nn.Module) -> bool:
+    """Puts every module whose parameters are all frozen into evaluation mode; whether this one has any that learns."""
+    own = list(module.parameters(recurse=False))
+    children = [_freeze_modes(child) for child in module.children()]
+    learns = any(p.requires_grad for p in own) or any(children)
+    if not learns and next(module.parameters(), None) is not None:
+        module.eval()
+    return learns
+
+
+def _numbered(name: str) -> str | None:
+    """The part of a parameter's name up to the first module that has a number; None where there is none."""
+    parts = name.split(".")[:-1]
+    for i, part in enumerate(parts):
+        if re.search(r"\d$", part):
+            return ".".join(parts[: i + 1])
+    return None
+
+
+def _summary(names: list[str], most: int = 6) -> str:
+    """Parameters by the first two parts of their names."""
+    short: dict[str, Any] = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+    shown = list(short)
+    return ", ".join(shown[:most]) + (f", ... ({len(shown)} in all)" if len(shown) > most else "")

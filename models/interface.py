@@ -1,0 +1,49 @@
+"""What the engine asks of any model, ours or another library's."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models.merging.families import family_of
+from models.merging.wrapping import MergingBlocks, blocks_of
+from models.settings import UserError
+
+
+def removed_per_block(model: nn.Module) -> list[int]:
+    """Patches that each transformer block merges away; empty for models that cannot merge, or were not asked to."""
+    if hasattr(model, "schedule"):
+        return model.schedule
+    blocks = _merging_blocks(model)
+    return blocks.schedule() if blocks is not None else []
+
+
+def tokens_per_block(model: nn.Module) -> list[int]:
+    """Tokens that leave each transformer block, prefix included; empty where `removed_per_block` is."""
+    if hasattr(model, "tokens_per_block"):
+        return model.tokens_per_block()
+    blocks = _merging_blocks(model)
+    if blocks is None:
+        return []
+    (rows, columns), _ = blocks.layout()
+    counts, left = [], blocks.prefix + rows * columns
+    for removed in blocks.schedule():
+        left -= removed
+        counts.append(left)
+    return counts
+
+
+def set_plan(model: nn.Module, plan: list[int]) -> None:
+    """Lets a model merge by another plan: one number for each block."""
+    blocks = None if hasattr(model, "schedule") else _merging_blocks(model)
+    if blocks is None:
+        model.schedule = plan
+    else:
+        blocks.plan = plan
+
+
+def _merging_blocks(model: nn.Module) -> MergingBlocks | None:
+    try:
+        family_of(model)
+        return blocks_of(model)
+    except UserError:
+        return None

@@ -1,0 +1,223 @@
+"""timm's and torchvision's models behind our interface: `timm:NAME` and `torchvision:NAME`.
+
+They are the libraries' own modules, with the libraries' parameter names. What the engine asks of any model is added as
+plain attributes: `img_size`, `in_chans`, `num_classes`, and `head_names`, the names of the modules that classify.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+import torchvision
+from pydantic import Field, model_validator
+from timm.models import get_pretrained_cfg, is_model
+from torch import nn
+
+from models.merging.settings import MergeSettings
+from models.merging.wrapping import wrap
+from models.settings import ModelSettings, UserError, nearest
+
+LIBRARIES = ("timm", "torchvision")
+Option = bool | int | float | str | list[int] | list[float] | None
+
+
+class _Refused(Exception):
+    """The library's own refusal of an image size."""
+
+
+class Metadata(NamedTuple):
+    """What weights say of the images that they take."""
+
+    img_size: int
+    mean: tuple[float, ...]  # of pixels in [0, 1]
+    std: tuple[float, ...]
+
+
+class ZooSettings(ModelSettings):
+    """A model of another library. `img_size` is the weights' own unless it is given."""
+
+    arch: str = Field(min_length=1, description="the model's name in its library, as in timm:NAME")
+    head: Literal["linear", "mlp"] = Field(
+        "linear", description="the library's classifier, or dropout, linear to head_dim, ReLU, dropout, linear"
+    )
+    head_dim: int = Field(512, gt=0, le=65536, description="hidden width of the mlp head")
+    head_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the mlp head")
+    options: dict[str, Option] = Field({}, description="keyword arguments of the library's constructor")
+    merge: MergeSettings | None = Field(None, description="token merging, for models that models.merging.wrap takes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_size(cls, values: Any) -> Any:
+        """Fills in the image size that the weights were trained at."""
+        if not isinstance(values, dict) or not isinstance(values.get("arch"), str) or values.get("img_size"):
+            return values
+        weights = values.get("weights") if isinstance(values.get("weights"), str) else None
+        return {**values, "img_size": cls.metadata(values["arch"], weights).img_size}
+
+    @classmethod
+    def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        """What the weights say that `weights` names, or else the library's default weights for `arch`."""
+        raise NotImplementedError
+
+
+class TimmSettings(ZooSettings):
+    """A model of timm: `timm:resnet18`, `timm:vit_base_patch16_384.augreg_in21k_ft_in1k`."""
+
+    name: Literal["timm"] = "timm"
+
+    @classmethod
+    def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        named = _hub_name(weights, "timm") or arch
+        for name in dict.fromkeys((named, arch)):
+            if not is_model(name.split(".")[0]):
+                raise ValueError(f"arch = {name!r}: timm has no such model; {nearest(name, timm.list_models())}")
+        try:
+            cfg = get_pretrained_cfg(named)
+        except RuntimeError:
+            tags = timm.list_pretrained(f"{named.split('.')[0]}.*")
+            raise ValueError(f"arch = {named!r}: timm has no such weights; {nearest(named, tags)}") from None
+        return Metadata(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
+
+
+class TorchvisionSettings(ZooSettings):
+    """A model of torchvision: `torchvision:squeezenet1_1`; weights such as torchvision:vit_l_16.IMAGENET1K_V1."""
+
+    name: Literal["torchvision"] = "torchvision"
+
+    @classmethod
+    def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        known = torchvision.models.list_models(module=torchvision.models)
+        if arch not in known:
+            raise ValueError(f"arch = {arch!r}: torchvision has no such classifier; {nearest(arch, known)}")
+        entries = torchvision.models.get_model_weights(arch)
+        _, _, tag = (_hub_name(weights, "torchvision") or "").partition(".")
+        if tag and tag not in entries.__members__:
+            raise ValueError(f"weights = {weights!r}: no such weights; {nearest(tag, list(entries.__members__))}")
+        transforms = (entries[tag] if tag else entries.DEFAULT).transforms()
+        return Metadata(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
+
+
+def split_name(values: dict[str, Any]) -> dict[str, Any]:
+    """`name: timm:resnet18` as `name: timm, arch: resnet18`: how the settings keep it."""
+    name = values.get("name")
+    library, colon, arch = name.partition(":") if isinstance(name, str) else ("", "", "")
+    return {**values, "name": library, "arch": arch} if colon and library in LIBRARIES else values
+
+
+def normalisation(settings: ModelSettings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that the settings' weights were trained with; None where they do not say.
+
+    Weights of a hub say; so does a file for a model of the zoo, for which the library's default weights answer.
+    """
+    if settings.weights is None or not isinstance(settings, ZooSettings) or settings.in_chans != 3:
+        return None
+    if os.path.isdir(settings.weights):
+        return None  # a run of ours, which keeps its own
+    _, mean, std = settings.metadata(settings.arch, settings.weights)
+    return mean, std
+
+
+def build_zoo(settings: ZooSettings) -> nn.Module:
+    """The library's model for the settings' image size, channels and classes, its weights drawn at random.
+
+    Raises:
+        UserError: the library refuses an option, or the model an image size (the error names sizes that work).
+    """
+    own = settings.metadata(settings.arch, settings.weights).img_size
+    if settings.img_size != own and not _takes(settings, settings.img_size):
+        raise UserError(_refusal(settings, own))
+    model = _create(settings, settings.img_size)
+    path = head_path(model, settings)
+    if settings.head == "mlp":
+        _replace_head(model, path, settings)
+    model.img_size, model.in_chans, model.num_classes = settings.img_size, settings.in_chans, settings.num_classes
+    model.head_names = (path,)
+    if settings.merge is not None:
+        try:
+            wrap(model, **settings.merge.model_dump(exclude_defaults=True))
+        except UserError as error:
+            raise UserError(f"model.merge, {settings.name}:{settings.arch}: {error}") from None
+    return model
+
+
+def head_path(model: nn.Module, settings: ZooSettings) -> str:
+    """The module that turns features into logits: timm says which, of torchvision's models it is the last linear layer
+    (SqueezeNet's is a whole classifier around a convolution)."""
+    if settings.name == "timm":
+        named = model.pretrained_cfg.get("classifier") or "head"
+        return named if isinstance(named, str) else named[0]
+    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    return last if isinstance(model.get_submodule(last), nn.Linear) else last.rpartition(".")[0]
+
+
+def _create(settings: ZooSettings, img_size: int) -> nn.Module:
+    """The library's constructor; transformers with a fixed grid are told the image size."""
+    given, name = dict(settings.options), f"{settings.name}:{settings.arch}"
+    if settings.name == "torchvision":
+        if settings.in_chans != 3:
+            raise UserError(f"model.in_chans = {settings.in_chans}: {name} takes 3 channels; use another model")
+        if settings.arch.startswith("vit_"):
+            given["image_size"] = img_size
+    try:
+        if settings.name == "torchvision":
+            return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.num_classes, **given)
+        given |= {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
+        try:
+            return timm.create_model(settings.arch, img_size=img_size, **given)
+        except TypeError as error:  # convolutional networks take images of any size, and no such argument
+            if "img_size" not in str(error):
+                raise
+            return timm.create_model(settings.arch, **given)
+    except TypeError as error:
+        reason = str(error).split("__init__() ")[-1]
+        said = f"model.options = {settings.options}: {name} refuses them ({reason})"
+        raise UserError(f"{said}; correct or drop it") from None
+    except (ValueError, AssertionError) as error:
+        raise _Refused from error
+
+
+def _takes(settings: ZooSettings, img_size: int) -> bool:
+    """Whether an image of this size goes through the model, tried on the meta device, and no pixel is left out."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = _create(settings, img_size).eval()
+            patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+            if img_size % (patch[0] if isinstance(patch, tuple) else patch):
+                return False
+            model(torch.zeros(1, settings.in_chans, img_size, img_size))
+    except UserError:
+        raise
+    except (_Refused, RuntimeError, AssertionError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _refusal(settings: ZooSettings, own: int) -> str:
+    """The error for a size that does not work, with the nearest that do, and the weights' own."""
+    asked = settings.img_size
+    near = sorted({16 * round(asked / 16 + step) for step in range(-4, 5)} - {0}, key=lambda size: abs(size - asked))
+    works = [size for size in (own, *near) if size > 0 and size != asked and _takes(settings, size)]
+    known = ", ".join(str(size) for size in sorted(set(works[:4])))
+    return f"model.img_size = {asked}: does not go through {settings.name}:{settings.arch}; sizes that work: {known}"
+
+
+def _replace_head(model: nn.Module, path: str, settings: ZooSettings) -> None:
+    """Puts dropout, linear, ReLU, dropout, linear in place of the classifier's one linear layer."""
+    old = model.get_submodule(path)
+    if not isinstance(old, nn.Linear):
+        raise UserError(f"model.head = 'mlp': {settings.name}:{settings.arch} classifies by a convolution; use linear")
+    new = nn.Sequential(
+        nn.Dropout(settings.head_dropout), nn.Linear(old.in_features, settings.head_dim), nn.ReLU(),
+        nn.Dropout(settings.head_dropout), nn.Linear(settings.head_dim, settings.num_classes),
+    )  # fmt: skip
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
+
+
+def _hub_name(weights: str | None, library: str) -> str | None:
+    """NAME of `library:NAME`."""
+    prefix, colon, name = (weights or "").partition(":")
+    return name if colon and prefix == library else None

@@ -1,0 +1,198 @@
+"""Where weights come from: files that are not what they say, run folders, hubs; nothing in a file is ever run."""
+
+import os
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from timm.models import _hub as timm_hub
+
+from models import UserError, build_model
+from models.weights import load_weights
+from tests.models.weight_files import our_vit, random, same, timm_vit
+
+
+def refused(source, *words):
+    """The one line by which weights are refused."""
+    with pytest.raises(UserError) as caught:
+        load_weights(our_vit(), str(source))
+    line = str(caught.value)
+    assert "\n" not in line and all(word in line for word in words), line
+    assert line.startswith("model.weights = ")
+    return line
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar", ".ckpt"])
+def test_a_pickle_is_refused_and_not_run(tmp_path, suffix, zipped):
+    path, mark = tmp_path / f"evil{suffix}", tmp_path / "run"
+    if zipped:
+        torch.save({"model": timm_vit().state_dict(), "extra": Evil(mark)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Evil(mark)))
+    refused(path, "none of it was run")
+    assert not mark.exists()
+
+
+def test_a_pickle_in_numpy_is_refused_and_not_run(tmp_path):
+    mark = tmp_path / "run"
+    np.savez(tmp_path / "evil.npz", **{"embedding/kernel": np.array([Evil(mark)], dtype=object)})
+    refused(tmp_path / "evil.npz", "cannot be read", "allow_pickle=False")
+    assert not mark.exists()
+
+
+def test_the_refusal_names_what_the_file_needs(tmp_path):
+    torch.save({"model": {}, "args": Path("x")}, tmp_path / "args.pth")
+    refused(tmp_path / "args.pth", "needs unpickling of pathlib", "safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
+def test_damaged_files(tmp_path, name, damage):
+    path = tmp_path / name
+    if name.endswith("npz"):
+        np.savez(path, **{"embedding/kernel": np.zeros((99, 9, 3, 9), "float32")})
+    else:
+        torch.save(timm_vit().state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"<html>404</html>\n" * 9}[damage])
+    refused(path, "empty" if damage == "empty" else "")
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    refused(tmp_path / "none.pth", "no such file or folder", "torchvision:NAME")
+    refused("tim:vit_base_patch16_224", "no such file or folder", "timm:NAME")
+    refused("x" * 5000 + ".pth", "cannot be read", "too long")
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    refused(tmp_path / "weights.h5", "unknown suffix", ".safetensors")
+    torch.save([1, 2], tmp_path / "list.pt")
+    refused(tmp_path / "list.pt", "holds no weights by name")
+    np.savez(tmp_path / "data.npz", train_images=np.zeros((2, 4, 4), "uint8"))
+    refused(tmp_path / "data.npz", "holds no weights by name")
+
+
+def test_a_dictionary_that_holds_itself(tmp_path):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pt")
+    refused(tmp_path / "endless.pt", "holds no weights by name")
+
+
+def test_names_given_twice(tmp_path):
+    torch.save({"a.weight": torch.zeros(1), "module.a.weight": torch.ones(1)}, tmp_path / "twice.pt")
+    refused(tmp_path / "twice.pt", "twice")
+
+
+# run folders
+
+
+def test_a_run_folder(tmp_path):
+    source, model = our_vit(seed=0), our_vit(seed=1)
+    torch.save({"format": 1, "model": source.state_dict(), "classes": ["a"], "step": 3}, tmp_path / "best.pt")
+    load_weights(model, str(tmp_path))
+    same(model, source)
+
+
+def test_a_folder_without_best(tmp_path):
+    refused(tmp_path, "a folder without best.pt; give a finished run or a file")
+    torch.save({}, tmp_path / "last.pt")
+    refused(tmp_path, "a folder without best.pt", "last.pt")
+
+
+def test_a_run_of_adapters(tmp_path):
+    torch.save({"model": {"lora_A": torch.zeros(1)}, "partial": True}, tmp_path / "best.pt")
+    refused(tmp_path, "only its adapters")
+
+
+# hubs
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and an empty cache of torch.hub."""
+
+    def fail(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(timm_hub, "download_url_to_file", fail)
+    monkeypatch.setattr(timm_hub, "hf_hub_download", fail)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_torchvision_offline(offline):
+    refused("torchvision:vit_l_16.IMAGENET1K_SWAG_E2E_V1", "no route to host",
+            "fetch https://download.pytorch.org/models/vit_l_16_swag", str(offline), "model.weights=FILE")  # fmt: skip
+
+
+def test_torchvision_from_the_folder_that_the_error_names(offline):
+    source, model = (random(torchvision.models.squeezenet1_1(), seed) for seed in (0, 1))
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    offline.mkdir(parents=True)
+    torch.save(source.state_dict(), offline / url.rpartition("/")[2])
+    for name in ("squeezenet1_1", "squeezenet1_1.IMAGENET1K_V1"):
+        report = load_weights(model, f"torchvision:{name}")
+        assert report.share == 1 and not report.missing + report.unexpected + report.replaced
+    same(model, source, torch.randn(2, 3, 64, 64))
+
+
+def test_torchvision_damaged_cache(offline):
+    offline.mkdir(parents=True)
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    (offline / url.rpartition("/")[2]).write_bytes(b"half")
+    refused("torchvision:squeezenet1_1", "delete it")
+
+
+def test_timm_offline(offline):
+    refused("timm:test_vit.r160_in1k", "no route to host", "model.weights=FILE",
+            "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors")  # fmt: skip
+
+
+def test_timm_through_its_own_loader(monkeypatch, tmp_path):
+    import safetensors.torch
+
+    source, model = (random(timm.create_model("test_vit.r160_in1k"), seed) for seed in (0, 1))
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(timm_hub, "hf_hub_download", lambda **kwargs: str(tmp_path / "model.safetensors"))
+    report = load_weights(model, "timm:test_vit.r160_in1k")
+    assert report.share == 1 and not report.missing + report.unexpected + report.replaced
+    same(model, source, torch.randn(2, 3, 160, 160))
+    smaller = timm.create_model("test_vit.r160_in1k", num_classes=5)
+    assert load_weights(smaller, "timm:test_vit.r160_in1k").replaced == ["head.weight", "head.bias"]
+
+
+def test_names_that_hubs_do_not_know():
+    refused("timm:vit_base_patch16_223", "did you mean", "vit_base_patch16_224")
+    refused("timm:vit_base_patch16_224.augreg_in22k", "did you mean", "augreg_in21k")
+    refused("timm:hf-hub:someone/something", "timm has no such model")
+    refused("timm:vit_large_patch14_224", "timm has no weights for this model")
+    assert len(refused("timm:zzz", "list_models()") + refused("torchvision:zzz", "list_models()")) < 200
+    refused("torchvision:squeezenet1_2", "did you mean", "squeezenet1_1")
+    refused("torchvision:vit_l_16.IMAGENET1K_SWAG", "did you mean", "IMAGENET1K_SWAG_E2E_V1")
+    refused("torchvision:fcn_resnet50", "no such classifier")
+
+
+@pytest.mark.skipif("HYBRIDMERGE_SQUEEZENET" not in os.environ, reason="HYBRIDMERGE_SQUEEZENET names no file")
+def test_real_squeezenet_weights():
+    path = os.environ["HYBRIDMERGE_SQUEEZENET"]
+    model, strict = torchvision.models.squeezenet1_1(), torchvision.models.squeezenet1_1()
+    strict.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    report = load_weights(model, path)
+    assert report.share == 1 and not report.missing + report.unexpected + report.replaced
+    same(model, strict, torch.randn(2, 3, 224, 224))
+    zoo = build_model("torchvision:squeezenet1_1", num_classes=5)
+    assert load_weights(zoo, path).share == 1
