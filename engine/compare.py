@@ -17,10 +17,14 @@ SEED = ("name", "out", "seed")  # what may differ within a row
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one kind. Accuracies in percent; the spread is the sample standard deviation, None for one run."""
+    """Runs of one kind. `top1`, or the metric that `metric` names, in percent; the spread is the sample standard
+    deviation, None for one run. What older runs did not write down is None, or what held for them."""
 
     name: str
     seeds: list[int]
+    model: str
+    method: str  # how it was trained: from scratch, full, head, gradual, lora
+    metric: str
     top1: float
     spread: float | None
     params: int
@@ -28,6 +32,8 @@ class Row:
     images_per_second: float
     seconds: float
     peak_memory_mib: float
+    trained_params: int
+    saved_mib: float | None
 
 
 def compare(folders: Sequence[Path]) -> list[Row]:
@@ -60,15 +66,21 @@ def kind(folder: Path) -> str:
 
 
 def _row(alike: list[dict]) -> Row:
-    top1 = [100 * results["test_top1"] for results in alike]
+    metric = alike[0].get("metric", "top1")
+    top1 = [100 * results[f"test_{metric}"] for results in alike]
     averages = {key: mean(r[key] for r in alike) for key in ("images_per_second", "seconds", "peak_memory_mib")}
     return Row(
         name=_common_name([results["name"] for results in alike]),
         seeds=[results["seed"] for results in alike],
+        model=alike[0].get("model", "-"),
+        method=alike[0].get("method", "from scratch"),
+        metric=metric,
         top1=mean(top1),
         spread=stdev(top1) if len(top1) > 1 else None,
         params=alike[0]["params"],
         gmacs=alike[0]["gmacs"],
+        trained_params=alike[0].get("trained_params", alike[0]["params"]),
+        saved_mib=alike[0].get("saved_mib"),
         **averages,
     )
 

@@ -81,6 +81,8 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
     with limits_in_words(settings, device):
         solved = with_budget(settings)
         data = with_statistics(build_data(settings.data, settings.split, settings.seed), settings)
+        if not len(data.test):
+            raise UserError(f"split.test = {settings.split.test}: no test images, and the dataset brings none; use 0.2")
         model = build_for(solved, data)
         start_weights(model, settings)
         model = model.to(device)
@@ -173,7 +175,7 @@ def build_for(settings: RunSettings, data: Data) -> nn.Module:
     Raises:
         UserError: the model's input or classes are not the data's.
     """
-    channels, height, width = data.test.images.shape[1:]
+    channels, height, width = data.shape
     wanted = {"in_chans": channels, "img_size": height, "num_classes": len(data.classes)}
     if height != width:
         raise UserError(f"data.name = {settings.data.name!r}: images are {height} x {width}; models take square ones")
@@ -223,7 +225,7 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
     asked = target_macs(settings.model)
     return {
         "name": settings.name,
-        "model": settings.model.name,
+        "model": ":".join(filter(None, (settings.model.name, getattr(settings.model, "arch", "")))),
         "data": settings.data.name,
         "seed": settings.seed,
         "metric": metric,
@@ -354,7 +356,7 @@ def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Eval
     """
     arrays, s = getattr(run.data, split), run.settings
     if not len(arrays):
-        raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use --split test")
+        raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use another")
     device = next(run.model.parameters()).device
-    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std), first)
+    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
     return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))

@@ -169,7 +169,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     logits = model(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"the model gives {shape} for {len(images)} images, not one row of logits for each; export a "
+        raise UserError(f"the model gives {shape} for {len(images)} image(s), not one row of logits for each; export a "
                         "model with a pooled head")  # fmt: skip
     if not logits.isfinite().all():
         raise UserError("the model's logits are not finite: no file can be checked against them; mend its weights")
@@ -194,7 +194,7 @@ def _at_a_tie(model: nn.Module, image: Tensor, got: Tensor) -> bool:
 def sample(data: Data, most: int = 64) -> Tensor:
     """Test images from all over the split, normalised (n, C, H, W)."""
     arrays = data.test.take(torch.linspace(0, len(data.test) - 1, min(most, len(data.test))).long())
-    images, _ = next(eval_batches(arrays, len(arrays), data.mean, data.std))
+    images, _ = next(eval_batches(arrays, len(arrays), data.mean, data.std, data.resize))
     return images
 
 
@@ -208,7 +208,7 @@ def metadata_of(run: FinishedRun, weights: str) -> dict[str, Any]:
         "precision": "fp32",
         "method": model.merge.method,
         "removed": run.model.schedule,
-        "input": list(data.test.images.shape[1:]),
+        "input": list(data.shape),
         "normalised": "(pixel / 255 - mean) / std, for each channel",
         "mean": list(data.mean),
         "std": list(data.std),

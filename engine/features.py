@@ -84,7 +84,7 @@ def keep_features(
     start, found, reason = time.perf_counter(), [], _refused(model, finetune, settings.augment)
     for name, arrays in (("train", data.train), ("val", data.val)):
         if not reason and len(arrays):
-            batches = eval_batches(arrays, size, data.mean, data.std)
+            batches = eval_batches(arrays, size, data.mean, data.std, data.resize)
             file = folder / f".features.{name}.npy"
             found.append(extract(model, batches, len(arrays), device, autocast, finetune.cache, file))
             reason = "its head is not the last thing that it does" if found[-1] is None else ""

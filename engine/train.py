@@ -67,7 +67,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.autocast = pick_autocast(t.precision, self.device)
         self.precision = "bf16" if self.autocast._enabled else "fp32"
-        self.loader = TrainLoader(data.train, t.batch_size, settings.augment, data.mean, data.std, settings.seed)
+        self.loader = TrainLoader(
+            data.train, t.batch_size, settings.augment, data.mean, data.std, settings.seed, data.resize
+        )
         self.steps_per_epoch = len(self.loader) // t.accumulate
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -284,7 +286,7 @@ class Trainer:
     ) -> Evaluation:
         """The model as it stands, on a split; or its head on the split's features."""
         size, net = self.settings.train.batch_size, self.model
-        batches = eval_batches(arrays, size, self.data.mean, self.data.std)
+        batches = eval_batches(arrays, size, self.data.mean, self.data.std, self.data.resize)
         if features is not None:
             batches, net = in_batches(features, arrays.labels, size), self.net
         classes = len(self.data.classes)

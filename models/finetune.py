@@ -209,6 +209,8 @@ def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
     kinds, heads = nn.Linear | nn.Conv2d | nn.MultiheadAttention, heads_of(model)
     able = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     able = [name for name in able if name not in heads and not name.startswith(tuple(f"{head}." for head in heads))]
+    deaf = [name for name in able if _used_without_a_call(model, name)]
+    able = [name for name in able if name not in deaf]
     if asked is None:
         found = [name for name in able if name.rpartition(".")[2] in ATTENTION and re.search("attn|attention", name)]
         if not found:
@@ -218,8 +220,18 @@ def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
     for target in asked:
         if not any(name == target or name.endswith(f".{target}") for name in able):
             last = sorted({name.rpartition(".")[2] for name in able})
+            if any(name == target or name.endswith(f".{target}") for name in deaf):
+                said = f"finetune.targets = {target!r}: {type(model).__name__} uses its weight without calling it"
+                raise UserError(f"{said}, so that an adapter would do nothing; use {' or '.join(last)}")
             raise UserError(f"finetune.targets = {target!r}: matches no linear or attention; {nearest(target, last)}")
     return [name for name in able if any(name == t or name.endswith(f".{t}") for t in asked)]
+
+
+def _used_without_a_call(model: nn.Module, name: str) -> bool:
+    """Whether the module around a linear layer takes its weight and leaves its forward, and an adapter, out."""
+    parent, _, last = name.rpartition(".")
+    around = model.get_submodule(parent)
+    return isinstance(around, nn.MultiheadAttention) or (last == "qkv" and hasattr(around, "q_bias"))  # timm's Beit
 
 
 def merge_lora(model: nn.Module) -> int:

@@ -15,8 +15,10 @@ from pathlib import Path
 from engine.compare import Row, compare
 from engine.config import cli
 
+NAMES = {"top1": "top-1", "map": "mAP"}
 COLUMNS = (
-    "run", "seeds", "test top-1, %", "params, M", "GMACs", "training images/s", "training, s", "peak memory, MiB",
+    "run", "seeds", "test {}, %", "model", "training", "params, M", "learnt, M", "learnt, %", "GMACs", "images/s",
+    "training, s", "peak memory, MiB", "saved, MiB",
 )  # fmt: skip
 
 
@@ -25,7 +27,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy by step as well")
     args = parser.parse_args(argv)
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in compare(args.runs))]
+    found = compare(args.runs)
+    metrics = " or ".join(dict.fromkeys(NAMES[row.metric] for row in found))
+    header = tuple(title.format(metrics) for title in COLUMNS)
+    rows = [header, ("---",) * len(COLUMNS), *(cells(row) for row in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     for row in rows:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
@@ -39,8 +44,10 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row of a Markdown table."""
     spread = "" if row.spread is None else f" ± {row.spread:.2f}"
     return (
-        row.name, str(len(row.seeds)), f"{row.top1:.2f}{spread}", f"{row.params / 1e6:.3f}", f"{row.gmacs:.4f}",
+        row.name, str(len(row.seeds)), f"{row.top1:.2f}{spread}", row.model, row.method, f"{row.params / 1e6:.3f}",
+        f"{row.trained_params / 1e6:.3f}", f"{100 * row.trained_params / row.params:.2f}", f"{row.gmacs:.4f}",
         f"{row.images_per_second:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory_mib:.0f}",
+        "-" if row.saved_mib is None else f"{row.saved_mib:.2f}",
     )  # fmt: skip
 
 

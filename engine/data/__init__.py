@@ -50,4 +50,4 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
     raw = with_test_set(load(data), split)
     train, val = split_data(raw, split, seed)
     mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train.images)
-    return Data(train, val, raw.test, raw.classes, mean, std)
+    return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None))

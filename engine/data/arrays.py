@@ -64,7 +64,8 @@ class Data:
     """What a run trains on: three splits of equal image shape, and the statistics that normalise them.
 
     `val` is empty when split.val is 0, `test` when split.test is 0 and the dataset has none. `classes` are the names in
-    the order of the labels. `mean` and `std` are per channel, of pixels in [0, 1].
+    the order of the labels. `mean` and `std` are per channel, of pixels in [0, 1]. `resize` is the size, in pixels,
+    that batches are brought to; None leaves them as they are.
     """
 
     train: Arrays
@@ -73,6 +74,13 @@ class Data:
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as a model sees it."""
+        channels, height, width = self.test.images.shape[1:]
+        return (channels, height, width) if self.resize is None else (channels, self.resize, self.resize)
 
     @property
     def multi_label(self) -> bool:

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
-from engine.data.settings import DataPath
-from models.settings import Settings, UserError
+from engine.data.settings import ArraySettings, DataPath
+from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
 
@@ -31,14 +31,14 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
-class Cifar10Settings(Settings):
+class Cifar10Settings(ArraySettings):
     """`root` is the folder that holds cifar-10-batches-py or cifar-10-python.tar.gz; else they are downloaded to it."""
 
     name: Literal["cifar10"] = "cifar10"
     root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
 
 
-class Cifar100Settings(Settings):
+class Cifar100Settings(ArraySettings):
     """`root` is the folder that holds cifar-100-python or cifar-100-python.tar.gz; else they are downloaded to it."""
 
     name: Literal["cifar100"] = "cifar100"

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from engine.data.arrays import Arrays, RawData
-from models.settings import Settings
+from engine.data.settings import ArraySettings
 
 TEST_IMAGES = 360
 
 
-class DigitsSettings(Settings):
+class DigitsSettings(ArraySettings):
     """No options: the images come with scikit-learn."""
 
     name: Literal["digits"] = "digits"

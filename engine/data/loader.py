@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.data.arrays import Arrays
 from engine.data.augment import augment_images, erased_pixels
@@ -33,6 +34,7 @@ class TrainLoader:
         mean: Sequence[float],
         std: Sequence[float],
         seed: int,
+        resize: int | None = None,
     ) -> None:
         size = min(arrays.images.shape[2:])
         if batch_size > len(arrays):
@@ -47,7 +49,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self.augment = augment
         self.seed = seed
-        self._normalise = Normalise(mean, std)
+        self._normalise, self.resize = Normalise(mean, std), resize
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -71,11 +73,11 @@ class TrainLoader:
             erased = erased_pixels(images.shape[2:], index.numpy(), self.augment.erase, self.seed, epoch)
             if erased is not None:
                 normalised.masked_fill_(torch.from_numpy(erased)[:, None], 0.0)  # the mean
-        return normalised
+        return brought_to(normalised, self.resize)
 
 
 def eval_batches(
-    arrays: Arrays, batch_size: int, mean: Sequence[float], std: Sequence[float]
+    arrays: Arrays, batch_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images, float32 (B, C, H, W), and labels, once and in order; the last batch may be smaller.
 
@@ -84,7 +86,14 @@ def eval_batches(
     normalise = Normalise(mean, std)
     for start in range(0, len(arrays), batch_size):
         part = slice(start, start + batch_size)
-        yield normalise(arrays.images[part]), arrays.labels[part]
+        yield brought_to(normalise(arrays.images[part]), resize), arrays.labels[part]
+
+
+def brought_to(images: Tensor, size: int | None) -> Tensor:
+    """Images (B, C, H, W) at size x size pixels, bicubic and antialiased; None leaves them as they are."""
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 
 class Normalise:

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
-from engine.data.settings import DataPath
-from models.settings import Settings, UserError
+from engine.data.settings import ArraySettings, DataPath
+from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
 
@@ -24,7 +24,7 @@ LAYOUT = "(N, H, W) or (N, H, W, C)"
 MAX_CHANNELS = 16
 
 
-class NpzSettings(Settings):
+class NpzSettings(ArraySettings):
     """`path` is the archive; see load_npz for what must be in it."""
 
     name: Literal["npz"] = "npz"

@@ -18,6 +18,14 @@ def _absolute(path: str) -> str:
 DataPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
+class ArraySettings(Settings):
+    """Datasets whose images have a size of their own. Each adds a `name` and where it lies."""
+
+    resize: int | None = Field(
+        None, gt=0, le=16384, description="height and width that batches are brought to, pixels; null: as they are"
+    )
+
+
 class FileSettings(Settings):
     """How image files become images of one size. Datasets of files add a `name` and where they lie."""
 
