@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.metrics import best_thresholds, build_metrics
+from engine.metrics import best_thresholds, build_metrics, metrics_of
 from engine.runtime import to_device
 
 
@@ -100,7 +100,8 @@ def evaluate(
     if n == 0:
         raise ValueError("the split has no images")
     found = best_thresholds(*map(torch.cat, zip(*seen, strict=True))) if seen else None
-    values = {name: value.item() for name, value in metrics.compute().items()}
+    computed = metrics.compute()  # sorted by name
+    values = {name: computed[name].item() for name in metrics_of(many)}
     return Evaluation(n, total / n, values, mistakes, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -9,17 +10,31 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.utilities import dim_zero_cat
 
 
 def _top_k(num_classes: int, k: int) -> Metric:
     return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
 
 
+class LabelsWithPositives(MultilabelAveragePrecision):
+    """Mean average precision over the labels that apply to any image at all."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average="none")
+
+    def compute(self) -> Tensor:
+        applies = dim_zero_cat(self.target).amax(dim=0) > 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No positive samples")
+            return super().compute()[applies].mean()
+
+
 Table = dict[str, Callable[[int], Metric]]
 # The first of each is what validation goes by.
 METRICS: Table = {"top1": partial(_top_k, k=1), "top5": partial(_top_k, k=5)}
 MULTILABEL: Table = {
-    "map": lambda labels: MultilabelAveragePrecision(labels, average="macro"),  # labels without a positive left out
+    "map": LabelsWithPositives,
     "f1": lambda labels: MultilabelF1Score(labels, average="macro"),  # at probability 1/2
 }
 

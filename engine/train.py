@@ -76,6 +76,8 @@ class Trainer:
                 f"train.batch_size = {t.batch_size} x train.accumulate = {t.accumulate}: more than the "
                 f"{len(data.train)} training images; use a smaller batch"
             )
+        if data.multi_label and t.label_smoothing:
+            raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for images with many labels; set it to 0")
         self.total_steps = t.steps or t.epochs * self.steps_per_epoch
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = round(t.warmup_ratio * self.total_steps or t.warmup_epochs * self.steps_per_epoch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from torch import nn
 
 from models.merging.families import family_of
@@ -24,8 +26,10 @@ def tokens_per_block(model: nn.Module) -> list[int]:
     blocks = _merging_blocks(model)
     if blocks is None:
         return []
-    (rows, columns), _ = blocks.layout()
-    counts, left = [], blocks.prefix + rows * columns
+    grid, _ = blocks.layout()
+    if grid is None:
+        return []  # images of any size
+    counts, left = [], blocks.prefix + prod(grid)
     for removed in blocks.schedule():
         left -= removed
         counts.append(left)

@@ -7,6 +7,7 @@ plain attributes: `img_size`, `in_chans`, `num_classes`, and `head_names`, the n
 from __future__ import annotations
 
 import os
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -16,7 +17,7 @@ from pydantic import Field, model_validator
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from models.merging.settings import MergeSettings
+from models.merging.settings import AnySettings, MergeSettings
 from models.merging.wrapping import wrap
 from models.settings import ModelSettings, UserError, nearest
 
@@ -24,8 +25,14 @@ LIBRARIES = ("timm", "torchvision")
 Option = bool | int | float | str | list[int] | list[float] | None
 
 
+# What our settings say, and what would give another thing than a model that classifies, or download: no `options`.
+OURS = {"img_size": "img_size", "image_size": "img_size", "in_chans": "in_chans", "num_classes": "num_classes",
+        "weights": "weights", "pretrained": "weights", "checkpoint_path": "weights", "pretrained_cfg": "weights",
+        "pretrained_cfg_overlay": "weights", "cache_dir": "weights", "progress": "weights"}  # fmt: skip
+
+
 class _Refused(Exception):
-    """The library's own refusal of an image size."""
+    """The library's own refusal of an image size, or of options."""
 
 
 class Metadata(NamedTuple):
@@ -52,14 +59,31 @@ class ZooSettings(ModelSettings):
     @classmethod
     def _own_size(cls, values: Any) -> Any:
         """Fills in the image size that the weights were trained at."""
-        if not isinstance(values, dict) or not isinstance(values.get("arch"), str) or values.get("img_size"):
+        if not isinstance(values, dict) or not isinstance(values.get("arch"), str):
+            return values
+        if not values["arch"] or values.get("img_size") is not None:
             return values
         weights = values.get("weights") if isinstance(values.get("weights"), str) else None
         return {**values, "img_size": cls.metadata(values["arch"], weights).img_size}
 
+    @model_validator(mode="after")
+    def _can_be(self) -> ZooSettings:
+        for key in self.options:
+            if key in OURS:
+                raise ValueError(f"options.{key} = {self.options[key]!r}: is not for options; use model.{OURS[key]}")
+        if self.merge is not None and isinstance(self.merge.r, AnySettings):
+            train = self.merge.r.train
+            raise ValueError(f"merge.r = {{train: {train}}}: cannot be drawn for each step in {self.name}'s models, only "
+                             "in ours; give a number, a list or {first: n, last: n}")  # fmt: skip
+        return self
+
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
-        """What the weights say that `weights` names, or else the library's default weights for `arch`."""
+        """What the weights say that `weights` names, or else the library's default weights for `arch`.
+
+        Raises:
+            ValueError: there is no such model, or no such weights.
+        """
         raise NotImplementedError
 
 
@@ -71,14 +95,15 @@ class TimmSettings(ZooSettings):
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
         named = _hub_name(weights, "timm") or arch
-        for name in dict.fromkeys((named, arch)):
+        for name in dict.fromkeys((arch, named)):
+            key = "arch" if name == arch else "weights"
             if not is_model(name.split(".")[0]):
-                raise ValueError(f"arch = {name!r}: timm has no such model; {nearest(name, timm.list_models())}")
+                raise ValueError(f"{key} = {name!r}: timm has no such model; {_near(name, timm.list_models())}")
         try:
             cfg = get_pretrained_cfg(named)
         except RuntimeError:
             tags = timm.list_pretrained(f"{named.split('.')[0]}.*")
-            raise ValueError(f"arch = {named!r}: timm has no such weights; {nearest(named, tags)}") from None
+            raise ValueError(f"{key} = {named!r}: timm has no such weights; {_near(named, tags)}") from None
         return Metadata(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
 
 
@@ -91,7 +116,7 @@ class TorchvisionSettings(ZooSettings):
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
         known = torchvision.models.list_models(module=torchvision.models)
         if arch not in known:
-            raise ValueError(f"arch = {arch!r}: torchvision has no such classifier; {nearest(arch, known)}")
+            raise ValueError(f"arch = {arch!r}: torchvision has no such classifier; {_near(arch, known)}")
         entries = torchvision.models.get_model_weights(arch)
         _, _, tag = (_hub_name(weights, "torchvision") or "").partition(".")
         if tag and tag not in entries.__members__:
@@ -112,11 +137,19 @@ def normalisation(settings: ModelSettings) -> tuple[tuple[float, ...], tuple[flo
 
     Weights of a hub say; so does a file for a model of the zoo, for which the library's default weights answer.
     """
-    if settings.weights is None or not isinstance(settings, ZooSettings) or settings.in_chans != 3:
+    if settings.weights is None or settings.in_chans != 3 or os.path.isdir(settings.weights):
+        return None  # a folder is a run of ours, which keeps its own
+    library, colon, name = settings.weights.partition(":")
+    if colon and library in LIBRARIES:
+        cls, arch = {"timm": TimmSettings, "torchvision": TorchvisionSettings}[library], name.partition(".")[0]
+    elif isinstance(settings, ZooSettings):
+        cls, arch = type(settings), settings.arch
+    else:
         return None
-    if os.path.isdir(settings.weights):
-        return None  # a run of ours, which keeps its own
-    _, mean, std = settings.metadata(settings.arch, settings.weights)
+    try:
+        _, mean, std = cls.metadata(arch, settings.weights)
+    except ValueError as error:
+        raise UserError(f"model.weights = {settings.weights!r}: {error}") from None
     return mean, std
 
 
@@ -127,14 +160,15 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
         UserError: the library refuses an option, or the model an image size (the error names sizes that work).
     """
     own = settings.metadata(settings.arch, settings.weights).img_size
-    if settings.img_size != own and not _takes(settings, settings.img_size):
+    if (settings.img_size != own or settings.options) and not _takes(settings, settings.img_size):
         raise UserError(_refusal(settings, own))
     model = _create(settings, settings.img_size)
-    path = head_path(model, settings)
+    paths = head_paths(model, settings)
     if settings.head == "mlp":
-        _replace_head(model, path, settings)
+        for path in paths:
+            _replace_head(model, path, settings)
     model.img_size, model.in_chans, model.num_classes = settings.img_size, settings.in_chans, settings.num_classes
-    model.head_names = (path,)
+    model.head_names = paths
     if settings.merge is not None:
         try:
             wrap(model, **settings.merge.model_dump(exclude_defaults=True))
@@ -143,14 +177,22 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
     return model
 
 
-def head_path(model: nn.Module, settings: ZooSettings) -> str:
-    """The module that turns features into logits: timm says which, of torchvision's models it is the last linear layer
-    (SqueezeNet's is a whole classifier around a convolution)."""
+def head_paths(model: nn.Module, settings: ZooSettings) -> tuple[str, ...]:
+    """The modules that turn features into logits: timm says which (a distilled DeiT has two), of torchvision's models
+    it is the last linear layer (SqueezeNet's is a whole classifier around a convolution).
+
+    Raises:
+        UserError: a model that does not classify.
+    """
     if settings.name == "timm":
         named = model.pretrained_cfg.get("classifier") or "head"
-        return named if isinstance(named, str) else named[0]
+        modules = dict(model.named_modules())
+        found = tuple(name for name in ((named,) if isinstance(named, str) else named) if name in modules)
+        if not any(True for name in found for _ in modules[name].parameters()):
+            raise UserError(f"model.arch = {settings.arch!r}: timm knows no classifier in it; choose another model")
+        return found
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-    return last if isinstance(model.get_submodule(last), nn.Linear) else last.rpartition(".")[0]
+    return (last if isinstance(model.get_submodule(last), nn.Linear) else last.rpartition(".")[0],)
 
 
 def _create(settings: ZooSettings, img_size: int) -> nn.Module:
@@ -161,6 +203,8 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
             raise UserError(f"model.in_chans = {settings.in_chans}: {name} takes 3 channels; use another model")
         if settings.arch.startswith("vit_"):
             given["image_size"] = img_size
+        if settings.arch in ("googlenet", "inception_v3"):  # their auxiliary heads make `forward` return a tuple
+            given = {"aux_logits": False, "init_weights": True, **given}
     try:
         if settings.name == "torchvision":
             return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.num_classes, **given)
@@ -175,8 +219,8 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
         reason = str(error).split("__init__() ")[-1]
         said = f"model.options = {settings.options}: {name} refuses them ({reason})"
         raise UserError(f"{said}; correct or drop it") from None
-    except (ValueError, AssertionError) as error:
-        raise _Refused from error
+    except (ValueError, AssertionError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise _Refused(" ".join(str(error).split())) from error
 
 
 def _takes(settings: ZooSettings, img_size: int) -> bool:
@@ -187,20 +231,23 @@ def _takes(settings: ZooSettings, img_size: int) -> bool:
             patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
             if img_size % (patch[0] if isinstance(patch, tuple) else patch):
                 return False
-            model(torch.zeros(1, settings.in_chans, img_size, img_size))
+            logits = model(torch.zeros(1, settings.in_chans, img_size, img_size))
     except UserError:
         raise
     except (_Refused, RuntimeError, AssertionError, ValueError, IndexError):
         return False
-    return True
+    return isinstance(logits, torch.Tensor) and logits.shape == (1, settings.num_classes)
 
 
 def _refusal(settings: ZooSettings, own: int) -> str:
     """The error for a size that does not work, with the nearest that do, and the weights' own."""
     asked = settings.img_size
-    near = sorted({16 * round(asked / 16 + step) for step in range(-4, 5)} - {0}, key=lambda size: abs(size - asked))
-    works = [size for size in (own, *near) if size > 0 and size != asked and _takes(settings, size)]
-    known = ", ".join(str(size) for size in sorted(set(works[:4])))
+    near = sorted({max(16 * round(asked / 16 + step), 16) for step in range(-4, 5)}, key=lambda size: abs(size - asked))
+    works = list(islice((size for size in dict.fromkeys((own, *near)) if size != asked and _takes(settings, size)), 4))
+    if not works:
+        return (f"model.options = {settings.options}: {settings.name}:{settings.arch} makes no classifier of images with "
+                "them; correct or drop them")  # fmt: skip
+    known = ", ".join(str(size) for size in sorted(works))
     return f"model.img_size = {asked}: does not go through {settings.name}:{settings.arch}; sizes that work: {known}"
 
 
@@ -221,3 +268,8 @@ def _hub_name(weights: str | None, library: str) -> str | None:
     """NAME of `library:NAME`."""
     prefix, colon, name = (weights or "").partition(":")
     return name if colon and prefix == library else None
+
+
+def _near(word: str, known: list[str]) -> str:
+    """The end of an error line, also where a thousand names are known."""
+    return said if len(said := nearest(word, known)) < 200 else f"known: {', '.join(known[:3])} and {len(known) - 3} more"

@@ -1,0 +1,261 @@
+"""Fine-tuning from end to end: what a run starts from, what learns, what is saved, and that it can be read back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.config import RunSettings
+from engine.experiment import evaluate_run, load_run, run_experiment
+from engine.features import HeadOnFeatures
+from engine.metrics import best_thresholds
+from engine.tracking import Tracker
+from engine.train import Trainer
+from models.settings import UserError, check
+from tests.engine.data.conftest import save_image
+from tests.engine.test_train import Crash, assert_same_run
+
+PLAIN = {"crop": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
+VIT = {
+    "name": "vit", "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16, "depth": 2,
+    "num_heads": 2, "merge": {"r": 3},
+}  # fmt: skip
+SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.003}
+SPLIT = {"val": 0.1, "part": 0.25}
+
+
+def settings_of(**sections) -> RunSettings:
+    """Settings of a short run on the digits; a section replaces the whole section."""
+    body = {"name": "tuned", "threads": 1, "device": "cpu", "model": VIT, "data": {"name": "digits"}, "split": SPLIT,
+            "augment": PLAIN, "train": {}, "log": {"every_steps": 1, "images": 4}, **sections}  # fmt: skip
+    return check(RunSettings, {**body, "train": {**SHORT, **body["train"]}})
+
+
+MODES = {
+    "head": {"mode": "head"},
+    "gradual": {"mode": "gradual", "groups": [{"parts": ["head"], "lr": 1e-3},
+                                              {"parts": ["blocks.1", "norm"], "epoch": 1, "lr": 1e-4}]},
+    "full": {"mode": "full", "layer_decay": 0.5},
+    "lora": {"mode": "lora", "rank": 2, "dropout": 0.1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("base")
+
+
+@pytest.fixture
+def start(base):
+    """A run to start from: a merged ViT on the digits."""
+    if not (base / "results.json").exists():
+        run_experiment(settings_of(train={"epochs": 1}), base)
+    return str(base)
+
+
+@pytest.fixture
+def tuned(start):
+    """Makes settings that start from that run."""
+
+    def make(mode: str, **sections) -> RunSettings:
+        return settings_of(model={**VIT, "weights": start}, finetune=MODES[mode], **sections)
+
+    return make
+
+
+def state_of(run) -> dict:
+    return checkpoint.load(run / "best.pt")["model"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tuned_run_is_read_back_from_its_folder(mode, tuned, folder, start):
+    results = run_experiment(tuned(mode), folder)
+    run = load_run(folder)
+    assert evaluate_run(run, "test").metrics["top1"] == results["test_top1"]
+    before, after = state_of(Path(start)), load_run(folder, which="last").model.state_dict()
+    assert before.keys() == after.keys(), "adapters are gone, names are the plain model's"
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = {
+        "head": {"head.weight", "head.bias"},
+        "gradual": {n for n in before if n.startswith(("head.", "blocks.1.", "norm."))},
+        "full": set(before),
+        "lora": {"head.weight", "head.bias"} | {f"blocks.{i}.attn.{n}.weight" for i in (0, 1) for n in ("qkv", "proj")},
+    }[mode]
+    assert moved <= expected and len(moved) > 0.8 * len(expected)
+
+
+def test_what_learnt_is_saved_alone_and_counted(tuned, folder, tmp_path):
+    sizes = {}
+    for mode in ("head", "lora", "full"):
+        (tmp_path / mode).mkdir()
+        results = run_experiment(tuned(mode), tmp_path / mode)
+        sizes[mode] = results["saved_mib"]
+        learnt = sum(value.numel() for value in state_of(tmp_path / mode).values())
+        assert results["trained_params"] == learnt
+        assert 0 < results["trained_share"] <= 1 and results["peak_memory_mib"] > 0 and results["seconds"] > 0
+    assert sizes["head"] < sizes["lora"] < sizes["full"]
+
+
+def test_the_part_that_is_not_saved_must_be_the_same(tuned, folder, start, tmp_path):
+    run_experiment(tuned("lora"), folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    state = checkpoint.load(Path(start) / "best.pt")
+    checkpoint.save(other / "best.pt", {**state, "model": {n: v + 0.1 for n, v in state["model"].items()}})
+    with pytest.raises(UserError, match=r"holds only what learnt, and model\.weights are not those"):
+        load_run(folder, [f"model.weights={other}"])
+
+
+def test_kept_features_change_nothing(tuned, folder, tmp_path, caplog):
+    """The same steps on the same images in the same order, whether the frozen part runs once or each time."""
+    weights = {}
+    for cache in ("memory", "disk", "none"):
+        (tmp_path / cache).mkdir()
+        settings = tuned("head")
+        settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"cache": cache})})
+        run_experiment(settings, tmp_path / cache)
+        weights[cache] = state_of(tmp_path / cache)
+        assert not list((tmp_path / cache).glob(".features*")), "no file is left behind"
+    for name, value in weights["none"].items():
+        assert torch.equal(weights["memory"][name], weights["disk"][name])
+        torch.testing.assert_close(weights["memory"][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_used_only_where_they_say_the_same(tuned, folder, monkeypatch):
+    """Augmented images have no features to keep, and a model with two heads has two kinds."""
+    seen = []
+    forward = HeadOnFeatures.forward
+    monkeypatch.setattr(HeadOnFeatures, "forward", lambda self, x: seen.append(1) or forward(self, x))
+    run_experiment(tuned("head", augment={**PLAIN, "crop": 1}), folder)
+    assert not seen
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("crash_at", [9, 30])
+def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, tmp_path, monkeypatch):
+    """20 steps an epoch: in the first, and after `gradual` has begun its second group."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    settings = tuned(mode, checkpoint={"every_steps": 4}, train={"ema": 0.9})
+    run_experiment(settings, whole)
+    scalars = Tracker.scalars
+
+    def crashing(self, step, values):
+        if step == crash_at and "train/loss" in values:
+            raise Crash
+        scalars(self, step, values)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Tracker, "scalars", crashing)
+        run_experiment(settings, parts)
+    run_experiment(settings, parts, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "hybridmerge")
+    logging.getLogger("hybridmerge").propagate = True
+    rates = []
+    step = Trainer._step
+
+    def watched(self, batches, bar):
+        step(self, batches, bar)
+        rates.append({(g["scale"], any(p.grad is not None for p in g["params"])) for g in self.optimizer.param_groups})
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    run_experiment(tuned("gradual"), folder)
+    said = (folder / "log.txt").read_text()
+    assert said.count("learning: ") == 2 and "blocks.1" in said.split("learning: ")[2]
+    learning = [{scale for scale, learns in groups if learns} for groups in rates]
+    assert sorted(learning[0]) == pytest.approx([1 / 3])
+    assert sorted(learning[-1]) == pytest.approx([1 / 30, 1 / 3])
+
+
+def test_steps_and_warmup_ratio(tuned, folder):
+    """13 steps, of which the epoch has 20: a part of an epoch is validated and kept like a whole one."""
+    results = run_experiment(tuned("full", train={"steps": 33, "warmup_ratio": 0.1}), folder)
+    assert (results["steps"], results["epochs"]) == (33, 2)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/top1" in line] == [20, 33]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert rates[0] == pytest.approx(0.001) and rates[2] == pytest.approx(0.003) and rates[4] < rates[3]
+
+
+def test_a_rate_for_another_batch_is_warned_about(tuned, folder):
+    run_experiment(tuned("full", train={"epochs": 1, "lr_batch": 64}), folder)
+    said = (folder / "log.txt").read_text()
+    assert "is for 64 images per step (train.lr_batch), this run has 16: use train.lr=0.00075, or train.acc" in said
+
+
+def test_statistics_come_with_the_weights(tuned, folder, start):
+    run_experiment(tuned("full"), folder)
+    given, own = (checkpoint.load(f / "best.pt") for f in (Path(start), folder))
+    assert given["mean"] == own["mean"] and given["std"] == own["std"]
+    state = {**checkpoint.load(Path(start) / "best.pt"), "mean": [0.25], "std": [0.5]}
+    (folder.parent / "shifted").mkdir()
+    checkpoint.save(folder.parent / "shifted" / "best.pt", state)
+    settings = tuned("head")
+    model = settings.model.model_copy(update={"weights": str(folder.parent / "shifted")})
+    (folder.parent / "again").mkdir()
+    run_experiment(settings.model_copy(update={"model": model}), folder.parent / "again")
+    run = load_run(folder.parent / "again")
+    assert run.data.mean == (0.25,) and run.data.std == (0.5,)
+
+
+def test_batches_are_brought_to_the_models_size(folder):
+    settings = settings_of(model={**VIT, "img_size": 12}, data={"name": "digits", "resize": 12}, train={"epochs": 1})
+    results = run_experiment(settings, folder)
+    assert results["test_images"] == 360 and load_run(folder).data.shape == (1, 12, 12)
+
+
+def test_conformer_learns_by_both_heads(folder, monkeypatch):
+    model = {"name": "conformer", "img_size": 8, "patch_size": 4, "stem_stride": 1, "in_chans": 1, "num_classes": 10,
+             "embed_dim": 16, "depth": 3, "num_heads": 2, "base_channel": 16, "channel_ratio": 1}  # fmt: skip
+    run_experiment(settings_of(model=model, train={"epochs": 1}), folder)
+    run = load_run(folder)
+    images = run.data.test.images[:4].float() / 255
+    with torch.inference_mode():
+        conv, trans = run.model.eval().forward_heads(images)
+        torch.testing.assert_close(run.model(images), conv + trans)
+
+
+def test_many_labels(folder, tmp_path):
+    """Each image's label says whether it is bright, and whether its left half is brighter than its right."""
+    rows = [("path", "bright", "left", "never")]
+    for i in range(60):
+        path = save_image(tmp_path / "images" / f"{i}.png", i, (8, 8))
+        rows.append((path.name, i % 2, (i // 2) % 2, 0))
+    with open(tmp_path / "images" / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    data = {"name": "table", "path": str(tmp_path / "images" / "table.csv"), "labels": "many", "size": 8}
+    given = {"data": data, "model": {**VIT, "in_chans": 3, "num_classes": 3}, "split": {"val": 0.2}}
+    results = run_experiment(settings_of(**given, train={"batch_size": 8}), folder)
+    assert results["metric"] == "map" and 0 < results["test_map"] <= 1 and results["test_images"] == 12
+    assert len(results["thresholds"]) == 3 and results["thresholds"][2] == 0.5
+    assert evaluate_run(load_run(folder), "test").metrics["map"] == results["test_map"]
+    for key, sections in (("mixup", {"augment": {"mixup": 0.2}}), ("smoothing", {"train": {"label_smoothing": 0.1}})):
+        with pytest.raises(UserError, match=key):
+            run_experiment(settings_of(**{**given, "train": {"batch_size": 8}, **sections}), tmp_path)
+
+
+def test_best_thresholds_by_trying_them_all():
+    rng = torch.Generator().manual_seed(0)
+    scores = (torch.rand(40, 3, generator=rng) * 20).round() / 20  # with ties
+    truth = (torch.rand(40, 3, generator=rng) < 0.4).float()
+    truth[:, 2] = 0
+
+    def f1(column: int, threshold: float) -> float:
+        said = scores[:, column] >= threshold
+        return float(2 * (said * truth[:, column]).sum() / (said.sum() + truth[:, column].sum()).clamp(min=1))
+
+    found = best_thresholds(scores, truth)
+    assert found[2] == 0.5
+    for column in (0, 1):
+        most = max(f1(column, threshold) for threshold in torch.linspace(0, 1, 201).tolist())
+        assert f1(column, found[column]) == pytest.approx(most)
