@@ -1,11 +1,12 @@
 # make demo    trains the hybrid on handwritten digits; makes the environment first, where there is none
-# make test    runs the tests, on the CPU; ARGS="-k merge" for some of them
+# make test    runs the tests, on the CPU, in two processes; ARGS="-k merge" for some of them, JOBS=8 for more processes
 # make lint    checks the code with ruff
 # make install makes the environment in .venv; PYTHON=python3.12 chooses the interpreter
 # make clean   deletes the environment and caches; runs/ and data/ stay
 
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -17,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/python tools/train.py --cfg digits/hybrid name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -q --durations=10 $(ARGS)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
+LORA = ["peft>=0.18"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 
 setup(
@@ -26,9 +27,13 @@ setup(
         "matplotlib>=3.7",
         "Pillow>=10.1",
         "tqdm>=4.65",
+        "safetensors>=0.4",  # weights in that format
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", "peft>=0.18", *ONNX],
+        "dev": [
+            "pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", *LORA, *ONNX,
+        ],
+        "lora": LORA,  # finetune.mode=lora
         "export": ["torch>=2.13", *ONNX],  # tools/export.py
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
     },

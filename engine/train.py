@@ -77,7 +77,7 @@ class Trainer:
                 f"{len(data.train)} training images; use a smaller batch"
             )
         if data.multi_label and t.label_smoothing:
-            raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for images with many labels; set it to 0")
+            raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for many labels; set it to 0")
         self.total_steps = t.steps or t.epochs * self.steps_per_epoch
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = round(t.warmup_ratio * self.total_steps or t.warmup_epochs * self.steps_per_epoch)

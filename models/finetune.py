@@ -1,8 +1,9 @@
-"""Fine-tuning: which parameters learn, from when on, and how fast. And LoRA, through peft."""
+"""Fine-tuning: which parameters learn, from when on, and how fast."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from models.lora import add_lora, merge_lora  # noqa: F401
 from models.settings import Settings, UserError, nearest
 
 OF_MODE = {
@@ -18,8 +20,7 @@ OF_MODE = {
     "full": ("layer_decay",),
     "lora": ("rank", "alpha", "dropout", "targets"),
 }
-# Attention's projections, by the names that timm and torchvision give them.
-ATTENTION = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "query", "key", "value", "self_attention")
+STEM = re.compile(r"(^|\.)(patch_embed|stem)\.")
 
 
 class GroupSettings(Settings):
@@ -55,8 +56,8 @@ class FinetuneSettings(Settings):
         for mode, keys in OF_MODE.items():
             for key in keys:
                 if mode != self.mode and getattr(self, key) is not None:
-                    said = f"finetune.{key} = {getattr(self, key)!r}"
-                    raise ValueError(f"{said}: {self.mode} has no such option, {mode} has")
+                    value = "" if key == "groups" else f" = {getattr(self, key)!r}"
+                    raise ValueError(f"finetune.{key}{value}: {self.mode} has no such option, {mode} has")
         if self.mode == "gradual" and not self.groups:
             raise ValueError("finetune.groups: missing; gradual needs a list of {parts: [...], epoch: n, lr: x}")
         if self.mode == "gradual" and min(group.epoch for group in self.groups) > 0:
@@ -87,7 +88,7 @@ class Tuning:
         self.learns_from: dict[str, int] = {}  # parameter name -> epoch
         self.scales: dict[str, float] = {}
         if mode == "lora":
-            add_lora(model, settings)
+            add_lora(model, settings.rank or 8, settings.alpha or 16, settings.dropout or 0.0, settings.targets)
             self._add([name for name, p in model.named_parameters() if p.requires_grad])
         if mode in ("head", "lora"):
             self._add(parameters_of(model, heads_of(model), "model"))
@@ -154,7 +155,9 @@ def parameters_of(model: nn.Module, parts: Iterable[str], key: str) -> list[str]
         inside = [n for n in names if any(n == w or n.startswith(f"{w}.") for w in wanted)]
         if not inside:
             known = sorted({n.rsplit(".", i)[0] for n in names for i in range(n.count(".") + 1)})
-            raise UserError(f"{key} = {part!r}: matches no parameter of the model; {nearest(part, known)[:300]}")
+            if len(near := nearest(part, known)) > 200:
+                near = f"known: {', '.join(dict.fromkeys(n.partition('.')[0] for n in names))}, and what is in them"
+            raise UserError(f"{key} = {part!r}: matches no parameter of the model; {near}")
         found += [n for n in inside if n not in found]
     return found
 
@@ -163,7 +166,8 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     """Each parameter's layer, counted from the input; the head's is the last (Clark et al., ELECTRA, 2020; BEiT).
 
     timm's models say themselves. Elsewhere layers are numbered modules in the order of the model's definition; what
-    comes before the first of them is layer 0, what comes after the last of them is the head's.
+    comes before the first of them is layer 0, like a stem and its parts, what comes after the last of them is the
+    head's. Anything else, and a norm, belongs to the layer before it.
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "group_matcher"):
@@ -171,83 +175,16 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
         order = {layer: depth for depth, layer in enumerate(sorted(set(layers.values()), key=float))}
         depths = {name: order[layer] for name, layer in layers.items() if name in names}
     else:
-        keys = [_numbered(name) for name in names]
+        keys = [_numbered(model, name) for name in names]
         numbered = [key for key in dict.fromkeys(keys) if key is not None]
+        end = max((i for i, key in enumerate(keys) if key is not None), default=-1)
         depths, last = {}, 0
-        for name, key in zip(names, keys, strict=True):
-            last = max(last, numbered.index(key) + 1) if key is not None else last
-            depths[name] = last if key is not None else (0 if last == 0 else len(numbered) + 1)
+        for i, (name, key) in enumerate(zip(names, keys, strict=True)):
+            last = numbered.index(key) + 1 if key is not None else last
+            depths[name] = 0 if STEM.search(name) else last if i <= end or last == 0 else len(numbered) + 1
     top = max(depths.values(), default=0)
     heads = tuple(f"{head}." for head in heads_of(model))
     return {name: top if name.startswith(heads) else depths.get(name, top) for name in names}
-
-
-def add_lora(model: nn.Module, settings: FinetuneSettings) -> None:
-    """Puts adapters of low rank beside the targets' weights, in place (Hu et al., 2022), and freezes all else.
-
-    Raises:
-        UserError: peft is not installed, or the targets match nothing.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("finetune.mode = 'lora': needs peft; pip install 'hybridmerge[lora]'") from None
-    targets = lora_targets(model, settings.targets)
-    config = LoraConfig(
-        r=settings.rank or 8, lora_alpha=settings.alpha or 16, lora_dropout=settings.dropout or 0.0,
-        target_modules=targets,
-    )  # fmt: skip
-    inject_adapter_in_model(config, model)
-
-
-def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
-    """Full names of the modules that adapters go beside.
-
-    Raises:
-        UserError: none that can have one is called so.
-    """
-    kinds, heads = nn.Linear | nn.Conv2d | nn.MultiheadAttention, heads_of(model)
-    able = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    able = [name for name in able if name not in heads and not name.startswith(tuple(f"{head}." for head in heads))]
-    deaf = [name for name in able if _used_without_a_call(model, name)]
-    able = [name for name in able if name not in deaf]
-    if asked is None:
-        found = [name for name in able if name.rpartition(".")[2] in ATTENTION and re.search("attn|attention", name)]
-        if not found:
-            kind = type(model).__name__
-            raise UserError(f"finetune.targets: {kind} has no attention to adapt; name modules, as in {able[-1:]}")
-        return found
-    for target in asked:
-        if not any(name == target or name.endswith(f".{target}") for name in able):
-            last = sorted({name.rpartition(".")[2] for name in able})
-            if any(name == target or name.endswith(f".{target}") for name in deaf):
-                said = f"finetune.targets = {target!r}: {type(model).__name__} uses its weight without calling it"
-                raise UserError(f"{said}, so that an adapter would do nothing; use {' or '.join(last)}")
-            raise UserError(f"finetune.targets = {target!r}: matches no linear or attention; {nearest(target, last)}")
-    return [name for name in able if any(name == t or name.endswith(f".{t}") for t in asked)]
-
-
-def _used_without_a_call(model: nn.Module, name: str) -> bool:
-    """Whether the module around a linear layer takes its weight and leaves its forward, and an adapter, out."""
-    parent, _, last = name.rpartition(".")
-    around = model.get_submodule(parent)
-    return isinstance(around, nn.MultiheadAttention) or (last == "qkv" and hasattr(around, "q_bias"))  # timm's Beit
-
-
-def merge_lora(model: nn.Module) -> int:
-    """Adds every adapter to the weights beside it and takes it out: the same logits, the plain model's modules.
-
-    Returns:
-        How many there were.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    for name, layer in layers:
-        layer.merge()
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.get_base_layer())
-    return len(layers)
 
 
 def partial_state(model: nn.Module, names: set[str] | None) -> dict[str, Tensor]:
@@ -261,22 +198,28 @@ def frozen_state(model: nn.Module, names: set[str] | None) -> dict[str, Tensor]:
     return {} if names is None else {name: value for name, value in model.state_dict().items() if name not in names}
 
 
-def _freeze_modes(module: nn.Module) -> bool:
-    """Puts every module whose parameters are all frozen into evaluation mode; whether this one has any that learns."""
-    own = list(module.parameters(recurse=False))
-    children = [_freeze_modes(child) for child in module.children()]
-    learns = any(p.requires_grad for p in own) or any(children)
-    if not learns and next(module.parameters(), None) is not None:
-        module.eval()
-    return learns
+def _freeze_modes(model: nn.Module) -> None:
+    """Puts every module whose parameters are all frozen into evaluation mode, and every one that has none, such as
+    dropout, if the parameters next to it on both sides are frozen."""
+    modules = list(model.modules())
+    owners = [i for i, module in enumerate(modules) if next(module.parameters(recurse=False), None) is not None]
+    for i, module in enumerate(modules):
+        beside = list(module.parameters())
+        if not beside:
+            at = bisect(owners, i)
+            beside = [p for owner in owners[max(at - 1, 0) : at + 1] for p in modules[owner].parameters(recurse=False)]
+        module.training = any(p.requires_grad for p in beside)
 
 
-def _numbered(name: str) -> str | None:
-    """The part of a parameter's name up to the first module that has a number; None where there is none."""
+def _numbered(model: nn.Module, name: str) -> str | None:
+    """The part of a parameter's name up to the first module that has a number; None where there is none, and for norms
+    and stems, which are no layers."""
     parts = name.split(".")[:-1]
     for i, part in enumerate(parts):
         if re.search(r"\d$", part):
-            return ".".join(parts[: i + 1])
+            module = ".".join(parts[: i + 1])
+            norm = isinstance(model.get_submodule(module), nn.LayerNorm | nn.BatchNorm2d)
+            return None if norm or STEM.search(name) else module
     return None
 
 

@@ -36,15 +36,6 @@ def tokens_per_block(model: nn.Module) -> list[int]:
     return counts
 
 
-def set_plan(model: nn.Module, plan: list[int]) -> None:
-    """Lets a model merge by another plan: one number for each block."""
-    blocks = None if hasattr(model, "schedule") else _merging_blocks(model)
-    if blocks is None:
-        model.schedule = plan
-    else:
-        blocks.plan = plan
-
-
 def _merging_blocks(model: nn.Module) -> MergingBlocks | None:
     try:
         family_of(model)

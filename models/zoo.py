@@ -23,12 +23,11 @@ from models.settings import ModelSettings, UserError, nearest
 
 LIBRARIES = ("timm", "torchvision")
 Option = bool | int | float | str | list[int] | list[float] | None
-
-
 # What our settings say, and what would give another thing than a model that classifies, or download: no `options`.
 OURS = {"img_size": "img_size", "image_size": "img_size", "in_chans": "in_chans", "num_classes": "num_classes",
         "weights": "weights", "pretrained": "weights", "checkpoint_path": "weights", "pretrained_cfg": "weights",
         "pretrained_cfg_overlay": "weights", "cache_dir": "weights", "progress": "weights"}  # fmt: skip
+TUPLES = ("features_only", "aux_logits")  # options that make `forward` return more than logits
 
 
 class _Refused(Exception):
@@ -41,6 +40,11 @@ class Metadata(NamedTuple):
     img_size: int
     mean: tuple[float, ...]  # of pixels in [0, 1]
     std: tuple[float, ...]
+
+
+def _also_with_arch(schema: dict[str, Any]) -> None:
+    """In files a name may be `timm:resnet18`; see split_name."""
+    schema["pattern"] = f"^{schema.pop('const')}(:.+)?$"
 
 
 class ZooSettings(ModelSettings):
@@ -71,10 +75,11 @@ class ZooSettings(ModelSettings):
         for key in self.options:
             if key in OURS:
                 raise ValueError(f"options.{key} = {self.options[key]!r}: is not for options; use model.{OURS[key]}")
+            if key in TUPLES:
+                raise ValueError(f"options.{key}: makes more than one output, and training takes logits; drop it")
         if self.merge is not None and isinstance(self.merge.r, AnySettings):
-            train = self.merge.r.train
-            raise ValueError(f"merge.r = {{train: {train}}}: cannot be drawn for each step in {self.name}'s models, only "
-                             "in ours; give a number, a list or {first: n, last: n}")  # fmt: skip
+            said = f"merge.r = {{train: {self.merge.r.train}}}: is drawn for each step in our own models, not in"
+            raise ValueError(f"{said} {self.name}'s; give a number, a list or {{first: n, last: n}}")
         return self
 
     @classmethod
@@ -90,7 +95,7 @@ class ZooSettings(ModelSettings):
 class TimmSettings(ZooSettings):
     """A model of timm: `timm:resnet18`, `timm:vit_base_patch16_384.augreg_in21k_ft_in1k`."""
 
-    name: Literal["timm"] = "timm"
+    name: Literal["timm"] = Field("timm", json_schema_extra=_also_with_arch)
 
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
@@ -110,7 +115,7 @@ class TimmSettings(ZooSettings):
 class TorchvisionSettings(ZooSettings):
     """A model of torchvision: `torchvision:squeezenet1_1`; weights such as torchvision:vit_l_16.IMAGENET1K_V1."""
 
-    name: Literal["torchvision"] = "torchvision"
+    name: Literal["torchvision"] = Field("torchvision", json_schema_extra=_also_with_arch)
 
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
@@ -157,12 +162,16 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
     """The library's model for the settings' image size, channels and classes, its weights drawn at random.
 
     Raises:
-        UserError: the library refuses an option, or the model an image size (the error names sizes that work).
+        UserError: the library refuses an option, or the model an image size (the error names sizes that work), or it
+            classifies in no way that is known, or merging does not go into it.
     """
     own = settings.metadata(settings.arch, settings.weights).img_size
     if (settings.img_size != own or settings.options) and not _takes(settings, settings.img_size):
         raise UserError(_refusal(settings, own))
-    model = _create(settings, settings.img_size)
+    try:
+        model = _create(settings, settings.img_size)
+    except _Refused as error:
+        raise UserError(f"model.arch = {settings.arch!r}: {settings.name} cannot build it ({error})") from None
     paths = head_paths(model, settings)
     if settings.head == "mlp":
         for path in paths:
@@ -186,9 +195,9 @@ def head_paths(model: nn.Module, settings: ZooSettings) -> tuple[str, ...]:
     """
     if settings.name == "timm":
         named = model.pretrained_cfg.get("classifier") or "head"
-        modules = dict(model.named_modules())
-        found = tuple(name for name in ((named,) if isinstance(named, str) else named) if name in modules)
-        if not any(True for name in found for _ in modules[name].parameters()):
+        learn = {name for name, module in model.named_modules() if any(p.requires_grad for p in module.parameters())}
+        found = tuple(name for name in ((named,) if isinstance(named, str) else named) if name in learn)
+        if not found:
             raise UserError(f"model.arch = {settings.arch!r}: timm knows no classifier in it; choose another model")
         return found
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
@@ -204,7 +213,8 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
         if settings.arch.startswith("vit_"):
             given["image_size"] = img_size
         if settings.arch in ("googlenet", "inception_v3"):  # their auxiliary heads make `forward` return a tuple
-            given = {"aux_logits": False, "init_weights": True, **given}
+            hub = _hub_name(settings.weights, "torchvision") is not None  # trained on pixels from -1 to 1
+            given = {"init_weights": True, "transform_input": hub, **given, "aux_logits": False}
     try:
         if settings.name == "torchvision":
             return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.num_classes, **given)
@@ -219,14 +229,17 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
         reason = str(error).split("__init__() ")[-1]
         said = f"model.options = {settings.options}: {name} refuses them ({reason})"
         raise UserError(f"{said}; correct or drop it") from None
+    except NotImplementedError:
+        raise
     except (ValueError, AssertionError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise _Refused(" ".join(str(error).split())) from error
 
 
-def _takes(settings: ZooSettings, img_size: int) -> bool:
-    """Whether an image of this size goes through the model, tried on the meta device, and no pixel is left out."""
+def _takes(settings: ZooSettings, img_size: int, device: str = "meta") -> bool:
+    """Whether an image of this size goes through the model to logits, tried without storage where that can be, and no
+    patch is cut."""
     try:
-        with torch.device("meta"), torch.no_grad():
+        with torch.device(device), torch.no_grad():
             model = _create(settings, img_size).eval()
             patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
             if img_size % (patch[0] if isinstance(patch, tuple) else patch):
@@ -234,7 +247,9 @@ def _takes(settings: ZooSettings, img_size: int) -> bool:
             logits = model(torch.zeros(1, settings.in_chans, img_size, img_size))
     except UserError:
         raise
-    except (_Refused, RuntimeError, AssertionError, ValueError, IndexError):
+    except NotImplementedError:  # RegNet, for one, computes its widths by tensors
+        return device == "meta" and _takes(settings, img_size, "cpu")
+    except (_Refused, RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError):
         return False
     return isinstance(logits, torch.Tensor) and logits.shape == (1, settings.num_classes)
 
@@ -245,8 +260,8 @@ def _refusal(settings: ZooSettings, own: int) -> str:
     near = sorted({max(16 * round(asked / 16 + step), 16) for step in range(-4, 5)}, key=lambda size: abs(size - asked))
     works = list(islice((size for size in dict.fromkeys((own, *near)) if size != asked and _takes(settings, size)), 4))
     if not works:
-        return (f"model.options = {settings.options}: {settings.name}:{settings.arch} makes no classifier of images with "
-                "them; correct or drop them")  # fmt: skip
+        name = f"{settings.name}:{settings.arch}"
+        return f"model.options = {settings.options}: {name} makes no classifier with them; correct or drop them"
     known = ", ".join(str(size) for size in sorted(works))
     return f"model.img_size = {asked}: does not go through {settings.name}:{settings.arch}; sizes that work: {known}"
 
@@ -272,4 +287,5 @@ def _hub_name(weights: str | None, library: str) -> str | None:
 
 def _near(word: str, known: list[str]) -> str:
     """The end of an error line, also where a thousand names are known."""
-    return said if len(said := nearest(word, known)) < 200 else f"known: {', '.join(known[:3])} and {len(known) - 3} more"
+    said = nearest(word, known)
+    return said if len(said) < 200 else f"known: {', '.join(known[:3])} and {len(known) - 3} more"

@@ -1,0 +1,52 @@
+"""What blocks remove and leave, asked of any model."""
+
+import pytest
+import torch
+
+from models import build_model
+from models.interface import removed_per_block, tokens_per_block
+from models.merging import wrap
+from models.merging.wrapping import trace
+from tests.models.wrapped_models import built, images, prefix_of
+
+OURS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("vit", {}), ("hybrid", {}), ("conformer", {"base_channel": 8, "stem_stride": 1})]
+)
+def test_ours(name, options):
+    model = build_model(name, **OURS, **options, merge={"method": "tome", "r": [3, 0, 20]})
+    assert removed_per_block(model) == [3, 0, 6]  # the last: half of the 13 that are left
+    assert tokens_per_block(model) == [14, 14, 8]
+    _, tokens = model.forward_features(torch.zeros(1, 3, 32, 32))
+    assert tokens.size.shape[1] == 8
+
+
+@pytest.mark.parametrize("name", ["deit", "distilled", "registers", "average", "torchvision", "beit"])
+def test_wrapped(name):
+    model = wrap(built(name), method="tome", r=[3, 0, 20])
+    prefix = prefix_of(model)
+    assert removed_per_block(model) == [3, 0, 6]
+    assert tokens_per_block(model) == [prefix + 13, prefix + 13, prefix + 7]
+    assert trace(model, images())[1].size.shape[1] == tokens_per_block(model)[-1]
+
+
+@pytest.mark.parametrize("name", ["deit", "torchvision"])
+def test_unwrapped(name):
+    assert removed_per_block(built(name)) == tokens_per_block(built(name)) == []
+
+
+@pytest.mark.parametrize("name", ["lenet5", "timm:resnet18", "torchvision:squeezenet1_1"])
+def test_convolutional(name):
+    with torch.device("meta"):
+        model = build_model(name, num_classes=5)
+    assert removed_per_block(model) == tokens_per_block(model) == []
+
+
+def test_a_wrapped_model_of_the_zoo():
+    model = build_model(
+        "timm:deit_tiny_distilled_patch16_224", num_classes=5, img_size=32, merge={"method": "tome", "r": 3},
+        options={"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
+    )  # fmt: skip
+    assert removed_per_block(model) == [3, 3] and tokens_per_block(model) == [15, 12]

@@ -1,0 +1,246 @@
+"""timm's and torchvision's models as ours: sizes and statistics from metadata, heads, and refusals in one line."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from engine.budget import solve
+from models import MODELS, build_model, split_name
+from models.settings import UserError, check
+from models.zoo import normalisation
+
+VIT = "timm:vit_tiny_patch16_224"
+SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+SWIN = {"depths": [1, 1, 1, 1], "embed_dim": 24}
+
+
+def settings(name, **options):
+    values = split_name({"name": name, "num_classes": 5, **options})
+    return check(MODELS[values["name"]][0], values, where="model")
+
+
+def shapes(name, **options):
+    """The model without storage, as nothing here needs numbers."""
+    with torch.device("meta"):
+        return build_model(name, num_classes=5, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "size", "mean", "std"),
+    [
+        ("torchvision:vit_l_16", "torchvision:vit_l_16.IMAGENET1K_SWAG_E2E_V1", 512, 0.485, 0.229),
+        ("torchvision:vit_l_16", None, 224, None, None),
+        ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1", 224, 0.485, 0.229),
+        ("timm:vit_base_patch16_384.augreg_in21k_ft_in1k", None, 384, None, None),
+        ("timm:vit_base_patch16_384", "timm:vit_base_patch16_384.augreg_in21k_ft_in1k", 384, 0.5, 0.5),
+        ("timm:vit_base_patch16_224", "timm:vit_base_patch16_224.dino", 224, 0.485, 0.229),
+        ("timm:swinv2_base_window12to16_192to256.ms_in22k_ft_in1k", None, 256, None, None),
+        ("timm:resnet18", "some/file.pth", 224, 0.485, 0.229),
+        ("vit", "timm:vit_base_patch16_224.augreg_in21k", 224, 0.5, 0.5),
+        ("vit", "torchvision:vit_b_16", 224, 0.485, 0.229),
+        ("vit", "some/file.pth", 224, None, None),
+    ],
+)
+def test_size_and_statistics_are_the_weights_own(name, weights, size, mean, std):
+    s = settings(name, weights=weights)
+    assert s.img_size == size
+    found = normalisation(s)
+    assert found is None if mean is None else (found[0][0], found[1][0]) == (mean, std)
+
+
+def test_a_given_size_wins_and_a_null_does_not():
+    assert settings("timm:resnet18", img_size=64).img_size == 64
+    assert settings("timm:resnet18", img_size=None).img_size == 224
+
+
+def test_statistics_are_of_three_channels_and_not_a_run_s(tmp_path):
+    assert normalisation(settings("timm:resnet18", weights="timm:resnet18", in_chans=1)) is None
+    assert normalisation(settings("timm:resnet18", weights=str(tmp_path))) is None
+    with pytest.raises(UserError, match=r"model\.weights = 'timm:vit_bas'.*did you mean"):
+        normalisation(settings("vit", weights="timm:vit_bas"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "works"),
+    [
+        ("torchvision:squeezenet1_1", 10, "sizes that work: 32, 48, 64, 224"),
+        ("torchvision:squeezenet1_1", 1, "224"),
+        ("torchvision:vit_b_16", 30, "sizes that work: 16, 32, 48, 224"),
+        (VIT, 7, "sizes that work: 16, 32, 48, 224"),
+        (VIT, 1, "sizes that work: 16, 32, 48, 224"),
+        ("timm:convnext_atto", 7, "sizes that work: 32, 48, 64, 224"),
+    ],
+)
+def test_a_size_that_does_not_go_through_is_refused_with_those_that_do(name, size, works):
+    options = {"options": SMALL} if name == VIT else {}
+    with pytest.raises(UserError) as error:
+        shapes(name, img_size=size, **options)
+    assert str(error.value).startswith(f"model.img_size = {size}: does not go through {name}; sizes that work: ")
+    assert works in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("timm:swin_tiny_patch4_window7_224", SWIN, 32),
+        ("timm:swin_tiny_patch4_window7_224", SWIN, 100),
+        ("timm:swinv2_tiny_window8_256", SWIN, 100),
+        (VIT, SMALL, 48),
+        ("timm:resnet18", {}, 7),
+        ("torchvision:squeezenet1_1", {}, 17),
+    ],
+)
+def test_other_sizes_go_through(name, options, size):
+    model = shapes(name, img_size=size, options=options).eval()
+    assert model(torch.zeros(2, 3, size, size, device="meta")).shape == (2, 5)
+
+
+def test_a_model_that_cannot_be_built_without_storage():
+    assert build_model("torchvision:regnet_y_400mf", num_classes=5, img_size=40).img_size == 40
+
+
+@pytest.mark.parametrize("size", [1, 7, 30])
+def test_swin_s_patches_must_fit(size):
+    with pytest.raises(UserError, match=rf"img_size = {size}: .*sizes that work: 16, 32, 48, 224"):
+        shapes("timm:swin_tiny_patch4_window7_224", img_size=size, options=SWIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (VIT, {"foo": 1}, ["'foo': 1", "refuses them", "argument 'foo'"]),
+        ("torchvision:resnet18", {"foo": 1}, ["'foo': 1", "argument 'foo'"]),
+        (VIT, {"depth": "x"}, ["'depth': 'x'", "correct or drop"]),
+        (VIT, {"global_pool": "foo"}, ["'global_pool': 'foo'", "correct or drop"]),
+        (VIT, {**SMALL, "global_pool": ""}, ["'global_pool': ''", "makes no classifier"]),
+        (VIT, {"embed_dim": 7}, ["'embed_dim': 7", "correct or drop"]),
+        ("timm:resnet18", {"act_layer": "foo"}, ["'act_layer': 'foo'", "correct or drop"]),
+        ("torchvision:vit_b_16", {"dropout": 3.0}, ["'dropout': 3.0", "correct or drop"]),
+        ("timm:resnet18", {"num_classes": 3}, ["options.num_classes = 3", "use model.num_classes"]),
+        ("torchvision:vit_b_16", {"image_size": 32}, ["options.image_size = 32", "use model.img_size"]),
+        ("timm:resnet18", {"pretrained": True}, ["options.pretrained = True", "use model.weights"]),
+        ("timm:resnet18", {"features_only": True}, ["options.features_only", "drop it"]),
+        ("torchvision:googlenet", {"aux_logits": True}, ["options.aux_logits", "drop it"]),
+    ],
+)
+def test_options_are_refused_by_name(name, options, words):
+    with pytest.raises(UserError) as error:
+        shapes(name, options=options)
+    said = str(error.value)
+    assert said.startswith("model.options") and "\n" not in said
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "timm:resnt18"}, ["model.arch = 'resnt18'", "did you mean resnet18"]),
+        ({"name": "timm:VIT"}, ["model.arch = 'VIT'", "more"]),
+        ({"name": "timm:"}, ["model.arch = ''"]),
+        ({"name": "timm"}, ["model.arch: missing"]),
+        ({"name": "timm:resnet18.a1_in1"}, ["'resnet18.a1_in1'", "did you mean resnet18.a1_in1k"]),
+        ({"name": "timm:resnet18", "weights": "timm:resnt18"}, ["model.weights = 'resnt18'", "resnet18"]),
+        ({"name": "torchvision:resnet81"}, ["model.arch = 'resnet81'", "resnet18"]),
+        ({"name": "torchvision:fcn_resnet50"}, ["no such classifier"]),
+        ({"name": "torchvision:resnet18", "weights": "torchvision:resnet18.V1"}, ["no such weights", "IMAGENET1K_V1"]),
+        ({"name": "tim:resnet18"}, ["model.name = 'tim:resnet18'", "timm:NAME"]),
+        ({"name": "timm:resnet18", "img_size": 0}, ["model.img_size = 0: must be greater than 0"]),
+        ({"name": "torchvision:resnet18", "in_chans": 1}, ["model.in_chans = 1", "takes 3 channels"]),
+        ({"name": "timm:deepseek_vit_412m_enc"}, ["timm knows no classifier"]),
+        ({"name": "torchvision:squeezenet1_1", "head": "mlp"}, ["model.head = 'mlp'", "convolution; use linear"]),
+        ({"name": "timm:convnext_atto", "merge": {"r": 4}}, ["model.merge, timm:convnext_atto", "convolves"]),
+        ({"name": "timm:swin_tiny_patch4_window7_224", "merge": {"r": 4}}, ["windows"]),
+        ({"name": VIT, "merge": {"r": {"train": [0, 4]}}}, ["merge.r = {train: [0, 4]}", "each step", "number"]),
+        ({"name": VIT, "merge": {"r": [1, 2]}}, ["merge.r has 2 entries", "12 blocks"]),
+    ],
+)
+def test_mistakes_are_said_in_one_line(options, words):
+    with pytest.raises(UserError) as error:
+        shapes(**options)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_budget_is_refused_before_a_model_is_built():
+    with pytest.raises(UserError, match=r"model\.merge\.target_gmacs = 1\.0.*no formula.*give model\.merge\.r"):
+        solve(settings(VIT, merge={"target_gmacs": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "options"),
+    [
+        ("timm:resnet18", ("fc",), {}),
+        ("timm:deit_tiny_distilled_patch16_224", ("head", "head_dist"), {"options": SMALL}),
+        ("timm:convnext_atto", ("head.fc",), {}),
+        ("timm:swinv2_tiny_window8_256", ("head.fc",), {"options": SWIN}),
+        ("torchvision:resnet18", ("fc",), {}),
+        ("torchvision:vit_b_16", ("heads.head",), {}),
+        ("torchvision:convnext_tiny", ("classifier.2",), {}),
+        ("torchvision:squeezenet1_1", ("classifier",), {}),
+        ("torchvision:googlenet", ("fc",), {}),
+    ],
+)
+def test_heads_classify_and_names_are_the_libraries(name, heads, options):
+    model = shapes(name, **options)
+    assert model.head_names == heads
+    assert (model.num_classes, model.in_chans) == (5, 3)
+    library, _, arch = name.partition(":")
+    with torch.device("meta"):
+        if library == "timm":
+            plain = timm.create_model(arch, num_classes=5, **options.get("options", {}))
+        else:
+            given = {"aux_logits": False, "init_weights": False} if arch == "googlenet" else {}
+            plain = torchvision.models.get_model(arch, num_classes=5, **given)
+    state = model.state_dict()
+    assert {n: v.shape for n, v in state.items()} == {n: v.shape for n, v in plain.state_dict().items()}
+    for head in heads:
+        assert any(name.startswith(f"{head}.") for name in state)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("torchvision:convnext_tiny", {}),
+        ("torchvision:resnet18", {}),
+        ("torchvision:vit_b_16", {}),
+        ("timm:convnext_atto", {}),
+        ("timm:swinv2_tiny_window8_256", SWIN),
+        ("timm:deit_tiny_distilled_patch16_224", SMALL),
+        (VIT, SMALL),
+    ],
+)
+def test_the_mlp_head_stands_where_the_classifier_stood(name, options):
+    model = shapes(name, options=options, head="mlp", head_dim=16, head_dropout=0.25)
+    for path in model.head_names:
+        kinds = [type(layer) for layer in model.get_submodule(path)]
+        assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+        assert model.get_submodule(path)[0].p == 0.25 and model.get_submodule(path)[1].out_features == 16
+    model.eval()
+    assert model(torch.zeros(2, 3, model.img_size, model.img_size, device="meta")).shape == (2, 5)
+
+
+def test_a_grey_image_goes_into_timm_s():
+    model = shapes(VIT, in_chans=1, options=SMALL).eval()
+    assert model(torch.zeros(1, 1, 224, 224, device="meta")).shape == (1, 5)
+
+
+def test_training_gives_logits_too():
+    """GoogLeNet's auxiliary heads would make it a tuple."""
+    assert shapes("torchvision:googlenet").train()(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 5)
+
+
+def test_merging_wraps_and_names_stay():
+    torch.manual_seed(0)
+    options = {"num_classes": 5, "img_size": 32, "options": {**SMALL, "patch_size": 8}}
+    plain, merged = build_model(VIT, **options), build_model(VIT, **options, merge={"method": "tome", "r": 3})
+    merged.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert merged.head_names == plain.head_names
+    assert not torch.equal(merged.eval()(x), plain.eval()(x))
+    unmerged = build_model(VIT, **options, merge={"method": "tome", "r": 0})
+    unmerged.load_state_dict(plain.state_dict())
+    assert torch.equal(unmerged.eval()(x), plain(x))
