@@ -6,32 +6,26 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from engine import checkpoint
-from engine.budget import range_of, solve, target_macs
+from engine.budget import range_of, target_macs
 from engine.complexity import Complexity, measure
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, build_data
-from engine.data.loader import eval_batches
-from engine.evaluate import Evaluation, evaluate
+from engine.finished import built, check_fits, load_weights, start_weights, with_budget
 from engine.run import write_json_atomic, write_text_atomic
-from engine.runtime import commit, device_name, peak_memory, pick_autocast, pick_device, seed_step, versions
+from engine.runtime import commit, device_name, peak_memory, pick_device, versions
 from engine.tracking import Tracker
-from engine.train import Trainer, load_trained
-from models import build
-from models.finetune import Tuning, merge_lora
+from engine.train import Trainer
 from models.interface import removed_per_block, tokens_per_block
 from models.settings import UserError
-from models.weights import load_weights as load_weights_from
 from models.zoo import normalisation
 
 log = logging.getLogger("hybridmerge")
@@ -80,11 +74,10 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
     device = pick_device(settings.device)
     with limits_in_words(settings, device):
         solved = with_budget(settings)
-        data = with_statistics(build_data(settings.data, settings.split, settings.seed), settings)
-        if not len(data.test):
-            raise UserError(f"split.test = {settings.split.test}: no test images, and the dataset brings none; use 0.2")
-        model = build_for(solved, data)
+        model = built(solved)
         start_weights(model, settings)
+        data = with_statistics(build_data(settings.data, settings.split, settings.seed), settings)
+        check_fits(settings, data)
         model = model.to(device)
         cost = measure(model, settings=solved.model)
         trainer = Trainer(model, data, settings, folder)
@@ -161,39 +154,6 @@ def describe(trainer: Trainer) -> None:
         log.info("this is the middle: each training step draws r from %d to %d; validation and test stay there", *drawn)
 
 
-def with_budget(settings: RunSettings) -> RunSettings:
-    """The settings with `merge.target_gmacs` or `target_ratio` solved: what a model is built from.
-
-    A run folder keeps the settings as they were asked for.
-    """
-    return settings.model_copy(update={"model": solve(settings.model)})
-
-
-def build_for(settings: RunSettings, data: Data) -> nn.Module:
-    """The model of the settings, its weights drawn from the run's seed.
-
-    Raises:
-        UserError: the model's input or classes are not the data's.
-    """
-    channels, height, width = data.shape
-    wanted = {"in_chans": channels, "img_size": height, "num_classes": len(data.classes)}
-    if height != width:
-        raise UserError(f"data.name = {settings.data.name!r}: images are {height} x {width}; models take square ones")
-    for key, value in wanted.items():
-        given = getattr(settings.model, key)
-        if given != value:
-            raise UserError(f"model.{key} = {given}: the data has {value}; set model.{key}={value}")
-    seed_step(settings.seed, 0)
-    return build(solve(settings.model)).to(memory_format=torch.channels_last)
-
-
-def start_weights(model: nn.Module, settings: RunSettings) -> None:
-    """Loads the weights that the run starts from, where it names any; the log says what became of them."""
-    if settings.model.weights is not None:
-        for line in load_weights_from(model, settings.model.weights).lines():
-            log.info(line)
-
-
 def with_statistics(data: Data, settings: RunSettings) -> Data:
     """The data, normalised as the weights that the run starts from were trained: by a hub's metadata, or another run's
     statistics; else by the data's own."""
@@ -266,97 +226,3 @@ def method_of(settings: RunSettings) -> str:
     if f is None or (f.mode == "full" and not f.layer_decay):
         return start
     return {"full": f"full, layer decay {f.layer_decay}", "lora": f"lora, rank {f.rank or 8}"}.get(f.mode, f.mode)
-
-
-def load_weights(model: nn.Module, data: Data, path: Path, names: set[str] | None = None) -> dict:
-    """Loads a checkpoint's weights into the model, or the part of them that it holds; returns the checkpoint.
-
-    Raises:
-        UserError: no such checkpoint, a damaged one, another model's, or one for other classes than the data's.
-    """
-    state = checkpoint.load(path)
-    if state["classes"] != data.classes:
-        raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(data.classes)}")
-    load_trained(model, state, path, names)
-    return state
-
-
-def _few(names: list[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run folder read back."""
-
-    settings: RunSettings  # what the model was built from: a budget is solved
-    data: Data
-    model: nn.Module  # with the checkpoint's weights, on its device
-    results: dict | None  # results.json, if the run came to its end
-    as_trained: bool  # merging is what it was in training
-
-
-def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", data: Data | None = None) -> FinishedRun:
-    """Reads a run folder back: its settings, its data, its model with the weights of `best.pt` or `last.pt`.
-
-    Args:
-        folder: the run's.
-        overrides: what to change of its settings. Any run can merge otherwise than it did while it was trained.
-        which: of the checkpoints.
-        data: the run's data, where they are loaded already.
-
-    Raises:
-        UserError: no run there, or what `load_weights` says.
-    """
-    settings, as_trained = read_settings(folder, overrides)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    data = data or build_data(settings.data, settings.split, settings.seed)
-    model = build_for(settings, data)
-    tuning = settings.finetune if settings.finetune and settings.finetune.mode in ("head", "lora") else None
-    if tuning is not None:  # the checkpoint holds what learnt, and no more
-        start_weights(model, settings)
-    names = Tuning(model, tuning, settings.train.lr).saved_names()
-    state = load_weights(model, data, folder / f"{which}.pt", names)
-    if "mean" in state:  # else of an older version, which knew the data's own alone
-        data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
-    if tuning is not None and tuning.mode == "lora":
-        merge_lora(model)
-    model = model.to(pick_device(settings.device))
-    file = folder / "results.json"
-    results = json.loads(file.read_text()) if file.is_file() else None
-    return FinishedRun(settings, data, model, results, as_trained)
-
-
-def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSettings, bool]:
-    """A run's settings with overrides, a budget solved; and whether merging is what it was in training.
-
-    Raises:
-        UserError: no run there, a wrong override, or merging by a learned metric that its weights do not have.
-    """
-    file = folder / "settings.yaml"
-    if not file.is_file():
-        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
-    stored, settings = load_settings(str(file)), load_settings(str(file), overrides)
-    trained, merge = (getattr(s.model, "merge", None) for s in (stored, settings))
-    if trained and merge and (trained.compared_by() == "learned") != (merge.compared_by() == "learned"):
-        has, fix = "has no", "use a method and a merge.metric that learn nothing"
-        if merge.compared_by() != "learned":
-            has, fix = "has a", "add merge.metric=learned"
-        metric = f"model.merge.metric = {merge.compared_by()!r} ({merge.method})"
-        raise UserError(f"{metric}: {folder} {has} learned metric among its weights; {fix}")
-    return with_budget(settings), trained == merge
-
-
-def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Evaluation:
-    """A finished run's model on its `test` or `val` images, or on the first few batches of them.
-
-    Raises:
-        UserError: the run has no validation images.
-    """
-    arrays, s = getattr(run.data, split), run.settings
-    if not len(arrays):
-        raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use another")
-    device = next(run.model.parameters()).device
-    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
-    return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))

@@ -31,7 +31,7 @@ from torch.fx import GraphModule
 
 from engine.data import Data
 from engine.data.loader import eval_batches
-from engine.experiment import FinishedRun
+from engine.finished import FinishedRun
 from engine.run import replacing
 from models.settings import UserError, nearest
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from engine.data.loader import Normalise
 from engine.evaluate import eval_mode
-from engine.experiment import FinishedRun
+from engine.finished import FinishedRun
 from models.merging import MERGERS, effective_schedule, initial_tokens, merge, size_bias
 from models.merging.contract import Grid
 from models.merging.layer import attention_received

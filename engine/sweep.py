@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.complexity import measure
 from engine.config import parse_overrides
-from engine.experiment import evaluate_run, load_run, read_settings
+from engine.finished import evaluate_run, load_run, read_settings
 from models.interface import removed_per_block, tokens_per_block
 from models.settings import UserError
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from models.lora import add_lora, merge_lora  # noqa: F401
+from models.lora import add_lora
 from models.settings import Settings, UserError, nearest
 
 OF_MODE = {

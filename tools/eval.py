@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     from engine.complexity import measure  # what these need takes seconds to import
-    from engine.experiment import evaluate_run, load_run
+    from engine.finished import evaluate_run, load_run
     from models.interface import removed_per_block
     from models.settings import UserError
 

@@ -29,8 +29,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as merge.r=4, data.root=DIR")
     args = parser.parse_intermixed_args(argv)
 
-    from engine.experiment import load_run  # what they need takes seconds to import
     from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
+    from engine.finished import load_run  # what they need takes seconds to import
     from models.interface import removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from engine import pictures
 from engine.config import cli
-from engine.experiment import load_run
+from engine.finished import load_run
 from engine.plots import save_figure
 from models.merging import MERGERS
 from models.settings import UserError, nearest

@@ -15,7 +15,8 @@ from engine.analytic import formula_macs
 from engine.budget import drawn_schedule, range_of, solve, target_macs, with_r
 from engine.complexity import measure
 from engine.config import load_settings
-from engine.experiment import build_for, load_run, run_experiment
+from engine.experiment import run_experiment
+from engine.finished import built, load_run
 from engine.train import Trainer
 from models import MODELS, build
 from models.merging import MERGERS
@@ -279,13 +280,11 @@ def test_a_step_that_fails_leaves_the_middle(tiny, folder, monkeypatch):
 
 
 def test_every_place_that_builds_solves_first(tiny, tmp_path):
-    from engine.data import build_data
     from tools import flops
 
     settings = tiny(model={"merge": {"method": "tome", "target_ratio": 1.2}})
-    data = build_data(settings.data, settings.split, settings.seed)
     solved = solve(settings.model).merge.r
-    assert build_for(settings, data).schedule == solved
+    assert built(settings).schedule == solved
     flops.main(["--cfg", "digits/hybrid", "merge.target_gmacs=0.018", "--json", str(tmp_path / "cost.json")])
     (row,) = json.loads((tmp_path / "cost.json").read_text())
     assert row["gmacs"] == pytest.approx(0.018, rel=0.005)

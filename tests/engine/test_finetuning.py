@@ -12,8 +12,9 @@ import torch
 
 from engine import checkpoint
 from engine.config import RunSettings
-from engine.experiment import evaluate_run, load_run, run_experiment
+from engine.experiment import run_experiment
 from engine.features import HeadOnFeatures
+from engine.finished import evaluate_run, load_run
 from engine.metrics import best_thresholds
 from engine.tracking import Tracker
 from engine.train import Trainer
@@ -110,6 +111,15 @@ def test_the_part_that_is_not_saved_must_be_the_same(tuned, folder, start, tmp_p
     checkpoint.save(other / "best.pt", {**state, "model": {n: v + 0.1 for n, v in state["model"].items()}})
     with pytest.raises(UserError, match=r"holds only what learnt, and model\.weights are not those"):
         load_run(folder, [f"model.weights={other}"])
+
+
+def test_adapters_follow_another_merging(tuned, folder):
+    """They go into the model that they were trained in, and merging is set when they are part of its weights."""
+    run_experiment(tuned("lora"), folder)
+    trained, other = load_run(folder), load_run(folder, ["merge.r=5"])
+    assert other.model.schedule == [5, 5] and not other.as_trained
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], value)
 
 
 def test_kept_features_change_nothing(tuned, folder, tmp_path, caplog):

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine import checkpoint
 from engine.evaluate import Evaluation
-from engine.experiment import evaluate_run, load_run, run_experiment
+from engine.experiment import run_experiment
+from engine.finished import evaluate_run, load_run
 from engine.optim import learning_rate
 from engine.tracking import Tracker
 from engine.train import Trainer

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from engine.config import RunSettings, cli
-from engine.experiment import evaluate_run, load_run, run_experiment
+from engine.experiment import run_experiment
+from engine.finished import evaluate_run, load_run
 from engine.sweep import values_of
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
@@ -91,11 +92,11 @@ def test_any_key_of_merging_can_be_swept(run, tell, key):
 
 
 def test_the_data_are_loaded_once_and_a_wrong_value_is_found_first(run, tell, monkeypatch):
-    from engine import experiment, sweep
+    from engine import finished, sweep
 
     loads, evaluated = [], []
-    load = experiment.build_data
-    monkeypatch.setattr(experiment, "build_data", lambda *args: loads.append(1) or load(*args))
+    load = finished.build_data
+    monkeypatch.setattr(finished, "build_data", lambda *args: loads.append(1) or load(*args))
     assert tell("--sweep", "merge.r=[0, 1, 2]")[0] == 0 and len(loads) == 1
     monkeypatch.setattr(sweep, "evaluate_run", lambda *args, **kwargs: evaluated.append(1))
     code, out, err = tell("--sweep", "merge.r=[0, 1, -2]")

@@ -11,8 +11,9 @@ from torch import nn
 
 from engine import export
 from engine.config import RunSettings, cli
-from engine.experiment import load_run, run_experiment
+from engine.experiment import run_experiment
 from engine.export import FORMATS, LEAST_TORCH, close, load, program_of, sample
+from engine.finished import load_run
 from models.settings import check
 from tests.engine.conftest import TINY
 from tools import export as tool

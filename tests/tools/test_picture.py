@@ -11,7 +11,8 @@ from PIL import Image
 from engine import pictures
 from engine.config import RunSettings, cli
 from engine.data.loader import Normalise
-from engine.experiment import load_run, run_experiment
+from engine.experiment import run_experiment
+from engine.finished import load_run
 from models.merging import MERGERS
 from models.settings import check
 from tests.engine.conftest import TINY

@@ -1,0 +1,171 @@
+"""Models from settings, weights into them, and a finished run's folder back into a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine import checkpoint
+from engine.budget import solve
+from engine.config import RunSettings, load_settings
+from engine.data import Data, build_data
+from engine.data.loader import eval_batches
+from engine.evaluate import Evaluation, evaluate
+from engine.runtime import pick_autocast, pick_device, seed_step
+from engine.train import load_trained
+from models import build
+from models.finetune import Tuning
+from models.lora import merge_lora
+from models.settings import UserError
+from models.weights import load_weights as load_weights_from
+
+log = logging.getLogger("hybridmerge")
+
+
+def with_budget(settings: RunSettings) -> RunSettings:
+    """The settings with `merge.target_gmacs` or `target_ratio` solved: what a model is built from.
+
+    A run folder keeps the settings as they were asked for.
+    """
+    return settings.model_copy(update={"model": solve(settings.model)})
+
+
+def built(settings: RunSettings) -> nn.Module:
+    """The model of the settings, its weights drawn from the run's seed."""
+    seed_step(settings.seed, 0)
+    return build(solve(settings.model)).to(memory_format=torch.channels_last)
+
+
+def check_fits(settings: RunSettings, data: Data) -> None:
+    """Raises UserError where the model's input or classes are not the data's, or there is nothing to test on."""
+    if not len(data.test):
+        raise UserError(f"split.test = {settings.split.test}: no test images, and the dataset brings none; use 0.2")
+    channels, height, width = data.shape
+    wanted = {"in_chans": channels, "img_size": height, "num_classes": len(data.classes)}
+    if height != width:
+        raise UserError(f"data.name = {settings.data.name!r}: images are {height} x {width}; models take square ones")
+    for key, value in wanted.items():
+        given = getattr(settings.model, key)
+        if given != value:
+            raise UserError(f"model.{key} = {given}: the data has {value}; set model.{key}={value}")
+
+
+def start_weights(model: nn.Module, settings: RunSettings) -> None:
+    """Loads the weights that the run starts from, where it names any; the log says what became of them."""
+    if settings.model.weights is not None:
+        for line in load_weights_from(model, settings.model.weights).lines():
+            log.info(line)
+
+
+def load_weights(model: nn.Module, data: Data, path: Path, names: set[str] | None = None) -> dict:
+    """Loads a checkpoint's weights into the model, or the part of them that it holds; returns the checkpoint.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, another model's, or one for other classes than the data's.
+    """
+    state = checkpoint.load(path)
+    if state["classes"] != data.classes:
+        raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(data.classes)}")
+    load_trained(model, state, path, names)
+    return state
+
+
+def _few(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder read back."""
+
+    settings: RunSettings  # what the model was built from: a budget is solved
+    data: Data
+    model: nn.Module  # with the checkpoint's weights, on its device
+    results: dict | None  # results.json, if the run came to its end
+    as_trained: bool  # merging is what it was in training
+
+
+def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", data: Data | None = None) -> FinishedRun:
+    """Reads a run folder back: its settings, its data, its model with the weights of `best.pt` or `last.pt`.
+
+    Args:
+        folder: the run's.
+        overrides: what to change of its settings. Any run can merge otherwise than it did while it was trained.
+        which: of the checkpoints.
+        data: the run's data, where they are loaded already.
+
+    Raises:
+        UserError: no run there, or what `load_weights` says.
+    """
+    settings, as_trained = read_settings(folder, overrides)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    data = data or build_data(settings.data, settings.split, settings.seed)
+    check_fits(settings, data)
+    model, state = _trained_model(folder, settings, data, f"{which}.pt")
+    if "mean" in state:  # else of an older version, which knew the data's own alone
+        data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
+    model = model.to(pick_device(settings.device))
+    file = folder / "results.json"
+    results = json.loads(file.read_text()) if file.is_file() else None
+    return FinishedRun(settings, data, model, results, as_trained)
+
+
+def _trained_model(folder: Path, settings: RunSettings, data: Data, file: str) -> tuple[nn.Module, dict]:
+    """The model with the weights of a checkpoint, and the checkpoint. Adapters are added to the weights beside them."""
+    finetune = settings.finetune
+    if finetune is None or finetune.mode not in ("head", "lora"):
+        model = built(settings)
+        return model, load_weights(model, data, folder / file)
+    # The checkpoint holds what learnt, and no more; adapters go into the model that they were trained in.
+    stored, _ = read_settings(folder)
+    model = built(stored)
+    start_weights(model, settings)
+    state = load_weights(model, data, folder / file, Tuning(model, finetune, settings.train.lr).saved_names())
+    merge_lora(model)
+    if settings.model == stored.model:
+        return model, state
+    other = built(settings)
+    checkpoint.load_model_state(other, model.state_dict(), str(folder / file))
+    return other, state
+
+
+def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSettings, bool]:
+    """A run's settings with overrides, a budget solved; and whether merging is what it was in training.
+
+    Raises:
+        UserError: no run there, a wrong override, or merging by a learned metric that its weights do not have.
+    """
+    file = folder / "settings.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
+    stored, settings = load_settings(str(file)), load_settings(str(file), overrides)
+    trained, merge = (getattr(s.model, "merge", None) for s in (stored, settings))
+    if trained and merge and (trained.compared_by() == "learned") != (merge.compared_by() == "learned"):
+        has, fix = "has no", "use a method and a merge.metric that learn nothing"
+        if merge.compared_by() != "learned":
+            has, fix = "has a", "add merge.metric=learned"
+        metric = f"model.merge.metric = {merge.compared_by()!r} ({merge.method})"
+        raise UserError(f"{metric}: {folder} {has} learned metric among its weights; {fix}")
+    return with_budget(settings), trained == merge
+
+
+def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Evaluation:
+    """A finished run's model on its `test` or `val` images, or on the first few batches of them.
+
+    Raises:
+        UserError: the run has no validation images.
+    """
+    arrays, s = getattr(run.data, split), run.settings
+    if not len(arrays):
+        raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use another")
+    device = next(run.model.parameters()).device
+    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
+    return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))
