@@ -19,9 +19,8 @@ from engine.data import Data, build_data
 from engine.data.loader import eval_batches
 from engine.evaluate import Evaluation, evaluate
 from engine.runtime import pick_autocast, pick_device, seed_step
-from engine.train import load_trained
 from models import build
-from models.finetune import Tuning
+from models.finetune import Tuning, frozen_state
 from models.lora import merge_lora
 from models.settings import UserError
 from models.weights import load_weights as load_weights_from
@@ -62,6 +61,24 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
     if settings.model.weights is not None:
         for line in load_weights_from(model, settings.model.weights).lines():
             log.info(line)
+
+
+def load_trained(model: nn.Module, state: dict, path: Path, names: set[str] | None) -> None:
+    """Copies a checkpoint's weights into the model.
+
+    Args:
+        model: where only a part learnt, with the weights that the run started from.
+        state: the checkpoint.
+        path: where it is from, for errors.
+        names: the part that the checkpoint holds; None: all of it.
+
+    Raises:
+        UserError: another model's weights, or the part that did not learn is not what it was.
+    """
+    if names is not None and state.get("frozen") != checkpoint.digest_of(frozen_state(model, names)):
+        raise UserError(f"{path}: holds only what learnt, and model.weights are not those that the run started from; "
+                        "give the same weights")  # fmt: skip
+    checkpoint.load_model_state(model, state["model"], str(path), names)
 
 
 def load_weights(model: nn.Module, data: Data, path: Path, names: set[str] | None = None) -> dict:

@@ -25,6 +25,7 @@ from engine.data.loader import TrainLoader, eval_batches
 from engine.data.mix import Mix
 from engine.evaluate import Evaluation, evaluate, loss_of
 from engine.features import in_batches, keep_features
+from engine.finished import load_trained
 from engine.optim import EMA, build_optimizer, learning_rate
 from engine.runtime import peak_memory, pick_autocast, seed_step, to_device
 from engine.signals import Stopping
@@ -322,21 +323,3 @@ class Trainer:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.progress = Progress(**state["progress"])
-
-
-def load_trained(model: nn.Module, state: dict, path: Path, names: set[str] | None) -> None:
-    """Copies a checkpoint's weights into the model.
-
-    Args:
-        model: where only a part learnt, with the weights that the run started from.
-        state: the checkpoint.
-        path: where it is from, for errors.
-        names: the part that the checkpoint holds; None: all of it.
-
-    Raises:
-        UserError: another model's weights, or the part that did not learn is not what it was.
-    """
-    if names is not None and state.get("frozen") != checkpoint.digest_of(frozen_state(model, names)):
-        raise UserError(f"{path}: holds only what learnt, and model.weights are not those that the run started from; "
-                        "give the same weights")  # fmt: skip
-    checkpoint.load_model_state(model, state["model"], str(path), names)
