@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.config import RunSettings
+from engine.config import RunSettings, load_settings
 from engine.experiment import run_experiment
 from engine.features import HeadOnFeatures
 from engine.finished import evaluate_run, load_run
@@ -216,6 +216,26 @@ def test_statistics_come_with_the_weights(tuned, folder, start):
     run_experiment(settings.model_copy(update={"model": model}), folder.parent / "again")
     run = load_run(folder.parent / "again")
     assert run.data.mean == (0.25,) and run.data.std == (0.5,)
+
+
+def test_textures_then_scenes(folder, tmp_path):
+    """A chain of two runs on folders of images, of other classes: the head is new, the rest goes on."""
+    for name, classes in (("textures", 3), ("scenes", 2)):
+        for label in range(classes):
+            for i in range(12):
+                save_image(tmp_path / name / f"class {label}" / f"{i}.png", 100 * label + i, (20, 16))
+    common = ["name=a", "threads=1", "device=cpu", "data.name=folder", "model.name=vit", "model.img_size=16",
+              "model.patch_size=4", "model.in_chans=3", "model.embed_dim=16", "model.depth=2", "model.num_heads=2",
+              "train.epochs=1", "train.batch_size=4", "augment.crop=0"]  # fmt: skip
+    first = load_settings("digits/vit", [*common, f"data.path={tmp_path / 'textures'}", "model.num_classes=3"])
+    assert first.data.size == 16
+    run_experiment(first, folder)
+    (tmp_path / "second").mkdir()
+    second = [*common, f"data.path={tmp_path / 'scenes'}", "model.num_classes=2", f"model.weights={folder}"]
+    results = run_experiment(load_settings("digits/vit", second), tmp_path / "second")
+    said = (tmp_path / "second" / "log.txt").read_text()
+    assert "head left as initialised: head.weight [file (3, 16), model (2, 16)]" in said
+    assert results["method"] == "full" and "100.0% of the parameters before the head" in said
 
 
 def test_batches_are_brought_to_the_models_size(folder):
