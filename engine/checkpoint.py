@@ -69,6 +69,17 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def statistics(path: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation that a checkpoint of ours was trained with; None where a file does not say."""
+    if path.suffix != ".pt" or not path.is_file():
+        return None
+    try:
+        state = load(path)
+    except UserError:  # somebody else's file: who reads its weights says what it is
+        return None
+    return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
+
+
 def load_model_state(
     model: nn.Module, state: Mapping[str, Tensor], what: str, only: set[str] | None = None
 ) -> None:

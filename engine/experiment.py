@@ -74,14 +74,16 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
     device = pick_device(settings.device)
     with limits_in_words(settings, device):
         solved = with_budget(settings)
+        state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
         model = built(solved)
-        start_weights(model, settings)
-        data = with_statistics(build_data(settings.data, settings.split, settings.seed), settings)
+        if state is None or state.get("partial"):  # else the checkpoint has all that they became
+            start_weights(model, settings)
+        data = build_data(settings.data, settings.split, settings.seed)
         check_fits(settings, data)
+        data = with_statistics(data, settings, state)
         model = model.to(device)
         cost = measure(model, settings=solved.model)
         trainer = Trainer(model, data, settings, folder)
-        state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
         if state:
             trainer.resume(state)
 
@@ -142,26 +144,31 @@ def describe(trainer: Trainer) -> None:
              trainer.progress.step, trainer.total_steps)  # fmt: skip
     log.info("%d training, %d validation, %d test images, %d classes", len(data.train), len(data.val), len(data.test),
              len(data.classes))  # fmt: skip
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
+    log.info("images of %s, normalised by mean %s and std %s", " x ".join(map(str, data.shape)), mean, std)
     if tokens := tokens_per_block(model):
         log.info("tokens removed by each block: %s; left: %s", removed_per_block(model), tokens)
     t, batch = trainer.settings.train, trainer.settings.train.batch_size * trainer.settings.train.accumulate
     if t.lr_batch and batch != t.lr_batch:
         fit = f"train.lr={t.lr * batch / t.lr_batch:.3g}"
-        fit += f", or train.accumulate={max(t.lr_batch // t.batch_size, 1)}"
+        if t.lr_batch % t.batch_size == 0:
+            fit += f", or train.accumulate={t.lr_batch // t.batch_size}"
         log.warning("train.lr = %g is for %d images per step (train.lr_batch), this run has %d: use %s",
                     t.lr, t.lr_batch, batch, fit)  # fmt: skip
     if drawn := range_of(trainer.settings.model):
         log.info("this is the middle: each training step draws r from %d to %d; validation and test stay there", *drawn)
 
 
-def with_statistics(data: Data, settings: RunSettings) -> Data:
-    """The data, normalised as the weights that the run starts from were trained: by a hub's metadata, or another run's
-    statistics; else by the data's own."""
+def with_statistics(data: Data, settings: RunSettings, state: dict | None = None) -> Data:
+    """The data, normalised as its weights were trained: by the statistics of the checkpoint that the run goes on from,
+    or of the run whose weights it starts from, or by a hub's metadata; else by the data's own."""
     weights = settings.model.weights
-    found = normalisation(settings.model)
-    if weights is not None and Path(weights).is_dir() and (Path(weights) / "best.pt").is_file():
-        state = checkpoint.load(Path(weights) / "best.pt")
-        found = (state["mean"], state["std"]) if "mean" in state else None
+    found = None
+    if state is not None and "mean" in state:
+        found = state["mean"], state["std"]
+    elif weights is not None:
+        path = Path(weights)
+        found = checkpoint.statistics(path / "best.pt" if path.is_dir() else path) or normalisation(settings.model)
     if found is None or len(found[0]) != len(data.mean):
         return data
     return replace(data, mean=tuple(found[0]), std=tuple(found[1]))
@@ -194,7 +201,7 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
         "test_loss": test.loss,
         **{f"test_{name}": value for name, value in test.metrics.items()},
         f"val_{metric}": progress.best if len(trainer.data.val) else None,
-        **({"thresholds": thresholds} if thresholds else {}),
+        **({"thresholds": dict(zip(trainer.data.classes, thresholds, strict=True))} if thresholds else {}),
         "best_step": best_step,
         "steps": progress.step,
         "epochs": trainer.epochs,

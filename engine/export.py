@@ -33,6 +33,7 @@ from engine.data import Data
 from engine.data.loader import eval_batches
 from engine.finished import FinishedRun
 from engine.run import replacing
+from models.interface import merging_method, model_name, removed_per_block
 from models.settings import UserError, nearest
 
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # how far a logit may be from the model's
@@ -199,15 +200,15 @@ def sample(data: Data, most: int = 64) -> Tensor:
 
 
 def metadata_of(run: FinishedRun, weights: str) -> dict[str, Any]:
-    """What a run's file says of itself."""
+    """What a run's file says of itself. Without merging `method` is None and `removed` empty."""
     data, model = run.data, run.settings.model
     return {
         "name": run.settings.name,
-        "model": model.name,
+        "model": model_name(model),
         "weights": weights,
         "precision": "fp32",
-        "method": model.merge.method,
-        "removed": run.model.schedule,
+        "method": merging_method(model),
+        "removed": removed_per_block(run.model),
         "input": list(data.shape),
         "normalised": "(pixel / 255 - mean) / std, for each channel",
         "mean": list(data.mean),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from engine.data import AugmentSettings, Data
 from engine.data.keyed import ORDER, permutation
 from engine.data.loader import eval_batches
 from engine.evaluate import eval_mode
+from engine.run import writing
 from engine.runtime import to_device
 from models.finetune import FinetuneSettings
 
@@ -102,9 +104,20 @@ def _refused(model: nn.Module, settings: FinetuneSettings, augment: AugmentSetti
     """Why features are not kept, in words; "" where they can be."""
     if settings.cache == "none":
         return "finetune.cache = none"
+    if _drops_before_head(model):
+        return "dropout stands before the head"
     if on := [key for key, value in augment.model_dump().items() if value]:
         return f"augment.{on[0]} changes the images"
     return f"{type(model).__name__} has {len(model.head_names)} heads" if len(model.head_names) != 1 else ""
+
+
+def _drops_before_head(model: nn.Module) -> bool:
+    """Whether dropout between the frozen part and the head is on while the head learns."""
+    heads = tuple(f"{head}." for head in model.head_names)
+    kinds = nn.Dropout | nn.Dropout2d | nn.AlphaDropout
+    layers = [m for n, m in model.named_modules() if isinstance(m, kinds) and not f"{n}.".startswith(heads)]
+    # timm's convolutional models call a function with this probability instead
+    return any(m.training and m.p > 0 for m in layers) or bool(getattr(model, "drop_rate", 0))
 
 
 def extract(
@@ -147,6 +160,10 @@ def extract(
 def _room(shape: tuple[int, ...], cache: str | None, file: Path) -> np.ndarray:
     if cache == "memory" or (cache != "disk" and 4 * prod(shape) <= IN_MEMORY):
         return np.empty(shape, np.float32)
-    room = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-    file.unlink()  # the pages stay until the last reader is gone, and no file is left behind
-    return room
+    with writing(file), open(file, "w+b") as opened:
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not as a signal when a page is written
+                os.posix_fallocate(opened.fileno(), 0, 4 * prod(shape))
+            return np.memmap(opened, np.float32, mode="r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+        finally:
+            file.unlink()  # the pages stay until the last reader is gone, and no file is left behind

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine import checkpoint
 from engine.budget import solve
@@ -46,6 +46,13 @@ def check_fits(settings: RunSettings, data: Data) -> None:
     """Raises UserError where the model's input or classes are not the data's, or there is nothing to test on."""
     if not len(data.test):
         raise UserError(f"split.test = {settings.split.test}: no test images, and the dataset brings none; use 0.2")
+    if data.multi_label:
+        if len(data.classes) < 2:
+            raise UserError("data.labels = 'many': there is one label; use labels: one, with a name for yes and for no")
+        for name, arrays in (("val", data.val), ("test", data.test)):
+            if len(arrays) and not arrays.labels.any():
+                said = f"split.{name}: no label applies to any of these {len(arrays)} images"
+                raise UserError(f"{said}, so that there is no average precision; hold out more")
     channels, height, width = data.shape
     wanted = {"in_chans": channels, "img_size": height, "num_classes": len(data.classes)}
     if height != width:
@@ -58,9 +65,37 @@ def check_fits(settings: RunSettings, data: Data) -> None:
 
 def start_weights(model: nn.Module, settings: RunSettings) -> None:
     """Loads the weights that the run starts from, where it names any; the log says what became of them."""
-    if settings.model.weights is not None:
-        for line in load_weights_from(model, settings.model.weights).lines():
-            log.info(line)
+    source = settings.model.weights
+    if source is None:
+        return
+    is_run = (Path(source) / "settings.yaml").is_file() and (Path(source) / "best.pt").is_file()
+    report = load_weights_from(model, source, _weights_of_run(Path(source)) if is_run else None)
+    for line in report.lines():
+        log.info(line)
+
+
+def _weights_of_run(folder: Path) -> dict[str, Tensor]:
+    """A run's best weights, all of them, also where its checkpoint holds only what learnt."""
+    settings, _ = read_settings(folder)
+    state = checkpoint.load(folder / "best.pt")
+    if not _is_partial(settings):
+        return state["model"]
+    return _rebuilt(settings, settings, state, folder / "best.pt").state_dict()
+
+
+def _is_partial(settings: RunSettings) -> bool:
+    """Whether the run's checkpoints hold what learnt, and no more."""
+    return settings.finetune is not None and settings.finetune.mode in ("head", "lora")
+
+
+def _rebuilt(stored: RunSettings, settings: RunSettings, state: dict, file: Path) -> nn.Module:
+    """The model of a checkpoint that holds what learnt: built as it was trained, by `stored`, from the weights that
+    `settings` name; adapters are added to the weights beside them."""
+    model = built(stored)
+    start_weights(model, settings)
+    load_trained(model, state, file, Tuning(model, settings.finetune, settings.train.lr).saved_names())
+    merge_lora(model)
+    return model
 
 
 def load_trained(model: nn.Module, state: dict, path: Path, names: set[str] | None) -> None:
@@ -87,10 +122,16 @@ def load_weights(model: nn.Module, data: Data, path: Path, names: set[str] | Non
     Raises:
         UserError: no such checkpoint, a damaged one, another model's, or one for other classes than the data's.
     """
+    state = _load_checked(path, data)
+    load_trained(model, state, path, names)
+    return state
+
+
+def _load_checked(path: Path, data: Data) -> dict:
+    """A checkpoint for the data's classes."""
     state = checkpoint.load(path)
     if state["classes"] != data.classes:
         raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(data.classes)}")
-    load_trained(model, state, path, names)
     return state
 
 
@@ -136,22 +177,17 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
 
 
 def _trained_model(folder: Path, settings: RunSettings, data: Data, file: str) -> tuple[nn.Module, dict]:
-    """The model with the weights of a checkpoint, and the checkpoint. Adapters are added to the weights beside them."""
-    finetune = settings.finetune
-    if finetune is None or finetune.mode not in ("head", "lora"):
+    """The model with the weights of a checkpoint, and the checkpoint."""
+    if not _is_partial(settings):
         model = built(settings)
         return model, load_weights(model, data, folder / file)
-    # The checkpoint holds what learnt, and no more; adapters go into the model that they were trained in.
-    stored, _ = read_settings(folder)
-    model = built(stored)
-    start_weights(model, settings)
-    state = load_weights(model, data, folder / file, Tuning(model, finetune, settings.train.lr).saved_names())
-    merge_lora(model)
-    if settings.model == stored.model:
-        return model, state
-    other = built(settings)
-    checkpoint.load_model_state(other, model.state_dict(), str(folder / file))
-    return other, state
+    stored, _ = read_settings(folder)  # adapters go into the model that they were trained in
+    state = _load_checked(folder / file, data)
+    model = _rebuilt(stored, settings, state, folder / file)
+    if settings.model != stored.model:
+        trained, model = model.state_dict(), built(settings)
+        checkpoint.load_model_state(model, trained, str(folder / file))
+    return model, state
 
 
 def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSettings, bool]:

@@ -38,6 +38,8 @@ MULTILABEL: Table = {
     "f1": lambda labels: MultilabelF1Score(labels, average="macro"),  # at probability 1/2
 }
 
+TITLES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "f1": "F1"}  # as people write them
+
 
 def metrics_of(multi_label: bool) -> Table:
     """The metrics of one label for each image, or of many."""

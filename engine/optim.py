@@ -92,8 +92,10 @@ class EMA:
             else:
                 self.shadow[name].copy_(value)
 
-    def state_dict(self) -> dict:
-        return {"updates": self.updates, "shadow": self.shadow}
+    def state_dict(self, names: set[str] | None = None) -> dict:
+        """The average, or the part of it that is named: what does not learn is its own average."""
+        shadow = {name: value for name, value in self.shadow.items() if names is None or name in names}
+        return {"updates": self.updates, "shadow": shadow}
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from engine.data.loader import Normalise
 from engine.evaluate import eval_mode
 from engine.finished import FinishedRun
+from models.interface import merging_method, model_name, trace_tokens
 from models.merging import MERGERS, effective_schedule, initial_tokens, merge, size_bias
 from models.merging.contract import Grid
 from models.merging.layer import attention_received
@@ -136,15 +137,22 @@ def features(x: Tensor, patch: int) -> Tensor:
 
 
 def merged_by_run(run: FinishedRun, image: Tensor) -> Merged:
-    """What a run's model merges on an image, uint8 (C, H, W) as its input is, computed in fp32."""
+    """What a run's model merges on an image, uint8 (C, H, W) as its input is, computed in fp32.
+
+    Raises:
+        UserError: the model merges no tokens.
+    """
     settings, device = run.settings.model, next(run.model.parameters()).device
     normalised = Normalise(run.data.mean, run.data.std)(image[None]).to(device)
     with eval_mode(run.model):
-        _, tokens = run.model.forward_features(normalised)
-    patches = prod(settings.grid)
-    prefix = tokens.index.shape[1] - patches
-    index = tokens.index[0, prefix:].view(settings.grid).cpu()
-    return Merged(settings.merge.method, index, tokens.size.shape[1] - prefix)
+        traced = trace_tokens(run.model, normalised)
+    if traced is None:
+        fix = "add merge.method=tome merge.r=8" if hasattr(settings, "merge") else "give the run of a transformer"
+        raise UserError(f"model.name = {model_name(settings)!r}: run {run.settings.name} merges no tokens; {fix}")
+    tokens, grid = traced
+    prefix = tokens.index.shape[1] - prod(grid)
+    index = tokens.index[0, prefix:].view(grid).cpu()
+    return Merged(merging_method(settings), index, tokens.size.shape[1] - prefix)
 
 
 def caption_by_colour(patch: int, methods: Sequence[str]) -> str:
@@ -169,7 +177,8 @@ def caption_of_run(run: FinishedRun, methods: Sequence[str]) -> str:
     which = "merging as in training" if run.as_trained else "merging otherwise than in training"
     if len(methods) > 1:
         which = "each method with the same weights"
-    return f"Model: run {run.settings.name}, {run.settings.model.name} on {run.settings.data.name}, {which}."
+    name = model_name(run.settings.model)
+    return f"Model: run {run.settings.name}, {name} on {run.settings.data.name}, {which}."
 
 
 def credit_line(names: Sequence[str]) -> str:

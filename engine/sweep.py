@@ -11,7 +11,8 @@ from typing import Any
 from engine.complexity import measure
 from engine.config import parse_overrides
 from engine.finished import evaluate_run, load_run, read_settings
-from models.interface import removed_per_block, tokens_per_block
+from engine.metrics import TITLES, main_metric
+from models.interface import merging_method, removed_per_block, tokens_per_block
 from models.settings import UserError
 
 EXAMPLE = "write a key of merge: and a list of values, as in merge.r=[0,4,8]"
@@ -47,7 +48,8 @@ def sweep(folder: Path, item: str, overrides: Sequence[str] = (), which: str = "
 
     Returns:
         For each value a dict of `value`, `method`, `removed` by each block, `tokens` left after the last, `gmacs`,
-        `loss`, the metrics as fractions, and `images_per_second`: of evaluation as a whole, after a batch to warm up.
+        `loss`, `metric`: the name of the main one, the metrics as fractions, and `images_per_second`: of evaluation as
+        a whole, after a batch to warm up.
 
     Raises:
         UserError: a value that is none, before anything is evaluated; no run, or one that does not fit.
@@ -66,11 +68,12 @@ def sweep(folder: Path, item: str, overrides: Sequence[str] = (), which: str = "
         seconds = time.perf_counter() - start
         rows.append({
             "value": value,
-            "method": run.settings.model.merge.method,
+            "method": merging_method(run.settings.model),
             "removed": removed_per_block(run.model),
             "tokens": tokens_per_block(run.model)[-1],
             "gmacs": measure(run.model, settings=run.settings.model).macs / 1e9,
             "loss": found.loss,
+            "metric": main_metric(run.data.multi_label),
             **found.metrics,
             "images_per_second": found.n / seconds,
         })  # fmt: skip
@@ -84,11 +87,12 @@ def written(value: Any) -> str:
 
 def markdown(key: str, rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    header = [key, "tokens left", "GMACs", "top-1, %", "loss", "images/s"]
+    metric = rows[0]["metric"]
+    header = [key, "tokens left", "GMACs", f"{TITLES[metric]}, %", "loss", "images/s"]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for row in rows:
         lines.append([
-            written(row["value"]), str(row["tokens"]), f"{row['gmacs']:.4f}", f"{100 * row['top1']:.2f}",
+            written(row["value"]), str(row["tokens"]), f"{row['gmacs']:.4f}", f"{100 * row[metric]:.2f}",
             f"{row['loss']:.4f}", f"{row['images_per_second']:.0f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -86,6 +86,9 @@ class Trainer:
         classes = len(data.classes)
         self.mix = Mix(settings.augment, classes, t.label_smoothing, data.multi_label) if mixing else None
         self.tuning = Tuning(model, settings.finetune, t.lr)
+        if (late := max(self.tuning.learns_from.values())) >= self.epochs:
+            said = f"finetune.groups.epoch = {late}: the run has {self.epochs} epochs, counted from 0"
+            raise UserError(f"{said}, so that it never begins; use an earlier one")
         self.saved_names = self.tuning.saved_names()
         self.frozen_digest = checkpoint.digest_of(frozen_state(model, self.saved_names))
         self.optimizer = build_optimizer(
@@ -103,11 +106,13 @@ class Trainer:
         self._keep_features()
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", dynamic_ncols=True, disable=None)
         with bar, logging_redirect_tqdm([log]), Stopping() as stopping:
+            first = True
             while self.progress.step < self.total_steps:
                 epoch = self.progress.step // self.steps_per_epoch
                 self.tuning.begin(epoch)
-                if self.settings.finetune and (news := self.tuning.describe(epoch)):
+                if self.settings.finetune and (news := self.tuning.describe(epoch, always=first)):
                     log.info(news)
+                first = False
                 self._clock = time.perf_counter()
                 for micro_batches in self._epoch(epoch):
                     self._step(micro_batches, bar)
@@ -251,6 +256,7 @@ class Trainer:
         """What any reader of a checkpoint needs: weights, or the part of them that learns, classes, statistics."""
         return {
             "model": partial_state(self.model, self.saved_names),
+            "partial": self.saved_names is not None,
             "frozen": self.frozen_digest,
             "classes": self.data.classes,
             "mean": list(self.data.mean),
@@ -300,7 +306,7 @@ class Trainer:
         state = {
             **self._weights(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "ema": self.ema.state_dict(self.saved_names) if self.ema else None,
             "progress": asdict(self.progress),
             "data": self.fingerprint,
             "lines": self.tracker.flush(),

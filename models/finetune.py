@@ -116,9 +116,9 @@ class Tuning:
         self.model.train()
         _freeze_modes(self.model)
 
-    def describe(self, epoch: int) -> str:
-        """What learns in this epoch, in words, if it differs from the epoch before; else ""."""
-        if epoch and epoch not in self.learns_from.values():
+    def describe(self, epoch: int, always: bool = False) -> str:
+        """What learns in this epoch, in words, if it differs from the epoch before, or `always`; else ""."""
+        if not always and epoch not in self.learns_from.values():
             return ""
         learning = [p for p in self.model.parameters() if p.requires_grad]
         count, total = sum(p.numel() for p in learning), sum(p.numel() for p in self.model.parameters())

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
+from models.merging.contract import Grid
 from models.merging.families import family_of
-from models.merging.wrapping import MergingBlocks, blocks_of
-from models.settings import UserError
+from models.merging.tokens import Tokens
+from models.merging.wrapping import MergingBlocks, blocks_of, trace
+from models.settings import ModelSettings, UserError
+
+
+def model_name(settings: ModelSettings) -> str:
+    """A model's name as a settings file has it: `hybrid`, `timm:resnet18`."""
+    return ":".join(filter(None, (settings.name, getattr(settings, "arch", ""))))
+
+
+def merging_method(settings: ModelSettings) -> str | None:
+    """The name of the merging method, "none" among them; None for settings without a `merge:` section."""
+    merge = getattr(settings, "merge", None)
+    return None if merge is None else merge.method
 
 
 def removed_per_block(model: nn.Module) -> list[int]:
@@ -34,6 +47,22 @@ def tokens_per_block(model: nn.Module) -> list[int]:
         left -= removed
         counts.append(left)
     return counts
+
+
+def trace_tokens(model: nn.Module, images: Tensor) -> tuple[Tokens, Grid] | None:
+    """Runs a model on images (B, C, H, W): the tokens' state after the last block, and rows and columns of patches.
+
+    None for models that cannot merge, or that merging is not in.
+    """
+    if hasattr(model, "schedule"):
+        _, tokens = model.forward_features(images)
+        return tokens, getattr(model, "vit", model).grid  # a hybrid's are its ViT's
+    blocks = _merging_blocks(model)
+    if blocks is None:
+        return None
+    _, tokens = trace(model, images)
+    grid, _ = blocks.layout()
+    return tokens, grid
 
 
 def _merging_blocks(model: nn.Module) -> MergingBlocks | None:

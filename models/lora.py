@@ -40,7 +40,10 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets:
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name for name in names if name not in whole],
         target_parameters=[f"{name}.in_proj_weight" for name in whole] or None,
     )  # fmt: skip
-    inject_adapter_in_model(config, model)
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:  # such as a convolution whose groups do not divide the rank
+        raise UserError(f"finetune.targets = {targets}: refused by peft ({error}); name others") from None
 
 
 def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 S = TypeVar("S", bound="Settings")
@@ -22,13 +23,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
 
 
+def _absolute(weights: str | None) -> str | None:
+    """A path in full, so that a run folder names it wherever it is read from; names of hubs as they are."""
+    if weights is None or weights.partition(":")[0] in ("timm", "torchvision"):
+        return weights
+    return os.path.abspath(os.path.expanduser(weights))
+
+
 class ModelSettings(Settings):
     """What every model has. Their own classes add a `name`, which chooses them, and their options."""
 
     img_size: int = Field(224, gt=0, le=16384, description="height and width of the image, pixels")
     in_chans: int = Field(3, gt=0, le=1024, description="image channels")
     num_classes: int = Field(1000, gt=0, le=1000000, description="classes")
-    weights: str | None = Field(
+    weights: Annotated[str | None, AfterValidator(_absolute)] = Field(
         None, min_length=1, description="weights to start from: timm:NAME, torchvision:NAME, a file, or a run folder"
     )
 

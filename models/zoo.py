@@ -72,6 +72,7 @@ class ZooSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _can_be(self) -> ZooSettings:
+        self.metadata(self.arch, self.weights)  # names that there are
         for key in self.options:
             if key in OURS:
                 raise ValueError(f"options.{key} = {self.options[key]!r}: is not for options; use model.{OURS[key]}")

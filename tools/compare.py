@@ -15,7 +15,6 @@ from pathlib import Path
 from engine.compare import Row, compare
 from engine.config import cli
 
-NAMES = {"top1": "top-1", "map": "mAP"}
 COLUMNS = (
     "run", "seeds", "test {}, %", "model", "training", "params, M", "learnt, M", "learnt, %", "GMACs", "images/s",
     "training, s", "peak memory, MiB", "saved, MiB",
@@ -25,10 +24,12 @@ COLUMNS = (
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy by step as well")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy, or mAP, by step as well")
     args = parser.parse_args(argv)
+    from engine.metrics import TITLES  # takes seconds to import
+
     found = compare(args.runs)
-    metrics = " or ".join(dict.fromkeys(NAMES[row.metric] for row in found))
+    metrics = " or ".join(dict.fromkeys(TITLES[row.metric] for row in found))
     header = tuple(title.format(metrics) for title in COLUMNS)
     rows = [header, ("---",) * len(COLUMNS), *(cells(row) for row in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]

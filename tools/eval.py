@@ -26,7 +26,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="best.pt or last.pt")
     parser.add_argument("--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, into a table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the sweep's rows as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep's accuracy against GMACs")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep's accuracy (or mAP) by GMACs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR, merge.r=4")
     return parser.parse_intermixed_args(argv)
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from engine.complexity import measure  # what these need takes seconds to import
     from engine.finished import evaluate_run, load_run
-    from models.interface import removed_per_block
+    from models.interface import merging_method, removed_per_block
     from models.settings import UserError
 
     run = load_run(args.run, args.overrides, args.weights)
@@ -56,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> None:
           + f"  loss {found.loss:.4f}")  # fmt: skip
     if not run.as_trained:
         gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
-        print(f"merging is not that of training: {run.settings.model.merge.method}, "
+        print(f"merging is not that of training: {merging_method(run.settings.model) or 'none'}, "
               f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs")  # fmt: skip
     elif run.results and args.split == "test" and args.weights == "best":
         said = f"results.json says {100 * run.results[f'test_{next(iter(found.metrics))}']:.2f} %"
@@ -67,6 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def sweep(args: argparse.Namespace) -> None:
     from engine import sweep  # what these need takes seconds to import
+    from engine.metrics import TITLES
     from engine.plots import accuracy_by_cost, save_figure
     from engine.run import write_json_atomic
 
@@ -76,8 +77,9 @@ def sweep(args: argparse.Namespace) -> None:
     if args.json:
         write_json_atomic(args.json, rows)
     if args.plot:
-        points = [(sweep.written(row["value"]), row["gmacs"], row["top1"]) for row in rows]
-        save_figure(accuracy_by_cost(points, key), args.plot)
+        metric = rows[0]["metric"]
+        points = [(sweep.written(row["value"]), row["gmacs"], row[metric]) for row in rows]
+        save_figure(accuracy_by_cost(points, key, TITLES[metric]), args.plot)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
     from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
     from engine.finished import load_run  # what they need takes seconds to import
-    from models.interface import removed_per_block
+    from models.interface import merging_method, removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)
     path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
@@ -45,7 +45,8 @@ def main(argv: list[str]) -> None:
               "the model gives their logits too")  # fmt: skip
     if found.operators:
         print(f"operators           {', '.join(found.operators)}: import models.merging, then torch.export.load")
-    print(f"tokens removed      {removed_per_block(run.model)} by {run.settings.model.merge.method}")
+    removed = removed_per_block(run.model)
+    print(f"tokens removed      {f'{removed} by {merging_method(run.settings.model)}' if removed else 'none'}")
     print(f"file                {path}  {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -57,12 +57,16 @@ def main(argv: list[str]) -> None:
 
 
 def report(results: dict, folder: Path) -> None:
+    """Prints what `results.json` holds. An older run's has no metric, which was top-1, and no share: all learnt."""
+    from engine.metrics import TITLES
+
     first, second = (name for name in results if name.startswith("test_") and name not in ("test_images", "test_loss"))
-    title = {"top1": "test accuracy ", "map": "test mAP      "}[results["metric"]]
-    beside = {"test_top5": "top-5", "test_f1": "F1"}[second]
-    print(f"\n{title}  {100 * results[first]:.2f} %  ({beside} {100 * results[second]:.2f} %, "
+    title = {"top1": "test accuracy", "map": "test mAP"}[results.get("metric", "top1")]
+    beside = TITLES[second.removeprefix("test_")]
+    print(f"\n{title:<14}  {100 * results[first]:.2f} %  ({beside} {100 * results[second]:.2f} %, "
           f"{results['test_images']} images)")  # fmt: skip
-    learnt = "" if results["trained_share"] == 1 else f", of which {100 * results['trained_share']:.2f} % learnt"
+    share = results.get("trained_share", 1)
+    learnt = "" if share == 1 else f", of which {100 * share:.2f} % learnt"
     print(f"parameters      {results['params'] / 1e6:.3f} M{learnt}")
     print(f"GMACs           {results['gmacs']:.4f}  (one MAC is two FLOPs)")
     print(f"training        {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s")

@@ -40,7 +40,7 @@ def read_path(source: str) -> State:
     except Exception as error:  # whatever the formats' readers meet in a file that is not what it says it is
         raise UserError(f"{what}: cannot be read ({reason(error)}); fetch it again, or give another") from error
     if isinstance(found, Mapping) and found.get("partial") is True:
-        raise UserError(f"{what}: this run saved only its adapters, not a whole model; give a run that did")
+        raise UserError(f"{what}: holds only what learnt in its run; give the run's folder, which knows the rest")
     return unwrap(found, what)
 
 

@@ -68,20 +68,22 @@ class Report:
         return [shapes.get(name, name) for name in names]
 
 
-def load_weights(model: nn.Module, source: str) -> Report:
+def load_weights(model: nn.Module, source: str, state: State | None = None) -> Report:
     """Loads weights into `model`, converted to its layout. On an error the model is as it was.
 
     Args:
         model: one of MODELS, or a timm or torchvision model. A hybrid takes a ViT's weights into its `vit`.
         source: timm:NAME, torchvision:NAME or torchvision:NAME.WEIGHTS, a file (.pth, .pt, .bin, .tar, .ckpt,
             .safetensors, Google's .npz), or a run folder, whose best.pt is taken.
+        state: what `source` holds, where it was read already.
 
     Raises:
         UserError: weights that cannot be had or read, another number of image channels, values that are not finite,
             or less than half of the parameters before the head loaded.
     """
     library, colon, name = source.partition(":")
-    state = HUBS[library](name) if colon and library in HUBS else read_path(source)
+    if state is None:
+        state = HUBS[library](name) if colon and library in HUBS else read_path(source)
     fits = [_fit(source, model, part, before, after) for part, before, after in _readings(model, state)]
     report, tensors = max(fits, key=lambda fit: sum(value.numel() for value in fit[1].values()))
     _check(report, model, tensors)

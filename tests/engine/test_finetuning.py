@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,66 @@ def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, tmp_pat
     assert_same_run(whole, parts)
 
 
+@pytest.mark.parametrize("mode", ["gradual", "lora"])
+def test_resumed_without_the_weights_that_it_began_with(mode, tuned, start, tmp_path, monkeypatch):
+    """A checkpoint has all that they became, and their statistics; with adapters it needs them, and says so."""
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(start, source)
+    run.mkdir()
+    settings = tuned(mode)
+    model = settings.model.model_copy(update={"weights": str(source)})
+    settings = settings.model_copy(update={"model": model})
+    scalars = Tracker.scalars
+
+    def crashing(self, step, values):
+        if step == 30 and "train/loss" in values:
+            raise Crash
+        scalars(self, step, values)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Tracker, "scalars", crashing)
+        run_experiment(settings, run)
+    before = checkpoint.load(run / "last.pt")["mean"]
+    shutil.rmtree(source)
+    if mode == "lora":
+        with pytest.raises(UserError, match="no such file or folder"):
+            run_experiment(settings, run, resume=True)
+        moved = settings.model_copy(update={"model": settings.model.model_copy(update={"weights": start})})
+        run_experiment(moved, run, resume=True)
+    else:
+        run_experiment(settings, run, resume=True)
+    assert checkpoint.load(run / "best.pt")["mean"] == before
+
+
+@pytest.mark.parametrize("mode", ["head", "lora"])
+def test_a_run_that_saved_only_what_learnt_can_be_started_from(mode, tuned, folder, tmp_path):
+    run_experiment(tuned(mode), folder)
+    settings = tuned("full")
+    model = settings.model.model_copy(update={"weights": str(folder)})
+    (tmp_path / "next").mkdir()
+    run_experiment(settings.model_copy(update={"model": model}), tmp_path / "next")
+    assert "weights: " in (tmp_path / "next" / "log.txt").read_text()
+    part = settings.model.model_copy(update={"weights": str(folder / "best.pt")})
+    (tmp_path / "part").mkdir()
+    with pytest.raises(UserError, match="holds only what learnt in its run; give the run's folder"):
+        run_experiment(settings.model_copy(update={"model": part}), tmp_path / "part")
+
+
+def test_a_group_that_never_begins_is_refused(tuned, folder):
+    settings = tuned("gradual", train={"epochs": 1})
+    with pytest.raises(UserError, match=r"finetune\.groups\.epoch = 1: the run has 1 epochs"):
+        run_experiment(settings, folder)
+
+
+def test_dropout_before_the_head_keeps_no_features(folder):
+    model = {"name": "timm", "arch": "resnet10t", "img_size": 32, "in_chans": 1, "num_classes": 10,
+             "options": {"drop_rate": 0.5}}  # fmt: skip
+    data = {"name": "digits", "resize": 32}
+    settings = settings_of(model=model, data=data, finetune={"mode": "head"}, train={"steps": 2})
+    run_experiment(settings, folder)
+    assert "features are not kept: dropout stands before the head" in (folder / "log.txt").read_text()
+
+
 def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "hybridmerge")
     logging.getLogger("hybridmerge").propagate = True
@@ -267,7 +328,7 @@ def test_many_labels(folder, tmp_path):
     given = {"data": data, "model": {**VIT, "in_chans": 3, "num_classes": 3}, "split": {"val": 0.2}}
     results = run_experiment(settings_of(**given, train={"batch_size": 8}), folder)
     assert results["metric"] == "map" and 0 < results["test_map"] <= 1 and results["test_images"] == 12
-    assert len(results["thresholds"]) == 3 and results["thresholds"][2] == 0.5
+    assert len(results["thresholds"]) == 3 and results["thresholds"]["never"] == 0.5
     assert evaluate_run(load_run(folder), "test").metrics["map"] == results["test_map"]
     for key, sections in (("mixup", {"augment": {"mixup": 0.2}}), ("smoothing", {"train": {"label_smoothing": 0.1}})):
         with pytest.raises(UserError, match=key):

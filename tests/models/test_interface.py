@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from models import build_model
-from models.interface import removed_per_block, tokens_per_block
+from models import MODELS, build_model
+from models.interface import merging_method, model_name, removed_per_block, tokens_per_block, trace_tokens
 from models.merging import wrap
 from models.merging.wrapping import trace
+from models.settings import check
+from models.zoo import split_name
 from tests.models.wrapped_models import built, images, prefix_of
 
 OURS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
@@ -21,6 +23,8 @@ def test_ours(name, options):
     assert tokens_per_block(model) == [14, 14, 8]
     _, tokens = model.forward_features(torch.zeros(1, 3, 32, 32))
     assert tokens.size.shape[1] == 8
+    traced, grid = trace_tokens(model.eval(), torch.zeros(1, 3, 32, 32))
+    assert grid == (4, 4) and traced.size.shape[1] == 8 and traced.index.shape == (1, 17)
 
 
 @pytest.mark.parametrize("name", ["deit", "distilled", "registers", "average", "torchvision", "beit"])
@@ -29,12 +33,16 @@ def test_wrapped(name):
     prefix = prefix_of(model)
     assert removed_per_block(model) == [3, 0, 6]
     assert tokens_per_block(model) == [prefix + 13, prefix + 13, prefix + 7]
-    assert trace(model, images())[1].size.shape[1] == tokens_per_block(model)[-1]
+    expected = trace(model.eval(), images())[1]
+    assert expected.size.shape[1] == tokens_per_block(model)[-1]
+    tokens, grid = trace_tokens(model, images())
+    assert tokens.index.equal(expected.index) and prefix + grid[0] * grid[1] == tokens.index.shape[1]
 
 
 @pytest.mark.parametrize("name", ["deit", "torchvision"])
 def test_unwrapped(name):
     assert removed_per_block(built(name)) == tokens_per_block(built(name)) == []
+    assert trace_tokens(built(name), images()) is None
 
 
 @pytest.mark.parametrize("name", ["lenet5", "timm:resnet18", "torchvision:squeezenet1_1"])
@@ -42,6 +50,23 @@ def test_convolutional(name):
     with torch.device("meta"):
         model = build_model(name, num_classes=5)
     assert removed_per_block(model) == tokens_per_block(model) == []
+    assert trace_tokens(model, torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "merge", "method"),
+    [
+        ("hybrid", {}, "tome"),
+        ("vit", {"merge": {"method": "none"}}, "none"),
+        ("lenet5", {}, None),
+        ("timm:resnet18", {}, None),
+        ("timm:vit_tiny_patch16_224", {"merge": {"method": "grid"}}, "grid"),
+    ],
+)
+def test_names(name, merge, method):
+    values = split_name({"name": name, **merge})
+    settings = check(MODELS[values["name"]][0], values)
+    assert model_name(settings) == name and merging_method(settings) == method
 
 
 def test_a_wrapped_model_of_the_zoo():

@@ -48,6 +48,25 @@ def test_table_and_picture(make_run, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_many_labels_are_drawn_by_mean_average_precision(make_run, tmp_path, monkeypatch, capsys):
+    run, other = make_run("many", 0, 0.9), make_run("one", 0, 0.9, "model.depth=6")
+    for file in (run / "metrics.jsonl", run / "results.json"):
+        file.write_text(file.read_text().replace("top1", "map"))
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "metric": "map"}))
+    drawn = []
+    monkeypatch.setattr("engine.plots.save_figure", lambda figure, path: drawn.append(figure))
+    tool.main([str(run), "--plot", "x.png"])
+    assert "test mAP, %" in capsys.readouterr().out
+    training, validation = drawn[0].axes[1].lines
+    assert list(validation.get_ydata()) == pytest.approx([20, 40]) and len(training.get_ydata()) == 2
+    assert drawn[0].axes[1].get_ylabel() == "mAP, %" and "share of labels that are right" in drawn[0].get_suptitle()
+    tool.main([str(other), str(run), "--plot", "x.png"])
+    assert drawn[1].axes[1].get_ylabel() == "top-1 or mAP, %" and len(drawn[1].axes[1].lines) == 4
+    tool.main([str(other), "--plot", "x.png"])
+    assert drawn[2].axes[1].get_ylabel() == "top-1, %" and "labels" not in drawn[2].get_suptitle()
+
+
 def test_what_is_refused(make_run, tmp_path):
     run = make_run("one", 0, 0.9)
     with pytest.raises(UserError, match="not a run folder"):

@@ -13,6 +13,7 @@ from engine.finished import evaluate_run, load_run
 from engine.sweep import values_of
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
+from tests.tools.runs import TIMM, folder_run, many_labels_run
 from tools import eval as tool
 
 
@@ -82,6 +83,27 @@ def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
     assert rows[1]["gmacs"] < rows[3]["gmacs"] < rows[0]["gmacs"]
     assert rows[1]["gmacs"] == json.loads((run / "results.json").read_text())["gmacs"]
     assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_of_many_labels_goes_by_mean_average_precision(tmp_path, monkeypatch, capsys):
+    folder = many_labels_run(tmp_path, {**TINY["model"], "in_chans": 3})
+    drawn = []
+    monkeypatch.setattr("engine.plots.save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), "--sweep", "merge.r=[0, 3]", "--plot", "a.png"])
+    assert cli(tool.main) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head == "| merge.r | tokens left | GMACs | mAP, % | loss | images/s |" and len(lines) == 2
+    score = f"{100 * json.loads((folder / 'results.json').read_text())['test_map']:.2f}"
+    assert lines[1].split(" | ")[3] == score
+    assert drawn[0].axes[0].get_ylabel() == "mAP, %"
+    assert f"{drawn[0].axes[0].lines[0].get_ydata()[0]:.2f}" == score  # fewer MACs come first
+
+
+def test_a_run_that_merged_without_its_merging(tmp_path, monkeypatch, capsys):
+    folder = folder_run(tmp_path, {**TIMM, "merge": {"r": 1}})
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), "merge=null"])
+    assert cli(tool.main) == 0
+    assert "not that of training: none, tokens removed by each block: []; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["method=[none, random]", "keep.rate=[0.5, 0.9]"])

@@ -16,6 +16,7 @@ from engine.export import FORMATS, LEAST_TORCH, close, load, program_of, sample
 from engine.finished import load_run
 from models.settings import check
 from tests.engine.conftest import TINY
+from tests.tools.runs import TIMM, folder_run
 from tools import export as tool
 
 pytestmark = pytest.mark.skipif(torch.__version__ < LEAST_TORCH, reason=f"needs torch {LEAST_TORCH}")
@@ -65,6 +66,25 @@ def test_exported_goes_where_it_is_told(tell, tmp_path):
     assert code == 0 and err == "" and "64 of 64" in out
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.pt2"]
     assert load(tmp_path / "m.pt2")[1]["weights"] == "last"
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "name", "method", "removed"),
+    [
+        (TIMM, [], "timm:test_vit", None, []),
+        (TIMM, ["merge.method=tome", "merge.r=1"], "timm:test_vit", "tome", [1, 1, 0, 0, 0, 0]),
+        ({"name": "lenet5", "img_size": 32}, [], "lenet5", None, []),
+    ],
+)
+def test_models_of_other_kinds(model, change, name, method, removed, tmp_path, monkeypatch, capsys):
+    folder, file = folder_run(tmp_path, model), tmp_path / "m.pt2"
+    args = ["export.py", "--run", str(folder), "--to", "exported", "--out", str(file), *change]
+    monkeypatch.setattr(sys, "argv", args)
+    assert cli(tool.main) == 0
+    out, _ = capsys.readouterr()
+    assert f"\ntokens removed      {f'{removed} by {method}' if removed else 'none'}\n" in out
+    metadata = load(file)[1]
+    assert (metadata["model"], metadata["method"], metadata["removed"]) == (name, method, removed)
 
 
 def test_a_converter_that_goes_wrong_is_no_success(tell, monkeypatch):

@@ -14,8 +14,10 @@ from engine.data.loader import Normalise
 from engine.experiment import run_experiment
 from engine.finished import load_run
 from models.merging import MERGERS
+from models.merging.wrapping import trace
 from models.settings import check
 from tests.engine.conftest import TINY
+from tests.tools.runs import TIMM, folder_run
 from tools import picture as tool
 
 
@@ -91,6 +93,33 @@ def test_the_same_weights_with_other_methods(run, tell):
     code, err, figure = tell("--run", str(run), "--images", "china", "merge.r=2")
     assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "12 tokens"}
     assert "merging otherwise than in training" in " ".join(figure.get_supxlabel().split())
+
+
+def test_a_wrapped_model_merges(tell, tmp_path):
+    folder = folder_run(tmp_path, {**TIMM, "img_size": 64})
+    change = ["merge.method=tome", "merge.r=[4, 2, 0, 0, 0, 1]"]
+    code, err, figure = tell("--run", str(folder), "--images", "china", *change)
+    assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "9 tokens"}
+    assert "Model: run run, timm:test_vit on folder, merging otherwise" in " ".join(figure.get_supxlabel().split())
+
+    loaded, image = load_run(folder, change), pictures.square(pictures.read_image("china"), 64)
+    with torch.no_grad():
+        _, tokens = trace(loaded.model.eval(), Normalise(loaded.data.mean, loaded.data.std)(image[None]))
+    expected = pictures.painted(image, tokens.index[0, 1:].view(4, 4))
+    torch.testing.assert_close(torch.as_tensor(figure.axes[1].images[0].get_array()), expected)
+
+    code, err, figure = tell("--run", str(folder), "--images", "china", "--methods", "tome", "random", "merge.r=1")
+    assert code == 0 and titles(figure) == {"photograph": "16 patches", "tome": "10 tokens", "random": "10 tokens"}
+    code, err, _ = tell("--run", str(folder), "--images", "china")
+    said = "model.name = 'timm:test_vit': run run merges no tokens; add merge.method=tome merge.r=8"
+    assert (code, err) == (2, f"error: {said}\n")
+
+
+def test_a_model_that_cannot_merge_is_refused(tell, tmp_path):
+    folder = folder_run(tmp_path, {"name": "lenet5", "img_size": 32})
+    code, err, _ = tell("--run", str(folder), "--images", "china")
+    said = "model.name = 'lenet5': run run merges no tokens; give the run of a transformer"
+    assert (code, err) == (2, f"error: {said}\n")
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,18 @@ def test_a_mistake_in_the_data_leaves_nothing_in_the_way(tmp_path, monkeypatch, 
     assert run_inside(train_tool, *args, monkeypatch=monkeypatch) == 0
 
 
+def test_a_run_finished_by_an_older_version_is_reported(capsys):
+    old = {"test_images": 360, "test_loss": 0.1, "test_top1": 0.975, "test_top5": 1.0, "params": 293_000,
+           "gmacs": 0.0164, "seconds": 34.0, "images_per_second": 763.0}  # fmt: skip
+    train_tool.report(old, Path("runs/old"))
+    out = capsys.readouterr().out
+    assert out.startswith("\ntest accuracy   97.50 %  (top-5 100.00 %, 360 images)\nparameters      0.293 M\n")
+    many = {"test_images": 12, "test_map": 0.5, "test_f1": 0.25, "metric": "map", "trained_share": 0.125}
+    train_tool.report({**{key: old[key] for key in old if "test" not in key}, **many}, Path("runs/many"))
+    out = capsys.readouterr().out
+    assert out.startswith("\ntest mAP        50.00 %  (F1 25.00 %, 12 images)\nparameters      0.293 M, of which 12.50 %")
+
+
 def test_print_shows_what_would_run_and_stops(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_inside(train_tool, "--cfg", "digits/hybrid", "train.lr=1e-4", "--print", monkeypatch=monkeypatch) == 0
