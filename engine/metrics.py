@@ -1,4 +1,4 @@
-"""What is measured on a split. A metric is a torchmetrics class and a line in METRICS, or in MULTILABEL."""
+"""What is measured on a split. A metric is a torchmetrics class, a line in METRICS or MULTILABEL, and a title."""
 
 from __future__ import annotations
 

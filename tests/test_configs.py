@@ -6,6 +6,7 @@ import torch
 from engine.complexity import measure
 from engine.config import load_settings
 from models import build
+from models.finetune import Tuning
 from models.interface import tokens_per_block
 from tests.paths import CONFIGS
 
@@ -17,13 +18,19 @@ def test_parses_and_builds(path):
     settings = load_settings(str(path))
     with torch.device("meta"):
         model = build(settings.model)
+        if settings.finetune is not None:
+            Tuning(build(settings.model), settings.finetune, settings.train.lr)  # its parts and targets are there
     assert len(tokens_per_block(model)) in (0, getattr(settings.model, "depth", 0))
     if model.img_size <= 32:
         model = build(settings.model).eval()
         logits = model(torch.zeros(2, model.in_chans, model.img_size, model.img_size))
         assert logits.shape == (2, settings.model.num_classes) and logits.isfinite().all()
     assert path.read_text().startswith("# tools/")
-    assert settings.name not in [load_settings(str(other)).name for other in RUNS if other != path]
+
+
+def test_each_has_a_name_of_its_own():
+    names = [load_settings(str(path)).name for path in RUNS]
+    assert len(set(names)) == len(names)
 
 
 def test_the_plain_vit_costs_what_the_hybrid_costs():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from engine.config import RunSettings
@@ -10,7 +13,7 @@ from engine.experiment import run_experiment
 from models.settings import check
 from tests.engine.data.conftest import save_image
 
-TIMM = {"name": "timm", "arch": "test_vit", "img_size": 32}  # 2 x 2 patches, 6 blocks
+TIMM = {"name": "timm", "arch": "test_vit", "img_size": 32, "options": {"depth": 2}}  # 2 x 2 patches
 PLAIN = {"crop": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
 SHORT = {"epochs": 1, "batch_size": 8, "lr": 0.01}
 
@@ -19,7 +22,7 @@ def folder_run(path: Path, model: dict) -> Path:
     """A run on a folder of images of noise, two classes of 20."""
     for i in range(40):
         save_image(path / "images" / "ab"[i % 2] / f"{i}.png", i, (40, 40))
-    data = {"name": "folder", "path": str(path / "images")}
+    data = {"name": "folder", "path": str(path / "images"), "size": model["img_size"]}
     return _run(path / "run", model={**model, "num_classes": 2}, data=data)
 
 
@@ -38,5 +41,10 @@ def _run(folder: Path, **sections) -> Path:
     folder.mkdir()
     body = {"name": folder.name, "threads": 1, "device": "cpu", "split": {"val": 0.2, "test": 0.2}, "augment": PLAIN,
             "train": SHORT, "log": {"every_steps": 1, "images": 0}, **sections}  # fmt: skip
-    run_experiment(check(RunSettings, body), folder)
+    with redirect_stdout(io.StringIO()):
+        run_experiment(check(RunSettings, body), folder)
+    log = logging.getLogger("hybridmerge")
+    while log.handlers:  # the terminal's and log.txt's, which a tool run in this process would write to
+        log.handlers[0].close()
+        log.removeHandler(log.handlers[0])
     return folder

@@ -97,7 +97,7 @@ def test_the_same_weights_with_other_methods(run, tell):
 
 def test_a_wrapped_model_merges(tell, tmp_path):
     folder = folder_run(tmp_path, {**TIMM, "img_size": 64})
-    change = ["merge.method=tome", "merge.r=[4, 2, 0, 0, 0, 1]"]
+    change = ["merge.method=tome", "merge.r=[5, 2]"]
     code, err, figure = tell("--run", str(folder), "--images", "china", *change)
     assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "9 tokens"}
     assert "Model: run run, timm:test_vit on folder, merging otherwise" in " ".join(figure.get_supxlabel().split())
@@ -108,7 +108,7 @@ def test_a_wrapped_model_merges(tell, tmp_path):
     expected = pictures.painted(image, tokens.index[0, 1:].view(4, 4))
     torch.testing.assert_close(torch.as_tensor(figure.axes[1].images[0].get_array()), expected)
 
-    code, err, figure = tell("--run", str(folder), "--images", "china", "--methods", "tome", "random", "merge.r=1")
+    code, err, figure = tell("--run", str(folder), "--images", "china", "--methods", "tome", "random", "merge.r=3")
     assert code == 0 and titles(figure) == {"photograph": "16 patches", "tome": "10 tokens", "random": "10 tokens"}
     code, err, _ = tell("--run", str(folder), "--images", "china")
     said = "model.name = 'timm:test_vit': run run merges no tokens; add merge.method=tome merge.r=8"
