@@ -24,7 +24,7 @@ from engine.run import write_json_atomic, write_text_atomic
 from engine.runtime import commit, device_name, peak_memory, pick_device, versions
 from engine.tracking import Tracker
 from engine.train import Trainer
-from models.interface import removed_per_block, tokens_per_block
+from models.interface import model_name, removed_per_block, tokens_per_block
 from models.settings import UserError
 from models.zoo import normalisation
 
@@ -192,7 +192,7 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
     asked = target_macs(settings.model)
     return {
         "name": settings.name,
-        "model": ":".join(filter(None, (settings.model.name, getattr(settings.model, "arch", "")))),
+        "model": model_name(settings.model),
         "data": settings.data.name,
         "seed": settings.seed,
         "metric": metric,
