@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1024  # images converted to float64 at once
+CHUNK, VALUES = 1024, 2**24  # images, and values of theirs, converted to float64 at once: 128 MiB
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     """
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for chunk in images.split(CHUNK):
+    for chunk in images.split(min(CHUNK, max(1, VALUES // images[0].numel()))):
         values = chunk.double().transpose(0, 1).flatten(1)  # (B, C, H, W) -> (C, B H W)
         total += values.sum(1)
         squares += values.square().sum(1)
