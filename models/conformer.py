@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from models.merging import Assignment, Tokens, apply_assignment, initial_tokens, unmerge
 from models.merging.layer import MergeLayer
 from models.merging.tokens import Soft
-from models.vit import Block, EncoderSettings, VisionTransformer
+from models.vit import Block, EncoderSettings, MergingEncoder
 
 EXPANSION = 4  # a bottleneck's channels over those of its 3x3 convolution
 STAGES = 3  # of equally many blocks; the map halves and the channels double from each to the next
@@ -183,29 +183,17 @@ class ConvTransBlock(nn.Module):
         return x, x_t, tokens
 
 
-class Conformer(nn.Module):
+class Conformer(MergingEncoder):
     """A Conformer whose transformer may merge tokens.
 
     `forward` is the sum of both heads, by which it predicts; `forward_heads` is for training, where both learn.
-
-    Attributes:
-        schedule: patches that each transformer block removes. Another one may be set at any time; it is clamped.
     """
 
-    prefix = 1  # the class token
     head_names = ("conv_cls_head", "trans_cls_head")
-    # Set, clamped and counted as a ViT's.
-    schedule = VisionTransformer.schedule
-    tokens_per_block = VisionTransformer.tokens_per_block
 
     def __init__(self, settings: ConformerSettings) -> None:
-        super().__init__()
+        super().__init__(settings)
         s = settings
-        self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
-            s.img_size, s.in_chans, s.num_classes, s.embed_dim)  # fmt: skip
-        self.grid, self.depth = s.grid, s.depth
-        self.merger = s.merge.merger()
-        self.schedule = s.schedule()
         per_stage, width = s.depth // STAGES, s.base_channel * s.channel_ratio
         cells = s.patch_size // s.stem_stride  # per side of a patch, on the first stage's map
 

@@ -105,21 +105,19 @@ class Block(nn.Module):
         return x, tokens
 
 
-class VisionTransformer(nn.Module):
-    """A ViT (Dosovitskiy et al., 2021) whose blocks merge tokens.
+class MergingEncoder(nn.Module):
+    """What every transformer of ours has: its sizes, and how many patches each of its blocks merges away.
 
     Args:
         settings: the encoder's options.
-        patch_embed: image -> feature map (B, embed_dim, H, W) with one vector per patch.
 
     Attributes:
         schedule: patches that each block removes. Another one may be set at any time; it is clamped likewise.
     """
 
     prefix = 1  # the class token
-    head_names = ("head",)
 
-    def __init__(self, settings: EncoderSettings, patch_embed: nn.Module) -> None:
+    def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         s = settings
         self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
@@ -127,6 +125,39 @@ class VisionTransformer(nn.Module):
         self.grid, self.depth = s.grid, s.depth
         self.merger = s.merge.merger()
         self.schedule = s.schedule()
+
+    @property
+    def schedule(self) -> list[int]:
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Plan) -> None:
+        if len(schedule) != self.depth:
+            raise ValueError(f"schedule has {len(schedule)} entries; the model has {self.depth} blocks")
+        self._schedule = effective_schedule(schedule, prod(self.grid), self.merger, self.grid)
+
+    def tokens_per_block(self) -> list[int]:
+        """Tokens that leave each block, the class token included."""
+        counts, left = [], self.prefix + prod(self.grid)
+        for r in self.schedule:
+            left -= r
+            counts.append(left)
+        return counts
+
+
+class VisionTransformer(MergingEncoder):
+    """A ViT (Dosovitskiy et al., 2021) whose blocks merge tokens.
+
+    Args:
+        settings: the encoder's options.
+        patch_embed: image -> feature map (B, embed_dim, H, W) with one vector per patch.
+    """
+
+    head_names = ("head",)
+
+    def __init__(self, settings: EncoderSettings, patch_embed: nn.Module) -> None:
+        super().__init__(settings)
+        s = settings
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + prod(self.grid), s.embed_dim))
@@ -152,27 +183,9 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    @property
-    def schedule(self) -> list[int]:
-        return self._schedule
-
-    @schedule.setter
-    def schedule(self, schedule: Plan) -> None:
-        if len(schedule) != self.depth:
-            raise ValueError(f"schedule has {len(schedule)} entries; the model has {self.depth} blocks")
-        self._schedule = effective_schedule(schedule, prod(self.grid), self.merger, self.grid)
-
     def no_weight_decay(self) -> set[str]:
         """Parameters that are tokens, not weights (timm's convention)."""
         return {"cls_token", "pos_embed"}
-
-    def tokens_per_block(self) -> list[int]:
-        """Tokens that leave each block, the class token included."""
-        counts, left = [], self.prefix + prod(self.grid)
-        for r in self.schedule:
-            left -= r
-            counts.append(left)
-        return counts
 
     def encode(self, features: Tensor) -> tuple[Tensor, Tokens]:
         """The stem's map (B, D, H, W) -> normalised tokens (B, T, D) and their state."""

@@ -17,11 +17,10 @@ from engine.experiment import run_experiment
 from engine.features import HeadOnFeatures
 from engine.finished import evaluate_run, load_run
 from engine.metrics import best_thresholds
-from engine.tracking import Tracker
 from engine.train import Trainer
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
-from tests.engine.test_train import Crash, assert_same_run
+from tests.engine.test_train import assert_same_run, run_until
 
 PLAIN = {"crop": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
 VIT = {
@@ -155,16 +154,7 @@ def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, tmp_pat
     whole.mkdir(), parts.mkdir()
     settings = tuned(mode, checkpoint={"every_steps": 4}, train={"ema": 0.9})
     run_experiment(settings, whole)
-    scalars = Tracker.scalars
-
-    def crashing(self, step, values):
-        if step == crash_at and "train/loss" in values:
-            raise Crash
-        scalars(self, step, values)
-
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(Tracker, "scalars", crashing)
-        run_experiment(settings, parts)
+    run_until(monkeypatch, crash_at, settings, parts)
     run_experiment(settings, parts, resume=True)
     assert_same_run(whole, parts)
 
@@ -178,16 +168,7 @@ def test_resumed_without_the_weights_that_it_began_with(mode, tuned, start, tmp_
     settings = tuned(mode)
     model = settings.model.model_copy(update={"weights": str(source)})
     settings = settings.model_copy(update={"model": model})
-    scalars = Tracker.scalars
-
-    def crashing(self, step, values):
-        if step == 30 and "train/loss" in values:
-            raise Crash
-        scalars(self, step, values)
-
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(Tracker, "scalars", crashing)
-        run_experiment(settings, run)
+    run_until(monkeypatch, 30, settings, run)
     before = checkpoint.load(run / "last.pt")["mean"]
     shutil.rmtree(source)
     if mode == "lora":

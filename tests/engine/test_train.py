@@ -69,10 +69,8 @@ class Crash(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("crash_at", [1, 4, 10, 13, 17, 29, 30])
-def test_crashed_and_resumed_equals_uninterrupted(reference, tiny, folder, monkeypatch, crash_at):
-    """From the middle of an epoch, its end, the first step and the last; lost steps are done again, the same."""
-    settings = tiny(checkpoint={"every_steps": 4})
+def run_until(monkeypatch, crash_at: int, settings, folder) -> None:
+    """Runs an experiment that crashes as it tells what step `crash_at` has learnt."""
     scalars = Tracker.scalars
 
     def crashing(self, step, values):
@@ -83,6 +81,13 @@ def test_crashed_and_resumed_equals_uninterrupted(reference, tiny, folder, monke
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(Tracker, "scalars", crashing)
         run_experiment(settings, folder)
+
+
+@pytest.mark.parametrize("crash_at", [1, 4, 10, 13, 17, 29, 30])
+def test_crashed_and_resumed_equals_uninterrupted(reference, tiny, folder, monkeypatch, crash_at):
+    """From the middle of an epoch, its end, the first step and the last; lost steps are done again, the same."""
+    settings = tiny(checkpoint={"every_steps": 4})
+    run_until(monkeypatch, crash_at, settings, folder)
     run_experiment(settings, folder, resume=True)
     assert_same_run(reference, folder)
 
