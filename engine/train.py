@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from engine import checkpoint
 from engine.budget import drawn_schedule, range_of
 from engine.config import RunSettings
-from engine.data import Arrays, Data
+from engine.data import Data, Split
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.mix import Mix
 from engine.evaluate import Evaluation, evaluate, loss_of
@@ -282,7 +282,7 @@ class Trainer:
         if found.mistakes:
             names, wrong = self.data.classes, found.mistakes
             figure = wrong_pictures_figure(
-                self.data.val.images[[m.position for m in wrong]],
+                self.data.val.read(torch.tensor([m.position for m in wrong])),
                 [names[m.label] for m in wrong],
                 [names[m.predicted] for m in wrong],
                 [m.confidence for m in wrong],
@@ -291,7 +291,7 @@ class Trainer:
         return found
 
     def evaluate(
-        self, arrays: Arrays, keep_mistakes: int = 0, features: Tensor | None = None, thresholds: bool = False
+        self, arrays: Split, keep_mistakes: int = 0, features: Tensor | None = None, thresholds: bool = False
     ) -> Evaluation:
         """The model as it stands, on a split; or its head on the split's features."""
         size, net = self.settings.train.batch_size, self.model

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.data.arrays import Arrays, Data, RawData, channel_stats
+from engine.data.arrays import Arrays, Data, RawData, Split, channel_stats
 from engine.data.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, load_cifar100
 from engine.data.digits import DigitsSettings, load_digits
 from engine.data.dtd import DtdSettings, load_dtd
@@ -18,7 +18,9 @@ from engine.data.split import split_data, with_test_set
 from engine.data.table import TableSettings, load_table
 from models.settings import Settings
 
-__all__ = ["DATASETS", "Arrays", "AugmentSettings", "Data", "FileSettings", "RawData", "SplitSettings", "build_data"]
+__all__ = [
+    "DATASETS", "Arrays", "AugmentSettings", "Data", "FileSettings", "RawData", "Split", "SplitSettings", "build_data",
+]  # fmt: skip
 
 DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
     "digits": (DigitsSettings, load_digits),
@@ -49,5 +51,5 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
     _, load = DATASETS[data.name]
     raw = with_test_set(load(data), split)
     train, val = split_data(raw, split, seed)
-    mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train.images)
+    mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train)
     return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None))

@@ -1,30 +1,40 @@
-"""Images in memory: one split, a dataset as its source gives it, and the data that a run trains on."""
+"""Images and labels: one split, a dataset as its source gives it, and the data that a run trains on."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 CHUNK, VALUES = 1024, 2**24  # images, and values of theirs, converted to float64 at once: 128 MiB
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """One split: images, uint8 (N, C, H, W), and labels: int64 (N,), or of many labels each, float32 (N, K) of 0, 1."""
+def digest_of(image: np.ndarray) -> bytes:
+    """Of an image's pixels, contiguous uint8 (C, H, W): equal for equal images, whatever file they are from."""
+    return hashlib.blake2b(image, digest_size=16).digest()
 
-    images: Tensor
+
+class Split(ABC):
+    """N images of one size and their labels: int64 (N,), or of many labels each, float32 (N, K) of 0 and 1.
+
+    `paths` names the files that the images are from, in their order; None where they have none.
+    """
+
     labels: Tensor
+    paths: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
-        assert self.labels.shape[:1] == self.images.shape[:1], (self.labels.shape, self.images.shape)
         if self.multi_label:
             assert self.labels.dtype == torch.float32 and ((self.labels == 0) | (self.labels == 1)).all()
         else:
             assert self.labels.dtype == torch.int64 and self.labels.ndim == 1, (self.labels.dtype, self.labels.shape)
+        assert self.paths is None or len(self.paths) == len(self.labels), (len(self.paths), len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,9 +44,57 @@ class Arrays:
         """Whether any number of the K labels apply to an image, rather than exactly one."""
         return self.labels.ndim == 2
 
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+
+    @abstractmethod
+    def read(self, index: Tensor) -> Tensor:
+        """The images at `index`, int64 (M,): uint8 (M, C, H, W)."""
+
+    @abstractmethod
+    def take(self, indices: Tensor) -> Split:
+        """The images at `indices`, int64 (M,), in that order, as a split."""
+
+    @abstractmethod
+    def digests(self) -> Iterable[bytes]:
+        """`digest_of` each image, in order."""
+
+    @abstractmethod
+    def pixels(self) -> Any:
+        """What stands for all the images in a fingerprint: bytes, or what has them."""
+
+
+@dataclass(frozen=True)
+class Arrays(Split):
+    """A split in memory: images are uint8 (N, C, H, W)."""
+
+    images: Tensor
+    labels: Tensor
+    paths: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
+        assert self.labels.shape[:1] == self.images.shape[:1], (self.labels.shape, self.images.shape)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    def read(self, index: Tensor) -> Tensor:
+        return self.images.index_select(0, index)
+
     def take(self, indices: Tensor) -> Arrays:
-        """The images at `indices`, int64 (M,), copied in that order."""
-        return Arrays(self.images[indices], self.labels[indices])
+        paths = None if self.paths is None else tuple(self.paths[i] for i in indices.tolist())
+        return Arrays(self.images[indices], self.labels[indices], paths)
+
+    def digests(self) -> Iterable[bytes]:
+        return (digest_of(image) for image in self.images.contiguous().numpy())
+
+    def pixels(self) -> np.ndarray:
+        return self.images.contiguous().numpy()
 
 
 @dataclass(frozen=True)
@@ -46,10 +104,10 @@ class RawData:
     Without `test`, and then without `val`, one is taken off `train`; without `mean` both statistics are computed.
     """
 
-    train: Arrays
-    test: Arrays | None
+    train: Split
+    test: Split | None
     classes: list[str]
-    val: Arrays | None = None
+    val: Split | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -68,9 +126,9 @@ class Data:
     that batches are brought to; None leaves them as they are.
     """
 
-    train: Arrays
-    val: Arrays
-    test: Arrays
+    train: Split
+    val: Split
+    test: Split
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -79,7 +137,7 @@ class Data:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as a model sees it."""
-        channels, height, width = self.test.images.shape[1:]
+        channels, height, width = self.train.shape
         return (channels, height, width) if self.resize is None else (channels, self.resize, self.resize)
 
     @property
@@ -90,28 +148,29 @@ class Data:
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of all images and labels in their order and of the classes' names."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
-        for arrays in (self.train, self.val, self.test):
-            digest.update(str(tuple(arrays.images.shape)).encode())
-            digest.update(arrays.images.contiguous().numpy())
-            digest.update(arrays.labels.contiguous().numpy())
+        for split in (self.train, self.val, self.test):
+            digest.update(str((len(split), *split.shape)).encode())
+            digest.update(split.pixels())
+            digest.update(split.labels.contiguous().numpy())
         return digest.hexdigest()
 
 
-def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_stats(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in [0, 1], summed in float64.
 
     A channel of a single value gets the standard deviation 1/255, so that it normalises to zero, not to infinity.
 
     Args:
-        images: uint8 (N, C, H, W), N > 0.
+        split: of one image or more.
     """
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    channels, height, width = split.shape
+    total = torch.zeros(channels, dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for chunk in images.split(min(CHUNK, max(1, VALUES // images[0].numel()))):
-        values = chunk.double().transpose(0, 1).flatten(1)  # (B, C, H, W) -> (C, B H W)
+    for chunk in torch.arange(len(split)).split(min(CHUNK, max(1, VALUES // (channels * height * width)))):
+        values = split.read(chunk).double().transpose(0, 1).flatten(1)  # (B, C, H, W) -> (C, B H W)
         total += values.sum(1)
         squares += values.square().sum(1)
-    count = images.numel() // images.shape[1]
+    count = len(split) * height * width
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1)
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

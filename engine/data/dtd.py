@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engine.data.arrays import RawData
 from engine.data.cifar import FAILURES, downloading
-from engine.data.images import read_splits
+from engine.data.reading import read_splits
 from engine.data.settings import DataPath, FileSettings
 from models.settings import UserError
 

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 
 from engine.data.arrays import RawData
-from engine.data.images import few, is_image, read_splits
+from engine.data.images import few, is_image
+from engine.data.reading import read_splits
 from engine.data.settings import DataPath, FileSettings
 from models.settings import UserError
 

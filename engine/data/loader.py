@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.data.arrays import Arrays
+from engine.data.arrays import Split
 from engine.data.augment import augment_images, erased_pixels
 from engine.data.keyed import ORDER, permutation
 from engine.data.settings import AugmentSettings
@@ -28,7 +28,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        arrays: Arrays,
+        split: Split,
         batch_size: int,
         augment: AugmentSettings,
         mean: Sequence[float],
@@ -36,16 +36,15 @@ class TrainLoader:
         seed: int,
         resize: int | None = None,
     ) -> None:
-        size = min(arrays.images.shape[2:])
-        if batch_size > len(arrays):
-            raise UserError(f"train.batch_size = {batch_size}: there are only {len(arrays)} training images; "
-                            f"set it to {len(arrays)} or less, or raise split.part")
-        if augment.crop >= size:
-            raise UserError(f"augment.crop = {augment.crop}: must be less than the images' {size} pixels")
-        if augment.rotate90 and arrays.images.shape[2] != arrays.images.shape[3]:
-            raise UserError(f"augment.rotate90 = True: images are {arrays.images.shape[2]} x {arrays.images.shape[3]}, "
-                            "not square; set it to false")
-        self.arrays = arrays
+        _, height, width = split.shape
+        if batch_size > len(split):
+            raise UserError(f"train.batch_size = {batch_size}: there are only {len(split)} training images; "
+                            f"set it to {len(split)} or less, or raise split.part")
+        if augment.crop >= min(height, width):
+            raise UserError(f"augment.crop = {augment.crop}: must be less than the images' {min(height, width)} pixels")
+        if augment.rotate90 and height != width:
+            raise UserError(f"augment.rotate90 = True: images are {height} x {width}, not square; set it to false")
+        self.split = split
         self.batch_size = batch_size
         self.augment = augment
         self.seed = seed
@@ -53,20 +52,20 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.arrays) // self.batch_size
+        return len(self.split) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images, float32 (B, C, H, W), and their labels, of an epoch (from 0), from batch `start` on.
 
         Labels are int64 (B,), or float32 (B, K) where images have many.
         """
-        order = torch.from_numpy(permutation(len(self.arrays), ORDER, self.seed, epoch))
+        order = torch.from_numpy(permutation(len(self.split), ORDER, self.seed, epoch))
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._images(index, epoch), self.arrays.labels.index_select(0, index)
+            yield self._images(index, epoch), self.split.labels.index_select(0, index)
 
     def _images(self, index: Tensor, epoch: int) -> Tensor:
-        images = self.arrays.images.index_select(0, index).numpy()
+        images = self.split.read(index).numpy()
         images = augment_images(images, index.numpy(), self.augment, self.seed, epoch)
         normalised = self._normalise(torch.from_numpy(images))
         if self.augment.erase > 0:
@@ -77,16 +76,16 @@ class TrainLoader:
 
 
 def eval_batches(
-    arrays: Arrays, batch_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None
+    split: Split, batch_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images, float32 (B, C, H, W), and labels, once and in order; the last batch may be smaller.
 
     Labels are int64 (B,), or float32 (B, K) where images have many.
     """
     normalise = Normalise(mean, std)
-    for start in range(0, len(arrays), batch_size):
-        part = slice(start, start + batch_size)
-        yield brought_to(normalise(arrays.images[part]), resize), arrays.labels[part]
+    for start in range(0, len(split), batch_size):
+        part = torch.arange(start, min(start + batch_size, len(split)))
+        yield brought_to(normalise(split.read(part)), resize), split.labels[part]
 
 
 def brought_to(images: Tensor, size: int | None) -> Tensor:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from PIL import ImageColor
+from pydantic import AfterValidator, Field, model_validator
 
 from models.settings import Settings
 
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _colour(name: str) -> str:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        raise ValueError(f"{name!r} is no colour; write a name such as white, or #rrggbb") from None
+    return name
 
 
 # Kept absolute: a run folder names its data wherever it is read from.
@@ -31,7 +40,21 @@ class FileSettings(Settings):
 
     size: int | None = Field(None, gt=0, le=16384, description="height and width, pixels; null: model.img_size")
     fit: Literal["crop", "squash"] = Field(
-        "crop", description="crop: the largest square in the middle; squash: the whole image, its shape changed"
+        "crop", description="crop: a square in the middle; squash: the whole image, its shape changed"
+    )
+    crop_pct: float = Field(1.0, gt=0, le=1, description="side of that square, as a share of the shorter side")
+    background: Annotated[str, AfterValidator(_colour)] = Field(
+        "white", description="what transparent images lie on: a colour's name, or #rrggbb"
+    )
+    max_pixels: int = Field(89_478_485, gt=0, description="larger images are refused by their headers, undecoded")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="skip: training images that cannot be read are left out and named; never test images"
+    )
+    cache: Literal["memory", "none"] = Field(
+        "memory", description="memory: decoded once, at `size`; none: training images are decoded for every epoch"
+    )
+    workers: int | None = Field(
+        None, ge=0, le=256, description="processes that decode and transform; null: one for each processor, at most 8"
     )
 
 
@@ -44,6 +67,17 @@ class SplitSettings(Settings):
     test_seed: int = Field(0, ge=0, lt=2**32, description="of that hold-out; runs of other seeds share the test set")
     val: float = Field(0.1, ge=0, lt=1, description="fraction of each class held out for validation; 0 holds out none")
     part: float = Field(1.0, gt=0, le=1, description="fraction of each class, after the hold-out, that trains")
+    folds: int | None = Field(
+        None, ge=2, le=100, description="k-fold: each part of the training images is the test set of one run"
+    )
+    fold: int | None = Field(None, ge=0, description="the one of the folds, from 0, that runs; null: all of them")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SplitSettings:
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            said = f"split.folds = {self.folds}" if self.folds else "there are no folds"
+            raise ValueError(f"fold = {self.fold}: {said}; use 0 to split.folds - 1")
+        return self
 
 
 class AugmentSettings(Settings):

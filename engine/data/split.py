@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from engine.data.arrays import Arrays, RawData
+from engine.data.arrays import RawData, Split
 from engine.data.keyed import SPLIT, TEST, hash64
 from engine.data.settings import SplitSettings
 
@@ -37,7 +36,7 @@ def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
     return replace(raw, train=_take(raw.train, rest), test=_take(raw.train, held_out))
 
 
-def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Arrays, Arrays]:
+def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Split]:
     """The images to train on and those to validate on, of a dataset that has a test set.
 
     A validation split that the dataset brings along is used as it is. Otherwise, of each class the whole number of
@@ -79,7 +78,7 @@ def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np
     return np.concatenate(held_out) if held_out else order[:0]
 
 
-def _strata(arrays: Arrays) -> np.ndarray:
+def _strata(arrays: Split) -> np.ndarray:
     """What shares are taken of, int64 (N,): the classes, or all images with many labels alike."""
     return np.zeros(len(arrays), np.int64) if arrays.multi_label else arrays.labels.numpy()
 
@@ -93,10 +92,10 @@ def _share(members: np.ndarray, fraction: float) -> int:
     return max(1, int(len(members) * fraction + 0.5))
 
 
-def _first_copies(splits: list[Arrays]) -> np.ndarray:
+def _first_copies(splits: list[Split]) -> np.ndarray:
     """For each image of the splits, one after the other, the index of the first with the same pixels, int64 (N,)."""
     first: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(image, digest_size=16).digest() for split in splits for image in split.images.numpy())
+    digests = (digest for split in splits for digest in split.digests())
     return np.fromiter((first.setdefault(digest, i) for i, digest in enumerate(digests)), np.int64)
 
 
@@ -121,5 +120,5 @@ def _warn_of_classes_without(raw: RawData, held_out: np.ndarray, setting: str, k
         log.warning("%s: %d %s: %s", setting, len(lacking), words, names)
 
 
-def _take(arrays: Arrays, indices: np.ndarray) -> Arrays:
+def _take(arrays: Split, indices: np.ndarray) -> Split:
     return arrays.take(torch.from_numpy(np.sort(indices)))

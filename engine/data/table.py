@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.data.arrays import RawData
-from engine.data.images import few, read_splits
+from engine.data.images import few
+from engine.data.reading import read_splits
 from engine.data.settings import DataPath, FileSettings
 from models.settings import UserError
 

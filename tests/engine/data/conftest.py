@@ -9,12 +9,17 @@ import torch
 from PIL import Image
 
 from engine.data.arrays import Arrays, RawData
+from engine.data.settings import FileSettings
 
 
 def random_arrays(count: int, size: int = 32, channels: int = 3, classes: int = 10, seed: int = 0) -> Arrays:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
     return Arrays(images, torch.randint(0, classes, (count,), generator=generator))
+
+
+def files(size: int, fit: str = "crop", **others) -> FileSettings:
+    return FileSettings(size=size, fit=fit, **others)
 
 
 def save_image(path: Path, seed: int, size: tuple[int, int] = (12, 9)) -> Path:

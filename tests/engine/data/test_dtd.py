@@ -11,7 +11,7 @@ from engine.data import DATASETS, SplitSettings, build_data
 from engine.data.dtd import load_dtd
 from engine.data.images import read_image
 from models.settings import UserError, check
-from tests.engine.data.conftest import save_image
+from tests.engine.data.conftest import files, save_image
 
 CLASSES = ("banded", "cracked", "woven")
 
@@ -29,13 +29,13 @@ def root(tmp_path) -> Path:
     """Two partitions of three classes, two images of each in each split; they differ in which images those are."""
     home = tmp_path / "dtd" / "dtd"
     names = {name: [f"{name}/{name}_{i:04}.jpg" for i in range(6)] for name in CLASSES}
-    for seed, file in enumerate(file for files in names.values() for file in files):
+    for seed, file in enumerate(file for each in names.values() for file in each):
         save_image(home / "images" / file, seed, (20, 16))
     (home / "labels").mkdir()
     for partition in (1, 2):
         for i, split in enumerate(("train", "val", "test")):
             at = 2 * ((i + partition) % 3)
-            lines = [file for files in names.values() for file in files[at : at + 2]]
+            lines = [file for each in names.values() for file in each[at : at + 2]]
             (home / "labels" / f"{split}{partition}.txt").write_text("".join(f"{line}\n" for line in lines))
     return tmp_path
 
@@ -59,7 +59,7 @@ def test_the_official_split_is_used(root):
     for i, arrays in enumerate((raw.train, raw.val, raw.test)):
         assert arrays.images.shape == (6, 3, 8, 8) and arrays.labels.tolist() == [0, 0, 1, 1, 2, 2]
         file = root / "dtd" / "dtd" / "images" / "cracked" / f"cracked_{2 * ((i + 1) % 3) + 1:04}.jpg"
-        assert arrays.images[3].equal(torch.tensor(read_image(file, 8, "crop")).permute(2, 0, 1))
+        assert arrays.images[3].equal(torch.tensor(read_image(file, files(8, "crop"))).permute(2, 0, 1))
     data = build_data(settings(root), SplitSettings(test=0.5, val=0.5), seed=0)
     assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
 

@@ -9,7 +9,7 @@ from engine.data import DATASETS, SplitSettings, build_data
 from engine.data.folder import load_folder
 from engine.data.images import read_image
 from models.settings import UserError, check
-from tests.engine.data.conftest import save_image
+from tests.engine.data.conftest import files, save_image
 
 
 def fill(folder: Path, classes: dict[str, int], first: int = 0) -> Path:
@@ -40,7 +40,7 @@ def test_class_folders(tmp_path):
     raw = load_folder(settings(tmp_path))
     assert raw.classes == ["1", "10", "2"] and raw.test is None and raw.val is None and raw.mean is None
     assert raw.train.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 2 and raw.train.images.shape == (9, 3, 8, 8)
-    second = torch.tensor(read_image(tmp_path / "10" / "1.png", 8, "crop")).permute(2, 0, 1)
+    second = torch.tensor(read_image(tmp_path / "10" / "1.png", files(8, "crop"))).permute(2, 0, 1)
     assert raw.train.images[5].equal(second)
     squashed = load_folder(settings(tmp_path, fit="squash")).train.images
     assert not squashed.equal(raw.train.images)

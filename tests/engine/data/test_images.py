@@ -1,5 +1,4 @@
 import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data.images import is_image, read_image, read_images
+from engine.data.images import is_image, read_image
+from engine.data.reading import decode, read_splits
 from models.settings import UserError
-from tests.engine.data.conftest import save_image
+from tests.engine.data.conftest import files, save_image
 
 CORNERS = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40  # every turn and mirroring of it differs
 
@@ -23,7 +23,8 @@ def saved(path: Path, pixels: np.ndarray, mode: str | None = None, **options) ->
 def error_of(paths: list[Path]) -> str:
     """The one line that a user sees."""
     with pytest.raises(UserError) as caught:
-        read_images(paths, 8, "crop", "data.path = 'x'", "repair them")
+        read_splits({"train": (paths, torch.zeros(len(paths), dtype=torch.int64))}, ["a"], files(8), "data.path = 'x'",
+                    "repair them")  # fmt: skip
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -45,7 +46,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / "turned.png", CORNERS.repeat(4, 0).repeat(4, 1), exif=exif)
-    read = read_image(path, 48, "squash")[..., 0]
+    read = read_image(path, files(48, "squash"))[..., 0]
     height, width = (48 // n for n in upright.shape)
     centres = read[height // 2 :: height, width // 2 :: width]
     assert np.abs(centres.astype(int) - upright).max() <= 2
@@ -54,9 +55,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
 def test_an_image_of_the_right_size_is_not_touched(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     for fit in ("crop", "squash"):
-        assert (read_image(saved(tmp_path / "a.png", pixels), 8, fit) == pixels).all()
+        assert (read_image(saved(tmp_path / "a.png", pixels), files(8, fit)) == pixels).all()
     wide = np.concatenate([pixels[:, :3] * 0, pixels, pixels[:, :4] * 0], 1)  # 15 wide: half a pixel from the middle
-    assert (read_image(saved(tmp_path / "b.png", wide), 8, "crop") == pixels).all()
+    assert (read_image(saved(tmp_path / "b.png", wide), files(8, "crop")) == pixels).all()
 
 
 def test_crop_keeps_shapes_and_loses_the_ends_and_squash_the_reverse(tmp_path):
@@ -64,40 +65,41 @@ def test_crop_keeps_shapes_and_loses_the_ends_and_squash_the_reverse(tmp_path):
     pixels[:, :16], pixels[:, 32:] = (255, 0, 0), (0, 0, 255)
     pixels[:, 16:32] = (0, 255, 0)
     path = saved(tmp_path / "a.png", pixels)
-    assert (read_image(path, 8, "crop")[:, 2:-2] == (0, 255, 0)).all()  # the filter's ends reach past the crop
-    squashed = read_image(path, 9, "squash")
+    assert (read_image(path, files(8, "crop"))[:, 2:-2] == (0, 255, 0)).all()  # the filter's ends reach past the crop
+    squashed = read_image(path, files(9, "squash"))
     assert (squashed[:, 0] == (255, 0, 0)).all() and (squashed[:, 4] == (0, 255, 0)).all()
     assert (squashed[:, 8] == (0, 0, 255)).all()
-    assert (read_image(saved(tmp_path / "b.png", pixels.transpose(1, 0, 2)), 8, "crop")[2:-2] == (0, 255, 0)).all()
+    tall = read_image(saved(tmp_path / "b.png", pixels.transpose(1, 0, 2)), files(8))
+    assert (tall[2:-2] == (0, 255, 0)).all()
 
 
 def test_making_smaller_is_antialiased(tmp_path):
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
-    assert np.abs(read_image(saved(tmp_path / "a.png", stripes), 8, "crop")[:, 1:-1].astype(int) - 127).max() <= 4
+    assert np.abs(read_image(saved(tmp_path / "a.png", stripes), files(8))[:, 1:-1].astype(int) - 127).max() <= 4
 
 
 def test_what_is_transparent_lies_on_white(tmp_path):
     red = np.zeros((4, 4, 4), np.uint8)
     red[..., 0], red[2:, :, 3] = 255, 255
     red[:1, :, 3] = 51  # a fifth
-    rgba = read_image(saved(tmp_path / "rgba.png", red), 4, "crop")
+    rgba = read_image(saved(tmp_path / "rgba.png", red), files(4, "crop"))
     assert (rgba[0] == (255, 204, 204)).all() and (rgba[1] == 255).all() and (rgba[2:] == (255, 0, 0)).all()
     grey = np.zeros((4, 4, 2), np.uint8)
     grey[2:, :, 1] = 255
-    la = read_image(saved(tmp_path / "la.png", grey), 4, "crop")
+    la = read_image(saved(tmp_path / "la.png", grey), files(4, "crop"))
     assert (la[:2] == 255).all() and (la[2:] == 0).all()
     indexed = Image.new("P", (4, 4))
     indexed.putpalette([255, 0, 0, 0, 255, 0])
     indexed.putpixel((1, 1), 1)
     indexed.save(tmp_path / "p.gif", transparency=0)
-    gif = read_image(tmp_path / "p.gif", 4, "crop")
+    gif = read_image(tmp_path / "p.gif", files(4, "crop"))
     assert (gif[1, 1] == (0, 255, 0)).all() and (gif[0] == 255).all()
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
 def test_16_bit_grey_is_scaled(tmp_path, extension):
     pixels = np.array([[0, 257], [257 * 100 + 120, 65535]], np.uint16)
-    read = read_image(saved(tmp_path / f"a.{extension}", pixels), 2, "crop")
+    read = read_image(saved(tmp_path / f"a.{extension}", pixels), files(2, "crop"))
     assert (read == np.array([[0, 1], [100, 255]], np.uint8)[..., None]).all()
 
 
@@ -106,17 +108,17 @@ def test_16_bit_grey_is_scaled(tmp_path, extension):
 def test_other_kinds_become_rgb(tmp_path, mode, extension):
     halves = np.zeros((16, 16, 3), np.uint8)
     halves[8:] = 255
-    read = read_image(saved(tmp_path / f"a.{extension}", halves, mode), 16, "crop")
+    read = read_image(saved(tmp_path / f"a.{extension}", halves, mode), files(16, "crop"))
     assert read.shape == (16, 16, 3) and (read[:6] < 8).all() and (read[10:] > 247).all()
 
 
 def test_order_layout_and_type(tmp_path):
     paths = [save_image(tmp_path / f"{i}.png", i, (8, 8)) for i in range(20)]
-    images = read_images(paths[::-1], 8, "crop", "", "")
+    images = decode(paths[::-1], files(8))[0]
     assert images.dtype == torch.uint8 and images.shape == (20, 3, 8, 8)
     for path, image in zip(paths[::-1], images):
         assert (image.permute(1, 2, 0).numpy() == np.asarray(Image.open(path))).all()
-    assert read_images([], 8, "crop", "", "").shape == (0, 3, 8, 8)
+    assert decode([], files(8))[0].shape == (0, 3, 8, 8)
 
 
 def test_unreadable_files_are_counted_and_the_first_named(tmp_path, recwarn):
@@ -132,16 +134,13 @@ def test_unreadable_files_are_counted_and_the_first_named(tmp_path, recwarn):
     assert "(No such file or directory)" in error_of([later])
 
 
-@pytest.mark.parametrize("limit", [63, 40, 20])
-def test_pils_limit_of_pixels_is_an_error_and_never_a_warning(tmp_path, monkeypatch, limit):
-    path = save_image(tmp_path / "large.png", 0, (8, 8))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        line = error_of([path])
-    assert "large.png'" in line and f"limit of {limit}" in line
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
-    assert read_images([path], 8, "crop", "", "").shape == (1, 3, 8, 8)
+def test_more_pixels_than_the_limit_are_refused_by_the_header(tmp_path):
+    path = save_image(tmp_path / "large.png", 0, (9, 8))
+    path.write_bytes(path.read_bytes()[:60])  # the header and no pixel
+    _, bad = decode([path], files(8, max_pixels=71))
+    assert bad == {0: "9 x 8 pixels, more than data.max_pixels"}
+    whole = save_image(tmp_path / "whole.png", 0, (9, 8))
+    assert decode([whole], files(8, max_pixels=72))[1] == {}
 
 
 @pytest.mark.parametrize("pixels", [np.full((4, 4), 70_000, np.int32), np.zeros((4, 4), np.float32)])
@@ -156,8 +155,8 @@ def test_a_file_is_opened_as_an_image_or_not_at_all(tmp_path):
 
 
 def test_more_images_than_memory_holds(tmp_path):
-    with pytest.raises(UserError, match=r"data.path = 'x': 100000 images .* GB of memory.*set data.size to less"):
-        read_images([tmp_path / "a.png"] * 100_000, 16384 * 1024, "crop", "data.path = 'x'", "")
+    with pytest.raises(UserError, match=r"data.path = 'x': 1000000 images .* GB of memory.*data.cache=none, or data.size to less"):
+        decode([tmp_path / "a.png"] * 1_000_000, files(16384), "data.path = 'x'")
 
 
 def test_names_of_images():
@@ -167,5 +166,5 @@ def test_names_of_images():
 
 def test_reading_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hybridmerge.data"):
-        read_images([save_image(tmp_path / "a.png", 0)], 8, "crop", "", "")
+        read_splits({"train": ([save_image(tmp_path / "a.png", 0)], torch.zeros(1).long())}, ["a"], files(8), "x")
     assert "reading 1 image files" in caplog.text

@@ -8,7 +8,7 @@ from engine.data import DATASETS, SplitSettings, build_data
 from engine.data.images import read_image
 from engine.data.table import load_table
 from models.settings import UserError, check
-from tests.engine.data.conftest import save_image
+from tests.engine.data.conftest import files, save_image
 
 ONE = "path,label\na.png,cat\nb.png,dog\nc.png,cat\nd.png,dog\n"
 FLAGS = "path,red,round\na.png,1,0\nb.png,0,1\nc.png,1,1\nd.png,0,0\n"
@@ -49,7 +49,7 @@ def test_one_label(write, tmp_path):
     assert raw.classes == ["cat", "dog"] and raw.test is None and raw.val is None and not raw.multi_label
     assert raw.train.labels.dtype == torch.int64 and raw.train.labels.tolist() == [0, 1, 0, 1]
     for name, image in zip("abcd", raw.train.images):
-        assert image.equal(torch.tensor(read_image(tmp_path / f"{name}.png", 8, "crop")).permute(2, 0, 1))
+        assert image.equal(torch.tensor(read_image(tmp_path / f"{name}.png", files(8, "crop"))).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("text", [FLAGS, LISTS, FLAGS.replace(",1", ",1.0")])
