@@ -70,12 +70,17 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def statistics(path: Path) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation that a checkpoint of ours was trained with; None where a file does not say."""
+    """Mean and standard deviation that a checkpoint of ours was trained with; None where a file does not say.
+
+    The weights, which somebody else reads, are mapped and not read, so that the file's digest is not checked here.
+    """
     if path.suffix != ".pt" or not path.is_file():
         return None
     try:
-        state = load(path)
-    except UserError:  # somebody else's file: who reads its weights says what it is
+        with open(path, "rb") as file:
+            _comment(path, file)
+        state = _read(path, str(path), mmap=True)
+    except (OSError, UserError):  # somebody else's file: who reads its weights says what it is
         return None
     return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
 
@@ -166,6 +171,13 @@ def _seal(file: BinaryIO) -> None:
 
 
 def _check_seal(path: Path, file: BinaryIO) -> None:
+    comment = _comment(path, file)
+    if comment != _MARK + _digest(file, file.seek(0, os.SEEK_END) - _COMMENT):
+        raise UserError(f"{path}: damaged, its bytes do not match its SHA-256; use another checkpoint or a fresh copy")
+
+
+def _comment(path: Path, file: BinaryIO) -> bytes:
+    """The comment that `_seal` appended; a UserError where there is none."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise UserError(f"{path}: empty; use another checkpoint of the run")
@@ -173,8 +185,7 @@ def _check_seal(path: Path, file: BinaryIO) -> None:
     comment = file.read()
     if not comment.startswith(_MARK):
         raise UserError(f"{path}: cut short, or not a checkpoint of this program; use another checkpoint of the run")
-    if comment != _MARK + _digest(file, size - _COMMENT):
-        raise UserError(f"{path}: damaged, its bytes do not match its SHA-256; use another checkpoint or a fresh copy")
+    return comment
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
@@ -207,9 +218,9 @@ def _checkpoints_in(folder: Path) -> str:
     return f"; {folder} has {_few(names)}" if names else ""
 
 
-def _read(path: Path, file: BinaryIO) -> Any:
+def _read(path: Path, file: BinaryIO | str, mmap: bool = False) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, MemoryError):
         raise
     except pickle.UnpicklingError:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from models.settings import UserError, nearest
@@ -24,13 +25,17 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets:
         targets: see `lora_targets`.
 
     Raises:
-        UserError: peft is not installed, or the targets match nothing.
+        UserError: peft is not installed, the targets match nothing, or one is a convolution that `_unmergeable` names.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("finetune.mode = 'lora': needs peft; pip install -e '.[lora]'") from None
     names = lora_targets(model, targets)
+    for name in names:  # before the training, after which nobody could use what it learnt
+        if reason := _unmergeable(model.get_submodule(name)):
+            said = f"finetune.targets = {targets}: {name} {reason}"
+            raise UserError(f"{said}, so that no adapter can be added to its weights; name others")
     # Of torchvision's attention the projection of queries, keys and values is adapted, as a parameter: peft's layer for
     # the module adds its adapter to the frozen weights in each forward and takes it off again, which rounding shows.
     whole = [name for name in names if isinstance(model.get_submodule(name), nn.MultiheadAttention)]
@@ -40,10 +45,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets:
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name for name in names if name not in whole],
         target_parameters=[f"{name}.in_proj_weight" for name in whole] or None,
     )  # fmt: skip
-    try:
-        inject_adapter_in_model(config, model)
-    except ValueError as error:  # such as a convolution whose groups do not divide the rank
-        raise UserError(f"finetune.targets = {targets}: refused by peft ({error}); name others") from None
+    inject_adapter_in_model(config, model)
 
 
 def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
@@ -96,6 +98,23 @@ def merge_lora(model: nn.Module) -> int:
         setattr(model.get_submodule(parent), last, layer.get_base_layer())
         count += 1
     return count
+
+
+def _unmergeable(module: nn.Module) -> str:
+    """Why the sum of a module's weights and its adapter's is not what both compute, in words; "" where it is.
+
+    peft's adapter of a convolution is a plain one: it sees all channels, whatever the groups, neither dilates nor pads
+    with anything but zeros, and knows nothing of weights that are standardised in the forward.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return ""
+    if module.groups > 1:
+        return f"is a convolution in {module.groups} groups"
+    if module.dilation != (1, 1):
+        return "is a dilated convolution"
+    if module.padding_mode != "zeros":
+        return f"is a convolution with padding by {module.padding_mode}"
+    return "" if type(module) in (nn.Conv2d, Conv2dSame) else f"is a {type(module).__name__}"
 
 
 def _matching(names: list[str], target: str) -> list[str]:

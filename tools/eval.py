@@ -15,8 +15,13 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config import cli
+
+if TYPE_CHECKING:
+    from engine.evaluate import Evaluation
+    from engine.finished import FinishedRun
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -45,14 +50,15 @@ def main(argv: list[str]) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     from engine.complexity import measure  # what these need takes seconds to import
-    from engine.finished import evaluate_run, load_run
+    from engine.finished import load_run
     from models.interface import merging_method, removed_per_block
     from models.settings import UserError
 
     run = load_run(args.run, args.overrides, args.weights)
-    found = evaluate_run(run, args.split)
+    found, f1 = evaluated(run, args.split)
+    shown = found.metrics if f1 is None else {**found.metrics, "f1 at the run's thresholds": f1}
     print(f"{args.run}, {args.weights}.pt on {found.n} {args.split} images: "
-          + "  ".join(f"{name} {100 * value:.2f} %" for name, value in found.metrics.items())
+          + "  ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items())
           + f"  loss {found.loss:.4f}")  # fmt: skip
     if not run.as_trained:
         gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
@@ -63,6 +69,25 @@ def evaluate(args: argparse.Namespace) -> None:
         if found.score != run.results[f"test_{next(iter(found.metrics))}"]:
             raise UserError(f"{args.run}: {said}: not the same; another device, library version or number of threads?")
         print(f"{said}: the same")
+
+
+def evaluated(run: FinishedRun, split: str) -> tuple[Evaluation, float | None]:
+    """A run on a split, and F1 where each label is said yes to from the probability on that the run's `results.json`
+    has for it; None where it has none."""
+    import torch  # what these need takes seconds to import
+
+    from engine.finished import evaluate_run
+    from engine.metrics import MULTILABEL
+
+    thresholds = (run.results or {}).get("thresholds")
+    if not thresholds:
+        return evaluate_run(run, split), None
+    seen: list[torch.Tensor] = []
+    with run.model.register_forward_hook(lambda module, given, logits: seen.append(logits.float().sigmoid().cpu())):
+        found = evaluate_run(run, split)
+    least = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
+    said = torch.cat(seen).double() >= least  # float32 would round a threshold onto a probability beside it
+    return found, MULTILABEL["f1"](len(least))(said.long(), getattr(run.data, split).labels.long()).item()
 
 
 def sweep(args: argparse.Namespace) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.config import RunSettings, load_settings
+from engine.config import RunSettings, cli, load_settings
 from engine.experiment import run_experiment
 from engine.features import HeadOnFeatures
 from engine.finished import evaluate_run, load_run
@@ -137,6 +139,24 @@ def test_kept_features_change_nothing(tuned, folder, tmp_path, caplog):
         torch.testing.assert_close(weights["memory"][name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_a_full_disk_shows_before_features_are_computed(tuned, folder, monkeypatch, capsys):
+    """Not as a signal while they are written: a file with holes takes no room until then."""
+    asked = []
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    settings = tuned("head")
+    settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"cache": "disk"})})
+    assert cli(lambda argv: run_experiment(settings, folder)) == 2
+    error, file = capsys.readouterr().err, folder / ".features.train.npy"
+    assert error.startswith(f"error: {file}: cannot be written, no space left on device; free some space, or ")
+    assert error.count("\n") == 1 and not file.exists() and not list(folder.glob("*.pt"))
+    assert asked == [4 * 325 * VIT["embed_dim"]]  # bytes: float32 of every training image
+
+
 def test_features_are_used_only_where_they_say_the_same(tuned, folder, monkeypatch):
     """Augmented images have no features to keep, and a model with two heads has two kinds."""
     seen = []
@@ -245,19 +265,41 @@ def test_a_rate_for_another_batch_is_warned_about(tuned, folder):
     assert "is for 64 images per step (train.lr_batch), this run has 16: use train.lr=0.00075, or train.acc" in said
 
 
-def test_statistics_come_with_the_weights(tuned, folder, start):
-    run_experiment(tuned("full"), folder)
-    given, own = (checkpoint.load(f / "best.pt") for f in (Path(start), folder))
-    assert given["mean"] == own["mean"] and given["std"] == own["std"]
-    state = {**checkpoint.load(Path(start) / "best.pt"), "mean": [0.25], "std": [0.5]}
-    (folder.parent / "shifted").mkdir()
-    checkpoint.save(folder.parent / "shifted" / "best.pt", state)
-    settings = tuned("head")
-    model = settings.model.model_copy(update={"weights": str(folder.parent / "shifted")})
-    (folder.parent / "again").mkdir()
-    run_experiment(settings.model_copy(update={"model": model}), folder.parent / "again")
-    run = load_run(folder.parent / "again")
+@pytest.mark.parametrize("given", ["copy", "copy/best.pt", "bare", "bare/other.pt"])
+def test_statistics_come_with_the_weights(given, start, folder, tmp_path):
+    """Of a run folder, of a folder that has nothing but a checkpoint, and of a checkpoint by its own name."""
+    source = tmp_path / given.partition("/")[0]
+    shutil.copytree(start, source) if source.name == "copy" else source.mkdir()
+    file = source / (given.partition("/")[2] or "best.pt")
+    state = checkpoint.load(Path(start) / "best.pt")
+    checkpoint.save(file, {**state, "mean": [0.25], "std": [0.5]})
+    assert state["mean"] != [0.25]
+    settings = settings_of(model={**VIT, "weights": str(tmp_path / given)}, finetune=MODES["head"], train={"steps": 2})
+    run_experiment(settings, folder)
+    run = load_run(folder)
     assert run.data.mean == (0.25,) and run.data.std == (0.5,)
+
+
+def test_somebody_elses_file_has_no_statistics(tmp_path):
+    torch.save({"format": 1, "model": {}, "mean": [0.25], "std": [0.5]}, tmp_path / "best.pt")
+    assert checkpoint.statistics(tmp_path / "best.pt") is None
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert checkpoint.statistics(tmp_path / "best.pt") is None
+
+
+def test_weights_are_read_once(tuned, start, folder, monkeypatch):
+    """Statistics take only their own few bytes of the file."""
+    reads = []
+    read = checkpoint._read
+
+    def watched(path: Path, *args, **kwargs):
+        reads.append((path, kwargs.get("mmap", False)))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "_read", watched)
+    run_experiment(tuned("full", train={"steps": 2}), folder)
+    best = Path(start) / "best.pt"
+    assert [mapped for path, mapped in reads if path == best] == [False, True]
 
 
 def test_textures_then_scenes(folder, tmp_path):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,7 +13,7 @@ from engine.config import load_settings
 from engine.optim import build_optimizer
 from models import build_model
 from models.finetune import FinetuneSettings, Tuning, frozen_state, layer_depths, parameters_of, partial_state
-from models.lora import lora_targets, merge_lora
+from models.lora import add_lora, lora_targets, merge_lora
 from models.merging import wrap
 from models.settings import UserError, check
 from tests.models.wrapped_models import built
@@ -20,12 +21,14 @@ from tests.models.wrapped_models import built
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
 RESNET = {"img_size": 32, "num_classes": 5, "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
+RESNEXT = {**RESNET, "options": {**RESNET["options"], "cardinality": 2, "base_width": 64}}
 VIT = {"img_size": 32, "num_classes": 5, "options": SMALL}
 MODELS = {
     "vit": lambda **o: build_model("vit", **TINY, **o),
     "hybrid": lambda **o: build_model("hybrid", **TINY, **o),
     "conformer": lambda **o: build_model("conformer", **TINY, base_channel=8, stem_stride=1, **o),
     "resnet": lambda **o: build_model("timm:resnet18", **{**RESNET, **o}),
+    "resnext": lambda **o: build_model("timm:resnext50_32x4d", **{**RESNEXT, **o}),
     "timm": lambda **o: build_model("timm:vit_tiny_patch16_224", **{**VIT, **o}),
     "distilled": lambda **o: build_model("timm:deit_tiny_distilled_patch16_224", **{**VIT, **o}),
     "torchvision": lambda **o: zoo_like(built("torchvision"), ("heads.head",), **o),
@@ -282,7 +285,8 @@ LORA = [
     ("vit", {}, None, 6), ("vit", MERGED, None, 6), ("vit", {}, ["qkv", "blocks.0.mlp.fc1"], 4),
     ("hybrid", MERGED, None, 6), ("hybrid", {}, ["conv_head.bridge.proj"], 1), ("conformer", {}, None, 6),
     ("timm", {}, None, 4), ("timm", MERGED, None, 4), ("distilled", {}, ["fc2"], 2), ("beit", {}, None, 3),
-    ("beit", MERGED, ["proj", "fc1"], 7), ("resnet", {}, ["conv2"], 4), ("torchvision", {}, None, 3),
+    ("beit", MERGED, ["proj", "fc1"], 7), ("resnet", {}, ["conv2"], 4),
+    ("resnext", {}, ["conv1", "conv3"], 9), ("torchvision", {}, None, 3),
     ("torchvision", {}, ["self_attention", "mlp.0"], 6), ("torchvision", MERGED, ["mlp.0", "mlp.3"], 6),
 ]  # fmt: skip
 
@@ -339,6 +343,55 @@ def test_adapters_that_would_do_nothing_are_refused(name, options, targets, word
     with pytest.raises(UserError) as error:
         Tuning(model_of(name, **options), settings("lora", **({"targets": targets} if targets else {})), 1e-2)
     assert words in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+class OneConv(nn.Module):
+    """A convolution, its mean over the map, and a head."""
+
+    img_size, in_chans, head_names = 8, 4, ("head",)
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.head = conv, nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Conv2d(4, 6, 3, groups=2), "is a convolution in 2 groups"),
+        (lambda: nn.Conv2d(4, 6, 3, padding=2, dilation=2), "is a dilated convolution"),
+        (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), "is a convolution with padding by circular"),
+        (lambda: StdConv2d(4, 6, 3), "is a StdConv2d"),
+        (lambda: nn.Conv2d(4, 6, 3, padding=1), None),
+        (lambda: Conv2dSame(4, 6, 3, stride=2), None),
+    ],
+)
+@pytest.mark.parametrize("rank", [3, 4])  # of groups peft refuses only those that do not divide the rank
+def test_a_convolution_learns_only_what_its_weights_can_take(make, words, rank):
+    torch.manual_seed(0)
+    model = OneConv(make())
+    if words:
+        with pytest.raises(UserError) as error:
+            add_lora(model, rank, 4.0, 0.0, ["conv"])
+        said = f"finetune.targets = ['conv']: conv {words}, so that no adapter can be added to its weights; name others"
+        assert str(error.value) == said
+    else:
+        add_lora(model, rank, 4.0, 0.0, ["conv"])
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        x = torch.randn(2, 4, 8, 8)
+        with torch.no_grad():
+            tuned = model(x)
+            assert merge_lora(model) == 1
+            torch.testing.assert_close(model(x), tuned, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_grouped_convolutions_is_refused_by_name():
+    with pytest.raises(UserError, match=r"targets = \['conv2'\]: layer1\.0\.conv2 is a convolution in 2 groups, so"):
+        Tuning(model_of("resnext"), settings("lora", rank=2, targets=["conv2"]), 1e-2)
 
 
 def test_torchvision_s_swin_uses_its_projections_without_a_call():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
+import torch
 
 from engine.config import RunSettings, cli
+from engine.data.loader import eval_batches
 from engine.experiment import run_experiment
 from engine.finished import evaluate_run, load_run
+from engine.run import write_json_atomic
 from engine.sweep import values_of
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
@@ -97,6 +101,37 @@ def test_a_sweep_of_many_labels_goes_by_mean_average_precision(tmp_path, monkeyp
     assert lines[1].split(" | ")[3] == score
     assert drawn[0].axes[0].get_ylabel() == "mAP, %"
     assert f"{drawn[0].axes[0].lines[0].get_ydata()[0]:.2f}" == score  # fewer MACs come first
+
+
+def test_thresholds_of_a_run_of_many_labels(tmp_path, monkeypatch, capsys):
+    """What each label is said yes to from on is the run's own, whichever weights or images it is asked for."""
+    folder = many_labels_run(tmp_path, {**TINY["model"], "in_chans": 3})
+    stored = json.loads((folder / "results.json").read_text())
+    assert set(stored["thresholds"]) == {"odd", "second"}
+
+    def f1(thresholds: dict[str, float] | None, *args: str) -> dict[str, str]:
+        changed = {key: value for key, value in stored.items() if key != "thresholds"}
+        write_json_atomic(folder / "results.json", changed | ({"thresholds": thresholds} if thresholds else {}))
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), *args])
+        assert cli(tool.main) == 0
+        return dict(re.findall(r"  (f1[\w' ]*?) ([\d.]+) %", capsys.readouterr().out))
+
+    run = load_run(folder)
+    for split in ("val", "test"):
+        arrays = getattr(run.data, split)
+        batches = eval_batches(arrays, len(arrays), run.data.mean, run.data.std, run.data.resize)
+        with torch.inference_mode():
+            scores = run.model.eval()(next(iter(batches))[0]).sigmoid()
+        middle = {name: float(column.median()) for name, column in zip(run.data.classes, scores.T)}
+        for thresholds in (stored["thresholds"], middle, {"odd": 0.0, "second": 1.0}):
+            said = scores >= torch.tensor([thresholds[name] for name in run.data.classes])
+            hits = (said * arrays.labels).sum(0)
+            each = 2 * hits / (said.sum(0) + arrays.labels.sum(0))
+            found = f1(thresholds, "--split", split)
+            assert float(found["f1 at the run's thresholds"]) == pytest.approx(100 * float(each.mean()), abs=0.01)
+        half = f1(dict.fromkeys(run.data.classes, 0.5), "--split", split)
+        assert half["f1"] == half["f1 at the run's thresholds"]
+    assert set(f1(None)) == {"f1"}, "a run without validation images has none"
 
 
 def test_a_run_that_merged_without_its_merging(tmp_path, monkeypatch, capsys):
