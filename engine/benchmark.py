@@ -1,4 +1,4 @@
-"""Time, measured: the data pipeline, attention, merging by method, selection, and the speed-up that merging gives.
+"""Time, measured: attention, merging by method, selection, and the speed-up that merging gives.
 
 All times are milliseconds of single calls, after one call that is not timed; a GPU is waited for. What is compared is
 timed in turns, so that a machine that slows down slows all of them.
@@ -16,9 +16,6 @@ from torch.nn import functional as F
 
 from engine.analytic import formula_macs
 from engine.budget import solve
-from engine.data import Arrays, AugmentSettings
-from engine.data.cifar import CIFAR10_MEAN, CIFAR10_STD
-from engine.data.loader import TrainLoader
 from engine.runtime import pick_autocast
 from models import build
 from models.merging import (
@@ -58,17 +55,6 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.de
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def data_speeds(images: int, shape: tuple[int, int, int], batch_size: int, repeats: int) -> list[float]:
-    """Images per second of each of `repeats` epochs of the training loader: crop by 4 pixels, flip, normalise."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, *shape), dtype=torch.uint8, generator=generator)
-    arrays = Arrays(pixels, torch.zeros(images, dtype=torch.int64))
-    loader = TrainLoader(arrays, batch_size, AugmentSettings(crop=4, flip=True), CIFAR10_MEAN, CIFAR10_STD, seed=0)
-    epoch = iter(range(repeats + 1))
-    times = timed({"": lambda: sum(len(labels) for _, labels in loader.epoch(next(epoch)))}, repeats, pixels.device)
-    return [1e3 * images / ms for ms in times[""]]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Finished runs side by side: runs that differ in nothing but the seed are one row, with mean and spread."""
+"""Finished runs side by side: those that differ in nothing but seed and fold are one row, with mean and spread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from engine.config import load_settings
+from engine.config import RunSettings, load_settings
 from models.settings import UserError
 
 SEED = ("name", "out", "seed")  # what may differ within a row
@@ -17,15 +17,17 @@ SEED = ("name", "out", "seed")  # what may differ within a row
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one kind. `top1`, or the metric that `metric` names, in percent; the spread is the sample standard
-    deviation, None for one run. What older runs did not write down is None, or what held for them."""
+    """Runs of one kind. `top1`, or the metric that `metric` names, in percent, None where there are no test images; the
+    spread is the sample standard deviation, None for one run. What older runs did not write down is None, or what held
+    for them."""
 
     name: str
     seeds: list[int]
+    folds: list[int]  # those that were run; empty where there are none
     model: str
     method: str  # how it was trained: from scratch, full, head, gradual, lora
     metric: str
-    top1: float
+    top1: float | None
     spread: float | None
     params: int
     gmacs: float
@@ -37,45 +39,74 @@ class Row:
 
 
 def compare(folders: Sequence[Path]) -> list[Row]:
-    """Reads run folders and groups them, in the order in which each kind first appears.
+    """Reads run folders, or folders of folds, and groups them, in the order in which each kind first appears.
 
     Raises:
-        UserError: a folder that holds no finished run, or the same seed of one kind twice.
+        UserError: a folder that holds no finished run, or the same seed and fold of one kind twice.
     """
     kinds: dict[str, list[dict]] = {}
-    for folder in folders:
+    for folder in runs_in(folders):
         alike = kinds.setdefault(kind(folder), [])
         if not (folder / "results.json").is_file():
             raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
         results = json.loads((folder / "results.json").read_text())
-        if any(results["seed"] == other["seed"] for other in alike):
-            raise UserError(f"{folder}: seed {results['seed']} of this kind is given twice; leave one out")
+        if any(_place(results) == _place(other) for other in alike):
+            seed, fold = _place(results)
+            which = f"seed {seed}" + ("" if fold is None else f", fold {fold},")
+            raise UserError(f"{folder}: {which} of this kind is given twice; leave one out")
         alike.append(results)
     return [_row(alike) for alike in kinds.values()]
 
 
-def kind(folder: Path) -> str:
-    """A text that two run folders share if they differ in nothing but the seed.
+def runs_in(folders: Sequence[Path]) -> list[Path]:
+    """The run folders, and in place of a folder of folds those of its folds.
 
     Raises:
         UserError: no run folder.
     """
+    found: list[Path] = []
+    for folder in folders:
+        split = _settings(folder).split
+        parts = range(split.folds) if split.folds and split.fold is None else None
+        found += [folder] if parts is None else [folder / f"fold{fold}" for fold in parts]
+        for path in found[-len(parts) :] if parts else []:
+            if not (path / "results.json").is_file():
+                raise UserError(f"{path}: this fold is not finished; finish it with --resume {folder}")
+    return found
+
+
+def kind(folder: Path) -> str:
+    """A text that two run folders share if they differ in nothing but the seed and the fold.
+
+    Raises:
+        UserError: no run folder.
+    """
+    return _settings(folder).model_dump_json(exclude={**dict.fromkeys(SEED, True), "split": {"fold"}})
+
+
+def _settings(folder: Path) -> RunSettings:
     if not (folder / "settings.yaml").is_file():
         raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
-    return load_settings(str(folder / "settings.yaml")).model_dump_json(exclude=set(SEED))
+    return load_settings(str(folder / "settings.yaml"))
+
+
+def _place(results: dict) -> tuple[int, int | None]:
+    """A run's seed and fold."""
+    return results["seed"], results.get("fold")
 
 
 def _row(alike: list[dict]) -> Row:
     metric = alike[0].get("metric", "top1")
-    top1 = [100 * results[f"test_{metric}"] for results in alike]
+    top1 = [100 * results[f"test_{metric}"] for results in alike if results[f"test_{metric}"] is not None]
     averages = {key: mean(r[key] for r in alike) for key in ("images_per_second", "seconds", "peak_memory_mib")}
     return Row(
         name=_common_name([results["name"] for results in alike]),
-        seeds=[results["seed"] for results in alike],
+        seeds=list(dict.fromkeys(results["seed"] for results in alike)),
+        folds=sorted({results["fold"] for results in alike if results.get("fold") is not None}),
         model=alike[0].get("model", "-"),
         method=alike[0].get("method", "from scratch"),
         metric=metric,
-        top1=mean(top1),
+        top1=mean(top1) if top1 else None,
         spread=stdev(top1) if len(top1) > 1 else None,
         params=alike[0]["params"],
         gmacs=alike[0]["gmacs"],

@@ -27,7 +27,9 @@ DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
 # What a resumed run may have otherwise than before. Another device, or number of threads, changes the last bits of what
 # is computed; where the data lies may change, but not the data: the checkpoint has its fingerprint. So may the weights
 # that it began with: the checkpoint has what they became, and of what did not learn the digest.
-FREE_ON_RESUME = re.compile(r"(name|out|device|threads|model\.weights|data\.(root|path|images)|(checkpoint|log)\..*)")
+FREE_ON_RESUME = re.compile(
+    r"(name|out|device|threads|model\.weights|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
+)
 
 
 def one_of(table: Mapping[str, tuple[type[Settings], Any]]) -> Any:

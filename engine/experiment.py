@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from logging.handlers import MemoryHandler
@@ -19,7 +19,19 @@ from engine.budget import range_of, target_macs
 from engine.complexity import Complexity, measure
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, build_data
+from engine.evaluate import Evaluation
 from engine.finished import built, check_fits, load_weights, start_weights, with_budget
+from engine.intervals import wilson
+from engine.metrics import metrics_of
+from engine.reports import (
+    class_accuracy,
+    confusion_figure,
+    confusion_matrix,
+    draw,
+    kept_predictions,
+    predictions_of,
+    write_predictions,
+)
 from engine.run import write_json_atomic, write_text_atomic
 from engine.runtime import commit, device_name, peak_memory, pick_device, versions
 from engine.tracking import Tracker
@@ -35,6 +47,8 @@ def start_log() -> MemoryHandler:
     """Sends the project's log to the terminal, and keeps it for `log_to` to write down."""
     kept = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     log.setLevel(logging.INFO)
+    for handler in log.handlers:
+        handler.close()  # the run before, in this process, has ended
     log.handlers = [logging.StreamHandler(sys.stdout), kept]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -50,13 +64,19 @@ def log_to(folder: Path, kept: MemoryHandler) -> None:
     log.handlers[1] = file
 
 
-def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) -> dict:
+def run_experiment(
+    settings: RunSettings, folder: Path, resume: bool = False, begin: Callable[[], None] = lambda: None
+) -> dict:
     """Trains by `settings` in an opened run folder, tests once at the end, and writes `results.json`.
+
+    Beside it lie `predictions.csv`, what was said of each test image, and `confusion.png`; neither where an image has
+    many labels.
 
     Args:
         settings: checked settings.
         folder: the run's own folder, locked by the caller.
         resume: go on from `last.pt` if there is one.
+        begin: called when everything fits together, before anything is written.
 
     Returns:
         What `results.json` holds.
@@ -88,16 +108,17 @@ def run_experiment(settings: RunSettings, folder: Path, resume: bool = False) ->
             trainer.resume(state)
 
         # Nothing is written before everything fits together: a mistake corrected, the same command runs.
+        begin()
         log_to(folder, kept)
         write_text_atomic(folder / "settings.yaml", to_yaml(settings))
         with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:
             describe(trainer)
             tracker.curve("tokens_left_after_block", tokens_per_block(model))
             trainer.fit(tracker)
-            results = {**test(trainer, cost), "commit": code}
+            results = {**test(trainer, cost, tracker), "commit": code}
             write_json_atomic(folder / "results.json", results)
             keys = (f"test_{results['metric']}", "gmacs", "params", "seconds")
-            measured = {f"hparam/{key}": results[key] for key in keys}
+            measured = {f"hparam/{key}": results[key] for key in keys if results[key] is not None}
             tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
     return results
 
@@ -140,10 +161,12 @@ def check_unchanged(settings: RunSettings, folder: Path) -> None:
 def describe(trainer: Trainer) -> None:
     """Says once what is about to be trained on what, and what merging will really remove."""
     data, model = trainer.data, trainer.model
-    log.info("%s on %s, %s, from step %d of %d", trainer.settings.name, device_name(trainer.device), trainer.precision,
-             trainer.progress.step, trainer.total_steps)  # fmt: skip
+    log.info("%s on %s, %s, from step %d of %d", titled(trainer.settings), device_name(trainer.device),
+             trainer.precision, trainer.progress.step, trainer.total_steps)  # fmt: skip
     log.info("%d training, %d validation, %d test images, %d classes", len(data.train), len(data.val), len(data.test),
              len(data.classes))  # fmt: skip
+    if not len(data.test):
+        log.warning("split.test = 0: no test images, all train or validate; the accuracy is not measured")
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
     log.info("images of %s, normalised by mean %s and std %s", " x ".join(map(str, data.shape)), mean, std)
     if tokens := tokens_per_block(model):
@@ -174,16 +197,21 @@ def with_statistics(data: Data, settings: RunSettings, state: dict | None = None
     return replace(data, mean=tuple(found[0]), std=tuple(found[1]))
 
 
-def test(trainer: Trainer, cost: Complexity) -> dict:
+def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
     """Tests the best weights; returns what `results.json` holds: accuracies as fractions, MACs in G, memory in MiB.
 
-    `target_gmacs` is what merging was asked to cost, also where it was a ratio; None where no budget was asked for.
+    `test_interval` is Wilson's for the accuracy, at 95 %; there is none for average precision. Without test images all
+    that begins with `test_` is None, and `test_images` 0. `target_gmacs` is what merging was asked to cost, also where
+    it was a ratio; None where no budget was asked for.
     """
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
     best = trainer.folder / "best.pt"
     best_step = load_weights(model, trainer.data, best, trainer.saved_names)["step"]
-    test = trainer.evaluate(trainer.data.test)
-    metric = next(iter(test.metrics))
+    test, by_class = tested(trainer, tracker)
+    metric, n = next(iter(test.metrics)), test.n
+    interval = None
+    if n and not trainer.data.multi_label:
+        interval = list(wilson(round(test.score * n), n))
     thresholds = None
     if trainer.data.multi_label and len(trainer.data.val):
         thresholds = trainer.evaluate(trainer.data.val, thresholds=True).thresholds
@@ -197,11 +225,14 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
         "seed": settings.seed,
         "metric": metric,
         "method": method_of(settings),
-        "test_images": test.n,
+        "fold": settings.split.fold,
+        "test_images": n,
         "test_loss": test.loss,
         **{f"test_{name}": value for name, value in test.metrics.items()},
+        "test_interval": interval,
         f"val_{metric}": progress.best if len(trainer.data.val) else None,
         **({"thresholds": dict(zip(trainer.data.classes, thresholds, strict=True))} if thresholds else {}),
+        "val_images": len(trainer.data.val),
         "best_step": best_step,
         "steps": progress.step,
         "epochs": trainer.epochs,
@@ -219,11 +250,38 @@ def test(trainer: Trainer, cost: Complexity) -> dict:
         "seconds": progress.seconds,
         "images_per_second": images / progress.seconds,
         "peak_memory_mib": peak_memory(trainer.device),
+        **({"class_accuracy": by_class} if by_class else {}),
         "precision": trainer.precision,
         "device": device_name(trainer.device),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def tested(trainer: Trainer, tracker: Tracker) -> tuple[Evaluation, dict[str, float | None]]:
+    """The model on the test images, and each class's accuracy; leaves `predictions.csv` and the confusion matrix.
+
+    Without test images all measures are None. Of many labels there is nothing for each class, and no file.
+    """
+    data, folder = trainer.data, trainer.folder
+    if not len(data.test):
+        return Evaluation(0, None, dict.fromkeys(metrics_of(data.multi_label))), {}
+    if data.multi_label:
+        return trainer.evaluate(data.test), {}
+    with kept_predictions(trainer.model) as kept:
+        test = trainer.evaluate(data.test)
+    said = predictions_of(data.test.labels, kept)
+    write_predictions(folder, said, data.test.paths, data.classes)
+    matrix = confusion_matrix(said.labels, said.predicted, len(data.classes))
+    title = f"{titled(trainer.settings)}: {100 * test.score:.2f} % of {test.n} test images"
+    draw(folder, tracker, trainer.progress.step, "test/confusion", confusion_figure(matrix, data.classes, title))
+    return test, class_accuracy(matrix, data.classes)
+
+
+def titled(settings: RunSettings) -> str:
+    """The run's name, with its fold."""
+    split = settings.split
+    return settings.name if split.fold is None else f"{settings.name}, fold {split.fold} of {split.folds}"
 
 
 def method_of(settings: RunSettings) -> str:

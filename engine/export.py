@@ -193,8 +193,9 @@ def _at_a_tie(model: nn.Module, image: Tensor, got: Tensor) -> bool:
 
 
 def sample(data: Data, most: int = 64) -> Tensor:
-    """Test images from all over the split, normalised (n, C, H, W)."""
-    arrays = data.test.take(torch.linspace(0, len(data.test) - 1, min(most, len(data.test))).long())
+    """Test images, or training images where there are none, from all over the split, normalised (n, C, H, W)."""
+    split = data.test if len(data.test) else data.train
+    arrays = split.take(torch.linspace(0, len(split) - 1, min(most, len(split))).long())
     images, _ = next(eval_batches(arrays, len(arrays), data.mean, data.std, data.resize))
     return images
 

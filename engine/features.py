@@ -56,6 +56,9 @@ class FeatureLoader:
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self.features[index].float(), self.labels[index]
 
+    def close(self) -> None:
+        """Nothing to end; TrainLoader may have processes."""
+
 
 def in_batches(features: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All features and labels, once and in order."""

@@ -43,9 +43,7 @@ def built(settings: RunSettings) -> nn.Module:
 
 
 def check_fits(settings: RunSettings, data: Data) -> None:
-    """Raises UserError where the model's input or classes are not the data's, or there is nothing to test on."""
-    if not len(data.test):
-        raise UserError(f"split.test = {settings.split.test}: no test images, and the dataset brings none; use 0.2")
+    """Raises UserError where the model's input or classes are not the data's, or no label applies to what tests it."""
     if data.multi_label:
         if len(data.classes) < 2:
             raise UserError("data.labels = 'many': there is one label; use labels: one, with a name for yes and for no")
@@ -122,16 +120,16 @@ def load_weights(model: nn.Module, data: Data, path: Path, names: set[str] | Non
     Raises:
         UserError: no such checkpoint, a damaged one, another model's, or one for other classes than the data's.
     """
-    state = _load_checked(path, data)
+    state = _load_checked(path, data.classes)
     load_trained(model, state, path, names)
     return state
 
 
-def _load_checked(path: Path, data: Data) -> dict:
-    """A checkpoint for the data's classes."""
+def _load_checked(path: Path, classes: list[str] | None) -> dict:
+    """A checkpoint for the data's classes, if there are data."""
     state = checkpoint.load(path)
-    if state["classes"] != data.classes:
-        raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(data.classes)}")
+    if classes is not None and state["classes"] != classes:
+        raise UserError(f"{path}: trained on classes {_few(state['classes'])}; the data has {_few(classes)}")
     return state
 
 
@@ -167,22 +165,63 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
         torch.set_num_threads(settings.threads)
     data = data or build_data(settings.data, settings.split, settings.seed)
     check_fits(settings, data)
-    model, state = _trained_model(folder, settings, data, f"{which}.pt")
+    model, state = _trained_model(folder, settings, data.classes, f"{which}.pt")
     if "mean" in state:  # else of an older version, which knew the data's own alone
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
     model = model.to(pick_device(settings.device))
+    return FinishedRun(settings, data, model, _results(folder), as_trained)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a run folder, without the run's data."""
+
+    settings: RunSettings  # what the model was built from: a budget is solved
+    model: nn.Module  # with the weights of best.pt, on its device
+    classes: list[str]  # names, in the order of the logits
+    mean: tuple[float, ...]  # of each channel, of pixels in [0, 1], as the model was trained
+    std: tuple[float, ...]
+    results: dict | None  # results.json, if the run came to its end
+    as_trained: bool  # merging is what it was in training
+
+
+def load_model(folder: Path, overrides: Iterable[str] = ()) -> TrainedModel:
+    """Reads the model of a run folder back, with the weights of `best.pt`, where the run's data need not be.
+
+    Args:
+        folder: the run's.
+        overrides: what to change of its settings, as for `load_run`.
+
+    Raises:
+        UserError: no run there, or one of an older version, or what `load_weights` says.
+    """
+    settings, as_trained = read_settings(folder, overrides)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model, state = _trained_model(folder, settings, None, "best.pt")
+    if "mean" not in state:
+        raise UserError(f"{folder / 'best.pt'}: of an older version, without the mean and deviation of the images that "
+                        "it was trained with; train it again")  # fmt: skip
+    model = model.to(pick_device(settings.device))
+    mean, std = tuple(state["mean"]), tuple(state["std"])
+    return TrainedModel(settings, model, state["classes"], mean, std, _results(folder), as_trained)
+
+
+def _results(folder: Path) -> dict | None:
     file = folder / "results.json"
-    results = json.loads(file.read_text()) if file.is_file() else None
-    return FinishedRun(settings, data, model, results, as_trained)
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
-def _trained_model(folder: Path, settings: RunSettings, data: Data, file: str) -> tuple[nn.Module, dict]:
-    """The model with the weights of a checkpoint, and the checkpoint."""
+def _trained_model(
+    folder: Path, settings: RunSettings, classes: list[str] | None, file: str
+) -> tuple[nn.Module, dict]:
+    """The model with the weights of a checkpoint for these classes, or for any, and the checkpoint."""
     if not _is_partial(settings):
-        model = built(settings)
-        return model, load_weights(model, data, folder / file)
+        model, state = built(settings), _load_checked(folder / file, classes)
+        load_trained(model, state, folder / file, None)
+        return model, state
     stored, _ = read_settings(folder)  # adapters go into the model that they were trained in
-    state = _load_checked(folder / file, data)
+    state = _load_checked(folder / file, classes)
     model = _rebuilt(stored, settings, state, folder / file)
     if settings.model != stored.model:
         trained, model = model.state_dict(), built(settings)
@@ -214,11 +253,12 @@ def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Eval
     """A finished run's model on its `test` or `val` images, or on the first few batches of them.
 
     Raises:
-        UserError: the run has no validation images.
+        UserError: the run has no such images.
     """
     arrays, s = getattr(run.data, split), run.settings
     if not len(arrays):
-        raise UserError(f"--split {split}: the run has no such images (split.val = {s.split.val}); use another")
+        held_out = f"split.{split} = {getattr(s.split, split)}"
+        raise UserError(f"--split {split}: the run has no such images ({held_out}); use another")
     device = next(run.model.parameters()).device
     batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
     return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))

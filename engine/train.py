@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from engine.config import RunSettings
 from engine.data import Data, Split
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.mix import Mix
+from engine.data.workers import deaths_in_words
 from engine.evaluate import Evaluation, evaluate, loss_of
 from engine.features import in_batches, keep_features
 from engine.finished import load_trained
@@ -69,8 +70,9 @@ class Trainer:
         self.autocast = pick_autocast(t.precision, self.device)
         self.precision = "bf16" if self.autocast._enabled else "fp32"
         self.loader = TrainLoader(
-            data.train, t.batch_size, settings.augment, data.mean, data.std, settings.seed, data.resize
-        )
+            data.train, t.batch_size, settings.augment, data.mean, data.std, settings.seed, data.resize,
+            getattr(settings.data, "workers", None),
+        )  # fmt: skip
         self.steps_per_epoch = len(self.loader) // t.accumulate
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -82,7 +84,7 @@ class Trainer:
         self.total_steps = t.steps or t.epochs * self.steps_per_epoch
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = round(t.warmup_ratio * self.total_steps or t.warmup_epochs * self.steps_per_epoch)
-        mixing = settings.augment.mixup > 0 or settings.augment.cutmix > 0
+        mixing = any(settings.augment.mixing())
         classes = len(data.classes)
         self.mix = Mix(settings.augment, classes, t.label_smoothing, data.multi_label) if mixing else None
         self.tuning = Tuning(model, settings.finetune, t.lr)
@@ -105,7 +107,7 @@ class Trainer:
         self.tracker = tracker
         self._keep_features()
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", dynamic_ncols=True, disable=None)
-        with bar, logging_redirect_tqdm([log]), Stopping() as stopping:
+        with deaths_in_words(), bar, logging_redirect_tqdm([log]), Stopping() as stopping, closing(self.loader):
             first = True
             while self.progress.step < self.total_steps:
                 epoch = self.progress.step // self.steps_per_epoch

@@ -89,9 +89,11 @@ def _explain(path: list[str], owner: type[BaseModel] | None, detail: Mapping[str
     if kind == "missing":
         return f"{key}: missing; it has no default"
     if kind == "union_tag_invalid":
-        return f"{key}.name = {detail['ctx']['tag']!r}: unknown; {nearest(detail['ctx']['tag'], _names(field))}"
+        known = detail["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.name = {detail['ctx']['tag']!r}: unknown; {nearest(detail['ctx']['tag'], known)}"
     if kind == "union_tag_not_found":
-        return f"{key}.name: missing; known: {', '.join(_names(field))}"
+        known = _names(field)
+        return f"{key}.name: missing; " + (f"known: {', '.join(known)}" if known else "write {name: ..., key: value}")
     if kind == "literal_error" and field is not None:
         known = [str(value) for value in _literals(field.annotation)]
         hint, names = nearest(value, known), ", ".join(known)
@@ -99,7 +101,8 @@ def _explain(path: list[str], owner: type[BaseModel] | None, detail: Mapping[str
     if kind == "value_error" and isinstance(value, Mapping):  # a section's own check: its text begins with its key
         return ".".join([*path, _reason(detail).removeprefix(f"{path[-1]}." if path else "")])
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{key} = {_show(value)}: must be a section, as in {path[-1]}: {{key: value}}"
+        form = "{name: ..., key: value}" if path[-1].isdigit() else f"{path[-1]}: {{key: value}}"
+        return f"{key} = {_show(value)}: must be a section, as in {form}"
     if kind == "string_pattern_mismatch" and field is not None and field.description:
         return f"{key} = {_show(value)}: must be {field.description}"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and field and _range(field):

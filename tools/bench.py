@@ -8,6 +8,7 @@
 --selection: milliseconds per image of facility location, beside a plain loop and, if installed, submodlib-py.
 --attention: milliseconds of fused attention with a size bias, by precision; with --train forward and backward.
 --data: images per second of the training pipeline, on random images of CIFAR's shape, without a model.
+--files: the same from JPEG files of 200 x 200 pixels, beside a plain DataLoader with the same transforms.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import statistics
 import sys
+import tempfile
 from itertools import product
+from pathlib import Path
 
 import torch
 
@@ -40,7 +43,9 @@ TAKEN = {  # what is measured: the arguments that it takes, besides --repeats an
     "selection": (),
     "attention": ("train", "device"),
     "data": ("batch_size",),
+    "files": ("batch_size", "workers"),
 }
+FILES, SIDE, SIZE = 1000, 200, 160  # JPEG files of --files, pixels of a side, and what they are brought to
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -49,7 +54,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--speedup", metavar="CFG", help="a YAML file, or its name under configs/")
     for name in list(TAKEN)[1:]:
         what.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--batch-size", type=int, help=f"of --speedup (8) and --data (128; at most {IMAGES})")
+    parser.add_argument("--batch-size", type=int, help=f"of --speedup (8), --files (32), --data (128, to {IMAGES})")
+    parser.add_argument("--workers", type=int, help="of --files: processes that read; default 2")
     parser.add_argument("--train", action="store_true", help="--speedup, --means, --attention: and backward")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of --speedup; default fp32")
     parser.add_argument("--device", help="cpu or cuda; default cpu; not of --selection and --data")
@@ -59,8 +65,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     refuse_unused(parser, args)
     args.precision, args.device = args.precision or "fp32", args.device or "cpu"
-    args.batch_size = (128 if args.data else 8) if args.batch_size is None else args.batch_size
-    for name, most in (("batch_size", IMAGES), ("repeats", None), ("threads", None)):
+    args.workers = 2 if args.workers is None else args.workers
+    if args.batch_size is None:
+        args.batch_size = 128 if args.data else 32 if args.files else 8
+    for name, most in (("batch_size", FILES if args.files else IMAGES), ("repeats", None), ("threads", None)):
         value = getattr(args, name)
         if value < 1 or (most and value > most):
             parser.error(f"--{name.replace('_', '-')} {value}: must be from 1" + (f" to {most}" if most else ""))
@@ -98,9 +106,28 @@ def main(argv: list[str]) -> None:
         for shape in HEADS:
             for name, times in benchmark.attention_times(shape, args.repeats, device, args.train).items():
                 print(f"{'x'.join(map(str, shape))}  {name:24} ms: {spread(times, '.2f')}")
+    elif args.files:
+        files(args)
     else:
+        from engine.benchmark_data import data_speeds
+
         print(f"{IMAGES:,} images of {'x'.join(map(str, SHAPE))}: crop 4, flip, normalise; batch {args.batch_size}")
-        print("images/s:", spread(benchmark.data_speeds(IMAGES, SHAPE, args.batch_size, args.repeats), ",.0f"))
+        print("images/s:", spread(data_speeds(IMAGES, SHAPE, args.batch_size, args.repeats), ",.0f"))
+
+
+def files(args: argparse.Namespace) -> None:
+    from engine.benchmark_data import file_speeds, write_photographs
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder), FILES, SIDE)
+        found = file_speeds(Path(folder), SIZE, args.batch_size, args.workers, args.repeats)
+    print(f"{FILES:,} JPEG files of {SIDE} x {SIDE} to {SIZE}: RandomResizedCrop, flip, jitter, erasing, normalise; "
+          f"batch {args.batch_size}, {args.workers} processes")  # fmt: skip
+    plain = found.pop("plain DataLoader")
+    print(f"{'plain DataLoader':16} images/s: {spread(plain, ',.0f')}")
+    for name, speeds in found.items():
+        ratios = [ours / theirs for ours, theirs in zip(speeds, plain, strict=True)]
+        print(f"{name:16} images/s: {spread(speeds, ',.0f')}; over plain: {spread(ratios, '.2f')}")
 
 
 def speedup(args: argparse.Namespace, device: torch.device) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Finished runs in one table, seeds averaged: tools/compare.py runs/a runs/b [--plot FILE.png]."""
+"""Finished runs in one table, seeds and folds averaged: tools/compare.py runs/a runs/b [--plot FILE.png]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.compare import Row, compare
+from engine.compare import Row, compare, runs_in
 from engine.config import cli
 
 COLUMNS = (
@@ -23,7 +23,7 @@ COLUMNS = (
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of folds")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy, or mAP, by step as well")
     args = parser.parse_args(argv)
     from engine.metrics import TITLES  # takes seconds to import
@@ -38,18 +38,27 @@ def main(argv: list[str]) -> None:
     if args.plot:
         from engine.plots import curves, save_figure
 
-        save_figure(curves(args.runs), args.plot)
+        save_figure(curves(runs_in(args.runs)), args.plot)
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row of a Markdown table."""
     spread = "" if row.spread is None else f" ± {row.spread:.2f}"
+    top1 = "-" if row.top1 is None else f"{row.top1:.2f}{spread}"
     return (
-        row.name, str(len(row.seeds)), f"{row.top1:.2f}{spread}", row.model, row.method, f"{row.params / 1e6:.3f}",
+        row.name, counted(row), top1, row.model, row.method, f"{row.params / 1e6:.3f}",
         f"{row.trained_params / 1e6:.3f}", f"{100 * row.trained_params / row.params:.2f}", f"{row.gmacs:.4f}",
         f"{row.images_per_second:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory_mib:.0f}",
         "-" if row.saved_mib is None else f"{row.saved_mib:.2f}",
     )  # fmt: skip
+
+
+def counted(row: Row) -> str:
+    """How many runs the row is of: seeds, folds, or both."""
+    seeds, folds = len(row.seeds), f"{len(row.folds)} fold{'s' * (len(row.folds) > 1)}"
+    if not row.folds:
+        return str(seeds)
+    return folds if seeds == 1 else f"{seeds} x {folds}"
 
 
 if __name__ == "__main__":

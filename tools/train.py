@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Trains a model: tools/train.py --cfg hybrid_merge.yaml [section.key=value ...]."""
+"""Trains a model: tools/train.py --cfg hybrid_merge.yaml [section.key=value ...].
+
+With split.folds=5 five of them, each tested on another fifth of the images: all, or with split.fold=2 that one alone.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,19 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config import cli, load_settings, schema, to_yaml
 from models.settings import UserError
 
+if TYPE_CHECKING:
+    from engine.config import RunSettings
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", help="a YAML file, or its name under configs/")
     parser.add_argument(
         "--resume", nargs="?", const=True, metavar="DIR", help="go on from the last checkpoint of DIR, or of this --cfg"
@@ -51,20 +59,46 @@ def main(argv: list[str]) -> None:
     from engine.run import open_run
 
     folder = stored.parent if stored else Path(settings.out) / settings.name
+    if settings.split.folds:
+        if stored:
+            folder = parent_of(folder, settings)
+        train_folds(settings, folder, bool(args.resume))
+        return
     with open_run(folder, resume=bool(args.resume)):
         results = run_experiment(settings, folder, resume=bool(args.resume))
     report(results, folder)
 
 
+def parent_of(folder: Path, settings: RunSettings) -> Path:
+    """The folder of all folds, where --resume names it or one of the folds."""
+    fold = load_settings(str(folder / "settings.yaml")).split.fold
+    if fold is None:
+        return folder
+    if settings.split.fold != fold:
+        others = folder.absolute().parent
+        raise UserError(f"split.fold = {settings.split.fold}: {folder} is fold {fold}; resume {others}")
+    if folder.absolute().name != f"fold{fold}":
+        raise UserError(f"--resume {folder}: fold {fold} of split.folds; give the folder its name fold{fold} again")
+    return folder.parent if folder.name else folder.absolute().parent
+
+
+def train_folds(settings: RunSettings, folder: Path, resume: bool) -> None:
+    from engine.folds import fold_folders, run_folds, summarise, unfinished
+
+    ran = run_folds(settings, folder, resume)
+    if settings.split.fold is not None:
+        report(ran[settings.split.fold], fold_folders(folder, settings)[settings.split.fold])
+    if missing := unfinished(settings, folder):
+        names = ", ".join(map(str, missing))
+        print(f"folds           {names} not finished; all of them: tools/train.py --resume {folder}")
+    else:
+        report_folds(summarise(settings, folder), folder)
+
+
 def report(results: dict, folder: Path) -> None:
     """Prints what `results.json` holds. An older run's has no metric, which was top-1, and no share: all learnt."""
-    from engine.metrics import TITLES
-
-    first, second = (name for name in results if name.startswith("test_") and name not in ("test_images", "test_loss"))
-    title = {"top1": "test accuracy", "map": "test mAP"}[results.get("metric", "top1")]
-    beside = TITLES[second.removeprefix("test_")]
-    print(f"\n{title:<14}  {100 * results[first]:.2f} %  ({beside} {100 * results[second]:.2f} %, "
-          f"{results['test_images']} images)")  # fmt: skip
+    print()
+    report_test(results)
     share = results.get("trained_share", 1)
     learnt = "" if share == 1 else f", of which {100 * share:.2f} % learnt"
     print(f"parameters      {results['params'] / 1e6:.3f} M{learnt}")
@@ -72,6 +106,59 @@ def report(results: dict, folder: Path) -> None:
     print(f"training        {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s")
     print(f"run folder      {folder}")
     print(f"curves          tensorboard --logdir {folder}")
+
+
+def report_test(results: dict) -> None:
+    """Prints what the test images say, or that there are none."""
+    from engine.metrics import TITLES
+
+    metric = results.get("metric", "top1")
+    title = {"top1": "accuracy", "map": "mAP"}[metric]
+    if results["test_images"]:
+        beside = next(name for name in TITLES if name != metric and f"test_{name}" in results)
+        second = f"{TITLES[beside]} {100 * results[f'test_{beside}']:.2f} %"
+        print(f"{f'test {title}':<14}  {100 * results[f'test_{metric}']:.2f} %  "
+              f"({second}, {results['test_images']} images)")  # fmt: skip
+        if results.get("test_interval"):
+            print(f"95 % interval   {percent(results['test_interval'])} %")
+        return
+    print(f"{f'test {title}':<14}  not measured: no test images (split.test = 0)")
+    if results[f"val_{metric}"] is not None:
+        print(f"{f'val {title}':<14}  {100 * results[f'val_{metric}']:.2f} %  (best of the epochs, so rather high; "
+              f"{results['val_images']} images)")  # fmt: skip
+
+
+def report_folds(report: dict, folder: Path) -> None:
+    """Prints what `folds.json` holds."""
+    from engine.metrics import TITLES
+
+    metric, pooled, unseen = report["metric"], report["pooled"], report["unseen"]
+    title = "test accuracy" if metric == "top1" else f"test {TITLES[metric]}"
+    print(f"\nfold            {title}, %   95 % interval   images   training, s")
+    for fold in report["fold"]:
+        interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
+        print(f"{fold['fold']:<14}  {100 * fold[f'test_{metric}']:>{len(title) + 3}.2f}   {interval:>13}   "
+              f"{fold['images']:>6}   {fold['seconds']:>11.0f}")  # fmt: skip
+    print(f"mean            {100 * report['mean']:.2f} ± {100 * report['std']:.2f} %  (standard deviation; 95 % "
+          f"interval of the mean {percent(report['interval'])} %)")  # fmt: skip
+    if pooled:
+        print(f"all images      {100 * pooled['accuracy']:.2f} %  ({pooled['correct']} of {report['images']}; 95 % "
+              f"interval {percent(pooled['interval'])} %)")  # fmt: skip
+        print(f"{unseen['images']:,} new images expect {percent(unseen['interval'])} %  (95 % prediction interval)")
+        worst = sorted((accuracy, name) for name, accuracy in report["class_accuracy"].items() if accuracy is not None)
+        print("worst classes   " + ", ".join(f"{name} {100 * accuracy:.0f} %" for accuracy, name in worst[:5]))
+        for i, pair in enumerate(report["confused"][:5]):
+            first, second = pair["classes"]
+            print(f"{'' if i else 'most confused':<14}  {first} as {second} {pair['first_as_second']}, "
+                  f"{second} as {first} {pair['second_as_first']}")  # fmt: skip
+    print(f"training        {report['seconds']:.0f} s in all")
+    print(f"report          {folder}/folds.json" + (", confusion.png, confused.png" if pooled else ""))
+    print(f"curves          tensorboard --logdir {folder}")
+
+
+def percent(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 if __name__ == "__main__":

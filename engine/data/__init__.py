@@ -12,10 +12,11 @@ from engine.data.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, l
 from engine.data.digits import DigitsSettings, load_digits
 from engine.data.dtd import DtdSettings, load_dtd
 from engine.data.folder import FolderSettings, load_folder
+from engine.data.kaggle import KaggleSettings, load_kaggle
 from engine.data.npz import NpzSettings, load_npz
 from engine.data.settings import AugmentSettings, FileSettings, SplitSettings
 from engine.data.split import split_data, with_test_set
-from engine.data.table import TableSettings, load_table
+from engine.data.table import CsvSettings, load_csv
 from models.settings import Settings
 
 __all__ = [
@@ -29,7 +30,8 @@ DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
     "npz": (NpzSettings, load_npz),
     "folder": (FolderSettings, load_folder),
     "dtd": (DtdSettings, load_dtd),
-    "table": (TableSettings, load_table),
+    "kaggle": (KaggleSettings, load_kaggle),
+    "csv": (CsvSettings, load_csv),
 }
 
 
@@ -38,7 +40,8 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
 
     Args:
         data: the settings of one of DATASETS; those of image files have a size by now.
-        split: what is held out for test and validation where the dataset does not say, and which part trains.
+        split: what is held out for test and validation where the dataset does not say, or which fold is the test set,
+            and which part trains.
         seed: of the validation split; the test set has its own.
 
     Returns:
@@ -46,7 +49,7 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
         that train.
 
     Raises:
-        UserError: the dataset is not there, or not what it should be.
+        UserError: the dataset is not there, or not what it should be; folds, but not which of them.
     """
     _, load = DATASETS[data.name]
     raw = with_test_set(load(data), split)

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageColor,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from engine.data.settings import FileSettings
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # nothing else is opened, whatever a file is called
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
+READERS = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+FORMATS = tuple(READERS)  # nothing else is opened, whatever a file is called
+FOREIGN = ("HEIC", "AVIF")  # known by their first bytes, not read
+HEAD = 32  # bytes that tell a format
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # their sizes, bytes: "BM" alone begins many a text
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are of BigTIFF
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1",
+                                                             b"msf1"), "HEIC")}  # fmt: skip
+SEVERAL = ("GIF", "WEBP", "TIFF", "PNG")  # formats whose files may hold several images
 NAMED = 3  # files that an error names
+
+
+class Facts(NamedTuple):
+    """What a file is: its format, PIL's name for its kind of pixels, pixels across and down as it is stored, and
+    whether it holds more images than the one that is read."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    several: bool
 
 
 def read_image(path: Path, settings: FileSettings) -> np.ndarray:
@@ -28,13 +69,82 @@ def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
 
     Raises:
         DecompressionBombError: more than data.max_pixels pixels, by its header.
-        ValueError: pixels that are not 8 or 16 bits.
+        ValueError: not a file with something in it, or pixels that are not 8 or 16 bits.
         Exception: whatever PIL raises for a file that it cannot decode.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > settings.max_pixels:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-        return to_rgb(ImageOps.exif_transpose(image), settings.background)
+    return look(path, settings)[0]
+
+
+def look(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
+    """One image as open_rgb reads it, and what its file is.
+
+    The format is told by the first bytes, whatever the file is called. Its reader is called directly: Image.open would
+    add a limit of pixels of its own, one for the whole process.
+    """
+    with _opened(path) as file:
+        head = file.read(HEAD)
+        kind = content(head)
+        if kind in FOREIGN:
+            raise ValueError(f"{kind}; convert it to JPEG")
+        if kind is None:
+            raise UnidentifiedImageError if head else ValueError("empty file")
+        file.seek(0)
+        with READERS[kind](file, str(path)) as image:
+            width, height = image.size
+            if width * height > settings.max_pixels:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            facts = Facts(kind, image.mode, width, height, kind in SEVERAL and _several(image))
+            image.load()
+            upright = image
+            with suppress(Exception):  # damaged EXIF does not say what is up; the pixels were whole
+                upright = ImageOps.exif_transpose(image)
+            return to_rgb(upright, settings.background), facts
+
+
+def has_image(path: Path) -> bool:
+    """Whether a file's first bytes are an image's, one of FORMATS or FOREIGN.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, or is not a file.
+    """
+    with _opened(path) as file:
+        return content(file.read(HEAD)) is not None
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise ValueError(f"broken link to {os.readlink(path)!r}") from None
+        raise
+    if not stat.S_ISREG(mode):
+        raise ValueError("not a file")  # a pipe would never end
+    return open(path, "rb")
+
+
+def content(head: bytes) -> str | None:
+    """The format, one of FORMATS or FOREIGN, of a file that begins with these bytes (HEAD of them); None: another."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith(TIFF_HEADS):
+        return "TIFF"
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in BMP_HEADERS:
+        return "BMP"
+    return BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+
+
+def _several(image: Image.Image) -> bool:
+    """Whether a file, just opened, holds more than one image; what its later images are like does not matter."""
+    with suppress(Exception):
+        return bool(image.is_animated)
+    return False
 
 
 def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
@@ -60,7 +170,11 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("32-bit pixels; save it with 8 or 16 bits")
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        rgb = Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        clear = image.info.get("transparency")  # one value of grey, in PNG
+        if isinstance(clear, int):
+            rgb.paste(ImageColor.getrgb(background)[:3], mask=Image.fromarray(np.uint8(255) * (grey == clear)))
+        return rgb
     if image.mode == "F":
         raise ValueError("floating-point pixels; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -70,7 +184,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its extension."""
+    """Whether a file is an image by its extension, be it one that is only recognised to be refused."""
     return name.lower().endswith(EXTENSIONS)
 
 
@@ -85,6 +199,8 @@ def reason(error: Exception) -> str:
         return f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, Image.DecompressionBombError):
         return f"{error}, more than data.max_pixels"
+    if isinstance(error, SyntaxError):  # PIL's word for a header that does not hold together
+        return "damaged header" + (f": {error.msg}" if error.__cause__ is None else "")
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which is named already
     return (str(error).splitlines() or [type(error).__name__])[0]

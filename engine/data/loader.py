@@ -1,4 +1,4 @@
-"""Batches from images in memory: shuffled and augmented for training, in order for evaluation."""
+"""Batches of images: shuffled and augmented for training, in order for evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from engine.data.arrays import Split
 from engine.data.augment import augment_images, erased_pixels
 from engine.data.keyed import ORDER, permutation
+from engine.data.reading import Files
 from engine.data.settings import AugmentSettings
+from engine.data.workers import Reader, Workers
 from models.settings import UserError
 
 
@@ -21,9 +23,19 @@ class TrainLoader:
     Nothing is carried from one batch to the next: an epoch can be entered anywhere, and gives what it would have given.
     The images that do not fill a last batch are left out; which ones differs from epoch to epoch.
 
+    Args:
+        split: the training images.
+        batch_size: images in a batch.
+        augment: what happens to them.
+        mean, std: of each channel, of pixels in [0, 1].
+        seed: of the run.
+        resize: pixels that batches are brought to in the end.
+        workers: processes that read images and apply `augment.transforms`; None: one for each processor, at most 8.
+            What comes out does not depend on it. Images in memory with other augmentation need none.
+
     Raises:
-        UserError: fewer images than one batch, a crop that can leave nothing of an image, or quarter turns of images
-            that are not square.
+        UserError: fewer images than one batch, a crop that can leave nothing of an image, quarter turns of images that
+            are not square, or transforms that do not end in the model's size.
     """
 
     def __init__(
@@ -35,6 +47,7 @@ class TrainLoader:
         std: Sequence[float],
         seed: int,
         resize: int | None = None,
+        workers: int | None = None,
     ) -> None:
         _, height, width = split.shape
         if batch_size > len(split):
@@ -49,6 +62,9 @@ class TrainLoader:
         self.augment = augment
         self.seed = seed
         self._normalise, self.resize = Normalise(mean, std), resize
+        self._workers = None
+        if augment.transforms is not None or isinstance(split, Files):
+            self._workers = Workers(Reader(split, augment.transforms, seed), workers)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -60,13 +76,18 @@ class TrainLoader:
         Labels are int64 (B,), or float32 (B, K) where images have many.
         """
         order = torch.from_numpy(permutation(len(self.split), ORDER, self.seed, epoch))
-        for batch in range(start, len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._images(index, epoch), self.split.labels.index_select(0, index)
+        chosen = [order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
+        pixels = self._workers.batches(epoch, chosen) if self._workers else map(self.split.read, chosen)
+        for index, images in zip(chosen, pixels, strict=True):
+            yield self._images(images, index, epoch), self.split.labels.index_select(0, index)
 
-    def _images(self, index: Tensor, epoch: int) -> Tensor:
-        images = self.split.read(index).numpy()
-        images = augment_images(images, index.numpy(), self.augment, self.seed, epoch)
+    def close(self) -> None:
+        """Ends the worker processes, if there are any."""
+        if self._workers:
+            self._workers.close()
+
+    def _images(self, pixels: Tensor, index: Tensor, epoch: int) -> Tensor:
+        images = augment_images(pixels.numpy(), index.numpy(), self.augment, self.seed, epoch)
         normalised = self._normalise(torch.from_numpy(images))
         if self.augment.erase > 0:
             erased = erased_pixels(images.shape[2:], index.numpy(), self.augment.erase, self.seed, epoch)

@@ -26,13 +26,16 @@ class Mix:
     def __init__(
         self, augment: AugmentSettings, num_classes: int, label_smoothing: float, multi_label: bool = False
     ) -> None:
-        assert augment.mixup > 0 or augment.cutmix > 0, "both are off: train on the labels as they are"
+        mixup, cutmix = augment.mixing()
+        assert mixup > 0 or cutmix > 0, "both are off: train on the labels as they are"
         if multi_label:
-            key = "mixup" if augment.mixup > 0 else "cutmix"
-            raise UserError(f"augment.{key} = {getattr(augment, key)}: not for multi-label targets; set it to 0")
+            key, alpha = ("mixup", mixup) if mixup > 0 else ("cutmix", cutmix)
+            if augment.transforms:
+                raise UserError(f"augment.transforms: {key} is not for multi-label targets; take it out")
+            raise UserError(f"augment.{key} = {alpha}: not for multi-label targets; set it to 0")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        self._mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+        self._mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
         """Mixes images, float (B, C, H, W), and labels, int64 (B,); neither is changed.

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from engine.data.arrays import Arrays, RawData, Split, digest_of
-from engine.data.images import few, open_rgb, read_image, reason
+from engine.data.findings import Source, of_contents, tell
+from engine.data.images import Facts, few, look, open_rgb, reason, to_square
 from engine.data.settings import FileSettings
 from models.settings import UserError
 
@@ -93,40 +94,71 @@ def read_splits(
     assert settings.size is not None, "data.size: null stands for model.img_size, which is put in before data is built"
     paths = [path for files, _ in samples.values() for path in files]
     log.info("reading %d image files", len(paths))
-    if settings.cache == "memory":
-        images, bad = decode(paths, settings, where)
-        parts = images.split([len(files) for files, _ in samples.values()])
-        splits = {
-            name: Arrays(part, labels, tuple(map(str, files)))
-            for part, (name, (files, labels)) in zip(parts, samples.items())
-        }
-    else:
-        contents, bad = digest_files(paths, settings)
-        splits, start = {}, 0
-        for name, (files, labels) in samples.items():
-            end = start + len(files)
-            splits[name], start = Files(labels, tuple(map(str, files)), settings, tuple(contents[start:end])), end
+    in_memory = settings.cache == "memory"
+    images = _room(len(paths) if in_memory else 0, settings.size, where)
+    pixels = images.numpy()  # shares its memory
+    digests, facts = [b""] * len(paths), [None] * len(paths)
+
+    def keep(i: int, image: np.ndarray, known: Facts) -> None:
+        digests[i], facts[i] = digest_of(image), known
+        if in_memory:
+            pixels[i] = image
+
+    bad = read_each(paths, settings, keep)
+    splits, start = {}, 0
+    for name, (files, labels) in samples.items():
+        names, part = tuple(map(str, files)), slice(start, start + len(files))
+        if in_memory:
+            splits[name] = Arrays(images[part], labels, names)
+        else:
+            splits[name] = Files(labels, names, settings, tuple(digests[part]))
+        start = part.stop
     if bad and settings.on_error == "skip":
         bad = _skipped(splits, bad, classes, where)
     refuse(paths, bad, where, fix)
+    tell(of_contents(samples, classes, facts, digests), where)
     return RawData(splits["train"], splits.get("test"), classes, val=splits.get("val"))
+
+
+def read_source(source: Source, settings: FileSettings) -> RawData:
+    """Decodes the images of a source; its warnings are in the log.
+
+    Raises:
+        UserError: an error among its findings, and see read_splits.
+    """
+    source.tell()
+    return read_splits(source.samples, source.classes, settings, source.where, source.fix)
 
 
 def _skipped(splits: dict[str, Split], bad: dict[int, str], classes: list[str], where: str) -> dict[int, str]:
     """Takes the bad images out of the training split, said in the log; returns those of other splits, as they are."""
     train = splits["train"]
-    skipped = {i: why for i, why in bad.items() if i < len(train)}  # "train" is the first split
+    skipped, others = parted(bad, len(train))
     for i, why in skipped.items():
         log.warning("left out: %r (%s)", train.paths[i], why)
-    log.warning("%s: %d of %d training images cannot be read and are left out (data.on_error = skip)", where,
-                len(skipped), len(train))  # fmt: skip
-    splits["train"] = kept = train.take(torch.tensor([i for i in range(len(train)) if i not in skipped]))
-    if not kept.multi_label:
-        gone = sorted(set(train.labels.tolist()) - set(kept.labels.tolist()))
-        if gone:
-            names = few([repr(classes[label]) for label in gone])
-            raise UserError(f"{where}: no image of {len(gone)} classes can be read: {names}; repair them")
-    return {i: why for i, why in bad.items() if i >= len(train)}
+    if skipped:
+        log.warning("%s: %d of %d training images cannot be read and are left out (data.on_error = skip)", where,
+                    len(skipped), len(train))  # fmt: skip
+        if said := all_lost(train.labels, skipped, classes):
+            raise UserError(f"{where}: {said}")
+        splits["train"] = train.take(torch.tensor([i for i in range(len(train)) if i not in skipped]))
+    return others
+
+
+def parted(bad: Mapping[int, str], trained: int) -> tuple[dict[int, str], dict[int, str]]:
+    """Bad images of "train", the first split, of so many images; and those of others, which are never skipped."""
+    return {i: why for i, why in bad.items() if i < trained}, {i: why for i, why in bad.items() if i >= trained}
+
+
+def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str]) -> str:
+    """What to say if leaving images out leaves nothing of a class, or nothing at all; else empty."""
+    if len(skipped) == len(labels):
+        return "no training image can be read; repair them"
+    if labels.ndim == 2:
+        return ""
+    kept = {label for i, label in enumerate(labels.tolist()) if i not in skipped}
+    gone = [repr(classes[label]) for label in sorted(set(labels.tolist()) - kept)]
+    return f"no image of {len(gone)} classes can be read: {few(gone)}; repair them" if gone else ""
 
 
 def refuse(paths: Sequence[Path], bad: Mapping[int, str], where: str, fix: str) -> None:
@@ -145,29 +177,41 @@ def decode(paths: Sequence[Path], settings: FileSettings, where: str = "data") -
     Raises:
         UserError: more images than memory holds.
     """
-    size = settings.size
-    try:
-        images = torch.zeros((len(paths), 3, size, size), dtype=torch.uint8)
-    except RuntimeError:
-        raise UserError(f"{where}: {len(paths)} images of {size} x {size} pixels take "
-                        f"{len(paths) * 3 * size * size / 1e9:.1f} GB of memory, more than there is; "
-                        "set data.cache=none, or data.size to less") from None
+    images = _room(len(paths), settings.size, where)
     pixels = images.numpy()  # shares its memory
 
+    def keep(i: int, image: np.ndarray, _: Facts) -> None:
+        pixels[i] = image
+
+    return images, read_each(paths, settings, keep)
+
+
+def _room(count: int, size: int, where: str) -> Tensor:
+    try:
+        return torch.zeros((count, 3, size, size), dtype=torch.uint8)
+    except RuntimeError:
+        needed = count * 3 * size * size / 1e9
+        raise UserError(f"{where}: {count} images of {size} x {size} pixels take {needed:.1f} GB of memory, more than "
+                        "there is; set data.cache=none, or data.size to less") from None
+
+
+def read_each(
+    paths: Sequence[Path], settings: FileSettings, keep: Callable[[int, np.ndarray, Facts], None]
+) -> dict[int, str]:
+    """Decodes every image once, in a thread for each processor; of those that cannot be read returns the reason.
+
+    Args:
+        paths: N files.
+        settings: how; the size is known by now.
+        keep: called, by any thread, with a number from 0 to N - 1, that image as a model is evaluated on it, contiguous
+            uint8 (3, size, size), and what its file is.
+    """
+
     def read(i: int) -> None:
-        pixels[i] = read_image(paths[i], settings).transpose(2, 0, 1)
+        image, known = look(paths[i], settings)
+        keep(i, np.ascontiguousarray(to_square(image, settings).transpose(2, 0, 1)), known)
 
-    return images, each(read, len(paths))
-
-
-def digest_files(paths: Sequence[Path], settings: FileSettings) -> tuple[list[bytes], dict[int, str]]:
-    """Decodes every image once: a digest of its pixels at data.size, and of those that cannot be read the reason."""
-    digests = [b""] * len(paths)
-
-    def read(i: int) -> None:
-        digests[i] = digest_of(np.ascontiguousarray(read_image(paths[i], settings).transpose(2, 0, 1)))
-
-    return digests, each(read, len(paths))
+    return each(read, len(paths))
 
 
 def each(work: Callable[[int], None], count: int) -> dict[int, str]:

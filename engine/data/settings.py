@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 from PIL import ImageColor
 from pydantic import AfterValidator, Field, model_validator
 
+from engine.data.transforms import TRANSFORMS
 from models.settings import Settings
+
+Transform = Annotated[Union[tuple(cls for cls, _ in TRANSFORMS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 def _absolute(path: str) -> str:
@@ -96,3 +99,24 @@ class AugmentSettings(Settings):
     erase: float = Field(0.0, ge=0, le=1, description="probability that a random rectangle is erased")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix's Beta distribution; 0 is off")
+    transforms: list[Transform] | None = Field(
+        None, min_length=1, description="in place of all of these: torchvision's, by name, in order"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> AugmentSettings:
+        if self.transforms is None:
+            return self
+        others = [key for key, value in self.model_dump(exclude={"transforms"}).items() if value]
+        if others:
+            raise ValueError(f"transforms: not beside {', '.join(others)}; put into the list what they do")
+        names = [entry.name for entry in self.transforms]
+        mixing = [name for name in names if name in ("MixUp", "CutMix")]
+        if names[len(names) - len(mixing) :] != mixing or len(set(mixing)) < len(mixing):
+            raise ValueError(f"transforms: {' and '.join(mixing)} mix whole batches; put each once, at the end")
+        return self
+
+    def mixing(self) -> tuple[float, float]:
+        """The alphas of mixup and cutmix, however they are given; 0 is off."""
+        alphas = {entry.name: entry.alpha for entry in self.transforms or [] if entry.name in ("MixUp", "CutMix")}
+        return alphas.get("MixUp", self.mixup), alphas.get("CutMix", self.cutmix)

@@ -1,16 +1,20 @@
-"""Test and validation splits and the part of the training set that is used: stratified, functions of a seed alone."""
+"""Test and validation splits, folds, and the part of the training set that is used: stratified, functions of a seed."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.data.arrays import RawData, Split
+from engine.data.images import few
 from engine.data.keyed import SPLIT, TEST, hash64
 from engine.data.settings import SplitSettings
+from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
 
@@ -22,7 +26,19 @@ def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
     that is a hash of (split.test_seed, index): the run's seed has no part in it. Here copies of an image are never
     parted, not even copies in different classes: where some must train, all do. Of images with many labels the share
     of all is held out. The test set is empty if split.test is 0.
+
+    With split.folds the test set is part split.fold of `folded`, and what else the dataset has for a test is not used.
+
+    Raises:
+        UserError: folds, and none of them is named; or a class too small for them.
     """
+    if split.folds:
+        if split.fold is None:
+            raise UserError(f"split.folds = {split.folds}: a run has one of them as its test set; add split.fold=0, or "
+                            "give a fold's own folder, such as fold0")  # fmt: skip
+        images, parts = folded(raw, split)
+        rest, chosen = (_take(images, np.flatnonzero(of)) for of in (parts != split.fold, parts == split.fold))
+        return replace(raw, train=rest, val=None, test=chosen)
     if raw.test is not None:
         return raw
     copies = _first_copies([raw.train])
@@ -66,6 +82,65 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
     if split.part < 1:
         rest = np.concatenate([members[: _share(members, split.part)] for members in _classes(rest, labels)])
     return _take(raw.train, rest), raw.val if raw.val is not None else _take(raw.train, held_out)
+
+
+def folded(raw: RawData, split: SplitSettings) -> tuple[Split, np.ndarray]:
+    """All images that may train or validate, and the fold of each, int64 (N,) in [0, K): K parts of them.
+
+    Of each class, and of all images, any two parts have numbers that differ by at most 1; of images with many labels
+    only the latter is so. Copies of an image are in one part, also copies in different classes: they are dealt out
+    first, the largest groups before smaller ones, each to the part with the fewest images of its classes; single images
+    then even out what differs. Within a class the order is a hash of (split.test_seed, index): the run's seed has no
+    part in it. The images are the dataset's training images, then its validation images; its labelled test images are
+    left unused, which the log says.
+
+    Raises:
+        UserError: classes with fewer images, copies counted once, than folds.
+    """
+    if raw.test is not None:
+        log.info("split.folds = %d: the dataset's own %d test images are not used", split.folds, len(raw.test))
+    images = raw.train if raw.val is None else _joined(raw.train, raw.val)
+    labels, copies = _strata(images), _first_copies([images])
+    _demand_enough(raw, labels, copies, split.folds)
+    _, group, size = np.unique(copies, return_inverse=True, return_counts=True)
+    # The largest groups first, then by class; groups within that, and the images of a group, side by side.
+    strata = np.where(size[group] > 1, -size[group], labels)
+    order = np.lexsort((copies, hash64(TEST, split.test_seed, copies), strata))
+    parts = np.zeros(len(images), np.int64)
+    counts = np.zeros((split.folds, labels.max() + 1), np.int64)  # of each class in each part
+    sizes = np.zeros(split.folds, np.int64)
+    for members in np.split(order, np.flatnonzero(np.diff(copies[order])) + 1):
+        part = np.lexsort((sizes, counts[:, labels[members]].sum(1)))[0]
+        parts[members] = part
+        sizes[part] += len(members)
+        np.add.at(counts[part], labels[members], 1)
+    return images, parts
+
+
+def _demand_enough(raw: RawData, labels: np.ndarray, copies: np.ndarray, folds: int) -> None:
+    pairs = np.unique(np.stack([labels, copies], 1), axis=0)
+    classes, counts = np.unique(pairs[:, 0], return_counts=True)
+    small = [(label, count) for label, count in zip(classes.tolist(), counts.tolist()) if count < folds]
+    if small and raw.multi_label:
+        raise UserError(f"split.folds = {folds}: only {small[0][1]} images, copies counted once; use fewer folds")
+    if small:
+        names = few([f"{raw.classes[label]!r} ({count})" for label, count in small])
+        least = min(count for _, count in small)
+        fix = f"use split.folds={least} or less, or add images" if least > 1 else "add images, or take the classes out"
+        raise UserError(f"split.folds = {folds}: {len(small)} classes have fewer images, copies counted once: {names}; "
+                        f"{fix}")
+
+
+def _joined(one: Split, other: Split) -> Split:
+    """The images of two splits of one kind, one after the other."""
+
+    def both(name: str) -> Any:
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, Tensor):
+            return torch.cat([a, b])
+        return a + b if isinstance(a, tuple) else a
+
+    return type(one)(**{field.name: both(field.name) for field in fields(one)})
 
 
 def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np.ndarray) -> np.ndarray:

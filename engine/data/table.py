@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +15,20 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.data.arrays import RawData
+from engine.data.findings import Finding, Source
 from engine.data.images import few
-from engine.data.reading import read_splits
+from engine.data.reading import read_source
 from engine.data.settings import DataPath, FileSettings
 from models.settings import UserError
-
-log = logging.getLogger("hybridmerge.data")
 
 SEPARATORS = ",;\t"
 SPLITS = ("train", "val", "test")
 
 
-class TableSettings(FileSettings):
-    """`path` is the table; see load_table for what must be in it."""
+class CsvSettings(FileSettings):
+    """`path` is the table; see load_csv for what must be in it."""
 
-    name: Literal["table"] = "table"
+    name: Literal["csv"] = "csv"
     path: DataPath = Field(description="the CSV file, with a header")
     images: DataPath | None = Field(None, description="folder that the table's paths start from; null: the table's own")
     labels: Literal["one", "many"] = Field("one", description="whether one label applies to an image, or any number")
@@ -43,6 +42,7 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     lines: list[int]
+    separator: str
 
     def column(self, name: str) -> list[str]:
         at = self.columns.index(name)
@@ -55,7 +55,7 @@ class Table:
             raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
 
 
-def load_table(settings: TableSettings) -> RawData:
+def load_csv(settings: CsvSettings) -> RawData:
     """Reads a CSV file, separated by commas, semicolons or tabs, in UTF-8, whose first row names the columns.
 
     The first column, or the one called `path`, is the image's file. With labels "one", the column `label` holds the
@@ -70,8 +70,17 @@ def load_table(settings: TableSettings) -> RawData:
     Raises:
         UserError: not a table, columns missing, rows without what they need, files that are missing or unreadable.
     """
+    return read_source(find_csv(settings), settings)
+
+
+def find_csv(settings: CsvSettings) -> Source:
+    """What load_csv reads, before an image is decoded.
+
+    Raises:
+        UserError: see load_csv; but files that are missing are among the findings.
+    """
     where = f"data.path = {settings.path!r}"
-    table = _read(Path(settings.path), where)
+    table = read_table(Path(settings.path), where)
     path_column = "path" if "path" in table.columns else table.columns[0]
     needed = {"one": ["label"], "many": []}[settings.labels]
     names = [c for c in table.columns if c not in (path_column, "split")]
@@ -79,38 +88,50 @@ def load_table(settings: TableSettings) -> RawData:
         raise UserError(f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs "
                         + ("path and label; for one 0/1 column per label set data.labels=many"
                            if needed else "path, and labels or one 0/1 column per label"))
-    paths = _paths(table, path_column, Path(settings.images or Path(settings.path).parent), settings)
+    paths, findings = _paths(table, path_column, Path(settings.images or Path(settings.path).parent), settings)
     splits = _splits(table)
     if settings.labels == "one":
         classes, labels = _one(table, splits)
     elif "labels" in names:
         classes, labels = _lists(table)
+        findings += _without_labels(labels)
     else:
         classes, labels = _flags(table, names)
-    _check_training(table, labels, splits, classes)
+    findings += _without_images(labels, splits, classes)
     samples = {}
     for split in [split for split in SPLITS if split in splits]:
-        rows = [i for i, other in enumerate(splits) if other == split]
+        rows = [i for i, other in enumerate(splits) if other == split and os.path.isfile(paths[i])]
         samples[split] = ([paths[i] for i in rows], labels[rows])
-    return read_splits(samples, classes, settings, where, "repair them or take out their rows")
+    return Source(where, classes, samples, "repair them or take out their rows", findings=findings)
 
 
-def _read(path: Path, where: str) -> Table:
+def read_table(path: Path, where: str, strip: bool = True, separator: str | None = None) -> Table:
+    """A CSV file in UTF-8, with a header and one row or more; rows whose cells are all empty are passed over.
+
+    Args:
+        path: the file.
+        where: start of an error, such as "data.path = 'a.csv'".
+        strip: leave out the blanks around each cell.
+        separator: of cells; None: that of SEPARATORS which the header has most of.
+
+    Raises:
+        UserError: not such a file, a column without a name or two of one, or rows of another length than the header.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
         if "\0" in text:
             raise UserError(f"{where}: not a text file; save the table as CSV in UTF-8")
         head = text.splitlines()[0] if text.strip() else ""
-        separator = max(SEPARATORS, key=lambda s: len(next(csv.reader([head], delimiter=s), [])))
+        separator = separator or max(SEPARATORS, key=lambda s: len(next(csv.reader([head], delimiter=s), [])))
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        rows = [([cell.strip() for cell in row], reader.line_num) for row in reader]
+        rows = [([cell.strip() if strip else cell for cell in row], reader.line_num) for row in reader]
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 (byte {error.start}); save the table as CSV in UTF-8") from None
     except csv.Error as error:
         raise UserError(f"{where}: not CSV ({error}); save the table as CSV in UTF-8") from None
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}; give a CSV file with a header") from None
-    rows = [(row, line) for row, line in rows if any(row)]
+    rows = [(row, line) for row, line in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         raise UserError(f"{where}: {len(rows)} rows; a header and a row for each image are needed")
     columns = rows[0][0]
@@ -118,23 +139,25 @@ def _read(path: Path, where: str) -> Table:
     if twice or "" in columns:
         raise UserError(f"{where}: the header has {'a column twice: ' + few(twice) if twice else 'a column without a '}"
                         f"{'' if twice else 'name'}; give each column a name of its own")
-    table = Table(where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]])
+    table = Table(where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]], separator)
     table.refuse([len(row) != len(columns) for row in table.rows], f"have not the header's {len(columns)} cells")
     return table
 
 
-def _paths(table: Table, column: str, folder: Path, settings: TableSettings) -> list[Path]:
+def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
+    """The file of each row, and the error that names those that are not there."""
     cells = table.column(column)
     table.refuse([not cell for cell in cells], f"have no {column}")
     count = Counter(cells)
     table.refuse([count[cell] > 1 for cell in cells], f"name a file that another row names; keep one row for each image"
                  f"{', with all its labels' if settings.labels == 'many' else ''}")
     paths = [folder / cell for cell in cells]
-    missing = [repr(cell) for cell, path in zip(cells, paths) if not path.is_file()]
-    if missing:
-        raise UserError(f"{table.where}: {len(missing)} of {len(paths)} files are not in {folder}: {few(missing)}; "
-                        "correct the paths, or set data.images to the folder that they start from")
-    return paths
+    missing = tuple(repr(cell) for cell, path in zip(cells, paths) if not os.path.isfile(path))
+    if not missing:
+        return paths, []
+    text = f"{len(missing)} of {len(paths)} files are not in {folder}"
+    fix = "correct the paths, or set data.images to the folder that they start from"
+    return paths, [Finding(text, missing, fix, error=True)]
 
 
 def _splits(table: Table) -> list[str]:
@@ -168,10 +191,6 @@ def _lists(table: Table) -> tuple[list[str], Tensor]:
     classes = sorted({name for names in cells for name in names})
     if not classes:
         raise UserError(f"{table.where}: no row has labels; write names separated by ; into the column labels")
-    bare = sum(not names for names in cells)
-    if bare:
-        log.warning("%s: %d of %d images have no label: taken for images that none applies to", table.where, bare,
-                    len(cells))  # fmt: skip
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.zeros(len(cells), len(classes))
     for row, names in enumerate(cells):
@@ -193,10 +212,16 @@ def _flags(table: Table, names: list[str]) -> tuple[list[str], Tensor]:
     return names, torch.tensor(columns).T.contiguous()
 
 
-def _check_training(table: Table, labels: Tensor, splits: list[str], classes: list[str]) -> None:
-    """Names in a warning the labels of many that no training image has."""
-    if labels.ndim == 2:
-        trains = torch.tensor([split == "train" for split in splits])
-        bare = [repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count]
-        if bare:
-            log.warning("%s: %d labels have no positive training image: %s", table.where, len(bare), few(bare))
+def _without_labels(labels: Tensor) -> list[Finding]:
+    bare = int((labels.sum(1) == 0).sum())
+    text = f"{bare} of {len(labels)} images have no label: taken for images that none applies to"
+    return [Finding(text)] * bool(bare)
+
+
+def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> list[Finding]:
+    """A warning about the labels of many that no training image has."""
+    if labels.ndim == 1:
+        return []
+    trains = torch.tensor([split == "train" for split in splits])
+    bare = tuple(repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count)
+    return [Finding(f"{len(bare)} labels have no positive training image", bare)] * bool(bare)

@@ -347,7 +347,7 @@ def test_many_labels(folder, tmp_path):
         rows.append((path.name, i % 2, (i // 2) % 2, 0))
     with open(tmp_path / "images" / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    data = {"name": "table", "path": str(tmp_path / "images" / "table.csv"), "labels": "many", "size": 8}
+    data = {"name": "csv", "path": str(tmp_path / "images" / "table.csv"), "labels": "many", "size": 8}
     given = {"data": data, "model": {**VIT, "in_chans": 3, "num_classes": 3}, "split": {"val": 0.2}}
     results = run_experiment(settings_of(**given, train={"batch_size": 8}), folder)
     assert results["metric"] == "map" and 0 < results["test_map"] <= 1 and results["test_images"] == 12

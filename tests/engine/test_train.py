@@ -133,6 +133,7 @@ def test_resuming_with_other_settings_is_refused(reference, tiny):
 def test_the_run_folder_holds_everything(reference):
     names = {path.name for path in reference.iterdir()}
     assert {"settings.yaml", "log.txt", "metrics.jsonl", "results.json", "last.pt", "best.pt"} <= names
+    assert {"predictions.csv", "confusion.png"} <= names
     results = json.loads((reference / "results.json").read_text())
     assert results["steps"] == 3 * STEPS_PER_EPOCH and results["train_images"] == 325 and results["test_images"] == 360
     assert 0 < results["test_top1"] < results["test_top5"] <= 1
@@ -152,7 +153,7 @@ def test_tensorboard_shows_what_the_issue_names(reference):
         "train/loss", "train/accuracy", "val/loss", "val/top1", "val/top5", "lr", "images_per_second", "memory_mib",
         "tokens_left_after_block", "hparam/test_top1",
     } <= set(tags["scalars"])  # fmt: skip
-    assert tags["images"] == ["val/wrong_with_most_confidence"]
+    assert tags["images"] == ["val/wrong_with_most_confidence", "test/confusion"]
     left = {event.step: event.value for event in events.Scalars("tokens_left_after_block")}
     assert left == {1: 14.0, 2: 11.0}
     assert "_hparams_/session_start_info" in events.summary_metadata

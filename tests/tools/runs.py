@@ -33,7 +33,7 @@ def many_labels_run(path: Path, model: dict) -> Path:
         rows.append((save_image(path / "images" / f"{i}.png", i, (8, 8)).name, i % 2, (i // 2) % 2))
     with open(path / "images" / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    data = {"name": "table", "path": str(path / "images" / "table.csv"), "labels": "many", "size": model["img_size"]}
+    data = {"name": "csv", "path": str(path / "images" / "table.csv"), "labels": "many", "size": model["img_size"]}
     return _run(path / "run", model={**model, "num_classes": 2}, data=data)
 
 

@@ -19,7 +19,9 @@ import yaml
 
 from engine import checkpoint
 from engine.config import cli
+from tests.engine.data.conftest import save_image
 from tests.paths import CONFIGS, ROOT
+from tools import compare as compare_tool
 from tools import eval as eval_tool
 from tools import train as train_tool
 
@@ -100,6 +102,67 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     for name in ("last.pt", "best.pt"):
         one, other = (checkpoint.load(tmp_path / "runs" / run / name)["model"] for run in ("whole", "killed"))
         assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_folds_killed_and_resumed_equal_uninterrupted(tmp_path, monkeypatch, capsys):
+    """kill -9 in the second of two folds; the first is passed over, the second goes on from its checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    args = ["--cfg", "digits/hybrid", *QUICK, "split.part=0.1", "split.folds=2", "checkpoint.every_steps=2"]
+    folder = tmp_path / "runs" / "killed"
+    with training(*args, "name=killed", cwd=tmp_path, until=folder / "fold1" / "last.pt") as process:
+        process.send_signal(signal.SIGKILL)
+    step = checkpoint.load(folder / "fold1" / "last.pt")["progress"]["step"]
+    assert (folder / "fold0" / "results.json").exists() and not (folder / "fold1" / "results.json").exists()
+    first = (folder / "fold0" / "results.json").read_bytes()
+
+    assert run_inside(train_tool, "--resume", str(folder), "train.lr=0.5", monkeypatch=monkeypatch) == 2
+    assert "train.lr = 0.5: the run was begun with" in capsys.readouterr().err
+    assert run_inside(train_tool, "--resume", str(folder), monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "killed, fold 1 of 2 on cpu" in said and f"from step {step} of" in said and "fold 0 of 2 on" not in said
+    assert (folder / "fold0" / "results.json").read_bytes() == first
+
+    assert run_inside(train_tool, *args, "name=whole", monkeypatch=monkeypatch) == 0
+    killed, whole = (json.loads((tmp_path / "runs" / name / "folds.json").read_text()) for name in ("killed", "whole"))
+    for key in ("mean", "std", "interval", "pooled", "unseen", "class_accuracy", "confusion"):
+        assert killed[key] == whole[key]
+    for fold in ("fold0", "fold1"):
+        one, other = (checkpoint.load(folder.parent / run / fold / "last.pt")["model"] for run in ("whole", "killed"))
+        assert all(torch.equal(one[key], other[key]) for key in one), fold
+    capsys.readouterr()
+
+    # a fold's own folder is resumed as that fold; as another it is refused
+    assert run_inside(train_tool, "--resume", str(folder / "fold1"), monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert said.count("95 % interval") >= 3 and f"run folder      {folder / 'fold1'}" in said and "mean   " in said
+    wrong = ["--resume", str(folder / "fold1"), "split.fold=0"]
+    assert run_inside(train_tool, *wrong, monkeypatch=monkeypatch) == 2
+    assert f"split.fold = 0: {folder / 'fold1'} is fold 1; resume {folder}" in capsys.readouterr().err
+
+
+def test_training_on_everything_measures_nothing_and_breaks_nothing(tmp_path, monkeypatch, capsys):
+    """split.test=0 of a dataset without test images, as for a submission: every tool says that there are none."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(40):
+        save_image(tmp_path / "images" / "ab"[i % 2] / f"{i}.png", i, (8, 8))
+    args = ["--cfg", "digits/hybrid", *QUICK, "data.name=folder", "data.path=images", "data.size=8", "model.in_chans=3",
+            "model.num_classes=2", "split.part=1", "split.val=0.2", "split.test=0", "train.epochs=1",
+            "train.batch_size=8", "name=all"]  # fmt: skip
+    assert run_inside(train_tool, *args, monkeypatch=monkeypatch) == 0
+    said, folder = capsys.readouterr().out, Path("runs/all")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test_images"] == 0 and results["train_images"] == 32 and results["val_images"] == 8
+    assert [results[f"test_{key}"] for key in ("top1", "top5", "loss", "interval")] == [None] * 4
+    assert not (folder / "predictions.csv").exists() and not (folder / "confusion.png").exists()
+    assert "the accuracy is not measured" in (folder / "log.txt").read_text()
+    assert "test accuracy   not measured" in said and f"val accuracy    {100 * results['val_top1']:.2f} %" in said
+    assert run_inside(eval_tool, "--run", str(folder), monkeypatch=monkeypatch) == 2
+    assert "--split test: the run has no such images (split.test = 0.0)" in capsys.readouterr().err
+    assert run_inside(eval_tool, "--run", str(folder), "--split", "val", monkeypatch=monkeypatch) == 0
+    capsys.readouterr()
+    assert run_inside(compare_tool, str(folder), monkeypatch=monkeypatch) == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")]
+    assert cells[1:4] == ["all", "1", "-"]
 
 
 def test_two_processes_in_one_folder(tmp_path):

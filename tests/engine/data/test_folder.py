@@ -57,7 +57,7 @@ def test_images_lie_at_any_depth_and_others_are_counted(tmp_path, caplog):
         (tmp_path / "a" / name).touch()
     raw = load_folder(settings(tmp_path))
     assert raw.classes == ["a", "b"] and raw.train.labels.tolist() == [0, 0, 1]
-    assert "3 files are no images by their names and are ignored: 2 .txt, 1 .db" in caplog.text
+    assert "3 files are no images and are ignored: 2 .txt, 1 .db" in caplog.text
     assert "1 images lie in" in caplog.text
 
 
@@ -95,7 +95,7 @@ def test_other_folders_beside_train_are_named(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 2, "b": 2})
     fill(tmp_path, {"valid": 1})
     load_folder(settings(tmp_path))
-    assert "only train, val and test are used, not valid" in caplog.text
+    assert "only train, val and test are used, not 'valid'" in caplog.text
 
 
 def test_links_do_not_multiply_images(tmp_path):
@@ -107,6 +107,75 @@ def test_links_do_not_multiply_images(tmp_path):
     (root / "a" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
     raw = load_folder(settings(root))
     assert raw.classes == ["a", "b", "c"] and raw.train.labels.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_links_that_lead_nowhere_and_hidden_names_are_told_once(tmp_path, caplog):
+    root = fill(tmp_path / "set", {"a": 5, "b": 5})
+    (root / "gone").symlink_to("nowhere", target_is_directory=True)
+    (root / "a" / "notes").symlink_to("nowhere")
+    (root / "a" / "round").symlink_to("round")
+    (root / "again").symlink_to(root, target_is_directory=True)
+    (root / "b" / "up").symlink_to(root, target_is_directory=True)
+    save_image(root / "b" / "._0.png", 90)
+    save_image(root / ".ipynb_checkpoints" / "0.png", 91)
+    with caplog.at_level(logging.INFO, "hybridmerge.data"):
+        raw = load_folder(settings(root))
+    assert raw.classes == ["a", "b"] and len(raw.train) == 10
+    said = caplog.text
+    broken = ", ".join(repr(str(root / name)) for name in ("gone", "a/notes", "a/round"))
+    assert said.count("3 broken links are ignored: ") == 1 and all(part in said for part in broken.split(", "))
+    assert "2 links to folders are not followed" in said and "2 hidden names are passed over" in said
+
+
+def test_a_broken_link_that_should_be_an_image_is_an_error(tmp_path):
+    fill(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "1.png").symlink_to("gone.png")
+    assert "1 of 3 images cannot be read" in error_of(tmp_path) and "(broken link to 'gone.png')" in error_of(tmp_path)
+
+
+def test_images_are_told_by_their_content(tmp_path, caplog):
+    fill(tmp_path, {"a": 1, "b": 1})
+    save_image(tmp_path / "a" / "x.jpg", 30).rename(tmp_path / "a" / "no extension")
+    save_image(tmp_path / "b" / "x.png", 31).rename(tmp_path / "b" / "x.dat")
+    (tmp_path / "b" / "x.txt").write_text("BM is how a bitmap begins")
+    os.mkfifo(tmp_path / "b" / "pipe")
+    raw = load_folder(settings(tmp_path))
+    assert raw.train.labels.tolist() == [0, 0, 1, 1] and raw.train.paths[1].endswith("no extension")
+    assert "1 files are no images and are ignored: 1 .txt" in caplog.text
+    assert "1 files cannot be opened and are ignored: " in caplog.text and "b/pipe' (not a file)" in caplog.text
+    (tmp_path / "b" / "page.jpg").write_text("<html>not found</html>")
+    (tmp_path / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
+    line = error_of(tmp_path)
+    assert "2 of 6 images cannot be read" in line and "page.jpg' (not JPEG, PNG" in line
+    assert "phone.heic' (HEIC; convert it to JPEG)" in line
+
+
+@pytest.mark.parametrize("name", ["two words", "Ærø 猫", "new\nline", "=cmd()", "$x^2$", "'quoted'", "a" * 251])
+def test_any_name_works(tmp_path, name):
+    fill(tmp_path, {name: 1, "other": 1})
+    (tmp_path / name / "0.png").rename(tmp_path / name / f"{name}.png")
+    raw = load_folder(settings(tmp_path))
+    assert sorted(raw.classes) == sorted([name, "other"])
+    assert str(tmp_path / name / f"{name}.png") in raw.train.paths
+    (tmp_path / name / f"{name}.png").write_bytes(b"")
+    assert "(empty file)" in error_of(tmp_path)
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    fill(tmp_path, {"a": 1})
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    os.rename(save_image(tmp_path / "x.png", 5), folder + b"/x.png")
+    assert "1 class folders have names that are not UTF-8: 'caf\\udce9'; rename them" in error_of(tmp_path)
+
+
+def test_all_errors_are_in_the_log(tmp_path, caplog):
+    fill(tmp_path / "train", {"a": 1, **dict.fromkeys("bcdef", 0)})
+    fill(tmp_path / "test", {"zebra": 1}, 10)
+    assert "5 class folders hold no image: 'b', 'c', 'd', ...; fill or remove them" in error_of(tmp_path)
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [error.strip() for error in errors[1:6]] == [repr(name) for name in "bcdef"]
+    assert "'zebra'" in errors[-1]
 
 
 def test_missing_and_empty_folders_show_the_layout(tmp_path):
@@ -159,7 +228,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert "a cannot be read (Permission denied); make it readable or move it away" in error_of(tmp_path)
+    assert "a' cannot be read (Permission denied); make it readable or move it away" in error_of(tmp_path)
 
 
 def test_settings(tmp_path):

@@ -1,12 +1,16 @@
 import logging
+import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from engine.data.images import is_image, read_image
+from engine.data.images import content, has_image, is_image, look, read_image, reason
 from engine.data.reading import decode, read_splits
 from models.settings import UserError
 from tests.engine.data.conftest import files, save_image
@@ -18,6 +22,24 @@ def saved(path: Path, pixels: np.ndarray, mode: str | None = None, **options) ->
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, **options)
     return path
+
+
+def png(width: int, height: int, bits: int, kind: int, rows: list[bytes], extra: bytes = b"") -> bytes:
+    """A PNG of a kind that PIL does not write; `rows` are the pixels' bytes."""
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def why(path: Path, **options) -> str:
+    """The reason for which a file cannot be read."""
+    with pytest.raises(Exception) as caught:
+        read_image(path, files(8, **options))
+    return reason(caught.value)
 
 
 def error_of(paths: list[Path]) -> str:
@@ -112,6 +134,85 @@ def test_other_kinds_become_rgb(tmp_path, mode, extension):
     assert read.shape == (16, 16, 3) and (read[:6] < 8).all() and (read[10:] > 247).all()
 
 
+@pytest.mark.parametrize("extension, options", [("jpg", {"quality": 95, "subsampling": 0}), ("png", {}), ("bmp", {}),
+                                                ("webp", {"lossless": True}), ("webp", {"quality": 95}), ("gif", {}),
+                                                ("tif", {}), ("tif", {"compression": "tiff_lzw"})])
+def test_colours_stay(tmp_path, extension, options):
+    colours = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (120, 130, 140)]], np.uint8)
+    path = saved(tmp_path / f"a.{extension}", colours.repeat(16, 0).repeat(16, 1), **options)
+    lossy = extension == "jpg" or "quality" in options
+    read = read_image(path, files(32))[8::16, 8::16].astype(int)
+    assert np.abs(read - colours).max() <= (6 if lossy else 0)
+
+
+@pytest.mark.parametrize("extension, options", [("jpg", {"quality": 95}), ("tif", {"compression": "tiff_lzw"})])
+def test_cmyk_is_light_where_there_is_little_ink(tmp_path, extension, options):
+    ink = np.array([[(0, 255, 255, 0), (255, 0, 255, 0)], [(0, 0, 0, 128), (30, 0, 200, 80)]], np.uint8)
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(ink.repeat(16, 0).repeat(16, 1), "CMYK").save(path, **options)
+    assert extension != "jpg" or b"Adobe" in path.read_bytes()  # and so its values are stored inverted
+    light = (255 - ink[..., :3].astype(int)) * (255 - ink[..., 3:].astype(int)) // 255
+    assert np.abs(read_image(path, files(32))[8::16, 8::16] - light).max() <= 3
+
+
+def test_16_bits_a_channel_and_a_transparent_grey(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 2, 16, 2, [struct.pack(">6H", 65535, 25700, 0, 0, 0, 65535)] * 2))
+    assert (read_image(path, files(2))[0] == [(255, 100, 0), (0, 0, 255)]).all()
+    path.write_bytes(png(2, 2, 16, 4, [struct.pack(">4H", 0, 65535, 0, 0)] * 2))  # grey and alpha
+    assert (read_image(path, files(2))[0] == [(0, 0, 0), (255, 255, 255)]).all()
+    path.write_bytes(png(2, 2, 16, 0, [struct.pack(">2H", 7, 25700)] * 2, chunk(b"tRNS", struct.pack(">H", 7))))
+    assert (read_image(path, files(2))[0] == [(255, 255, 255), (100, 100, 100)]).all()
+    assert (read_image(path, files(2, background="#0a141e"))[0, 0] == (10, 20, 30)).all()
+    lzw = saved(tmp_path / "a.tif", np.full((4, 4), 25700, np.uint16), compression="tiff_lzw")
+    assert (read_image(lzw, files(4)) == 100).all()
+
+
+def test_what_is_transparent_lies_on_the_background(tmp_path):
+    path = saved(tmp_path / "a.png", np.array([[(255, 0, 0, 0), (255, 0, 0, 255)]] * 2, np.uint8))
+    assert (read_image(path, files(2, background="black"))[0] == [(0, 0, 0), (255, 0, 0)]).all()
+    palette = Image.new("P", (2, 2))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=bytes([0, 51]))  # of each colour of the palette
+    assert (read_image(tmp_path / "p.png", files(2, background="blue"))[0] == [(0, 0, 255), (0, 51, 204)]).all()
+    with pytest.raises(ValueError, match="'whit' is no colour"):
+        files(2, background="whit")
+
+
+def test_the_crop_is_a_share_of_the_shorter_side(tmp_path):
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[4:12, 8:16] = 255
+    path = saved(tmp_path / "a.png", pixels)
+    assert (read_image(path, files(8, crop_pct=0.5)) == 255).all()
+    assert (read_image(path, files(16))[0] == 0).all()
+    assert (read_image(path, files(24, "squash", crop_pct=0.5))[0] == 0).all()
+
+
+def test_the_orientation_of_a_jpeg(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    halves = np.zeros((32, 64, 3), np.uint8)
+    halves[:, :32] = 255
+    read = read_image(saved(tmp_path / "a.jpg", halves, exif=exif), files(16))
+    assert (read[:6] > 240).all() and (read[10:] < 15).all()
+    path = saved(tmp_path / "b.jpg", halves, exif=b"Exif\0\0no such thing")
+    assert (read_image(path, files(16))[:, :6] > 240).all()
+
+
+@pytest.mark.parametrize("extension", ["gif", "webp", "tif", "png"])
+def test_the_first_of_several_images(tmp_path, extension, caplog):
+    path, single = tmp_path / f"a.{extension}", tmp_path / f"b.{extension}"
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(path, save_all=True, append_images=[second])
+    second.save(single)
+    image, facts = look(path, files(16))
+    assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() <= 2 and facts.several
+    assert not look(single, files(16))[1].several
+    read_splits({"train": ([path, single], torch.tensor([0, 1]))}, ["a", "b"], files(8), "x")
+    assert caplog.text.count("1 files hold more than one image, of which the first is used: ") == 1
+
+
 def test_order_layout_and_type(tmp_path):
     paths = [save_image(tmp_path / f"{i}.png", i, (8, 8)) for i in range(20)]
     images = decode(paths[::-1], files(8))[0]
@@ -143,6 +244,69 @@ def test_more_pixels_than_the_limit_are_refused_by_the_header(tmp_path):
     assert decode([whole], files(8, max_pixels=72))[1] == {}
 
 
+def test_a_photograph_with_a_preview_is_one_image(tmp_path):
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    image, facts = look(tmp_path / "a.jpg", files(16))
+    assert image.getpixel((8, 8))[0] > 250 and facts[:] == ("JPEG", "RGB", 16, 16, False)
+
+
+def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(14_000, 14_000, 1, 0, [bytes(1750)] * 14_000))
+    assert path.stat().st_size < 30_000
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert why(path) == "14000 x 14000 pixels, more than data.max_pixels"
+
+
+def test_our_limit_of_pixels_is_the_only_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = save_image(tmp_path / "a.png", 0, (9, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert look(path, files(8))[1][:4] == ("PNG", "RGB", 9, 8)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_content_decides_and_not_the_name(tmp_path):
+    for name, kind in (("a.txt", "JPEG"), ("b", "PNG"), ("c.jpg", "GIF"), ("d.png", "WEBP"), ("e.gif", "TIFF"),
+                       ("f.dat", "BMP")):  # fmt: skip
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name, kind)
+        assert has_image(tmp_path / name) and look(tmp_path / name, files(8))[1].format == kind
+    assert content(b"BMW is a maker of cars and motorcycles") is None
+    assert content(b"") is None and content(b"%!PS-Adobe-3.0 EPSF-3.0") is None
+
+
+@pytest.mark.parametrize("brand, kind", [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
+@pytest.mark.parametrize("name", ["a.jpg", "a.heic", "a"])
+def test_other_cameras_formats_are_refused_with_a_hint(tmp_path, brand, kind, name):
+    path = tmp_path / name
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(20))
+    assert has_image(path) and why(path) == f"{kind}; convert it to JPEG"
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")  # opened, it would wait for a writer for ever
+    (tmp_path / "broken.jpg").symlink_to("gone.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    reasons = {name: why(tmp_path / f"{name}.jpg") for name in ("pipe", "folder", "broken", "loop", "empty")}
+    assert reasons["pipe"] == reasons["folder"] == "not a file" and reasons["empty"] == "empty file"
+    assert reasons["broken"] == "broken link to 'gone.jpg'" and reasons["loop"].startswith("Too many levels of symb")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_headers(tmp_path):
+    for name, body in (("a.tif", b"II*\0\x08\0\0\0"), ("b.png", b"\x89PNG\r\n\x1a\nnothing"), ("c.gif", b"GIF89a"),
+                       ("d.jpg", b"\xff\xd8\xff\xe0"), ("e.webp", b"RIFF\0\0\0\0WEBPVP8 ")):  # fmt: skip
+        (tmp_path / name).write_bytes(body)
+        said = why(tmp_path / name)
+        assert 0 < len(said) < 80 and "buffer" not in said
+
+
 @pytest.mark.parametrize("pixels", [np.full((4, 4), 70_000, np.int32), np.zeros((4, 4), np.float32)])
 def test_pixels_of_other_types_are_refused(tmp_path, pixels):
     assert "save it with 8 or 16 bits" in error_of([saved(tmp_path / "a.tif", pixels)])
@@ -155,12 +319,13 @@ def test_a_file_is_opened_as_an_image_or_not_at_all(tmp_path):
 
 
 def test_more_images_than_memory_holds(tmp_path):
-    with pytest.raises(UserError, match=r"data.path = 'x': 1000000 images .* GB of memory.*data.cache=none, or data.size to less"):
+    said = r"data.path = 'x': 1000000 images .* GB of memory.*data.cache=none, or data.size to less"
+    with pytest.raises(UserError, match=said):
         decode([tmp_path / "a.png"] * 1_000_000, files(16384), "data.path = 'x'")
 
 
 def test_names_of_images():
-    assert all(map(is_image, ("a.jpg", "a.JPEG", "b.c.Png", "a.bmp", "a.webp", "a.tif", "a.TIFF", "a.gif")))
+    assert all(map(is_image, ("a.jpg", "a.JPEG", "b.c.Png", "a.bmp", "a.webp", "a.tif", "a.TIFF", "a.gif", "a.heic")))
     assert not any(map(is_image, ("a.txt", "jpg", "a.jpg.part", "a.svg", "Thumbs.db")))
 
 

@@ -1,4 +1,5 @@
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 import torch
 
 from engine.data.arrays import Arrays, RawData
+from engine.data.reading import read_splits
 from engine.data.settings import SplitSettings
 from engine.data.split import split_data, with_test_set
 from models.settings import UserError, check
+from tests.engine.data.conftest import files, save_image
 
 
 def numbers(arrays: Arrays) -> list[int]:
@@ -210,3 +213,113 @@ def test_labels_of_another_kind_are_refused(make_arrays):
     for labels in (torch.zeros(3, 2, dtype=torch.int64), torch.full((3, 2), 0.5), torch.zeros(3), torch.zeros(2, 2)):
         with pytest.raises(AssertionError):
             Arrays(images, labels)
+
+
+def fold(raw: RawData, folds: int, k: int, **others) -> RawData:
+    return with_test_set(raw, SplitSettings(folds=folds, fold=k, **others))
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5, 7, 20])
+def test_every_image_is_the_test_of_one_fold(raw, folds):
+    """And trains in all others; any two parts differ by at most one image, of each class and of all."""
+    cut = [fold(raw, folds, k) for k in range(folds)]
+    tests = [numbers(part.test) for part in cut]
+    assert sorted(number for test in tests for number in test) == sorted(numbers(raw.train))
+    for part, test in zip(cut, tests):
+        assert sorted(numbers(part.train) + test) == sorted(numbers(raw.train)) and part.val is None
+    counts = torch.stack([torch.bincount(part.test.labels, minlength=10) for part in cut])
+    assert (counts.amax(0) - counts.amin(0)).max() <= 1
+    assert max(map(len, tests)) - min(map(len, tests)) <= 1
+
+
+def test_folds_are_a_function_of_the_test_seed(raw):
+    first, again, other = (numbers(fold(raw, 5, 2, test_seed=seed).test) for seed in (0, 0, 1))
+    assert first == again != other
+    assert numbers(fold(raw, 5, 2, test=0.5, val=0.3).test) == first  # split.test has no part in it
+
+
+def test_folds_never_change():
+    images = torch.arange(20, dtype=torch.uint8)[:, None, None, None]
+    raw = RawData(Arrays(images, torch.arange(20) % 3), None, list("abc"))
+    assert [fold(raw, 3, k).test.images.flatten().tolist() for k in range(3)] == [
+        [6, 7, 9, 10, 11, 17, 18], [0, 1, 3, 5, 8, 16, 19], [2, 4, 12, 13, 14, 15],
+    ]  # fmt: skip
+
+
+def test_validation_is_taken_off_the_rest_of_a_fold(raw):
+    part = fold(raw, 5, 1, val=0.25)
+    train, val = split_data(part, SplitSettings(folds=5, fold=1, val=0.25), seed=0)
+    assert sorted(numbers(train) + numbers(val) + numbers(part.test)) == sorted(numbers(raw.train))
+    assert len(val) == pytest.approx(0.25 * len(part.train), abs=5)
+    train, val = split_data(part, SplitSettings(folds=5, fold=1, val=0.0), seed=0)
+    assert len(val) == 0 and numbers(train) == numbers(part.train)
+
+
+def test_no_copy_crosses_folds_not_even_of_another_class(make_arrays):
+    images = make_arrays(60, size=4).images.repeat(3, 1, 1, 1)
+    labels = torch.cat([torch.arange(60) % 3, torch.arange(60) % 3, (torch.arange(60) < 6).long()])
+    raw = RawData(Arrays(images, labels), None, list("abc"))
+    for seed in range(5):
+        cut = [fold(raw, 4, k, test_seed=seed) for k in range(4)]
+        for part in cut:
+            train, test = (len(split.images.unique(dim=0)) for split in (part.train, part.test))
+            assert train + test == 60 and len(part.train) + len(part.test) == 180
+        assert max(len(part.test) for part in cut) - min(len(part.test) for part in cut) <= 3  # groups are of 3 images
+
+
+def test_single_images_even_out_what_copies_leave(make_arrays):
+    """A group of 9 copies is in one part; the other parts get that many single images more."""
+    images = make_arrays(51, size=4).images
+    images = torch.cat([images, images[:1].repeat(9, 1, 1, 1)])
+    raw = RawData(Arrays(images, torch.zeros(60, dtype=torch.int64)), None, ["a"])
+    assert [len(fold(raw, 5, k).test) for k in range(5)] == [12] * 5
+
+
+def test_own_validation_images_are_folded_and_own_test_images_left(raw, make_arrays, caplog):
+    given = Arrays(torch.full((20, 1, 2, 2), 255, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64))
+    given.images[:, 0, 1, 1] = torch.arange(20)  # no copies
+    whole = replace(raw, val=given)
+    with caplog.at_level(logging.INFO):
+        cut = [fold(whole, 4, k) for k in range(4)]
+    assert "split.folds = 4: the dataset's own 10 test images are not used" in caplog.text
+    assert sum(len(part.test) for part in cut) == len(raw.train) + 20
+    assert all(int((part.test.images[:, 0, 0, 0] == 255).sum()) >= 2 for part in cut)
+    assert all(part.val is None and len(part.train) + len(part.test) == len(raw.train) + 20 for part in cut)
+
+
+def test_files_are_joined_with_their_paths(tmp_path):
+    paths = [save_image(tmp_path / f"{i}.png", i) for i in range(12)]
+    samples = {"train": (paths[:8], torch.arange(8) % 2), "val": (paths[8:], torch.arange(4) % 2)}
+    for cache in ("memory", "none"):
+        whole = read_splits(samples, ["a", "b"], files(8, cache=cache), "data")
+        cut = [fold(whole, 3, k) for k in range(3)]
+        assert sorted(path for part in cut for path in part.test.paths) == sorted(map(str, paths))
+        index = cut[0].train.paths.index(str(paths[9]))
+        assert torch.equal(cut[0].train.read(torch.tensor([index])), whole.val.read(torch.tensor([1])))
+
+
+@pytest.mark.parametrize("sizes, words", [
+    ([9, 3, 2], "2 classes have fewer images, copies counted once: 'b' (3), 'c' (2); use split.folds=2 or less"),
+    ([9, 9, 1], "1 classes have fewer images, copies counted once: 'c' (1); add images, or take the classes out"),
+])  # fmt: skip
+def test_a_class_too_small_for_the_folds_is_named(make_arrays, sizes, words):
+    labels = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    raw = RawData(Arrays(make_arrays(len(labels), size=4).images, labels), None, list("abc"))
+    with pytest.raises(UserError, match=re.escape(f"split.folds = 4: {words}")):
+        fold(raw, 4, 0)
+    twice = RawData(Arrays(raw.train.images.repeat(4, 1, 1, 1), labels.repeat(4)), None, list("abc"))
+    with pytest.raises(UserError, match="split.folds = 4: "):
+        fold(twice, 4, 0)
+
+
+def test_folds_without_a_choice_of_one(raw):
+    with pytest.raises(UserError, match="split.folds = 5: .*split.fold=0"):
+        with_test_set(raw, SplitSettings(folds=5))
+
+
+def test_many_labels_are_folded_by_image(many):
+    cut = [fold(many, 5, k) for k in range(5)]
+    assert [len(part.test) for part in cut] == [20] * 5
+    assert all(len(part.test.images.unique(dim=0)) == 10 for part in cut)
+    with pytest.raises(UserError, match="split.folds = 60: only 50 images, copies counted once"):
+        fold(many, 60, 0)

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.config import load_settings
 from engine.data import DATASETS, SplitSettings, build_data
 from engine.data.images import read_image
-from engine.data.table import load_table
+from engine.data.table import load_csv
 from models.settings import UserError, check
 from tests.engine.data.conftest import files, save_image
 
@@ -31,8 +32,8 @@ def write(tmp_path):
 
 
 def load(path: Path, **options):
-    settings = check(DATASETS["table"][0], {"name": "table", "path": str(path), "size": 8, **options}, "data")
-    return load_table(settings)
+    settings = check(DATASETS["csv"][0], {"name": "csv", "path": str(path), "size": 8, **options}, "data")
+    return load_csv(settings)
 
 
 def error_of(path: Path, **options) -> str:
@@ -125,6 +126,29 @@ def test_the_first_missing_files_are_named(write):
     assert "9 of 9 files" in line and "'0.png', '1.png', '2.png', ...; correct the paths, or set data.images" in line
 
 
+def test_a_name_too_long_for_a_file_is_missing(write):
+    assert "1 of 4 files are not in" in error_of(write(ONE.replace("a.png", "a" * 300)))
+
+
+def test_all_missing_files_are_in_the_log(write, caplog):
+    error_of(write("path,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(9))))
+    assert [record.getMessage().strip() for record in caplog.records[-9:]] == [f"'{i}.png'" for i in range(9)]
+
+
+def test_the_old_name_is_unknown():
+    with pytest.raises(UserError, match="data.name = 'table': unknown; .*csv"):
+        load_settings("digits/vit", ["data.name=table", "data.path=x"])
+
+
+def test_names_in_a_table(write, tmp_path):
+    names = ("two words.png", "Ærø.png", "=cmd().png", "new\nline.png", "a,b.png", "a" * 251 + ".png")
+    for seed, name in enumerate(names):
+        save_image(tmp_path / name, seed)
+    lines = [f'"{name}","=x{i % 2}"\n' for i, name in enumerate(names)]
+    raw = load(write("path,label\n" + "".join(lines)))
+    assert raw.classes == ["=x0", "=x1"] and raw.train.paths == tuple(str(tmp_path / name) for name in names)
+
+
 def test_files_that_are_no_tables(write, tmp_path):
     assert "No such file" in error_of(tmp_path / "none.csv")
     assert "Is a directory" in error_of(tmp_path)
@@ -146,7 +170,7 @@ def test_labels_that_no_training_image_has_are_named(write, caplog):
 def test_many_labels_through_the_splits(tmp_path, caplog):
     rows = [f"{save_image(tmp_path / f'{i}.png', i).name},{i % 2},{int(i == 0)}\n" for i in range(40)]
     (tmp_path / "t.csv").write_text("path,often,once\n" + "".join(rows))
-    settings = DATASETS["table"][0](path=str(tmp_path / "t.csv"), size=8, labels="many")
+    settings = DATASETS["csv"][0](path=str(tmp_path / "t.csv"), size=8, labels="many")
     with caplog.at_level(logging.WARNING):
         data = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=0)
     assert data.multi_label and (len(data.train), len(data.val), len(data.test)) == (14, 3, 10)

@@ -1,0 +1,223 @@
+"""Transforms of torchvision v2, named in the YAML in the order in which they happen, each with checked arguments.
+
+Names and arguments are torchvision's. An image's draws are a function of (seed, epoch, index), as everywhere here: the
+transforms draw from torch's global generator, which is seeded for each image and put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+from torchvision.transforms import v2
+
+from engine.data.keyed import AUGMENT, hash64
+from models.settings import Settings, UserError
+
+Pixels = Annotated[int, Field(gt=0, le=16384)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[Pixels | None, Field(None, description="pixels; null: data.size")]
+Grey = Annotated[float, Field(ge=0, le=255)]
+
+
+def _rising(values: list[float]) -> list[float]:
+    if values[0] > values[1]:
+        raise ValueError(f"{values}: the first must not be more than the second")
+    return values
+
+
+Pair = Field(min_length=2, max_length=2)
+Shares = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Pair, AfterValidator(_rising)]
+Factors = Annotated[list[Annotated[float, Field(gt=0)]], Pair, AfterValidator(_rising)]
+
+
+class Resize(Settings):
+    """The shorter side brought to `size`, antialiased; or both sides, to [height, width]."""
+
+    name: Literal["Resize"]
+    size: Pixels | Annotated[list[Pixels], Pair] | None = Field(
+        None, description="pixels of the shorter side, or [height, width]; null: data.size"
+    )
+
+
+class CenterCrop(Settings):
+    """A square in the middle; smaller images are padded with black."""
+
+    name: Literal["CenterCrop"]
+    size: Size = None
+
+
+class RandomCrop(Settings):
+    """A square anywhere; smaller images are padded."""
+
+    name: Literal["RandomCrop"]
+    size: Size = None
+    padding: int = Field(0, ge=0, le=4096, description="pixels on each side")
+    fill: Grey = Field(0, description="grey of what is padded")
+
+
+class RandomResizedCrop(Settings):
+    """A random part of the image, brought to `size` (Szegedy et al., 2015), antialiased."""
+
+    name: Literal["RandomResizedCrop"]
+    size: Size = None
+    scale: Shares = Field([0.08, 1.0], description="share of the image's area")
+    ratio: Factors = Field([3 / 4, 4 / 3], description="width over height")
+
+
+class RandomHorizontalFlip(Settings):
+    """Left and right mirrored."""
+
+    name: Literal["RandomHorizontalFlip"]
+    p: Share = Field(0.5, description="probability")
+
+
+class RandomVerticalFlip(Settings):
+    """Turned upside down, mirrored."""
+
+    name: Literal["RandomVerticalFlip"]
+    p: Share = Field(0.5, description="probability")
+
+
+class RandAugment(Settings):
+    """A few operations drawn from a list of fourteen (Cubuk et al., 2020)."""
+
+    name: Literal["RandAugment"]
+    num_ops: int = Field(2, ge=1, le=14, description="operations for each image")
+    magnitude: int = Field(9, ge=0, le=30, description="of each, of 31 steps")
+    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+
+
+class TrivialAugmentWide(Settings):
+    """One operation, of a random magnitude (Müller and Hutter, 2021)."""
+
+    name: Literal["TrivialAugmentWide"]
+    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+
+
+class RandomRotation(Settings):
+    """Turned about its middle, bilinearly."""
+
+    name: Literal["RandomRotation"]
+    degrees: float = Field(ge=0, le=180, description="at most, to either side")
+    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+
+
+class ColorJitter(Settings):
+    """Brightness, contrast and saturation by factors from 1 - x to 1 + x, hue by up to x of the circle."""
+
+    name: Literal["ColorJitter"]
+    brightness: float = Field(0, ge=0)
+    contrast: float = Field(0, ge=0)
+    saturation: float = Field(0, ge=0)
+    hue: float = Field(0, ge=0, le=0.5)
+
+
+class RandomAffine(Settings):
+    """Turned, moved, scaled and sheared, bilinearly."""
+
+    name: Literal["RandomAffine"]
+    degrees: float = Field(0, ge=0, le=180, description="at most, to either side")
+    translate: Annotated[list[Share], Pair] | None = Field(
+        None, description="at most, as shares of width and height"
+    )
+    scale: Factors | None = Field(None, description="least and largest factor")
+    shear: float = Field(0, ge=0, lt=90, description="degrees at most, along x")
+    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+
+
+class RandomErasing(Settings):
+    """A random rectangle filled with one grey (Zhong et al., 2020)."""
+
+    name: Literal["RandomErasing"]
+    p: Share = Field(0.5, description="probability")
+    scale: Shares = Field([0.02, 0.33], description="share of the image's area")
+    ratio: Factors = Field([0.3, 3.3], description="width over height")
+    value: Grey = Field(0, description="grey of the rectangle")
+
+
+class MixUp(Settings):
+    """Mixup (Zhang et al., 2018) of a batch with itself; after all others, by the same code as augment.mixup."""
+
+    name: Literal["MixUp"]
+    alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
+
+
+class CutMix(Settings):
+    """Cutmix (Yun et al., 2019) of a batch with itself; after all others, by the same code as augment.cutmix."""
+
+    name: Literal["CutMix"]
+    alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
+
+
+Make = Callable[[Any, int], Callable[[Tensor], Tensor]]
+BILINEAR = v2.InterpolationMode.BILINEAR
+# name -> its settings, and how torchvision's class is made of them and data.size; None: it mixes a whole batch
+TRANSFORMS: dict[str, tuple[type[Settings], Make | None]] = {
+    "Resize": (Resize, lambda s, size: v2.Resize(s.size or size, antialias=True)),
+    "CenterCrop": (CenterCrop, lambda s, size: v2.CenterCrop(s.size or size)),
+    "RandomCrop": (
+        RandomCrop,
+        lambda s, size: v2.RandomCrop(s.size or size, padding=s.padding, pad_if_needed=True, fill=s.fill),
+    ),
+    "RandomResizedCrop": (
+        RandomResizedCrop,
+        lambda s, size: v2.RandomResizedCrop(s.size or size, s.scale, s.ratio, antialias=True),
+    ),
+    "RandomHorizontalFlip": (RandomHorizontalFlip, lambda s, size: v2.RandomHorizontalFlip(s.p)),
+    "RandomVerticalFlip": (RandomVerticalFlip, lambda s, size: v2.RandomVerticalFlip(s.p)),
+    "RandAugment": (RandAugment, lambda s, size: v2.RandAugment(s.num_ops, s.magnitude, 31, BILINEAR, s.fill)),
+    "TrivialAugmentWide": (TrivialAugmentWide, lambda s, size: v2.TrivialAugmentWide(31, BILINEAR, s.fill)),
+    "RandomRotation": (RandomRotation, lambda s, size: v2.RandomRotation(s.degrees, BILINEAR, fill=s.fill)),
+    "ColorJitter": (ColorJitter, lambda s, size: v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)),
+    "RandomAffine": (
+        RandomAffine,
+        lambda s, size: v2.RandomAffine(s.degrees, s.translate, s.scale, s.shear or None, BILINEAR, s.fill),
+    ),
+    "RandomErasing": (RandomErasing, lambda s, size: v2.RandomErasing(s.p, s.scale, s.ratio, s.value)),
+    "MixUp": (MixUp, None),
+    "CutMix": (CutMix, None),
+}
+
+
+def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], whole: bool) -> Callable[[Tensor], Tensor]:
+    """The transforms of single images, one after the other: uint8 (C, height, width) -> uint8 of `shape`.
+
+    Args:
+        transforms: settings of TRANSFORMS; those that mix batches are passed over.
+        shape: (C, H, W) of what the model takes; H = W.
+        whole: whether images come at their own sizes, rather than at `shape`.
+
+    Raises:
+        UserError: what comes out is not of that shape.
+    """
+    chain = [make(s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
+    composed = v2.Compose(chain) if chain else lambda image: image
+    size = shape[1]
+    tried = ((size + 40, 2 * size), (2 * size, size), (max(size // 2, 1), size)) if whole else ((size, size),)
+    for height, width in tried:
+        found = tuple(transformed(torch.zeros(shape[0], height, width, dtype=torch.uint8), composed, 0).shape)
+        if found != shape:
+            raise UserError(f"augment.transforms: of an image of {height} x {width} pixels they make "
+                            f"{' x '.join(map(str, found[1:]))}, the model takes {size} x {size}; "
+                            "end with RandomResizedCrop, RandomCrop or CenterCrop")  # fmt: skip
+    return composed
+
+
+def keys(seed: int, epoch: int, index: np.ndarray) -> list[int]:
+    """What each image's draws are seeded with."""
+    return (hash64(AUGMENT, seed, epoch, index) >> np.uint64(1)).tolist()
+
+
+def transformed(image: Tensor, composed: Callable[[Tensor], Tensor], key: int) -> Tensor:
+    """One image, uint8 (C, h, w) -> uint8 (C, H, W), by draws that are a function of `key`."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(key)  # torch.manual_seed would format a traceback for a GPU's sake: 0.4 ms
+    try:
+        return composed(image)
+    finally:
+        torch.set_rng_state(state)

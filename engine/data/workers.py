@@ -1,0 +1,140 @@
+"""Processes that read images and transform them, for what is too slow to be done between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from engine.data.arrays import Split
+from engine.data.images import to_square
+from engine.data.reading import Files
+from engine.data.transforms import compose, keys, transformed
+from models.settings import Settings, UserError
+
+MOST = 8  # processes, unless more are asked for
+
+
+class Reader(Dataset):
+    """Batches of images by (epoch, index): read, and transformed by draws that are a function of (seed, epoch, index).
+
+    Args:
+        split: images in memory or in files.
+        transforms: of engine.data.transforms; None: images as a model is evaluated on them.
+        seed: of the run.
+
+    Raises:
+        UserError: the transforms do not end in the split's size.
+    """
+
+    def __init__(self, split: Split, transforms: Sequence[Settings] | None, seed: int) -> None:
+        self.split, self.seed = split, seed
+        self.compose = None if transforms is None else compose(transforms, split.shape, isinstance(split, Files))
+
+    def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> Tensor | UserError:
+        """uint8 (B, C, H, W), or why an image cannot be read: an exception would lose its words on its way."""
+        epoch, index = wanted[0][0], [i for _, i in wanted]
+        try:
+            return torch.stack(self._read(index) if self.compose is None else self._transformed(epoch, index))
+        except UserError as error:
+            return error
+
+    def _read(self, index: list[int]) -> list[Tensor]:
+        """Images as a model is evaluated on them."""
+        split = self.split
+        if not isinstance(split, Files):
+            return list(split.read(torch.tensor(index)))
+        squares = (to_square(split.whole(i), split.settings) for i in index)
+        return [torch.from_numpy(square).permute(2, 0, 1) for square in squares]
+
+    def _transformed(self, epoch: int, index: list[int]) -> list[Tensor]:
+        if isinstance(self.split, Files):
+            images = (pil_to_tensor(self.split.whole(i)) for i in index)
+        else:
+            images = self._read(index)
+        seeds = keys(self.seed, epoch, np.array(index))
+        return [transformed(image, self.compose, seed) for image, seed in zip(images, seeds)]
+
+
+class Workers:
+    """Worker processes around a Reader, kept from epoch to epoch; 0 of them: it runs in this process."""
+
+    def __init__(self, reader: Reader, count: int | None) -> None:
+        self.count = min(processors(), MOST) if count is None else count
+        self._keys = _Keys()
+        several = {}
+        if self.count:
+            # A fork shares the images in memory; elsewhere than on Linux it is not safe beside the system's libraries.
+            context = "fork" if sys.platform == "linux" else None
+            several = {"worker_init_fn": _begin, "multiprocessing_context": context, "persistent_workers": True}
+        # A generator of its own: the loader draws from it, and not from the global one, at the start of each epoch.
+        self._loader = DataLoader(reader, batch_sampler=self._keys, num_workers=self.count, collate_fn=_as_it_is,
+                                  generator=torch.Generator(), **several)  # fmt: skip
+
+    def batches(self, epoch: int, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch of indices, int64 (B,): uint8 (B, C, H, W).
+
+        Raises:
+            UserError: an image that can no longer be read.
+        """
+        self._keys.batches = [[(epoch, i) for i in index.tolist()] for index in chosen]
+        for images in self._loader:
+            if isinstance(images, UserError):
+                raise images
+            yield images
+
+
+    def close(self) -> None:
+        """Ends the processes; the next epoch would start others."""
+        running, self._loader._iterator = self._loader._iterator, None
+        if running is not None:
+            running._shutdown_workers()  # else they end when the iterator goes, which an exception may hold for long
+
+
+class _Keys:
+    """What the loader asks for, batch by batch; set anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@contextmanager
+def deaths_in_words() -> Iterator[None]:
+    """Turns the death of a worker process into a UserError. torch raises it wherever the main process happens to be."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two while it hands over what it has read
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise UserError("data.workers: a process that reads images was killed (out of memory, or of shared memory in "
+                        "/dev/shm?); go on with --resume and fewer, such as data.workers=1, or 0") from error
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_it_is(batch: Tensor | UserError) -> Tensor | UserError:
+    return batch
+
+
+def _begin(_: int) -> None:
+    """In a new process: one thread, and signals are the main process's affair, which ends this one."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,238 @@
+"""k-fold: a run for each fold in a folder of its own, and what they say together.
+
+`split.folds: 5` makes runs/NAME/fold0 to fold4, which are ordinary run folders, and when all of them are finished
+runs/NAME/folds.json, two pictures, and TensorBoard's events with them. Nobody locks runs/NAME: several processes can
+each run one fold (`split.fold`), each of which is locked; whichever ends last writes the report.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
+from engine.data import DATASETS, RawData, Split
+from engine.data.split import folded
+from engine.experiment import run_experiment, start_log
+from engine.intervals import mean_interval, prediction_interval, wilson
+from engine.reports import (
+    Predictions,
+    class_accuracy,
+    confused_figure,
+    confusion_figure,
+    confusion_matrix,
+    draw,
+    most_confused,
+    read_predictions,
+)
+from engine.run import LOCK, open_run, write_json_atomic, write_text_atomic, writing
+from engine.tracking import Tracker
+from models.settings import UserError
+
+REPORT = "folds.json"
+UNSEEN = 1000  # new images that the report's prediction interval is for
+# What the runs of all folds have in common, taken from the first.
+SHARED = ("name", "model", "data", "seed", "metric", "method", "params", "trained_params", "trained_share", "gmacs",
+          "epochs", "precision", "device", "versions", "commit")  # fmt: skip
+
+
+def fold_folders(folder: Path, settings: RunSettings) -> list[Path]:
+    """The run folders of all folds, there or not, in a folder of `split.folds`."""
+    assert settings.split.folds
+    return [folder / f"fold{fold}" for fold in range(settings.split.folds)]
+
+
+def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, dict]:
+    """Runs all folds one after the other, or with `split.fold` that one alone, each as `run_experiment` does.
+
+    A signal that stops one of them stops all.
+
+    Args:
+        settings: with split.folds.
+        folder: that of all folds.
+        resume: pass over finished folds, go on with stopped ones, start the others.
+
+    Returns:
+        For each fold that was to be run what its `results.json` holds.
+
+    Raises:
+        UserError: other settings than those of the folds that are there already; a folder that holds files while
+            `resume` is off, or none while it is on; and what `run_experiment` says.
+    """
+    whole, one = of_all(settings), settings.split.fold
+    _demand_same(whole, folder)
+    if resume and not folder.is_dir():
+        raise UserError(f"{folder}: no run to resume here; start one without --resume, or check name= and out=")
+    if not resume:
+        _demand_room(folder, alone=one is not None)
+
+    def begin() -> None:
+        _demand_same(whole, folder)  # another process may have begun meanwhile
+        if not (folder / "settings.yaml").exists():
+            write_text_atomic(folder / "settings.yaml", to_yaml(whole))
+        with writing(folder / REPORT):
+            (folder / REPORT).unlink(missing_ok=True)  # of another run of this fold, whose folder was deleted
+
+    results = {}
+    for fold, path in enumerate(fold_folders(folder, settings)):
+        if one not in (None, fold):
+            continue
+        go_on = resume and path.is_dir()
+        with open_run(path, resume=go_on):
+            try:
+                results[fold] = run_experiment(of_fold(settings, fold), path, resume=go_on, begin=begin)
+            except SystemExit:  # a signal; the fold's own way to go on is said already
+                if one is None:
+                    print(f"all folds go on with: tools/train.py --resume {folder}", flush=True)
+                raise
+    return results
+
+
+def of_all(settings: RunSettings) -> RunSettings:
+    """The settings without the choice of one fold."""
+    return of_fold(settings, None)
+
+
+def of_fold(settings: RunSettings, fold: int | None) -> RunSettings:
+    """The settings with a fold chosen, or none."""
+    return settings.model_copy(update={"split": settings.split.model_copy(update={"fold": fold})})
+
+
+def unfinished(settings: RunSettings, folder: Path) -> list[int]:
+    """The folds that have not come to their end."""
+    return [i for i, path in enumerate(fold_folders(folder, settings)) if not (path / "results.json").is_file()]
+
+
+def summarise(settings: RunSettings, folder: Path) -> dict:
+    """Writes what all folds say together, unless it is there: `folds.json`, `confusion.png`, `confused.png`, and
+    TensorBoard's events with both pictures. Of many labels there are no pictures.
+
+    Returns:
+        What `folds.json` holds: accuracies as fractions; `confusion` names of each true class the classes that its
+        images were taken for, and how many.
+
+    Raises:
+        UserError: a fold that is not finished or was run with other settings, or the data are no longer the same.
+    """
+    if missing := unfinished(settings, folder):
+        names = ", ".join(map(str, missing))
+        raise UserError(f"{folder}: not finished: fold {names}; go on with --resume {folder}")
+    if (folder / REPORT).is_file():
+        return json.loads((folder / REPORT).read_text())
+    whole, folders = of_all(settings), fold_folders(folder, settings)
+    for fold, path in enumerate(folders):
+        if changed := changed_on_resume(load_settings(str(path / "settings.yaml")), of_fold(settings, fold)):
+            raise UserError(f"{changed}, in {path}; delete it and run it again")
+    runs = [json.loads((path / "results.json").read_text()) for path in folders]
+    start_log()  # the last fold's has ended with it
+    report, metric = together(whole, runs), runs[0]["metric"]
+    with Tracker(folder) as tracker:
+        tracker.curve(f"fold/test_{metric}", [run[f"test_{metric}"] for run in runs])
+        tracker.scalars(0, {f"folds/{key}": report[key] for key in ("mean", "std")})
+        if metric == "top1":
+            raw = DATASETS[whole.data.name][1](whole.data)
+            images, found = pooled(raw, whole, folders)
+            title = f"{whole.name}: {100 * report['pooled']['accuracy']:.2f} % of {len(images)} images, "
+            title += f"each predicted in one of {len(runs)} folds"
+            report |= _confusions(found, raw.classes)
+            matrix = confusion_matrix(found.labels, found.predicted, len(raw.classes))
+            draw(folder, tracker, 0, "folds/confusion", confusion_figure(matrix, raw.classes, title))
+            figure = confused_figure(most_confused(matrix), found, images, raw.classes, f"{whole.name}: confused most")
+            draw(folder, tracker, 0, "folds/confused", figure)
+    report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json_atomic(folder / REPORT, report)
+    return report
+
+
+def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
+    """What the results of all folds say, but for what needs each image: mean, spread, intervals, the pooled accuracy.
+
+    Average precision, of many labels, has a mean and a spread; what counts images is None.
+    """
+    metric = runs[0]["metric"]
+    accuracies, sizes = [run[f"test_{metric}"] for run in runs], [run["test_images"] for run in runs]
+    report = {key: runs[0].get(key) for key in SHARED} | {
+        "folds": len(runs),
+        "test_seed": settings.split.test_seed,
+        "images": sum(sizes),
+        "mean": mean(accuracies),
+        "std": stdev(accuracies),
+        "interval": list(mean_interval(accuracies)),
+        "pooled": None,
+        "unseen": None,
+        "seconds": sum(run["seconds"] for run in runs),
+        "fold": [
+            {"fold": i, "images": run["test_images"], f"test_{metric}": run[f"test_{metric}"],
+             **{key: run[key] for key in ("test_loss", "test_interval", f"val_{metric}", "best_step", "train_images",
+                                          "seconds", "data_sha256")}}
+            for i, run in enumerate(runs)
+        ],
+    }  # fmt: skip
+    if metric == "top1":
+        correct = sum(round(accuracy * size) for accuracy, size in zip(accuracies, sizes, strict=True))
+        bounds = list(wilson(correct, sum(sizes)))
+        report["pooled"] = {"accuracy": correct / sum(sizes), "correct": correct, "interval": bounds}
+        report["unseen"] = {"images": UNSEEN, "interval": list(prediction_interval(accuracies, sizes, UNSEEN))}
+    return report
+
+
+def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tuple[Split, Predictions]:
+    """Every image of the folds, and what the model that did not train on it said of it.
+
+    Raises:
+        UserError: a fold's `predictions.csv` cannot be read, or is of other images than the data's.
+    """
+    images, parts = folded(raw, settings.split)
+    labels = images.labels.numpy()
+    predicted, probabilities = np.zeros_like(labels), np.zeros(len(labels), np.float32)
+    for fold, path in enumerate(folders):
+        mine, found = np.flatnonzero(parts == fold), read_predictions(path, raw.classes)
+        if not np.array_equal(labels[mine], found.labels):
+            raise UserError(f"{path}: its test images are not those that the data has in fold {fold} now; "
+                            "bring back the data that it was run on, or run all folds again")  # fmt: skip
+        predicted[mine], probabilities[mine] = found.predicted, found.probabilities
+    return images, Predictions(labels, predicted, probabilities)
+
+
+def _confusions(found: Predictions, classes: Sequence[str]) -> dict:
+    """Accuracy by class, the confusion matrix without its zeros, and the most confused pairs."""
+    matrix = confusion_matrix(found.labels, found.predicted, len(classes))
+    confusion = {
+        name: {classes[i]: int(row[i]) for i in np.flatnonzero(row)} for name, row in zip(classes, matrix, strict=True)
+    }
+    pairs = [
+        {"classes": [classes[pair.first], classes[pair.second]], "first_as_second": pair.as_second,
+         "second_as_first": pair.as_first}
+        for pair in most_confused(matrix)
+    ]  # fmt: skip
+    return {"class_accuracy": class_accuracy(matrix, classes), "confused": pairs, "confusion": confusion}
+
+
+def _demand_same(whole: RunSettings, folder: Path) -> None:
+    """Refuses settings other than those that the folds in the folder are run with."""
+    stored = folder / "settings.yaml"
+    if stored.is_file() and (changed := changed_on_resume(load_settings(str(stored)), whole)):
+        raise UserError(f"{changed}, in {folder}; all folds have the same settings: leave this change out, or start "
+                        "them under another name=")  # fmt: skip
+
+
+def _demand_room(folder: Path, alone: bool) -> None:
+    """Refuses a folder that holds more than folds that never began, or, for one fold alone, than folds."""
+    if not folder.is_dir():
+        return
+    with writing(folder):
+        inside = sorted(folder.iterdir())
+    folds = [path for path in inside if path.name.startswith("fold") and path.is_dir()]
+    if alone:
+        begun = (folder / "settings.yaml").is_file()
+        strangers = [] if begun else [path for path in inside if path not in folds and not path.name.startswith(".")]
+    else:
+        strangers = [path for path in inside if path not in folds or {entry.name for entry in path.iterdir()} - {LOCK}]
+    if strangers:
+        raise UserError(f"{folder}: holds files already ({strangers[0].name}); go on with its folds by --resume, or "
+                        "use another name= or out=")  # fmt: skip

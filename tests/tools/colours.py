@@ -1,0 +1,78 @@
+"""Run folders made by hand, whose models tell plain colours apart: nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine import checkpoint
+from engine.config import RunSettings, to_yaml
+from engine.data.loader import Normalise
+from engine.finished import built
+from engine.run import write_json_atomic, write_text_atomic
+from models.settings import check
+
+RED, GREEN, BLUE = (220, 40, 40), (40, 220, 40), (40, 40, 220)
+COLOURS = {"1": RED, "10": GREEN, "2": BLUE}  # names as folders sort them, not as people count
+MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
+VIT = {"name": "vit", "img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
+FOLDER = {"name": "folder", "path": "not/there"}
+
+
+def save_colour(path: Path, colour: Sequence[int], seed: int = 0, size: tuple[int, int] = (14, 10), **how) -> Path:
+    """A file of nearly one colour, in the format that its name says, or that `format` says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-25, 26, (size[1], size[0], 3))
+    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path, **how)
+    return path
+
+
+def colour_run(
+    folder: Path,
+    colours: Mapping[str, Sequence[int]] = COLOURS,
+    model: Mapping = VIT,
+    results: Mapping | None = None,
+    seed: int = 0,
+    sharp: float = 4.0,
+    **sections,
+) -> Path:
+    """A run folder of a model that knows these colours, in this order of its classes, by their names.
+
+    Args:
+        folder: is made.
+        colours: by name.
+        model: its settings, without the number of classes.
+        results: what `results.json` holds; None: nothing.
+        seed: of the weights before the head.
+        sharp: how sure the model is.
+        sections: other settings.
+    """
+    model = {"in_chans": 3, **model, "num_classes": len(colours)}
+    tree = {"name": "run", "threads": 1, "device": "cpu", "seed": seed, "model": model, "data": FOLDER, **sections}
+    tree["train"] = {"precision": "fp32", "batch_size": 4, **tree.get("train", {})}
+    settings = check(RunSettings, tree)
+    net = built(settings).eval()
+    head = net.get_submodule(net.head_names[0])
+    size, channels = settings.model.img_size, settings.model.in_chans
+    plain = torch.tensor(list(colours.values()), dtype=torch.uint8)[:, :channels, None, None].expand(-1, -1, size, size)
+    mean, std = MEAN[:channels], STD[:channels]
+    seen = []
+    hook = head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        net(Normalise(mean, std)(plain))
+        hook.remove()
+        features = seen[0].flatten(1)  # (K, D)
+        away = features - features.mean(dim=0)
+        away = sharp * away / away.norm(dim=1).square().mean()
+        head.weight.copy_(away)
+        head.bias.copy_(-(away * features).sum(dim=1) / 2 - (away * features.mean(dim=0)).sum(dim=1) / 2)
+    folder.mkdir(parents=True)
+    write_text_atomic(folder / "settings.yaml", to_yaml(settings))
+    state = {"model": dict(net.state_dict()), "partial": False, "frozen": None, "classes": list(colours)}
+    checkpoint.save(folder / "best.pt", {**state, "mean": list(mean), "std": list(std), "step": 1})
+    write_json_atomic(folder / "results.json", {"metric": "top1", **(results or {})})
+    return folder
