@@ -22,7 +22,8 @@ setup(
         "numpy>=1.26",
         "pydantic>=2.7",
         "PyYAML>=6.0",
-        "scikit-learn>=1.3",  # the handwritten digits of `make demo`, stratified splits
+        "scikit-learn>=1.3",  # the handwritten digits of `make demo`, and their split
+        "scipy>=1.10",  # quantiles of intervals
         "torchmetrics>=1.3",
         "matplotlib>=3.7",
         "Pillow>=10.1",

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from engine.data import DATASETS, AugmentSettings, SplitSettings
 from engine.yaml12 import KEY, BadYAML, dump, parse
 from models import MODELS, split_name
-from models.finetune import FinetuneSettings
+from models.finetune import OF_MODE, FinetuneSettings
 from models.merging import MERGERS
 from models.merging.settings import BUDGETS, OPTIONS, MergeSettings
 from models.settings import Settings, UserError, check, nearest
@@ -115,8 +115,8 @@ class RunSettings(Settings):
 def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     """Reads a settings file, what it inherits, and overrides, the later over the earlier.
 
-    Sections are merged key by key; lists and values are replaced. Where a layer names another model, dataset or
-    merging method than those below it, keys that only the old one has go with it; where it says how many tokens are
+    Sections are merged key by key; lists and values are replaced. Where a layer names another model, dataset, merging
+    method or mode of fine-tuning than those below it, keys that only the old one has go with it; where it says how many tokens are
     merged away (`r`, `keep`, `target_gmacs`, `target_ratio`), what those below it say of that goes.
 
     Args:
@@ -257,6 +257,10 @@ def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     old, new = (_section(values, "model", "merge") for values in (below, above))
     if gone := _superseded(old, new):
         below = {**below, "model": {**below["model"], "merge": _without(old, gone)}}
+    old, mode = _section(below, "finetune"), _section(above, "finetune").get("mode")
+    if old and mode in OF_MODE:
+        gone = {key for other, keys in OF_MODE.items() if other != mode for key in keys}
+        below = {**below, "finetune": _without(old, gone)}
     return _merge(below, above)
 
 

@@ -32,7 +32,8 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
     data = with_statistics(data, settings)
     images, targets = first_batch(data, settings, epoch)
     titles = [described(target, data.classes) for target in targets[:most]]
-    return drawn(as_pixels(images[:most], data), titles, f"{settings.name}, epoch {epoch}: {settings.model.img_size} px")
+    title = f"{settings.name}, epoch {epoch}: {settings.model.img_size} px"
+    return drawn(as_pixels(images[:most], data), titles, title)
 
 
 def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,14 @@ def test_base_files_are_merged_deeply_and_later_ones_win(tmp_path):
     assert (run.train.weight_decay, run.log.images) == (0.3, 4)
 
 
+def test_another_mode_of_fine_tuning_drops_what_only_the_old_one_has(tmp_path):
+    cfg = write(tmp_path, "a.yaml", BODY + "finetune: {mode: full, layer_decay: 0.8}\n")
+    assert load_settings(cfg, ["finetune.mode=head"]).finetune.model_dump(exclude_none=True) == {"mode": "head"}
+    assert load_settings(cfg, ["finetune.mode=lora", "finetune.rank=4"]).finetune.layer_decay is None
+    assert load_settings(cfg, ["finetune.mode=full"]).finetune.layer_decay == 0.8
+    assert "layer_decay" in refusal(cfg, "finetune.mode=head", "finetune.layer_decay=0.5")
+
+
 def test_a_base_that_two_files_share_is_no_circle(tmp_path):
     write(tmp_path, "low.yaml", "seed: 1\n")
     for name in ("left.yaml", "right.yaml"):

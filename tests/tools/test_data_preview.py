@@ -1,0 +1,84 @@
+"""tools/data.py preview: a batch as the model will see it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine import preview
+from engine.config import cli, load_settings
+from engine.data import build_data
+from engine.finished import built
+from engine.train import Trainer
+from tests.engine.data.conftest import save_image
+from tools import data as data_tool
+
+
+@pytest.fixture
+def overrides(tmp_path) -> list[str]:
+    for i in range(40):
+        save_image(tmp_path / "images" / ["a $name$", "b" * 60][i % 2] / f"{i}.png", i, (40, 30))
+    return [f"data.path={tmp_path / 'images'}", "model.num_classes=2", "model.img_size=32", "model.weights=null",
+            "train.batch_size=8", "threads=1", "device=cpu"]  # fmt: skip
+
+
+def run(monkeypatch, *args) -> int:
+    monkeypatch.setattr(sys, "argv", ["data.py", "preview", *map(str, args)])
+    return cli(data_tool.main)
+
+
+@pytest.mark.parametrize("mixing", ["[]", "[{name: MixUp}]"])
+def test_the_images_are_those_of_the_first_step(overrides, mixing, tmp_path):
+    extra = [] if mixing == "[]" else [f"augment.transforms={mixing}", "augment.scale=0", "augment.flip=false"]
+    settings = load_settings("zoo/resnet18", [*overrides, *extra, "train.label_smoothing=0"])
+    data = build_data(settings.data, settings.split, settings.seed)
+    images, targets = preview.first_batch(data, settings, 0)
+    trainer = Trainer(built(settings), data, settings, tmp_path)
+    seen, labels = next(trainer.loader.epoch(0))
+    if trainer.mix:
+        seen, labels = trainer.mix(seen, labels, 0, settings.seed)
+    assert images.equal(seen) and targets.equal(labels)
+    trainer.loader.close()
+    back = preview.as_pixels((torch.full((1, 3, 1, 1), 200 / 255) - mean_of(data)) / std_of(data), data)
+    assert (back == 200).all()
+
+
+def mean_of(data):
+    return torch.tensor(data.mean)[:, None, None]
+
+
+def std_of(data):
+    return torch.tensor(data.std)[:, None, None]
+
+
+def test_a_picture_is_written_and_epochs_differ(overrides, tmp_path, monkeypatch, capsys):
+    pictures = []
+    for epoch in (0, 0, 1):
+        out = tmp_path / "new.png"
+        assert run(monkeypatch, "--cfg", "zoo/resnet18", "--out", out, "--epoch", epoch, "--images", 5, *overrides) == 0
+        pictures.append(np.asarray(Image.open(out)))
+        assert f"picture: {out}" in capsys.readouterr().out
+    assert (pictures[0] == pictures[1]).all() and not (pictures[0] == pictures[2]).all()
+
+
+def test_mistakes_are_one_line(overrides, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "new.png"
+    for wrong, said in ((["--images", "0"], "--images 0"), (["train.batch_size=64"], "train.batch_size = 64"),
+                        (["augment.rotate=1"], "augment.rotate"), (["--out", tmp_path / "no" / "a.png"], "no/a.png")):  # fmt: skip
+        args = ["--cfg", "zoo/resnet18", "--out", out, *overrides, *wrong]
+        assert run(monkeypatch, *args) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and said in line
+    assert not out.exists()
+
+
+def test_labels_and_mixtures_in_words():
+    names = ["cat", "dog", "emu"]
+    assert preview.described(torch.tensor(1), names) == "dog"
+    assert preview.described(torch.tensor([0.7, 0.0, 0.3]), names) == "cat 70 %\nemu 30 %"
+    assert preview.described(torch.tensor([1.0, 0.0, 1.0]), names) == "cat\nemu"
+    assert preview.described(torch.zeros(3), names) == "none"
