@@ -116,8 +116,8 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     """Reads a settings file, what it inherits, and overrides, the later over the earlier.
 
     Sections are merged key by key; lists and values are replaced. Where a layer names another model, dataset, merging
-    method or mode of fine-tuning than those below it, keys that only the old one has go with it; where it says how many tokens are
-    merged away (`r`, `keep`, `target_gmacs`, `target_ratio`), what those below it say of that goes.
+    method or mode of fine-tuning than those below it, keys that only the old one has go with it; where it says how many
+    tokens are merged away (`r`, `keep`, `target_gmacs`, `target_ratio`), what those below it say of that goes.
 
     Args:
         cfg: a path, or a name under configs/ such as "digits/hybrid", with or without .yaml.

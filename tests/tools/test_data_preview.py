@@ -67,8 +67,13 @@ def test_a_picture_is_written_and_epochs_differ(overrides, tmp_path, monkeypatch
 
 def test_mistakes_are_one_line(overrides, tmp_path, monkeypatch, capsys):
     out = tmp_path / "new.png"
-    for wrong, said in ((["--images", "0"], "--images 0"), (["train.batch_size=64"], "train.batch_size = 64"),
-                        (["augment.rotate=1"], "augment.rotate"), (["--out", tmp_path / "no" / "a.png"], "no/a.png")):  # fmt: skip
+    mistakes = {
+        "--images 0": ["--images", "0"],
+        "train.batch_size = 64": ["train.batch_size=64"],
+        "augment.rotate": ["augment.rotate=1"],
+        "no/a.png": ["--out", tmp_path / "no" / "a.png"],
+    }
+    for said, wrong in mistakes.items():
         args = ["--cfg", "zoo/resnet18", "--out", out, *overrides, *wrong]
         assert run(monkeypatch, *args) == 2
         (line,) = capsys.readouterr().err.splitlines()
