@@ -85,6 +85,18 @@ def statistics(path: Path) -> tuple[list[float], list[float]] | None:
     return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
 
 
+def verify(path: Path) -> None:
+    """Checks the digest of a file that `save` wrote; another program's file has none and passes.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _COMMENT))
+        if file.read().startswith(_MARK):
+            _check_seal(path, file)
+
+
 def load_model_state(
     model: nn.Module, state: Mapping[str, Tensor], what: str, only: set[str] | None = None
 ) -> None:

@@ -67,6 +67,8 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
     if source is None:
         return
     is_run = (Path(source) / "settings.yaml").is_file() and (Path(source) / "best.pt").is_file()
+    if Path(source).is_file():
+        checkpoint.verify(Path(source))
     report = load_weights_from(model, source, _weights_of_run(Path(source)) if is_run else None)
     for line in report.lines():
         log.info(line)

@@ -17,7 +17,7 @@ from engine import checkpoint
 from engine.config import RunSettings, cli, load_settings
 from engine.experiment import run_experiment
 from engine.features import HeadOnFeatures
-from engine.finished import evaluate_run, load_run
+from engine.finished import built, evaluate_run, load_run, start_weights
 from engine.metrics import best_thresholds
 from engine.train import Trainer
 from models.settings import UserError, check
@@ -285,6 +285,21 @@ def test_somebody_elses_file_has_no_statistics(tmp_path):
     assert checkpoint.statistics(tmp_path / "best.pt") is None
     (tmp_path / "best.pt").write_bytes(b"")
     assert checkpoint.statistics(tmp_path / "best.pt") is None
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_no_start(start, tmp_path):
+    """torch reads it without a word; what it was sealed with does not match."""
+    copy = tmp_path / "copy.pt"
+    shutil.copy(Path(start) / "best.pt", copy)
+    model = built(settings_of())
+    start_weights(model, settings_of(model={**VIT, "weights": str(copy)}))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    damaged = bytearray(copy.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    copy.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"copy.pt: damaged, its bytes do not match its SHA-256"):
+        start_weights(model, settings_of(model={**VIT, "weights": str(copy)}))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 def test_weights_are_read_once(tuned, start, folder, monkeypatch):
