@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +15,10 @@ from engine.data.mix import Mix
 from engine.data.workers import deaths_in_words
 from engine.experiment import with_statistics
 from engine.finished import check_fits
+from engine.gallery import MOST, gallery, shown
 
-COLUMNS = 8
 NAMED = 0.02  # of a mixture, shares above this are written
+LINES = 3  # under a picture
 
 
 def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
@@ -33,7 +33,7 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
     images, targets = first_batch(data, settings, epoch)
     titles = [described(target, data.classes) for target in targets[:most]]
     title = f"{settings.name}, epoch {epoch}: {settings.model.img_size} px"
-    return drawn(as_pixels(images[:most], data), titles, title)
+    return gallery(as_pixels(images[:most], data), titles, min(MOST, len(titles)), title)
 
 
 def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, Tensor]:
@@ -57,25 +57,9 @@ def as_pixels(images: Tensor, data: Data) -> Tensor:
 def described(target: Tensor, classes: Sequence[str]) -> str:
     """A label's name, a mixture's names and shares, or the names of many labels."""
     if target.ndim == 0:
-        return classes[int(target)]
-    shares = {classes[i]: float(target[i]) for i in target.argsort(descending=True).tolist() if target[i] > NAMED}
+        return shown(classes[int(target)])
+    ranked = target.argsort(descending=True).tolist()[:LINES]
+    shares = {shown(classes[i]): float(target[i]) for i in ranked if target[i] > NAMED}
     if all(share == 1 for share in shares.values()):
         return "\n".join(shares) or "none"
     return "\n".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-
-
-def drawn(pixels: Tensor, titles: Sequence[str], title: str) -> Figure:
-    """Images, uint8 (B, C, H, W), under their titles; of other channels than one and three their mean."""
-    columns = min(COLUMNS, len(pixels))
-    rows = math.ceil(len(pixels) / columns)
-    figure = Figure(figsize=(1.6 * columns, 1.95 * rows + 0.4), layout="constrained")  # inches
-    figure.suptitle(title, fontsize=9, color="0.35", parse_math=False)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, image, name in zip(axes.flat, pixels, titles):
-        array = image.permute(1, 2, 0).numpy() if len(image) == 3 else image.float().mean(0).numpy()
-        axis.imshow(array, cmap="gray", vmin=0, vmax=255)
-        short = "\n".join(line if len(line) <= 20 else line[:19] + "…" for line in name.splitlines()[:3])
-        axis.set_title(short, fontsize=8, parse_math=False)
-    return figure

@@ -154,43 +154,6 @@ class _Board:
         self._records.write(event.SerializeToString())
 
 
-def wrong_pictures_figure(
-    images: Tensor, true: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]
-) -> Figure:
-    """Draws the pictures that a model gets wrong, most confidence first as they come, each over what it was taken for.
-
-    Args:
-        images: uint8 (N, C, H, W), N >= 0; one channel is drawn in grey, three in colour, others as their mean.
-        true: names of the N right classes.
-        predicted: names of the N classes that the model says.
-        confidences: the N probabilities of `predicted`.
-    """
-    columns = min(8, max(1, math.ceil(math.sqrt(len(images)))))
-    rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows), layout="constrained")  # inches
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    if not len(images):
-        axes[0, 0].text(0.5, 0.5, "none wrong", ha="center")
-    for axis, image, right, wrong, confidence in zip(axes.flat, images, true, predicted, confidences, strict=False):
-        axis.imshow(_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        title = f"{_short(right)}\nas {_short(wrong)} {100 * confidence:.0f} %"
-        axis.set_title(title, fontsize=8, parse_math=False)
-    return figure
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """(C, H, W) -> (H, W) or (H, W, 3), as matplotlib takes it."""
-    pixels = image.cpu().numpy()
-    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0)
-
-
-def _short(name: str, most: int = 16) -> str:
-    name = " ".join(str(name).split())
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
 def _cut(path: Path, end: int, most: int | None) -> int:
     """Keeps the first `most` whole lines of metrics.jsonl whose step is below `end`; returns how many there are."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []

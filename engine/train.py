@@ -27,10 +27,11 @@ from engine.data.workers import deaths_in_words
 from engine.evaluate import Evaluation, evaluate, loss_of
 from engine.features import in_batches, keep_features
 from engine.finished import load_trained
+from engine.gallery import wrong_pictures_figure
 from engine.optim import EMA, build_optimizer, learning_rate
 from engine.runtime import peak_memory, pick_autocast, seed_step, to_device
 from engine.signals import Stopping
-from engine.tracking import Tracker, wrong_pictures_figure
+from engine.tracking import Tracker
 from models.finetune import Tuning, frozen_state, partial_state
 from models.settings import UserError
 

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from engine.tracking import METRICS, Tracker, wrong_pictures_figure
+from engine.gallery import wrong_pictures_figure
+from engine.tracking import METRICS, Tracker
 from models.settings import UserError
 
 

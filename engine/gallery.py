@@ -1,0 +1,67 @@
+"""Small pictures in rows, each under a few words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+MOST = 8  # pictures in a row
+
+
+def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = "", empty: str = "") -> Figure:
+    """Draws pictures in rows.
+
+    Args:
+        images: uint8 (N, C, H, W), N >= 0; one channel is drawn in grey, three in colour, others as their mean.
+        titles: N texts, above them.
+        columns: pictures in a row.
+        title: above all of them.
+        empty: what is written where there are none.
+    """
+    rows = max(1, math.ceil(len(images) / columns))
+    figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.3 * bool(title)), layout="constrained")  # inches
+    if title:
+        figure.suptitle(title, fontsize=9, color="0.35", parse_math=False)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    if not len(images):
+        axes[0, 0].text(0.5, 0.5, empty, ha="center")
+    for axis, image, text in zip(axes.flat, images, titles):
+        axis.imshow(as_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(text, fontsize=8, parse_math=False)
+    return figure
+
+
+def wrong_pictures_figure(
+    images: Tensor, true: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]
+) -> Figure:
+    """Draws the pictures that a model gets wrong, most confidence first as they come, each over what it was taken for.
+
+    Args:
+        images: uint8 (N, C, H, W), N >= 0.
+        true: names of the N right classes.
+        predicted: names of the N classes that the model says.
+        confidences: the N probabilities of `predicted`.
+    """
+    titles = [
+        f"{shown(right)}\nas {shown(wrong)} {100 * confidence:.0f} %"
+        for right, wrong, confidence in zip(true, predicted, confidences, strict=False)
+    ]
+    return gallery(images, titles, min(MOST, max(1, math.ceil(math.sqrt(len(images))))), empty="none wrong")
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """(C, H, W) -> (H, W, 3), or (H, W) of the channels' mean where they are no colours, as matplotlib takes it."""
+    pixels = image.cpu().numpy()
+    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0)
+
+
+def shown(name: str, most: int = 16) -> str:
+    """A name on one line that can be drawn, cut where it is long."""
+    name = " ".join(str(name).encode("utf-8", "replace").decode().split())
+    return name if len(name) <= most else name[: most - 1] + "…"
