@@ -20,7 +20,7 @@ from engine.complexity import Complexity, measure
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, build_data
 from engine.evaluate import Evaluation
-from engine.finished import built, check_fits, load_weights, start_weights, with_budget
+from engine.finished import built, check_fits, load_weights, same_images, start_weights, test_set_of, with_budget
 from engine.intervals import wilson
 from engine.metrics import metrics_of
 from engine.reports import (
@@ -98,6 +98,7 @@ def run_experiment(
         model = built(solved)
         if state is None or state.get("partial"):  # else the checkpoint has all that they became
             start_weights(model, settings)
+            warn_of_seen(settings)
         data = build_data(settings.data, settings.split, settings.seed)
         check_fits(settings, data)
         data = with_statistics(data, settings, state)
@@ -156,6 +157,22 @@ def check_unchanged(settings: RunSettings, folder: Path) -> None:
         return  # it was stopped before it began
     if changed := changed_on_resume(load_settings(str(stored)), settings):
         raise UserError(f"{changed}, in {folder}; resume without this change, or start a run under another name=")
+
+
+def warn_of_seen(settings: RunSettings) -> None:
+    """Says it where the weights are those of a run that may have trained on the images that test this one: a run on
+    the same data with another test set."""
+    if settings.model.weights is None:
+        return
+    source = Path(settings.model.weights)
+    file = (source if source.is_dir() else source.parent) / "settings.yaml"
+    if not file.is_file():
+        return
+
+    before = load_settings(str(file))
+    if same_images(before, settings) and test_set_of(before) != test_set_of(settings):
+        log.warning("model.weights: %s was trained on the same data with another test set: it has seen images that "
+                    "test this run, whose accuracy will be too high", source)  # fmt: skip
 
 
 def describe(trainer: Trainer) -> None:

@@ -165,6 +165,9 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
     settings, as_trained = read_settings(folder, overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    stored, _ = read_settings(folder)
+    if same_images(stored, settings) and splits_of(stored) != splits_of(settings):
+        log.warning("%s: split into others than in training: it has learnt images that it is tested on now", folder)
     data = data or build_data(settings.data, settings.split, settings.seed)
     check_fits(settings, data)
     model, state = _trained_model(folder, settings, data.classes, f"{which}.pt")
@@ -172,6 +175,22 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
     model = model.to(pick_device(settings.device))
     return FinishedRun(settings, data, model, _results(folder), as_trained)
+
+
+def same_images(one: RunSettings, other: RunSettings) -> bool:
+    """Whether the data of both are from one place."""
+    return all(getattr(one.data, key, None) == getattr(other.data, key, None) for key in ("name", "path", "root"))
+
+
+def test_set_of(run: RunSettings) -> list:
+    """What decides which of the data's images are the test set."""
+    keys = ("test", "test_seed", "folds", "fold")
+    return [getattr(run.data, "partition", None), *(getattr(run.split, key) for key in keys)]
+
+
+def splits_of(run: RunSettings) -> list:
+    """What decides which of the data's images test and validate."""
+    return [*test_set_of(run), run.split.val, run.seed if run.split.val else None]
 
 
 @dataclass(frozen=True)

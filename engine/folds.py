@@ -8,6 +8,7 @@ each run one fold (`split.fold`), each of which is locked; whichever ends last w
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from statistics import mean, stdev
 import numpy as np
 
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
-from engine.data import DATASETS, RawData, Split
-from engine.data.split import folded
+from engine.data import DATASETS, Data, RawData, Split
+from engine.data.split import folded, split_data, with_test_set
 from engine.experiment import run_experiment, start_log
 from engine.intervals import mean_interval, prediction_interval, wilson
 from engine.reports import (
@@ -33,6 +34,8 @@ from engine.reports import (
 from engine.run import LOCK, open_run, write_json_atomic, write_text_atomic, writing
 from engine.tracking import Tracker
 from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
 
 REPORT = "folds.json"
 UNSEEN = 1000  # new images that the report's prediction interval is for
@@ -122,8 +125,8 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     if missing := unfinished(settings, folder):
         names = ", ".join(map(str, missing))
         raise UserError(f"{folder}: not finished: fold {names}; go on with --resume {folder}")
-    if (folder / REPORT).is_file():
-        return json.loads((folder / REPORT).read_text())
+    if (report := _written(folder)) is not None:
+        return report
     whole, folders = of_all(settings), fold_folders(folder, settings)
     for fold, path in enumerate(folders):
         if changed := changed_on_resume(load_settings(str(path / "settings.yaml")), of_fold(settings, fold)):
@@ -131,11 +134,14 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     runs = [json.loads((path / "results.json").read_text()) for path in folders]
     start_log()  # the last fold's has ended with it
     report, metric = together(whole, runs), runs[0]["metric"]
+    raw = DATASETS[whole.data.name][1](whole.data)
+    for fold, path in enumerate(folders):
+        if fingerprint(raw, of_fold(whole, fold)) != runs[fold]["data_sha256"]:  # on another machine, or of other data
+            log.warning("%s: was run on other labels or pixels than are read here and now", path)
     with Tracker(folder) as tracker:
         tracker.curve(f"fold/test_{metric}", [run[f"test_{metric}"] for run in runs])
         tracker.scalars(0, {f"folds/{key}": report[key] for key in ("mean", "std")})
         if metric == "top1":
-            raw = DATASETS[whole.data.name][1](whole.data)
             images, found = pooled(raw, whole, folders)
             title = f"{whole.name}: {100 * report['pooled']['accuracy']:.2f} % of {len(images)} images, "
             title += f"each predicted in one of {len(runs)} folds"
@@ -147,6 +153,24 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json_atomic(folder / REPORT, report)
     return report
+
+
+def _written(folder: Path) -> dict | None:
+    """The report that is there already; None where there is none, or it is damaged, so that it is written again."""
+    try:
+        return json.loads((folder / REPORT).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        log.warning("%s: cannot be read; it is written again", folder / REPORT)
+        return None
+
+
+def fingerprint(raw: RawData, settings: RunSettings) -> str:
+    """That of the data of one fold's run, as its `results.json` has it in `data_sha256`."""
+    raw = with_test_set(raw, settings.split)
+    train, val = split_data(raw, settings.split, settings.seed)
+    return Data(train, val, raw.test, raw.classes, (), ()).fingerprint()
 
 
 def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
@@ -162,7 +186,7 @@ def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
         "images": sum(sizes),
         "mean": mean(accuracies),
         "std": stdev(accuracies),
-        "interval": list(mean_interval(accuracies)),
+        "interval": list(mean_interval(accuracies, sizes if metric == "top1" else None)),
         "pooled": None,
         "unseen": None,
         "seconds": sum(run["seconds"] for run in runs),
@@ -192,7 +216,9 @@ def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tupl
     predicted, probabilities = np.zeros_like(labels), np.zeros(len(labels), np.float32)
     for fold, path in enumerate(folders):
         mine, found = np.flatnonzero(parts == fold), read_predictions(path, raw.classes)
-        if not np.array_equal(labels[mine], found.labels):
+        names = None if images.paths is None else [Path(images.paths[i]).name for i in mine]
+        moved = names is not None and names != [Path(image).name for image in found.images]  # the folder itself may be
+        if moved or not np.array_equal(labels[mine], found.labels):
             raise UserError(f"{path}: its test images are not those that the data has in fold {fold} now; "
                             "bring back the data that it was run on, or run all folds again")  # fmt: skip
         predicted[mine], probabilities[mine] = found.predicted, found.probabilities

@@ -36,15 +36,20 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return 0.0 if correct == 0 else max(0.0, middle - half), 1.0 if correct == n else min(1.0, middle + half)
 
 
-def mean_interval(accuracies: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def mean_interval(
+    accuracies: Sequence[float], sizes: Sequence[int] | None = None, level: float = LEVEL
+) -> tuple[float, float]:
     """Student's interval for the mean accuracy behind those of K folds: mean -+ t_{K-1} s / sqrt(K).
 
-    s is the sample standard deviation. It supposes that the folds' accuracies are independent and about normal. Their
-    test images are disjoint, but any two of them train on mostly the same images, so that they are correlated and s is
-    somewhat too small; no unbiased estimate exists (Bengio and Grandvalet, 2004).
+    s is the sample standard deviation. Where `sizes` are known the interval is never narrower than all N images allow,
+    mean -+ z sqrt(p (1 - p) / N), p as in `prediction_interval`: K equal accuracies are no proof. It supposes that the
+    folds' accuracies are independent and about normal. Their test images are disjoint, but any two of them train on
+    mostly the same images, so that they are correlated and s is somewhat too small; no unbiased estimate exists (Bengio
+    and Grandvalet, 2004).
 
     Args:
         accuracies: fractions, of two folds or more.
+        sizes: test images of each fold; None where the accuracies are no shares of images, as average precision is.
         level: of confidence, in (0, 1).
 
     Returns:
@@ -52,6 +57,9 @@ def mean_interval(accuracies: Sequence[float], level: float = LEVEL) -> tuple[fl
     """
     assert len(accuracies) > 1, "one accuracy has no spread"
     middle, half = mean(accuracies), _student(level, len(accuracies)) * _error_of_mean(accuracies)
+    if sizes is not None:
+        total, z = sum(sizes), _normal(level)
+        half = max(half, z * math.sqrt(_sampling(middle, total, z) / total))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -92,8 +100,7 @@ def prediction_interval(
     assert len(accuracies) == len(sizes) > 1 and min(sizes) > 0 and unseen > 0, (accuracies, sizes, unseen)
     total, z, student = sum(sizes), _normal(level), _student(level, len(accuracies))
     middle = mean(accuracies)
-    p = (total * middle + z * z / 2) / (total + z * z)
-    sampling = p * (1 - p)  # of one image
+    sampling = _sampling(middle, total, z)
     of_mean = max((student * _error_of_mean(accuracies)) ** 2, z * z * sampling / total)
     between = max(0.0, variance(accuracies) - mean(sampling / size for size in sizes))
     half = math.sqrt(of_mean + student**2 * between + z * z * sampling / unseen)
@@ -108,6 +115,12 @@ def _normal(level: float) -> float:
 def _student(level: float, count: int) -> float:
     assert 0 < level < 1, level
     return float(stdtrit(count - 1, (1 + level) / 2))
+
+
+def _sampling(middle: float, total: int, z: float) -> float:
+    """The variance that one image has by chance: p (1 - p), p drawn towards 1/2; see prediction_interval."""
+    p = (total * middle + z * z / 2) / (total + z * z)
+    return p * (1 - p)
 
 
 def _error_of_mean(accuracies: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import checkpoint
+from engine.config import parse_overrides
 from engine.data import FileSettings
 from engine.data.images import few
 from engine.data.loader import Normalise
@@ -107,18 +109,25 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
         overrides: of every run's settings.
 
     Raises:
-        UserError: no run there, folds that are not done, weights that are none, an override that is wrong or changes a
-            model that cannot merge, or runs of other labels than the first.
+        UserError: no run there, folds that are not done, a run that is given twice, weights that are none, an override
+            that is wrong, of the split, or changes a model that cannot merge, or runs of other labels than the first.
     """
     weights = [1.0] * len(folders) if weights is None else list(weights)
     if len(weights) != len(folders):
         raise UserError(f"--weights: {len(weights)} numbers for {len(folders)} runs; give one for each --run")
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise UserError(f"--weights {','.join(f'{w:g}' for w in weights)}: must be numbers greater than 0")
+    if not all(weight > 0 for weight in weights) or not sum(weights) < float("inf"):  # nan is none of both
+        given = ",".join(f"{weight:g}" for weight in weights)
+        raise UserError(f"--weights {given}: must be numbers greater than 0, of finite sum")
     members = []
     for folder, weight in zip(folders, weights):
         folds = _folds(folder)
         members += [Member(fold, weight / sum(weights) / len(folds)) for fold in folds]
+    count = Counter(member.folder.resolve() for member in members)
+    if twice := [member.folder for member in members if count[member.folder.resolve()] > 1]:
+        raise UserError(f"--run {twice[-1]}: given twice; give it once, and what it counts by --weights")
+    if "split" in parse_overrides(overrides):
+        raise UserError(f"split: which images a run had held out changes no prediction; for one fold alone give its "
+                        f"folder, such as --run {members[0].folder}")  # fmt: skip
     states = [_labels(member.folder, overrides) for member in members]
     for member, state in zip(members[1:], states[1:]):
         _check_same(members[0].folder, states[0], member.folder, state)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from engine.data import Split
+from engine.gallery import as_picture, shown
 from engine.run import replacing
 from engine.tracking import Tracker
 from models.settings import UserError
@@ -25,16 +26,21 @@ PREDICTIONS = "predictions.csv"
 COLUMNS = ("image", "label", "predicted", "probability")
 WRITTEN = 30  # classes up to which the numbers stand in the confusion matrix
 NAMED = 150  # classes up to which their names stand beside it
+LETTERS = 24  # of a name beside the confusion matrix
 PAIRS, EXAMPLES = 8, 6  # most confused pairs that are drawn, and images of each
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was said of N images: labels and predicted classes, int64 (N,); the latter's probabilities, float32 (N,)."""
+    """What was said of N images: labels and predicted classes, int64 (N,); the latter's probabilities, float32 (N,).
+
+    `images` are their paths, or numbers, where they were read back from a file.
+    """
 
     labels: np.ndarray
     predicted: np.ndarray
     probabilities: np.ndarray
+    images: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -90,7 +96,8 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> Predictions:
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         assert tuple(header) == COLUMNS
         labels, predicted = (np.array([number[row[i]] for row in rows], np.int64) for i in (1, 2))
-        return Predictions(labels, predicted, np.array([row[3] for row in rows], np.float32))
+        probabilities = np.array([row[3] for row in rows], np.float32)
+        return Predictions(labels, predicted, probabilities, tuple(row[0] for row in rows))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{path}: cannot be read, {reason}; delete {folder} and run it again") from None
@@ -171,7 +178,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
     axes.set(xlabel="predicted", ylabel="true")
     if named:
         size = 8 if count <= WRITTEN else 5
-        names = [_shown(name) for name in classes]
+        names = [shown(name, LETTERS) for name in classes]
         axes.set_xticks(range(count), names, fontsize=size, rotation=90, parse_math=False)
         axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
         axes.tick_params(length=2)
@@ -215,8 +222,8 @@ def confused_figure(
     for row, pair in zip(grid, pairs):
         chosen = _examples(pair, found)
         for axes, picture, i in zip(row, images.read(torch.from_numpy(chosen)), chosen):
-            axes.imshow(_picture(picture), cmap="gray", vmin=0, vmax=255)
-            said, true = (_shown(classes[of[i]], 18) for of in (found.predicted, found.labels))
+            axes.imshow(as_picture(picture), cmap="gray", vmin=0, vmax=255)
+            said, true = (shown(classes[of[i]], 18) for of in (found.predicted, found.labels))
             axes.set_title(f"{true}\nas {said}", fontsize=7, parse_math=False)
             axes.text(0.5, -0.02, f"{100 * found.probabilities[i]:.0f} %", transform=axes.transAxes, ha="center",
                       va="top", fontsize=6, color="0.35")  # fmt: skip
@@ -232,15 +239,3 @@ def _examples(pair: Confused, found: Predictions) -> np.ndarray:
     room = max(EXAMPLES // 2, EXAMPLES - len(sides[1]))
     first = sides[0][:room]
     return np.concatenate([first, sides[1][: EXAMPLES - len(first)]])
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """uint8 (C, H, W) -> (H, W, 3), or (H, W) of the channels' mean where they are no colours."""
-    pixels = image.numpy()
-    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0)
-
-
-def _shown(name: str, most: int = 24) -> str:
-    """A name on one line that can be drawn, cut where it is long."""
-    name = " ".join(str(name).encode("utf-8", "replace").decode().split())
-    return name if len(name) <= most else name[: most - 1] + "…"

@@ -96,8 +96,8 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
 
     Args:
         path: CSV in UTF-8, separated by commas, semicolons or tabs.
-        matching: tells how many of the texts name an image. The column of ids is the first of those where most do;
-            without it the first in which no text is there twice.
+        matching: tells how many of the texts name an image. The column of ids is the first of those where most do, if
+            that is half of the rows or more; else, and without it, the first in which no text is there twice.
 
     Raises:
         UserError: no such file, fewer than two columns, or ids that are missing or there twice.
@@ -106,8 +106,13 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
     if len(table.columns) < 2:
         raise UserError(f"{path}: a single column, {table.columns[0]!r}; give a file with ids and labels")
     columns = [[unguarded(row[i]) for row in table.rows] for i in range(len(table.columns))]
-    matching = matching or (lambda cells: len(set(cells)) == len(cells))
-    ids_at = max(range(len(columns)), key=lambda i: matching(columns[i]))  # the first of equals
+
+    def fitness(cells: list[str]) -> tuple[int, bool]:
+        found = matching(cells) if matching else 0
+        # Labels such as 1 and 2 may name images by chance: where no column's cells do, ids are told by being unique.
+        return found if 2 * found >= len(cells) else 0, len(set(cells)) == len(cells)
+
+    ids_at = max(range(len(columns)), key=lambda i: fitness(columns[i]))  # the first of equals
     ids, name = columns[ids_at], table.columns[ids_at]
     count = Counter(ids)
     table.refuse([not cell for cell in ids], f"have no {name}")
@@ -219,6 +224,7 @@ def validate(
     problems, warnings = _header(table, sample), []
     if not keep_formulas:
         problems += _raw_formulas(table)
+    warnings += _blanks(table, {*sample.columns, *sample.ids, *(classes or ())})
     clean = [[unguarded(cell.strip()).strip() for cell in row] for row in (table.columns, *table.rows)]
     columns = dict(zip(clean[0], zip(*clean[1:])))
     if (ids := columns.get(sample.columns[sample.ids_at])) is not None:
@@ -291,6 +297,16 @@ def _raw_formulas(table: Table) -> list[str]:
     if not found:
         return []
     return [f"{len(found)} cells would be computed by a spreadsheet: {few(found)}; write an apostrophe before them"]
+
+
+def _blanks(table: Table, names: set[str]) -> list[str]:
+    """A warning about cells that are not written as they are meant, unless a name has these blanks itself."""
+    lines = [1, *table.lines]
+    found = [f"{cell!r} (line {line})" for line, row in zip(lines, (table.columns, *table.rows)) for cell in row
+             if cell != cell.strip() and unguarded(cell) not in names]  # fmt: skip
+    if not found:
+        return []
+    return [f"{len(found)} cells have blanks around them, which many scorers take for a part of the name: {few(found)}"]
 
 
 def _labels(

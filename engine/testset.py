@@ -30,7 +30,8 @@ def find_images(folder: Path) -> list[str]:
     """The images in a folder and the folders in it, as paths from there, in natural order: 2 before 10.
 
     Images are told by their first bytes; a file with an image's extension is one in any case: that it cannot be read
-    has to be found later, not passed over. Links to folders and names that begin with a dot are passed over.
+    has to be found later, not passed over. Links to folders, which the log names, and names that begin with a dot are
+    passed over.
 
     Raises:
         UserError: no folder, nothing in it, or names that are not UTF-8.
@@ -42,13 +43,16 @@ def find_images(folder: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{where}: {error.filename} cannot be read ({error.strerror}); make it readable")
 
-    found = []
+    found, links = [], []
     for parent, folders, names in os.walk(folder, onerror=refuse):
+        links += [repr(name) for name in folders if not name.startswith(".") and Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)
             if not name.startswith(".") and (is_image(name) or _begins_as_one(path)):
                 found.append(path.relative_to(folder).as_posix())
+    if links:
+        log.warning("%s: %d links to folders are not followed: %s", where, len(links), few(links))
     if not found:
         raise UserError(f"{where}: no image in it; give the folder of test images")
     odd = [repr(path) for path in found if not _is_utf8(path)]

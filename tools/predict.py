@@ -15,6 +15,7 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -111,9 +112,25 @@ def check_outputs(args: argparse.Namespace) -> None:
             raise UserError(f"{option} {path}: is a folder; give a file in it, such as {path / 'submission.csv'}")
         if not path.parent.is_dir():
             raise UserError(f"{option} {path}: there is no folder {path.parent}; make it")
+        if path.exists() and not is_text(path):
+            raise UserError(f"{option} {path}: is there already and no text file, so that it is not replaced; "
+                            "give another name")  # fmt: skip
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+            raise UserError(f"{option} {path}: may not be written; make it and its folder writable, or give another")
         for other, there in others.items():
             if other != option and there is not None and there.resolve() == path.resolve():
                 raise UserError(f"{option} {path}: is the file of {other}; give another")
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file may be a table of before: not an image, a checkpoint, a device or a pipe."""
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(4096)
+    except OSError:
+        return True  # the caller says that it may not be written
 
 
 def test_set(args: argparse.Namespace) -> tuple[Sample, list[str]]:
@@ -139,8 +156,9 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
         rows = [[TOGETHER.join(names)] for names in found.lists()]
     else:
         rows = [[name] for name in found.best()]
-        if sample.labels and not set(sample.labels) & {name.strip() for name in found.classes}:
-            print(f"note: {sample.where} has labels such as {sample.labels[0]!r}, which are no classes of the run; "
+        known = {name.strip() for name in found.classes}
+        if strange := [label for label in sample.labels if label and label not in known]:
+            print(f"note: {sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
                   f"the run's names are written, such as {found.classes[0]!r}")  # fmt: skip
     keep, reports = args.formulas == "keep", []
 

@@ -123,9 +123,13 @@ def report_test(results: dict) -> None:
             print(f"95 % interval   {percent(results['test_interval'])} %")
         return
     print(f"{f'test {title}':<14}  not measured: no test images (split.test = 0)")
-    if results[f"val_{metric}"] is not None:
-        print(f"{f'val {title}':<14}  {100 * results[f'val_{metric}']:.2f} %  (best of the epochs, so rather high; "
-              f"{results['val_images']} images)")  # fmt: skip
+    if (best := results[f"val_{metric}"]) is not None:
+        n = results["val_images"]
+        print(f"{f'val {title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {n} images)")
+        if metric == "top1":
+            from engine.intervals import wilson
+
+            print(f"95 % interval   {percent(wilson(round(best * n), n))} %  (of one epoch; the best one's is lower)")
 
 
 def report_folds(report: dict, folder: Path) -> None:
@@ -146,14 +150,19 @@ def report_folds(report: dict, folder: Path) -> None:
               f"interval {percent(pooled['interval'])} %)")  # fmt: skip
         print(f"{unseen['images']:,} new images expect {percent(unseen['interval'])} %  (95 % prediction interval)")
         worst = sorted((accuracy, name) for name, accuracy in report["class_accuracy"].items() if accuracy is not None)
-        print("worst classes   " + ", ".join(f"{name} {100 * accuracy:.0f} %" for accuracy, name in worst[:5]))
+        print("worst classes   " + ", ".join(f"{shown(name)} {100 * accuracy:.0f} %" for accuracy, name in worst[:5]))
         for i, pair in enumerate(report["confused"][:5]):
-            first, second = pair["classes"]
+            first, second = map(shown, pair["classes"])
             print(f"{'' if i else 'most confused':<14}  {first} as {second} {pair['first_as_second']}, "
                   f"{second} as {first} {pair['second_as_first']}")  # fmt: skip
     print(f"training        {report['seconds']:.0f} s in all")
     print(f"report          {folder}/folds.json" + (", confusion.png, confused.png" if pooled else ""))
     print(f"curves          tensorboard --logdir {folder}")
+
+
+def shown(name: str) -> str:
+    """A name on one line."""
+    return name if name.isprintable() else repr(name)
 
 
 def percent(interval: Sequence[float]) -> str:

@@ -94,11 +94,12 @@ def look(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
             if width * height > settings.max_pixels:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             facts = Facts(kind, image.mode, width, height, kind in SEVERAL and _several(image))
+            _scale_clear(image)
             image.load()
             upright = image
             with suppress(Exception):  # damaged EXIF does not say what is up; the pixels were whole
                 upright = ImageOps.exif_transpose(image)
-            return to_rgb(upright, settings.background), facts
+            return to_rgb(_full_range(upright, image), settings.background), facts
 
 
 def has_image(path: Path) -> bool:
@@ -145,6 +146,27 @@ def _several(image: Image.Image) -> bool:
     with suppress(Exception):
         return bool(image.is_animated)
     return False
+
+
+def _scale_clear(image: Image.Image) -> None:
+    """Brings a PNG's transparent value to the scale of the pixels that PIL makes of 2, 4 and 16 bits; before load()."""
+    clear, kind = image.info.get("transparency"), image.tile[0][3] if image.format == "PNG" and image.tile else None
+    if isinstance(clear, int) and kind in ("L;2", "L;4"):
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[kind]
+    elif isinstance(clear, tuple) and kind == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+
+
+def _full_range(image: Image.Image, source: Image.Image) -> Image.Image:
+    """Grey of a TIFF file, `source`, from 0, black, to 65535: PIL leaves 12 bits, and white as 0, as they are."""
+    if source.format != "TIFF" or not image.mode.startswith("I;16"):
+        return image
+    tags = source.tag_v2
+    most = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample
+    grey = np.asarray(image).astype(np.int64)
+    if tags.get(262) == 0:  # PhotometricInterpretation: WhiteIsZero
+        grey = most - grey
+    return Image.fromarray((grey * 65535 // most).astype(np.uint16))
 
 
 def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:

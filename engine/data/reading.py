@@ -55,7 +55,9 @@ class Files(Split):
             UserError: it could be read when the run began, and no longer.
         """
         try:
-            return open_rgb(Path(self.paths[i]), self.settings)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="PIL")  # of what does not keep it from decoding
+                return open_rgb(Path(self.paths[i]), self.settings)
         except Exception as error:
             raise UserError(f"data: {self.paths[i]!r} can no longer be read ({reason(error)}); put it back") from None
 

@@ -121,7 +121,7 @@ def read_table(path: Path, where: str, strip: bool = True, separator: str | None
         text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
         if "\0" in text:
             raise UserError(f"{where}: not a text file; save the table as CSV in UTF-8")
-        head = text.splitlines()[0] if text.strip() else ""
+        head = next((line for line in text.splitlines() if line.strip()), "")
         separator = separator or max(SEPARATORS, key=lambda s: len(next(csv.reader([head], delimiter=s), [])))
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows = [([cell.strip() if strip else cell for cell in row], reader.line_num) for row in reader]

@@ -182,6 +182,7 @@ TRANSFORMS: dict[str, tuple[type[Settings], Make | None]] = {
     "MixUp": (MixUp, None),
     "CutMix": (CutMix, None),
 }
+COLOURED = ("RandAugment", "TrivialAugmentWide", "ColorJitter")  # torchvision's need grey or RGB
 
 
 def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], whole: bool) -> Callable[[Tensor], Tensor]:
@@ -193,8 +194,12 @@ def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], whole: 
         whole: whether images come at their own sizes, rather than at `shape`.
 
     Raises:
-        UserError: what comes out is not of that shape.
+        UserError: what comes out is not of that shape, or colours are to change of images without such.
     """
+    coloured = [s.name for s in transforms if s.name in COLOURED]
+    if coloured and shape[0] not in (1, 3):
+        raise UserError(f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; "
+                        "take it out")
     chain = [make(s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
     composed = v2.Compose(chain) if chain else lambda image: image
     size = shape[1]

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Thread
 
 import numpy as np
 import torch
@@ -91,7 +92,6 @@ class Workers:
                 raise images
             yield images
 
-
     def close(self) -> None:
         """Ends the processes; the next epoch would start others."""
         running, self._loader._iterator = self._loader._iterator, None
@@ -134,7 +134,21 @@ def _as_it_is(batch: Tensor | UserError) -> Tensor | UserError:
 
 
 def _begin(_: int) -> None:
-    """In a new process: one thread, and signals are the main process's affair, which ends this one."""
-    torch.set_num_threads(1)
+    """In a new process: one thread for its work, and signals are the main process's affair, which ends this one.
+
+    Ctrl-C, `timeout`, systemd and batch systems signal all processes at once; the main one still needs batches then, to
+    come to the end of its step and save.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_if_told_by, args=(os.getppid(),), daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _end_if_told_by(process: int) -> None:
+    """Waits for this process's SIGTERM; those of others are passed over."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)

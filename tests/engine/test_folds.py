@@ -19,12 +19,14 @@ from engine import folds
 from engine.compare import compare
 from engine.config import RunSettings, load_settings
 from engine.data import build_data
+from engine.experiment import warn_of_seen
 from engine.finished import evaluate_run, load_run
-from engine.folds import run_folds, summarise
+from engine.folds import of_fold, run_folds, summarise
 from engine.intervals import mean_interval, prediction_interval, wilson
 from engine.run import open_run, write_json_atomic
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
+from tests.engine.data.conftest import save_image
 from tests.tools.runs import PLAIN
 from tools import compare as compare_tool
 from tools import train as train_tool
@@ -67,7 +69,7 @@ def test_the_report_is_what_the_folds_say(finished):
     accuracies, sizes = [run["test_top1"] for run in runs], [run["test_images"] for run in runs]
     assert [fold["test_top1"] for fold in report["fold"]] == accuracies and sum(sizes) == report["images"] == 1437
     assert (report["mean"], report["std"]) == pytest.approx((mean(accuracies), stdev(accuracies)))
-    assert report["interval"] == pytest.approx(mean_interval(accuracies))
+    assert report["interval"] == pytest.approx(mean_interval(accuracies, sizes))
     rows = []
     for fold, run in enumerate(runs):
         with open(finished / f"fold{fold}" / "predictions.csv", newline="") as file:
@@ -96,6 +98,16 @@ def test_every_fold_is_a_run_that_can_be_read_back(finished):
     assert evaluate_run(run, "test").metrics["top1"] == run.results["test_top1"]
     with pytest.raises(UserError, match="split.folds = 3: .*fold0"):
         load_run(finished)
+
+
+def test_another_fold_than_the_runs_own_is_no_test(finished, caplog):
+    for override in ("split.fold=2", "split.test_seed=1", "seed=3"):
+        caplog.clear()
+        load_run(finished / "fold1", [override])
+        assert "it has learnt images that it is tested on now" in caplog.text
+    caplog.clear()
+    load_run(finished / "fold1", ["split.fold=1", "split.part=1"])
+    assert "has learnt" not in caplog.text
 
 
 def test_pictures_and_events(finished):
@@ -196,6 +208,15 @@ def test_a_signal_in_a_fold_ends_all(tmp_path, monkeypatch, capsys):
     open_run(tmp_path / "tiny" / "fold1", resume=True).close()  # nothing is locked
 
 
+@pytest.mark.parametrize("text", ["", "{", "\ufffd"])
+def test_a_damaged_report_is_written_again(copied, text):
+    old = json.loads((copied / "folds.json").read_text())
+    (copied / "folds.json").write_text(text)
+    with redirect_stdout(io.StringIO()):
+        again = summarise(settings_of({}), copied)
+    assert {**again, "finished": 0} == {**old, "finished": 0}
+
+
 def test_data_that_changed_since_are_refused(copied):
     (copied / "folds.json").unlink()
     file = copied / "fold1" / "predictions.csv"
@@ -203,6 +224,34 @@ def test_data_that_changed_since_are_refused(copied):
     file.write_text("\n".join([head, *rest, first]) + "\n")
     with redirect_stdout(io.StringIO()), pytest.raises(UserError, match="fold1: its test images are not those"):
         summarise(settings_of({}), copied)
+
+
+def test_images_that_changed_their_fold_since_are_refused(tmp_path):
+    """Fold 0 was run before an image was deleted: it has as many of each class, but others."""
+    for i in range(36):
+        save_image(tmp_path / "images" / "abc"[i % 3] / f"{i}.png", i, (8, 8))
+    split = {"part": 1, "val": 0}
+    model = {"name": "lenet5", "num_classes": 3, "img_size": 8, "in_chans": 3, "padding": 2}
+    settings = settings_of(split, data={"name": "folder", "path": str(tmp_path / "images"), "size": 8}, model=model)
+    quietly(of_fold(settings, 0), tmp_path / "runs")
+    (tmp_path / "images" / "a" / "0.png").unlink()
+    quietly(settings, tmp_path / "runs", resume=True)
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(UserError, match="fold0: its test images are not those"):
+        summarise(settings, tmp_path / "runs")
+    assert "fold0: was run on other labels or pixels" in said.getvalue() and "fold1: was" not in said.getvalue()
+
+
+def test_weights_that_have_seen_the_test_images_are_said(finished, tmp_path, caplog):
+    model, words = {**TINY["model"], "weights": str(finished / "fold1")}, "has seen images that test this run"
+
+    def said(**split):
+        caplog.clear()
+        warn_of_seen(settings_of(split, model=model))
+        return words in caplog.text
+
+    assert said(folds=None) and said(fold=1, test_seed=1) and not said(fold=1)
+    quietly(settings_of({"fold": 0}, model=model), tmp_path / "runs")
+    assert words in (tmp_path / "runs" / "fold0" / "log.txt").read_text()
 
 
 def test_folds_are_one_row_of_a_comparison(finished, copied, capsys):

@@ -33,6 +33,13 @@ def test_the_mean_of_folds_by_hand():
     assert mean_interval([0.9, 1.0])[1] == 1.0 and mean_interval([0.5, 0.5]) == (0.5, 0.5)
 
 
+def test_equal_folds_are_no_proof_of_their_mean():
+    low, high = mean_interval([0.8] * 5, [200] * 5)
+    assert (low, high) == pytest.approx((0.8 - 0.0248, 0.8 + 0.0248), abs=2e-4)  # 1.96 sqrt(0.8 * 0.2 / 1000)
+    assert 0.99 < mean_interval([1.0] * 5, [200] * 5)[0] < 1
+    assert mean_interval([0.7, 0.72, 0.74], [1000] * 3) == mean_interval([0.7, 0.72, 0.74])  # wider already
+
+
 def covered(k: int, n: int, p: float, spread: float, unseen: int, runs: int = 1500) -> float:
     """How often the interval holds the accuracy of one more model, where models' accuracies have this spread."""
     generator = np.random.default_rng(0)

@@ -103,10 +103,24 @@ def test_weights_and_folds(tmp_path, images):
         gather([folds])
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [float("inf"), 1.0]])
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [float("inf"), 1.0],
+                                     [1e308, 1e308]])  # fmt: skip
 def test_weights_that_are_none(run, weights):
     with pytest.raises(UserError, match="--weights"):
         gather([run, run], weights)
+
+
+def test_a_run_counts_once(tmp_path, run):
+    folds = tmp_path / "folds"
+    colour_run(folds, split={"folds": 2})
+    (folds / "best.pt").unlink()
+    for i in range(2):
+        colour_run(folds / f"fold{i}", split={"folds": 2, "fold": i})
+    for folders, name in (([run, run / ".." / run.name], "run"), ([folds, folds / "fold1"], "fold1")):
+        with pytest.raises(UserError, match=f"{name}: given twice; give it once, and what it counts by --weights"):
+            gather(folders)
+    with pytest.raises(UserError, match="split: .* for one fold alone give its folder, such as --run .*fold0"):
+        gather([folds], overrides=["split.fold=1"])
 
 
 def test_runs_on_other_classes(tmp_path, run):

@@ -106,6 +106,13 @@ def test_by_content_in_natural_order(tmp_path):
     assert find_images(tmp_path) == ["1.png", "2", "5.JPG", "10.png", "sub/3.png"]
 
 
+def test_links_to_folders_are_said(tmp_path, caplog):
+    save_image(tmp_path / "more" / "2.png", 0)
+    save_image(tmp_path / "test" / "1.png", 0)
+    (tmp_path / "test" / "part2").symlink_to(tmp_path / "more")
+    assert find_images(tmp_path / "test") == ["1.png"] and "1 links to folders are not followed: 'part2'" in caplog.text
+
+
 def test_folders_without_images(tmp_path):
     save_image(tmp_path / "a.png", 0)
     (tmp_path / "empty").mkdir()
@@ -254,6 +261,17 @@ def test_files_that_are_no_tables(tmp_path):
     assert "No such file" in validate(path, SAMPLE).problems[0]
     path.write_bytes("ID,Label\n1.jpg,é\n".encode("latin-1"))
     assert "not UTF-8" in validate(path, SAMPLE).problems[0]
+
+
+def test_blanks_around_cells_are_a_warning(tmp_path):
+    def said(*lines):
+        found = validate(text_file(tmp_path / "s.csv", *lines), SAMPLE, ["a", " b"])
+        assert not found.problems
+        return [line for line in found.warnings if "blanks" in line]
+
+    assert said("ID,Label", "1.jpg,a", "2.jpg, b", "10.jpg,a") == []  # the name itself has one
+    (line,) = said("ID,Label ", "1.jpg,a", "2.jpg , b", "10.jpg, a")
+    assert line.startswith("3 cells have blanks around them") and "'2.jpg ' (line 3)" in line
 
 
 def test_what_is_odd_is_a_warning(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 
 import pytest
@@ -129,10 +130,20 @@ def test_a_class_that_a_spreadsheet_would_compute(tell, tmp_path, monkeypatch, c
     assert validate("--formulas", "keep")[0] == 0
 
 
-def test_labels_of_the_sample_that_are_no_classes_are_said(tell, tmp_path):
-    path = sample(tmp_path / "sample.csv", "ID,Label", *(f"{name},cat" for name in TRUTH))
-    code, out, _ = tell("--sample", path)
-    assert code == 0 and "has labels such as 'cat', which are no classes of the run" in out
+@pytest.mark.parametrize(
+    ("labels", "said"), [(("cat",), True), (("1", "cat"), True), (("1", "10"), False), (("",), False)]
+)
+def test_labels_of_the_sample_that_are_no_classes_are_said(tell, tmp_path, labels, said):
+    lines = (f"{name},{labels[i % len(labels)]}" for i, name in enumerate(TRUTH))
+    code, out, _ = tell("--sample", sample(tmp_path / "sample.csv", "ID,Label", *lines))
+    assert code == 0 and ("has labels such as 'cat', which are no classes of the run" in out) == said == ("note" in out)
+
+
+def test_ids_of_other_images_are_not_taken_for_labels(tell, tmp_path):
+    """Labels are numbers, as the images' names are: what is wrong are the ids."""
+    path = sample(tmp_path / "sample.csv", "id,label", *(f"{i:04}.jpg,{NAMES[i % 3]}" for i in range(12)))
+    code, _, err = tell("--sample", path)
+    assert code == 2 and "column 'id': 12 of 12 ids have no image" in err
 
 
 def test_many_labels(tell, tmp_path, folder):
@@ -191,6 +202,26 @@ def test_mistakes_are_one_line(tell, tmp_path, args, words):
     code, out, err = tell(*(arg.replace("OUT", str(tmp_path)) for arg in args))
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     assert words.replace("OUT", str(tmp_path)) in err and not list(tmp_path.iterdir())
+
+
+def test_what_is_no_table_is_not_replaced(tell, tmp_path):
+    """A test image, a checkpoint, a device: only a name was mistaken."""
+    save_colour(tmp_path / "a.png", RED, seed=0)
+    (tmp_path / "best.pt").write_bytes(b"PK\3\4\0\0")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("a.png", "best.pt", "pipe.csv"):
+        before = (tmp_path / name).read_bytes() if name != "pipe.csv" else None
+        for args in ({"out": tmp_path / name}, {}):
+            code, _, err = tell(*([] if args else ["--probabilities", tmp_path / name]), **args)
+            assert code == 2 and f"{name}: is there already and no text file" in err
+        assert before is None or (tmp_path / name).read_bytes() == before
+    assert (tmp_path / "pipe.csv").is_fifo()
+
+
+def test_what_may_not_be_written_is_found_first(tell, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool.os, "access", lambda path, mode: path != tmp_path)
+    code, _, err = tell("--run", tmp_path / "no")
+    assert code == 2 and "out.csv: may not be written; make it and its folder writable" in err
 
 
 def test_the_sample_is_not_overwritten(tell, tmp_path):

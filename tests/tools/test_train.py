@@ -156,6 +156,7 @@ def test_training_on_everything_measures_nothing_and_breaks_nothing(tmp_path, mo
     assert not (folder / "predictions.csv").exists() and not (folder / "confusion.png").exists()
     assert "the accuracy is not measured" in (folder / "log.txt").read_text()
     assert "test accuracy   not measured" in said and f"val accuracy    {100 * results['val_top1']:.2f} %" in said
+    assert "\n95 % interval   " in said[said.index("val accuracy") :]
     assert run_inside(eval_tool, "--run", str(folder), monkeypatch=monkeypatch) == 2
     assert "--split test: the run has no such images (split.test = 0.0)" in capsys.readouterr().err
     assert run_inside(eval_tool, "--run", str(folder), "--split", "val", monkeypatch=monkeypatch) == 0
@@ -232,6 +233,10 @@ def test_a_mistake_in_the_data_leaves_nothing_in_the_way(tmp_path, monkeypatch, 
     assert run_inside(train_tool, *args, "model.num_classes=7", monkeypatch=monkeypatch) == 2
     assert "model.num_classes=10" in capsys.readouterr().err
     assert run_inside(train_tool, *args, monkeypatch=monkeypatch) == 0
+
+
+def test_a_name_of_two_lines_takes_one():
+    assert train_tool.shown("new\nline") == "'new\\nline'" and train_tool.shown("é, ü") == "é, ü"
 
 
 def test_a_run_finished_by_an_older_version_is_reported(capsys):

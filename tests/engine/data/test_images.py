@@ -168,6 +168,32 @@ def test_16_bits_a_channel_and_a_transparent_grey(tmp_path):
     assert (read_image(lzw, files(4)) == 100).all()
 
 
+def test_a_transparent_value_is_on_the_scale_of_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    for bits, row, other in ((4, b"\x83", 51), (2, b"\x90", 85)):  # two pixels: 8 and 3 of 15, 2 and 1 of 3
+        clear = chunk(b"tRNS", struct.pack(">H", 2 ** (bits - 1)))
+        path.write_bytes(png(2, 2, bits, 0, [row] * 2, clear))
+        assert (read_image(path, files(2, background="#0a141e"))[0] == [(10, 20, 30), (other,) * 3]).all()
+    row = struct.pack(">6H", 65535, 25700, 0, 0, 0, 65535)
+    path.write_bytes(png(2, 2, 16, 2, [row] * 2, chunk(b"tRNS", row[:6])))
+    assert (read_image(path, files(2))[0] == [(255, 255, 255), (0, 0, 255)]).all()
+
+
+def test_grey_tiffs_of_12_bits_and_with_white_as_zero(tmp_path):
+    path = tmp_path / "a.tif"
+
+    def grey(bits: int, white_is_zero: bool, pixels: bytes) -> list[int]:
+        known = {256: 2, 257: 2, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 122, 277: 1, 278: 2,
+                 279: len(pixels)}  # fmt: skip
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in known.items())
+        path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(known)) + entries + b"\0" * 4 + pixels)
+        return read_image(path, files(2))[0, :, 0].tolist()
+
+    assert grey(16, False, struct.pack("<4H", 0, 25700, 0, 25700)) == [0, 100]
+    assert grey(16, True, struct.pack("<4H", 0, 65535 - 25700, 0, 0)) == [255, 100]
+    assert grey(12, False, bytes.fromhex("800fff") * 2) == [128, 255]
+
+
 def test_what_is_transparent_lies_on_the_background(tmp_path):
     path = saved(tmp_path / "a.png", np.array([[(255, 0, 0, 0), (255, 0, 0, 255)]] * 2, np.uint8))
     assert (read_image(path, files(2, background="black"))[0] == [(0, 0, 0), (255, 0, 0)]).all()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from engine.data.reading import Files, decode, read_splits
 from models.settings import UserError
@@ -130,6 +131,14 @@ def test_a_file_that_goes_away_later(tmp_path):
         raw.train.read(torch.tensor([1]))
     with pytest.raises(UserError, match="can no longer be read"):
         raw.train.whole(1)
+
+
+def test_what_pil_warns_of_is_not_shown(tmp_path, recwarn):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0" + b"\xff" * 20)
+    raw = read({"train": ([path, *images(tmp_path, 1)], [0, 1])}, "none")
+    raw.train.whole(0)
+    assert not recwarn.list
 
 
 def test_files_without_permission(tmp_path, monkeypatch, caplog):

@@ -72,6 +72,10 @@ def test_separators_byte_order_marks_and_line_ends(write, encoding, separator, e
     assert load(write(quoted.replace("\n", end), encoding), labels="many").train.labels.equal(MANY)
 
 
+def test_empty_lines_before_the_header(write):
+    assert load(write("\n\npath;label\na.png;cat\nb.png;dog\n")).classes == ["cat", "dog"]
+
+
 def test_splits_of_its_own(write):
     rows = ["path,split,label", "a.png,train,x", "b.png,Test,x", "c.png,train,y", "d.png,val,y"]
     raw = load(write("\n".join(rows)))

@@ -100,3 +100,11 @@ def test_mixing_is_read_from_the_list_or_from_its_keys():
     assert settings("RandAugment", {"name": "MixUp", "alpha": 0.2}, {"name": "CutMix"}).mixing() == (0.2, 1.0)
     assert settings("RandAugment").mixing() == (0, 0)
     assert check(AugmentSettings, {"mixup": 0.3}, "augment").mixing() == (0.3, 0)
+
+
+@pytest.mark.parametrize("name", ["RandAugment", "TrivialAugmentWide", "ColorJitter"])
+def test_colours_are_of_one_channel_or_three(name):
+    chosen = check(AugmentSettings, {"transforms": [{"name": name}]}, "augment").transforms
+    compose(chosen, (1, 8, 8), False)
+    with pytest.raises(UserError, match=f"{name} is for images of 1 or 3 channels, these have 4; take it out"):
+        compose(chosen, (4, 8, 8), False)

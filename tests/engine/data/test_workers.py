@@ -1,6 +1,7 @@
 import gc
 import os
 import signal
+import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -114,6 +115,41 @@ def test_a_killed_process_is_said_and_none_is_left_behind(images):
     while set(_children()) - set(before) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not set(_children()) - set(before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_all_processes_leave_the_workers_at_work(images, number):
+    data, augment = data_of(images, "none"), check(AugmentSettings, STRONG)
+    loader = TrainLoader(data.train, 4, augment, data.mean, data.std, 0, None, 1)
+    gc.collect()
+    before, running = _children(), loader.epoch(0)
+    with closing(loader):
+        first = next(running)[0]
+        (worker,) = set(_children()) - set(before)
+        subprocess.run(["kill", f"-{number.value}", str(worker)], check=True)  # from another process
+        rest = [x for x, _ in running]
+        again = [x for x, _ in loader.epoch(0)]  # by the same process, which has the signal behind it
+        assert same([first, *rest], again) and worker in _children()
+    assert worker not in _children()
+
+
+def test_a_process_ends_when_this_one_tells_it_to(images):
+    data = data_of(images, "none")
+    loader = TrainLoader(data.train, 4, PLAIN, data.mean, data.std, 0, None, 1)
+    gc.collect()
+    before, running = _children(), loader.epoch(0)
+    next(running)
+    (worker,) = set(_children()) - set(before)
+    os.kill(worker, signal.SIGTERM)
+    assert _gone(worker)
+    loader.close()
+
+
+def _gone(process: int) -> bool:
+    deadline = time.monotonic() + 10
+    while process in _children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process not in _children()
 
 
 def _children() -> list[int]:
