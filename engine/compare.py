@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from engine.config import RunSettings, load_settings
+from engine.run import read_results
 from models.settings import UserError
 
 SEED = ("name", "out", "seed")  # what may differ within a row
@@ -47,9 +47,9 @@ def compare(folders: Sequence[Path]) -> list[Row]:
     kinds: dict[str, list[dict]] = {}
     for folder in runs_in(folders):
         alike = kinds.setdefault(kind(folder), [])
-        if not (folder / "results.json").is_file():
+        results = read_results(folder)
+        if results is None:
             raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
-        results = json.loads((folder / "results.json").read_text())
         if any(_place(results) == _place(other) for other in alike):
             seed, fold = _place(results)
             which = f"seed {seed}" + ("" if fold is None else f", fold {fold},")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -32,7 +31,7 @@ from engine.reports import (
     predictions_of,
     write_predictions,
 )
-from engine.run import write_json_atomic, write_text_atomic
+from engine.run import read_results, write_json_atomic, write_text_atomic
 from engine.runtime import commit, device_name, peak_memory, pick_device, versions
 from engine.tracking import Tracker
 from engine.train import Trainer
@@ -86,8 +85,8 @@ def run_experiment(
     """
     if resume:
         check_unchanged(settings, folder)
-        if (folder / "results.json").is_file():
-            return json.loads((folder / "results.json").read_text())  # it came to its end; the test set is used once
+        if (results := read_results(folder)) is not None:
+            return results  # it came to its end; the test set is used once
     kept, code = start_log(), commit()  # now: the files may be other ones when the run ends
     if settings.threads:
         torch.set_num_threads(settings.threads)

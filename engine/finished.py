@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from engine.config import RunSettings, load_settings
 from engine.data import Data, build_data
 from engine.data.loader import eval_batches
 from engine.evaluate import Evaluation, evaluate
+from engine.run import read_results
 from engine.runtime import pick_autocast, pick_device, seed_step
 from models import build
 from models.finetune import Tuning, frozen_state
@@ -174,7 +174,7 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
     if "mean" in state:  # else of an older version, which knew the data's own alone
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
     model = model.to(pick_device(settings.device))
-    return FinishedRun(settings, data, model, _results(folder), as_trained)
+    return FinishedRun(settings, data, model, read_results(folder), as_trained)
 
 
 def same_images(one: RunSettings, other: RunSettings) -> bool:
@@ -225,12 +225,7 @@ def load_model(folder: Path, overrides: Iterable[str] = ()) -> TrainedModel:
                         "it was trained with; train it again")  # fmt: skip
     model = model.to(pick_device(settings.device))
     mean, std = tuple(state["mean"]), tuple(state["std"])
-    return TrainedModel(settings, model, state["classes"], mean, std, _results(folder), as_trained)
-
-
-def _results(folder: Path) -> dict | None:
-    file = folder / "results.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return TrainedModel(settings, model, state["classes"], mean, std, read_results(folder), as_trained)
 
 
 def _trained_model(

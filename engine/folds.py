@@ -31,7 +31,7 @@ from engine.reports import (
     most_confused,
     read_predictions,
 )
-from engine.run import LOCK, open_run, write_json_atomic, write_text_atomic, writing
+from engine.run import LOCK, open_run, read_results, write_json_atomic, write_text_atomic, writing
 from engine.tracking import Tracker
 from models.settings import UserError
 
@@ -131,7 +131,7 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     for fold, path in enumerate(folders):
         if changed := changed_on_resume(load_settings(str(path / "settings.yaml")), of_fold(settings, fold)):
             raise UserError(f"{changed}, in {path}; delete it and run it again")
-    runs = [json.loads((path / "results.json").read_text()) for path in folders]
+    runs = [read_results(path) for path in folders]
     start_log()  # the last fold's has ended with it
     report, metric = together(whole, runs), runs[0]["metric"]
     raw = DATASETS[whole.data.name][1](whole.data)

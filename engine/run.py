@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from models.settings import UserError
 
 LOCK = ".lock"
+RESULTS = "results.json"
 
 logger = logging.getLogger("hybridmerge.run")
 
@@ -82,6 +83,24 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 def write_json_atomic(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, like `write_text_atomic`; nan and inf become null."""
     write_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What a run's `results.json` holds; None where the run has not come to its end.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = folder / RESULTS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: cannot be read; delete it and test the run again with --resume {folder}")
+    return found
 
 
 def finite(value: Any) -> Any:

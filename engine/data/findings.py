@@ -145,11 +145,13 @@ def copies(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[by
     labelled = {name for name, (_, labels) in samples.items() if len(labels)}
     once = "a hold-out keeps copies together; delete those that should not count twice"
     apart = "what is measured there is better than the truth; delete one of each two"
+    unlabelled = "nothing to do: they are predicted like the others"
     found = [
         Finding(f"{len(pairs)} {split} images are copies of others", tuple(pairs), once if split in labelled else "")
         for split, pairs in within.items()
     ]
     return found + [
-        Finding(f"{len(pairs)} {split} images are copies of {earlier} images", tuple(pairs), apart)
+        Finding(f"{len(pairs)} {split} images are copies of {earlier} images", tuple(pairs),
+                apart if split in labelled else unlabelled)
         for (split, earlier), pairs in across.items()
-    ]
+    ]  # fmt: skip
