@@ -66,6 +66,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     refuse_unused(parser, args)
     args.precision, args.device = args.precision or "fp32", args.device or "cpu"
     args.workers = 2 if args.workers is None else args.workers
+    if args.workers < 0:
+        parser.error(f"--workers {args.workers}: must be at least 0")
     if args.batch_size is None:
         args.batch_size = 128 if args.data else 32 if args.files else 8
     for name, most in (("batch_size", FILES if args.files else IMAGES), ("repeats", None), ("threads", None)):

@@ -31,6 +31,18 @@ def test_data(threads, capsys, monkeypatch):
     assert 0 < low <= median <= high
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_files(workers, threads, capsys, monkeypatch):
+    for name, value in (("FILES", 40), ("SIDE", 40), ("SIZE", 32)):
+        monkeypatch.setattr(bench, name, value)
+    bench.main(["--files", "--repeats", "1", "--batch-size", "8", "--workers", workers])
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split(" images/s")[0].strip() for line in lines] == [
+        "plain DataLoader", "decoded anew", "kept at 32 px"
+    ]  # fmt: skip
+    assert all("over plain: median" in line for line in lines[1:])
+
+
 def test_attention(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "HEADS", ((1, 1, 4, 8),))
     bench.main(["--attention", "--repeats", "1"])
@@ -118,7 +130,7 @@ def test_a_method_that_learns_with_all_tokens_is_not_timed_in_silence(
     [
         (
             "--merging --batch-size 4",
-            "--batch-size: --merging has no use for it; leave it out (it is of --speedup, --data)",
+            "--batch-size: --merging has no use for it; leave it out (it is of --speedup, --data, --files)",
         ),
         ("--merging --batch-size 0", "--batch-size: --merging has no use for it"),
         ("--merging --train", "--train: --merging has no use for it"),
