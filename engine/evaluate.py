@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.metrics import best_thresholds, build_metrics, metrics_of
+from engine.metrics import build_metrics, metrics_of
 from engine.runtime import to_device
 
 
@@ -32,7 +32,7 @@ class Evaluation:
     loss: float  # mean cross-entropy, without label smoothing
     metrics: dict[str, float]  # METRICS' names; fractions
     mistakes: list[Mistake] = field(default_factory=list)  # most confident first
-    thresholds: list[float] | None = None  # of many labels: the probability from which on each is said yes to
+    logits: Tensor | None = None  # float32 (n, classes), on the CPU, where they were asked for
 
     @property
     def score(self) -> float:
@@ -63,7 +63,7 @@ def evaluate(
     device: torch.device,
     autocast: AbstractContextManager,
     keep_mistakes: int = 0,
-    thresholds: bool = False,
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Runs the model over all batches of a split.
 
@@ -72,13 +72,13 @@ def evaluate(
             0 and 1 where an image has many.
         autocast: the precision to run in, a reusable context manager.
         keep_mistakes: how many of the most confident mistakes to return; none of images with many labels.
-        thresholds: find each label's best threshold, where an image has many.
+        keep_logits: return what the model said of every image.
 
     Raises:
         ValueError: no images.
     """
     metrics, many = None, False
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Tensor] = []
     total, n = 0.0, 0
     mistakes: list[Mistake] = []
     with eval_mode(model):
@@ -92,17 +92,16 @@ def evaluate(
                 metrics = build_metrics(num_classes, many).to(device)
             total += loss_of(logits, labels).item() * len(labels)
             metrics.update(logits, labels.long())
-            if many and thresholds:
-                seen.append((logits.sigmoid().cpu(), labels.cpu()))
+            if keep_logits:
+                seen.append(logits.cpu())
             if not many:
                 mistakes = _most_confident(mistakes + _mistakes(logits, labels, n, keep_mistakes), keep_mistakes)
             n += len(labels)
     if n == 0:
         raise ValueError("the split has no images")
-    found = best_thresholds(*map(torch.cat, zip(*seen, strict=True))) if seen else None
     computed = metrics.compute()  # sorted by name
     values = {name: computed[name].item() for name in metrics_of(many)}
-    return Evaluation(n, total / n, values, mistakes, found)
+    return Evaluation(n, total / n, values, mistakes, torch.cat(seen) if seen else None)
 
 
 def loss_of(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

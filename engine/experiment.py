@@ -21,13 +21,12 @@ from engine.data import Data, build_data
 from engine.evaluate import Evaluation
 from engine.finished import built, check_fits, load_weights, same_images, start_weights, test_set_of, with_budget
 from engine.intervals import wilson
-from engine.metrics import metrics_of
+from engine.metrics import best_thresholds, metrics_of
 from engine.reports import (
     class_accuracy,
     confusion_figure,
     confusion_matrix,
     draw,
-    kept_predictions,
     predictions_of,
     write_predictions,
 )
@@ -230,7 +229,8 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
         interval = list(wilson(round(test.score * n), n))
     thresholds = None
     if trainer.data.multi_label and len(trainer.data.val):
-        thresholds = trainer.evaluate(trainer.data.val, thresholds=True).thresholds
+        found = trainer.evaluate(trainer.data.val, keep_logits=True)
+        thresholds = best_thresholds(found.logits.sigmoid(), trainer.data.val.labels)
     trained = trainer.tuning.trained()
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     asked = target_macs(settings.model)
@@ -284,9 +284,8 @@ def tested(trainer: Trainer, tracker: Tracker) -> tuple[Evaluation, dict[str, fl
         return Evaluation(0, None, dict.fromkeys(metrics_of(data.multi_label))), {}
     if data.multi_label:
         return trainer.evaluate(data.test), {}
-    with kept_predictions(trainer.model) as kept:
-        test = trainer.evaluate(data.test)
-    said = predictions_of(data.test.labels, kept)
+    test = trainer.evaluate(data.test, keep_logits=True)
+    said = predictions_of(data.test.labels, test.logits)
     write_predictions(folder, said, data.test.paths, data.classes)
     matrix = confusion_matrix(said.labels, said.predicted, len(data.classes))
     title = f"{titled(trainer.settings)}: {100 * test.score:.2f} % of {test.n} test images"

@@ -265,8 +265,14 @@ def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSetti
     return with_budget(settings), trained == merge
 
 
-def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Evaluation:
+def evaluate_run(run: FinishedRun, split: str, first: int | None = None, keep_logits: bool = False) -> Evaluation:
     """A finished run's model on its `test` or `val` images, or on the first few batches of them.
+
+    Args:
+        run: a run read back.
+        split: "test" or "val".
+        first: batches; None: all.
+        keep_logits: return what the model said of every image.
 
     Raises:
         UserError: the run has no such images.
@@ -277,4 +283,5 @@ def evaluate_run(run: FinishedRun, split: str, first: int | None = None) -> Eval
         raise UserError(f"--split {split}: the run has no such images ({held_out}); use another")
     device = next(run.model.parameters()).device
     batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
-    return evaluate(run.model, batches, len(run.data.classes), device, pick_autocast(s.train.precision, device))
+    autocast = pick_autocast(s.train.precision, device)
+    return evaluate(run.model, batches, len(run.data.classes), device, autocast, keep_logits=keep_logits)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.data import Split
 from engine.gallery import as_picture, shown
@@ -43,26 +42,11 @@ class Predictions:
     images: tuple[str, ...] = ()
 
 
-@contextmanager
-def kept_predictions(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside, each call of the model adds its predicted classes, int64 (B,), and their probabilities to the list."""
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def keep(_module: nn.Module, _given: tuple, logits: Tensor) -> None:
-        logits = logits.float()
-        predicted = logits.argmax(dim=1)
-        probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
-        kept.append((predicted.cpu(), probabilities.cpu()))
-
-    with model.register_forward_hook(keep):
-        yield kept
-
-
-def predictions_of(labels: Tensor, kept: Sequence[tuple[Tensor, Tensor]]) -> Predictions:
-    """What `kept_predictions` has of the split with these labels."""
-    predicted, probabilities = (torch.cat(parts).numpy() for parts in zip(*kept, strict=True))
-    assert len(predicted) == len(labels), (len(predicted), len(labels))
-    return Predictions(labels.numpy(), predicted, probabilities)
+def predictions_of(labels: Tensor, logits: Tensor) -> Predictions:
+    """What a model said of N images of these labels, int64 (N,), by its logits (N, classes)."""
+    predicted = logits.argmax(dim=1)
+    probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
+    return Predictions(labels.numpy(), predicted.numpy(), probabilities.numpy())
 
 
 def write_predictions(folder: Path, found: Predictions, paths: Sequence[str] | None, classes: Sequence[str]) -> None:

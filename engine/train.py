@@ -294,7 +294,7 @@ class Trainer:
         return found
 
     def evaluate(
-        self, arrays: Split, keep_mistakes: int = 0, features: Tensor | None = None, thresholds: bool = False
+        self, arrays: Split, keep_mistakes: int = 0, features: Tensor | None = None, keep_logits: bool = False
     ) -> Evaluation:
         """The model as it stands, on a split; or its head on the split's features."""
         size, net = self.settings.train.batch_size, self.model
@@ -302,7 +302,7 @@ class Trainer:
         if features is not None:
             batches, net = in_batches(features, arrays.labels, size), self.net
         classes = len(self.data.classes)
-        return evaluate(net, batches, classes, self.device, self.autocast, keep_mistakes, thresholds)
+        return evaluate(net, batches, classes, self.device, self.autocast, keep_mistakes, keep_logits)
 
     def save(self) -> None:
         """Writes `last.pt`: all that the next step depends on."""

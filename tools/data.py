@@ -54,8 +54,9 @@ def validate_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def validate(args: argparse.Namespace) -> None:
-    from engine import submission  # what these need takes seconds to import
+def validate_file(args: argparse.Namespace) -> None:
+    from engine.submission import read_sample  # what these need takes seconds to import
+    from engine.validation import class_folders, validate
     from models.settings import UserError
 
     classes, many = None, None
@@ -64,9 +65,9 @@ def validate(args: argparse.Namespace) -> None:
 
         classes, many = classes_of(args.run)
     elif args.classes:
-        classes, many = submission.class_folders(args.classes), False
-    sample = submission.read_sample(args.sample)
-    report = submission.validate(args.file, sample, classes, many, args.formulas == "keep")
+        classes, many = class_folders(args.classes), False
+    sample = read_sample(args.sample)
+    report = validate(args.file, sample, classes, many, args.formulas == "keep")
     for line in report.problems:
         print(f"wrong: {line}")
     for line in report.warnings:
@@ -142,7 +143,7 @@ def preview(args: argparse.Namespace) -> None:
 COMMANDS = {
     "check": Command("look at images as training would, and say all that is wrong with them", check_arguments, check),
     "preview": Command("draw a training batch as the model will see it", preview_arguments, preview),
-    "validate": Command("check a submission against its sample file", validate_arguments, validate),
+    "validate": Command("check a submission against its sample file", validate_arguments, validate_file),
 }
 
 

@@ -82,11 +82,9 @@ def evaluated(run: FinishedRun, split: str) -> tuple[Evaluation, float | None]:
     thresholds = (run.results or {}).get("thresholds")
     if not thresholds:
         return evaluate_run(run, split), None
-    seen: list[torch.Tensor] = []
-    with run.model.register_forward_hook(lambda module, given, logits: seen.append(logits.float().sigmoid().cpu())):
-        found = evaluate_run(run, split)
+    found = evaluate_run(run, split, keep_logits=True)
     least = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
-    said = torch.cat(seen).double() >= least  # float32 would round a threshold onto a probability beside it
+    said = found.logits.sigmoid().double() >= least  # float32 would round a threshold onto a probability beside it
     return found, MULTILABEL["f1"](len(least))(said.long(), getattr(run.data, split).labels.long()).item()
 
 

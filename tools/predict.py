@@ -147,7 +147,8 @@ def test_set(args: argparse.Namespace) -> tuple[Sample, list[str]]:
 
 def write_submission(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool, wants: bool) -> str:
     """Writes --out; returns a line about it."""
-    from engine.submission import TOGETHER, number, validate, write
+    from engine.submission import TOGETHER, number, write
+    from engine.validation import validate
 
     if wants:
         at = [[name.strip() for name in found.classes].index(column) for column in sample.others]
@@ -174,7 +175,8 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
 
 def write_probabilities(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool) -> None:
     """Writes --probabilities: a column for each class, or the K most probable names and their probabilities."""
-    from engine.submission import Sample, number, validate, write
+    from engine.submission import Sample, number, write
+    from engine.validation import validate
 
     header, keep = sample.columns[sample.ids_at], args.formulas == "keep"
     if args.top_k is None:

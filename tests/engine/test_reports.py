@@ -1,6 +1,7 @@
 """What is reported of predictions: the file, the matrix, the pairs, and pictures that can be drawn of anything."""
 
 import csv
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from engine.evaluate import evaluate
 from engine.reports import (
     COLUMNS,
     Predictions,
@@ -16,7 +18,6 @@ from engine.reports import (
     confusion_figure,
     confusion_matrix,
     draw,
-    kept_predictions,
     most_confused,
     predictions_of,
     read_predictions,
@@ -32,13 +33,13 @@ def said(labels, predicted, probabilities=None) -> Predictions:
     return Predictions(np.array(labels), np.array(predicted), np.array(probabilities, np.float32))
 
 
-def test_kept_predictions_are_the_models():
-    model, images = nn.Linear(4, 3), torch.randn(10, 4)
-    with kept_predictions(model) as kept, torch.inference_mode():
-        for part in images.split(4):
-            model(part)
-    model(images)  # is not kept
-    found = predictions_of(torch.arange(10) % 3, kept)
+def test_predictions_are_the_models():
+    model, images, labels = nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3
+    batches = list(zip(images.split(4), labels.split(4)))
+    evaluated = evaluate(model, batches, 3, torch.device("cpu"), nullcontext(), keep_logits=True)
+    assert evaluate(model, batches, 3, torch.device("cpu"), nullcontext()).logits is None
+    found = predictions_of(labels, evaluated.logits)
+    assert (found.predicted == found.labels).mean() == pytest.approx(evaluated.metrics["top1"])
     probabilities = model(images).softmax(1)
     assert found.predicted.tolist() == probabilities.argmax(1).tolist()
     assert found.probabilities.tolist() == pytest.approx(probabilities.amax(1).tolist())

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from engine.submission import (
     Report,
     Sample,
-    class_folders,
     guarded,
     is_formula,
     number,
     read_sample,
     unguarded,
-    validate,
     write,
 )
 from engine.testset import find_images, match, natural, spelled
+from engine.validation import class_folders, validate
 from models.settings import UserError
 from tests.engine.data.conftest import save_image
 
