@@ -1,85 +1,25 @@
-"""Fine-tuning: what learns, when, how fast; layers by depth; LoRA in and out again."""
+"""Fine-tuning: what learns, when, how fast; layers by depth."""
 
 from itertools import pairwise
 
 import pytest
 import torch
-from timm.layers import Conv2dSame, StdConv2d
-from torch import nn
-from torch.nn import functional as F
 
 from engine.checkpoint import digest_of
 from engine.config import load_settings
-from engine.optim import build_optimizer
 from models import build_model
-from models.finetune import FinetuneSettings, Tuning, frozen_state, layer_depths, parameters_of, partial_state
-from models.lora import add_lora, lora_targets, merge_lora
-from models.merging import wrap
-from models.settings import UserError, check
-from tests.models.wrapped_models import built
-
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
-SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
-RESNET = {"img_size": 32, "num_classes": 5, "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
-RESNEXT = {**RESNET, "options": {**RESNET["options"], "cardinality": 2, "base_width": 64}}
-VIT = {"img_size": 32, "num_classes": 5, "options": SMALL}
-MODELS = {
-    "vit": lambda **o: build_model("vit", **TINY, **o),
-    "hybrid": lambda **o: build_model("hybrid", **TINY, **o),
-    "conformer": lambda **o: build_model("conformer", **TINY, base_channel=8, stem_stride=1, **o),
-    "resnet": lambda **o: build_model("timm:resnet18", **{**RESNET, **o}),
-    "resnext": lambda **o: build_model("timm:resnext50_32x4d", **{**RESNEXT, **o}),
-    "timm": lambda **o: build_model("timm:vit_tiny_patch16_224", **{**VIT, **o}),
-    "distilled": lambda **o: build_model("timm:deit_tiny_distilled_patch16_224", **{**VIT, **o}),
-    "torchvision": lambda **o: zoo_like(built("torchvision"), ("heads.head",), **o),
-    "beit": lambda **o: zoo_like(built("beit"), ("head",), **o),
-}
-
-
-def zoo_like(model, heads, merge=None):
-    """A model that is too small to have a name in its library."""
-    model.img_size, model.in_chans, model.num_classes, model.head_names = 32, 3, 5, heads
-    return model if merge is None else wrap(model, **merge)
-
-
-def model_of(name, **options):
-    """A model without a zero anywhere: heads that start at zero would hide mistakes."""
-    torch.manual_seed(0)
-    model = MODELS[name](**options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
-
-
-def settings(mode, **options):
-    return check(FinetuneSettings, {"mode": mode, **options}, where="finetune")
-
-
-def gradual(*groups):
-    return settings("gradual", groups=[dict(zip(("parts", "epoch", "lr"), group, strict=True)) for group in groups])
-
-
-def optimizer_of(model, tuning, lr=1e-2):
-    return build_optimizer(model, "adamw", lr, 0.05, 0.9, (0.9, 0.999), tuning.scales)
-
-
-def steps(model, optimizer, count=2):
-    x, y = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 5
-    for _ in range(count):
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return x
-
-
-def moved(model, before):
-    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-
-
-def copied(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
+from models.finetune import Tuning, frozen_state, layer_depths, parameters_of, partial_state
+from models.settings import UserError
+from tests.models.tuned_models import (
+    SMALL,
+    copied,
+    gradual,
+    model_of,
+    moved,
+    optimizer_of,
+    settings,
+    steps,
+)
 
 # Settings
 
@@ -276,138 +216,6 @@ def test_rates_decay_away_from_the_head():
     groups = optimizer_of(model, tuning).param_groups
     assert sorted({group["scale"] for group in groups}) == [0.5**i for i in range(6, -1, -1)]
     assert set(Tuning(model, settings("full"), 1e-2).scales.values()) == {1.0}
-
-
-# LoRA
-
-MERGED = {"merge": {"method": "tome", "r": 3}}
-LORA = [
-    ("vit", {}, None, 6), ("vit", MERGED, None, 6), ("vit", {}, ["qkv", "blocks.0.mlp.fc1"], 4),
-    ("hybrid", MERGED, None, 6), ("hybrid", {}, ["conv_head.bridge.proj"], 1), ("conformer", {}, None, 6),
-    ("timm", {}, None, 4), ("timm", MERGED, None, 4), ("distilled", {}, ["fc2"], 2), ("beit", {}, None, 3),
-    ("beit", MERGED, ["proj", "fc1"], 7), ("resnet", {}, ["conv2"], 4),
-    ("resnext", {}, ["conv1", "conv3"], 9), ("torchvision", {}, None, 3),
-    ("torchvision", {}, ["self_attention", "mlp.0"], 6), ("torchvision", MERGED, ["mlp.0", "mlp.3"], 6),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "options", "targets", "count"), LORA)
-def test_adapters_learn_and_vanish_again(name, options, targets, count):
-    model = model_of(name, **options)
-    plain, modules = copied(model), {n: type(m) for n, m in model.named_modules()}
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        start = model.eval()(x)
-    tuning = Tuning(model, settings("lora", rank=2, **({"targets": targets} if targets else {})), 1e-2)
-    with torch.no_grad():
-        model.eval()
-        torch.testing.assert_close(model(x), start, atol=1e-5, rtol=1e-5)  # adapters start at nothing
-    tuning.begin(0)
-    saved = tuning.saved_names()
-    heads = tuple(f"{head}." for head in model.head_names)
-    assert {n for n in saved if "lora_" not in n} == {n for n in plain if n.startswith(heads)}
-    assert saved == set(tuning.learns_from) == {n for n, p in model.named_parameters() if p.requires_grad}
-    assert tuning.trained() == sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    before, digest = copied(model), digest_of(frozen_state(model, saved))
-    steps(model, optimizer_of(model, tuning), count=3)
-    assert moved(model, before) == saved
-    assert digest_of(frozen_state(model, saved)) == digest
-    assert set(partial_state(model, saved)) == saved and set(partial_state(model, None)) == set(before)
-
-    model.eval()
-    with torch.no_grad():
-        tuned = model(x)
-        assert (tuned - start).abs().max() > 1e-3
-        assert merge_lora(model) == count
-        torch.testing.assert_close(model(x), tuned, atol=1e-5, rtol=1e-5)
-    assert {n: type(m) for n, m in model.named_modules()} == modules
-    assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in plain.items()}
-    assert merge_lora(model) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "targets", "words"),
-    [
-        ("vit", {}, ["zkv"], "finetune.targets = 'zkv': matches no linear or attention; did you mean qkv?"),
-        ("vit", {}, ["head"], "finetune.targets = 'head': matches no"),
-        ("vit", {}, ["norm1"], "finetune.targets = 'norm1': matches no"),
-        ("beit", {}, ["qkv"], "finetune.targets = 'qkv': Beit uses its weight without calling it"),
-        ("torchvision", {}, ["out_proj"], "finetune.targets = 'out_proj': VisionTransformer uses its weight without"),
-        ("torchvision", MERGED, ["self_attention"], "'self_attention': VisionTransformer uses its weight without"),
-        ("torchvision", MERGED, None, "finetune.targets: VisionTransformer uses its attention's weights without"),
-        ("resnet", {}, None, "finetune.targets: ResNet has no attention to adapt; name other modules"),
-    ],
-)
-def test_adapters_that_would_do_nothing_are_refused(name, options, targets, words):
-    with pytest.raises(UserError) as error:
-        Tuning(model_of(name, **options), settings("lora", **({"targets": targets} if targets else {})), 1e-2)
-    assert words in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
-
-
-class OneConv(nn.Module):
-    """A convolution, its mean over the map, and a head."""
-
-    img_size, in_chans, head_names = 8, 4, ("head",)
-
-    def __init__(self, conv):
-        super().__init__()
-        self.conv, self.head = conv, nn.Linear(6, 5)
-
-    def forward(self, x):
-        return self.head(self.conv(x).mean((2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: nn.Conv2d(4, 6, 3, groups=2), "is a convolution in 2 groups"),
-        (lambda: nn.Conv2d(4, 6, 3, padding=2, dilation=2), "is a dilated convolution"),
-        (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), "is a convolution with padding by circular"),
-        (lambda: StdConv2d(4, 6, 3), "is a StdConv2d"),
-        (lambda: nn.Conv2d(4, 6, 3, padding=1), None),
-        (lambda: Conv2dSame(4, 6, 3, stride=2), None),
-    ],
-)
-@pytest.mark.parametrize("rank", [3, 4])  # of groups peft refuses only those that do not divide the rank
-def test_a_convolution_learns_only_what_its_weights_can_take(make, words, rank):
-    torch.manual_seed(0)
-    model = OneConv(make())
-    if words:
-        with pytest.raises(UserError) as error:
-            add_lora(model, rank, 4.0, 0.0, ["conv"])
-        said = f"finetune.targets = ['conv']: conv {words}, so that no adapter can be added to its weights; name others"
-        assert str(error.value) == said
-    else:
-        add_lora(model, rank, 4.0, 0.0, ["conv"])
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.2)
-        x = torch.randn(2, 4, 8, 8)
-        with torch.no_grad():
-            tuned = model(x)
-            assert merge_lora(model) == 1
-            torch.testing.assert_close(model(x), tuned, atol=1e-5, rtol=1e-5)
-
-
-def test_a_model_with_grouped_convolutions_is_refused_by_name():
-    with pytest.raises(UserError, match=r"targets = \['conv2'\]: layer1\.0\.conv2 is a convolution in 2 groups, so"):
-        Tuning(model_of("resnext"), settings("lora", rank=2, targets=["conv2"]), 1e-2)
-
-
-def test_torchvision_s_swin_uses_its_projections_without_a_call():
-    model = build_model("torchvision:swin_t", num_classes=5, img_size=32)
-    with pytest.raises(UserError, match=r"targets = 'qkv': SwinTransformer uses its weight"):
-        lora_targets(model, ["qkv"])
-    assert all(name.endswith("mlp.0") for name in lora_targets(model, ["mlp.0"]))
-
-
-def test_dropout_is_for_called_modules():
-    with pytest.raises(UserError, match=r"finetune\.dropout = 0\.1: not for adapters of .*self_attention; use 0"):
-        Tuning(model_of("torchvision"), settings("lora", dropout=0.1), 1e-2)
-    model = model_of("vit")
-    Tuning(model, settings("lora", dropout=0.1), 1e-2)
-    dropouts = [m for n, m in model.named_modules() if n.endswith("lora_dropout.default")]
-    assert len(dropouts) == 6 and all(isinstance(m, nn.Dropout) and m.p == 0.1 and m.training for m in dropouts)
 
 
 def test_what_is_not_saved_is_known_by_its_digest():
