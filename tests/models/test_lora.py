@@ -1,6 +1,5 @@
 """LoRA: adapters in, learning, and out again; what they are not for is refused."""
 
-
 import pytest
 import torch
 from timm.layers import Conv2dSame, StdConv2d
