@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
+from models.heads import Head, new_head
 from models.merging.settings import AnySettings, MergeSettings
 from models.merging.wrapping import wrap
 from models.settings import ModelSettings, UserError, nearest
@@ -51,11 +52,13 @@ class ZooSettings(ModelSettings):
     """A model of another library. `img_size` is the weights' own unless it is given."""
 
     arch: str = Field(min_length=1, description="the model's name in its library, as in timm:NAME")
-    head: Literal["linear", "mlp"] = Field(
-        "linear", description="the library's classifier, or dropout, linear to head_dim, ReLU, dropout, linear"
+    head: Head = Field(
+        "linear",
+        description="the library's classifier; mlp: dropout, linear to head_dim, ReLU, dropout, linear; "
+        "power: signed roots of the features, standardised, dropout, linear",
     )
     head_dim: int = Field(512, gt=0, le=65536, description="hidden width of the mlp head")
-    head_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the mlp head")
+    head_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the mlp and power heads")
     options: dict[str, Option] = Field({}, description="keyword arguments of the library's constructor")
     merge: MergeSettings | None = Field(None, description="token merging, for models that models.merging.wrap takes")
 
@@ -174,7 +177,7 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
     except _Refused as error:
         raise UserError(f"model.arch = {settings.arch!r}: {settings.name} cannot build it ({error})") from None
     paths = head_paths(model, settings)
-    if settings.head == "mlp":
+    if settings.head != "linear":
         for path in paths:
             _replace_head(model, path, settings)
     model.img_size, model.in_chans, model.num_classes = settings.img_size, settings.in_chans, settings.num_classes
@@ -268,16 +271,13 @@ def _refusal(settings: ZooSettings, own: int) -> str:
 
 
 def _replace_head(model: nn.Module, path: str, settings: ZooSettings) -> None:
-    """Puts dropout, linear, ReLU, dropout, linear in place of the classifier's one linear layer."""
+    """Puts another classifier in place of the linear layer, or of the convolution of 1 x 1 and what pools around it."""
     old = model.get_submodule(path)
-    if not isinstance(old, nn.Linear):
-        raise UserError(f"model.head = 'mlp': {settings.name}:{settings.arch} classifies by a convolution; use linear")
-    new = nn.Sequential(
-        nn.Dropout(settings.head_dropout), nn.Linear(old.in_features, settings.head_dim), nn.ReLU(),
-        nn.Dropout(settings.head_dropout), nn.Linear(settings.head_dim, settings.num_classes),
-    )  # fmt: skip
+    convs = [module for module in old.modules() if isinstance(module, nn.Conv2d)]
+    features = convs[0].in_channels if convs else old.in_features
+    sizes = {"hidden": settings.head_dim, "dropout": settings.head_dropout, "maps": bool(convs)}
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)
+    setattr(model.get_submodule(parent), name, new_head(settings.head, features, settings.num_classes, **sizes))
 
 
 def _hub_name(weights: str | None, library: str) -> str | None:

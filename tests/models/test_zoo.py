@@ -8,6 +8,7 @@ from torch import nn
 
 from engine.budget import solve
 from models import MODELS, build_model, split_name
+from models.heads import PowerNorm
 from models.settings import UserError, check
 from models.zoo import normalisation
 
@@ -150,7 +151,6 @@ def test_options_are_refused_by_name(name, options, words):
         ({"name": "timm:resnet18", "img_size": 0}, ["model.img_size = 0: must be greater than 0"]),
         ({"name": "torchvision:resnet18", "in_chans": 1}, ["model.in_chans = 1", "takes 3 channels"]),
         ({"name": "timm:deepseek_vit_412m_enc"}, ["timm knows no classifier"]),
-        ({"name": "torchvision:squeezenet1_1", "head": "mlp"}, ["model.head = 'mlp'", "convolution; use linear"]),
         ({"name": "timm:convnext_atto", "merge": {"r": 4}}, ["model.merge, timm:convnext_atto", "convolves"]),
         ({"name": "timm:swin_tiny_patch4_window7_224", "merge": {"r": 4}}, ["windows"]),
         ({"name": VIT, "merge": {"r": {"train": [0, 4]}}}, ["merge.r = {train: [0, 4]}", "each step", "number"]),
@@ -201,26 +201,54 @@ def test_heads_classify_and_names_are_the_libraries(name, heads, options):
         assert any(name.startswith(f"{head}.") for name in state)
 
 
+@pytest.mark.parametrize("head", ["mlp", "power"])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("torchvision:convnext_tiny", {}),
         ("torchvision:resnet18", {}),
+        ("torchvision:squeezenet1_1", {}),
         ("torchvision:vit_b_16", {}),
         ("timm:convnext_atto", {}),
+        ("timm:resnetv2_50", {"layers": [1, 1, 1, 1]}),
         ("timm:swinv2_tiny_window8_256", SWIN),
         ("timm:deit_tiny_distilled_patch16_224", SMALL),
         (VIT, SMALL),
     ],
 )
-def test_the_mlp_head_stands_where_the_classifier_stood(name, options):
-    model = shapes(name, options=options, head="mlp", head_dim=16, head_dropout=0.25)
+def test_another_head_stands_where_the_classifier_stood(name, options, head):
+    model = shapes(name, options=options, head=head, head_dim=16, head_dropout=0.25)
     for path in model.head_names:
-        kinds = [type(layer) for layer in model.get_submodule(path)]
-        assert kinds == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
-        assert model.get_submodule(path)[0].p == 0.25 and model.get_submodule(path)[1].out_features == 16
+        layers = list(model.get_submodule(path))
+        if "squeezenet" in name or "resnetv2" in name:  # their classifiers are convolutions
+            assert [type(layer) for layer in layers[:2]] == [nn.AdaptiveAvgPool2d, nn.Flatten]
+            layers = layers[2:]
+        if head == "mlp":
+            assert [type(layer) for layer in layers] == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+            assert layers[0].p == 0.25 and layers[1].out_features == 16
+        else:
+            assert [type(layer) for layer in layers] == [PowerNorm, nn.BatchNorm1d, nn.Dropout, nn.Linear]
+            assert layers[2].p == 0.25 and not layers[1].affine
     model.eval()
     assert model(torch.zeros(2, 3, model.img_size, model.img_size, device="meta")).shape == (2, 5)
+
+
+def test_power_normalisation():
+    x = torch.tensor([[-4.0, 0.0, 0.25, 9.0]], requires_grad=True)
+    roots = PowerNorm()(x)
+    torch.testing.assert_close(roots, torch.tensor([[-2.0, 0.0, 0.5, 3.0]]), rtol=1e-3, atol=0)
+    roots.sum().backward()
+    assert torch.isfinite(x.grad).all() and (x.grad > 0).all()
+
+
+def test_the_power_head_classifies_what_is_pooled():
+    torch.manual_seed(0)
+    model = build_model("torchvision:squeezenet1_1", num_classes=5, head="power").eval()
+    x = torch.randn(2, 3, 224, 224)
+    linear = model.classifier[-1]
+    with torch.no_grad():
+        roots = model.features(x).mean((2, 3)).sqrt()  # after a ReLU nothing is negative
+        torch.testing.assert_close(model(x), roots @ linear.weight.T + linear.bias, rtol=1e-2, atol=1e-3)
 
 
 def test_a_grey_image_goes_into_timm_s():

@@ -1,0 +1,41 @@
+"""Classifiers that take the place of a library's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+Head = Literal["linear", "mlp", "power"]
+
+
+class PowerNorm(nn.Module):
+    """sign(x) sqrt(|x|), any shape (Perronnin, Sanchez and Mensink, Improving the Fisher Kernel, ECCV 2010).
+
+    Pooled activations are skewed: a few large ones decide a linear classifier, and the root takes them down. Computed
+    as x / sqrt(|x| + eps), whose slope at 0 is finite.
+    """
+
+    def __init__(self, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.abs() + self.eps).sqrt()
+
+
+def new_head(kind: Head, features: int, num_classes: int, *, hidden: int, dropout: float, maps: bool) -> nn.Sequential:
+    """A classifier of pooled features [B, features], or of feature maps [B, features, H, W], which it pools.
+
+    Args:
+        kind: mlp: dropout, linear, ReLU, dropout, linear. power: the features' signed roots, each standardised over the
+            images that it has seen, dropout, linear.
+        hidden: width of the mlp's hidden layer.
+        maps: whether it is given feature maps.
+    """
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if maps else []
+    if kind == "power":
+        layers = [PowerNorm(), nn.BatchNorm1d(features, affine=False), nn.Dropout(dropout)]
+        return nn.Sequential(*pool, *layers, nn.Linear(features, num_classes))
+    first = [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU()]
+    return nn.Sequential(*pool, *first, nn.Dropout(dropout), nn.Linear(hidden, num_classes))
