@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -42,6 +43,31 @@ class Evaluation:
     def scalars(self, split: str) -> dict[str, float]:
         """Flat names for logs: `val/loss`, `val/top1`, ...."""
         return {f"{split}/loss": self.loss, **{f"{split}/{name}": value for name, value in self.metrics.items()}}
+
+
+class Mirrored(nn.Module):
+    """The mean of a model's probabilities for an image and for its mirror image, as logits.
+
+    Args:
+        model: images -> logits.
+        many: whether an image can have many labels: a logit is then of one label's probability alone.
+    """
+
+    def __init__(self, model: nn.Module, many: bool) -> None:
+        super().__init__()
+        self.model, self.many = model, many
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) -> logits, float32 (B, classes)."""
+        return mean_logits([self.model(images).float(), self.model(images.flip(-1)).float()], self.many)
+
+
+def mean_logits(views: Sequence[Tensor], many: bool) -> Tensor:
+    """The mean probabilities behind the logits of several models or views, each (B, classes), as logits."""
+    logits = torch.stack(tuple(views))
+    if many:
+        return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 @contextmanager
@@ -102,6 +128,16 @@ def evaluate(
     computed = metrics.compute()  # sorted by name
     values = {name: computed[name].item() for name in metrics_of(many)}
     return Evaluation(n, total / n, values, mistakes, torch.cat(seen) if seen else None)
+
+
+def measured(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Loss and metrics of what was said of a split's images: float32 (n, classes), and their labels as in batches."""
+    many = labels.ndim == 2
+    metrics = build_metrics(logits.shape[1], many)
+    metrics.update(logits, labels.long())
+    computed = metrics.compute()  # sorted by name
+    values = {name: computed[name].item() for name in metrics_of(many)}
+    return Evaluation(len(labels), loss_of(logits, labels).item(), values, logits=logits)
 
 
 def loss_of(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -16,7 +16,7 @@ from engine.budget import solve
 from engine.config import RunSettings, load_settings
 from engine.data import Data, build_data
 from engine.data.loader import eval_batches
-from engine.evaluate import Evaluation, evaluate
+from engine.evaluate import Evaluation, Mirrored, evaluate
 from engine.run import read_results
 from engine.runtime import pick_autocast, pick_device, seed_step
 from models import build
@@ -165,7 +165,7 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
     settings, as_trained = read_settings(folder, overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    stored, _ = read_settings(folder)
+    stored = _of_one(folder)
     if same_images(stored, settings) and splits_of(stored) != splits_of(settings):
         log.warning("%s: split into others than in training: it has learnt images that it is tested on now", folder)
     data = data or build_data(settings.data, settings.split, settings.seed)
@@ -175,6 +175,15 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
     model = model.to(pick_device(settings.device))
     return FinishedRun(settings, data, model, read_results(folder), as_trained)
+
+
+def _of_one(folder: Path) -> RunSettings:
+    """The stored settings of a run folder; that of all folds of one is refused."""
+    stored, _ = read_settings(folder)
+    if stored.split.folds is not None and stored.split.fold is None:
+        raise UserError(f"{folder}: holds {stored.split.folds} folds, each a run of its own; give one of them, such as "
+                        f"{folder / 'fold0'}")  # fmt: skip
+    return stored
 
 
 def same_images(one: RunSettings, other: RunSettings) -> bool:
@@ -217,6 +226,7 @@ def load_model(folder: Path, overrides: Iterable[str] = ()) -> TrainedModel:
         UserError: no run there, or one of an older version, or what `load_weights` says.
     """
     settings, as_trained = read_settings(folder, overrides)
+    _of_one(folder)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model, state = _trained_model(folder, settings, None, "best.pt")
@@ -265,7 +275,9 @@ def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSetti
     return with_budget(settings), trained == merge
 
 
-def evaluate_run(run: FinishedRun, split: str, first: int | None = None, keep_logits: bool = False) -> Evaluation:
+def evaluate_run(
+    run: FinishedRun, split: str, first: int | None = None, keep_logits: bool = False, mirror: bool = False
+) -> Evaluation:
     """A finished run's model on its `test` or `val` images, or on the first few batches of them.
 
     Args:
@@ -273,6 +285,7 @@ def evaluate_run(run: FinishedRun, split: str, first: int | None = None, keep_lo
         split: "test" or "val".
         first: batches; None: all.
         keep_logits: return what the model said of every image.
+        mirror: average its probabilities over each image and its mirror image.
 
     Raises:
         UserError: the run has no such images.
@@ -284,4 +297,5 @@ def evaluate_run(run: FinishedRun, split: str, first: int | None = None, keep_lo
     device = next(run.model.parameters()).device
     batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
     autocast = pick_autocast(s.train.precision, device)
-    return evaluate(run.model, batches, len(run.data.classes), device, autocast, keep_logits=keep_logits)
+    model = Mirrored(run.model, run.data.multi_label) if mirror else run.model
+    return evaluate(model, batches, len(run.data.classes), device, autocast, keep_logits=keep_logits)

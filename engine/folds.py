@@ -12,15 +12,15 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
-from engine.data import DATASETS, Data, RawData, Split
+from engine.data import Data, RawData, Split, load_raw
 from engine.data.split import folded, split_data, with_test_set
 from engine.experiment import run_experiment, start_log
-from engine.intervals import mean_interval, prediction_interval, wilson
+from engine.finished_folds import demand_alike, fold_folders, of_all, of_fold, unfinished
+from engine.intervals import spread
 from engine.reports import (
     Predictions,
     class_accuracy,
@@ -38,16 +38,9 @@ from models.settings import UserError
 log = logging.getLogger("hybridmerge")
 
 REPORT = "folds.json"
-UNSEEN = 1000  # new images that the report's prediction interval is for
 # What the runs of all folds have in common, taken from the first.
 SHARED = ("name", "model", "data", "seed", "metric", "method", "params", "trained_params", "trained_share", "gmacs",
           "epochs", "precision", "device", "versions", "commit")  # fmt: skip
-
-
-def fold_folders(folder: Path, settings: RunSettings) -> list[Path]:
-    """The run folders of all folds, there or not, in a folder of `split.folds`."""
-    assert settings.split.folds
-    return [folder / f"fold{fold}" for fold in range(settings.split.folds)]
 
 
 def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, dict]:
@@ -96,21 +89,6 @@ def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict
     return results
 
 
-def of_all(settings: RunSettings) -> RunSettings:
-    """The settings without the choice of one fold."""
-    return of_fold(settings, None)
-
-
-def of_fold(settings: RunSettings, fold: int | None) -> RunSettings:
-    """The settings with a fold chosen, or none."""
-    return settings.model_copy(update={"split": settings.split.model_copy(update={"fold": fold})})
-
-
-def unfinished(settings: RunSettings, folder: Path) -> list[int]:
-    """The folds that have not come to their end."""
-    return [i for i, path in enumerate(fold_folders(folder, settings)) if not (path / "results.json").is_file()]
-
-
 def summarise(settings: RunSettings, folder: Path) -> dict:
     """Writes what all folds say together, unless it is there: `folds.json`, `confusion.png`, `confused.png`, and
     TensorBoard's events with both pictures. Of many labels there are no pictures.
@@ -128,13 +106,11 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     if (report := _written(folder)) is not None:
         return report
     whole, folders = of_all(settings), fold_folders(folder, settings)
-    for fold, path in enumerate(folders):
-        if changed := changed_on_resume(load_settings(str(path / "settings.yaml")), of_fold(settings, fold)):
-            raise UserError(f"{changed}, in {path}; delete it and run it again")
+    demand_alike(settings, folder)
     runs = [read_results(path) for path in folders]
     start_log()  # the last fold's has ended with it
     report, metric = together(whole, runs), runs[0]["metric"]
-    raw = DATASETS[whole.data.name][1](whole.data)
+    raw = load_raw(whole.data)
     for fold, path in enumerate(folders):
         if fingerprint(raw, of_fold(whole, fold)) != runs[fold]["data_sha256"]:  # on another machine, or of other data
             log.warning("%s: was run on other labels or pixels than are read here and now", path)
@@ -180,15 +156,10 @@ def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
     """
     metric = runs[0]["metric"]
     accuracies, sizes = [run[f"test_{metric}"] for run in runs], [run["test_images"] for run in runs]
-    report = {key: runs[0].get(key) for key in SHARED} | {
+    return {key: runs[0].get(key) for key in SHARED} | {
         "folds": len(runs),
         "test_seed": settings.split.test_seed,
-        "images": sum(sizes),
-        "mean": mean(accuracies),
-        "std": stdev(accuracies),
-        "interval": list(mean_interval(accuracies, sizes if metric == "top1" else None)),
-        "pooled": None,
-        "unseen": None,
+        **spread(accuracies, sizes, counted=metric == "top1"),
         "seconds": sum(run["seconds"] for run in runs),
         "fold": [
             {"fold": i, "images": run["test_images"], f"test_{metric}": run[f"test_{metric}"],
@@ -197,12 +168,6 @@ def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
             for i, run in enumerate(runs)
         ],
     }  # fmt: skip
-    if metric == "top1":
-        correct = sum(round(accuracy * size) for accuracy, size in zip(accuracies, sizes, strict=True))
-        bounds = list(wilson(correct, sum(sizes)))
-        report["pooled"] = {"accuracy": correct / sum(sizes), "correct": correct, "interval": bounds}
-        report["unseen"] = {"images": UNSEEN, "interval": list(prediction_interval(accuracies, sizes, UNSEEN))}
-    return report
 
 
 def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tuple[Split, Predictions]:

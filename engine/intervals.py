@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import mean, variance
+from statistics import mean, stdev, variance
 
 from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
+UNSEEN = 1000  # new images that the prediction interval of folds is for
 
 
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -105,6 +106,49 @@ def prediction_interval(
     between = max(0.0, variance(accuracies) - mean(sampling / size for size in sizes))
     half = math.sqrt(of_mean + student**2 * between + z * z * sampling / unseen)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = True) -> dict:
+    """The mean of folds' accuracies, fractions, its spread and intervals, and the accuracy of all images.
+
+    Args:
+        accuracies: of two folds or more.
+        sizes: test images of each.
+        counted: whether they are shares of images; average precision is none, and what counts images is then None.
+    """
+    found = {
+        "images": sum(sizes),
+        "mean": mean(accuracies),
+        "std": stdev(accuracies),
+        "interval": list(mean_interval(accuracies, sizes if counted else None)),
+        "pooled": None,
+        "unseen": None,
+    }
+    if counted:
+        correct = sum(round(accuracy * size) for accuracy, size in zip(accuracies, sizes, strict=True))
+        bounds = list(wilson(correct, sum(sizes)))
+        found["pooled"] = {"accuracy": correct / sum(sizes), "correct": correct, "interval": bounds}
+        found["unseen"] = {"images": UNSEEN, "interval": list(prediction_interval(accuracies, sizes, UNSEEN))}
+    return found
+
+
+def spread_lines(found: dict) -> list[str]:
+    """What `spread` found, for the terminal."""
+    lines = [f"mean            {100 * found['mean']:.2f} ± {100 * found['std']:.2f} %  (standard deviation; 95 % "
+             f"interval of the mean {percent(found['interval'])} %)"]  # fmt: skip
+    if found["pooled"]:
+        pooled, unseen = found["pooled"], found["unseen"]
+        lines += [f"all images      {100 * pooled['accuracy']:.2f} %  ({pooled['correct']} of {found['images']}; 95 % "
+                  f"interval {percent(pooled['interval'])} %)",
+                  f"{unseen['images']:,} new images expect {percent(unseen['interval'])} %  "
+                  "(95 % prediction interval)"]  # fmt: skip
+    return lines
+
+
+def percent(interval: Sequence[float]) -> str:
+    """An interval of fractions in words."""
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _normal(level: float) -> float:

@@ -21,6 +21,7 @@ from engine.data.loader import Normalise
 from engine.data.reading import decode, refuse
 from engine.evaluate import eval_mode
 from engine.finished import TrainedModel, load_model, read_settings
+from engine.finished_folds import finished_folders
 from engine.runtime import pick_autocast, to_device
 from models.interface import merging_method, removed_per_block
 from models.settings import ModelSettings, UserError
@@ -120,7 +121,7 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
         raise UserError(f"--weights {given}: must be numbers greater than 0, of finite sum")
     members = []
     for folder, weight in zip(folders, weights):
-        folds = _folds(folder)
+        folds = finished_folders(folder)
         members += [Member(fold, weight / sum(weights) / len(folds)) for fold in folds]
     count = Counter(member.folder.resolve() for member in members)
     if twice := [member.folder for member in members if count[member.folder.resolve()] > 1]:
@@ -132,21 +133,6 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
     for member, state in zip(members[1:], states[1:]):
         _check_same(members[0].folder, states[0], member.folder, state)
     return Ensemble(members, *states[0], tuple(overrides))
-
-
-def _folds(folder: Path) -> list[Path]:
-    """The run folders of all folds, or the folder itself where it is a run's own."""
-    if (folder / "best.pt").is_file():
-        return [folder]
-    split = read_settings(folder)[0].split
-    if split.folds is None or split.fold is not None:
-        raise UserError(f"{folder}: has no best.pt; let the run come to its end, tools/train.py --resume {folder}")
-    folds = [folder / f"fold{i}" for i in range(split.folds)]
-    open_ = [fold.name for fold in folds if not (fold / "results.json").is_file()]
-    if open_:
-        raise UserError(f"{folder}: {len(open_)} of {len(folds)} folds are not done: {few(open_)}; go on with "
-                        f"tools/train.py --resume {folder}, or give those that are, each with --run")  # fmt: skip
-    return folds
 
 
 def _labels(folder: Path, overrides: Sequence[str]) -> tuple[list[str], bool]:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Evaluates a finished run from its folder alone: tools/eval.py --run runs/hybrid_merge [merge.r=4].
 
-Merging may be another than in training: merge.r=4, merge.method=random, merge.target_gmacs=0.05. A sweep evaluates one
-key's values in one call, into a Markdown table: --sweep merge.r=[0,4,8,16].
+The folder of all folds is evaluated fold by fold, each on the images that it has not learnt. Merging may be another
+than in training: merge.r=4, merge.method=random, merge.target_gmacs=0.05. A sweep evaluates one key's values in one
+call, into a Markdown table: --sweep merge.r=[0,4,8,16].
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ from typing import TYPE_CHECKING
 from engine.config import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.evaluate import Evaluation
     from engine.finished import FinishedRun
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run folder")
+    parser.add_argument(
+        "--run", type=Path, required=True, action="append", metavar="DIR",
+        help="a run folder, or that of all folds; several times: they say together what an image is",
+    )  # fmt: skip
     parser.add_argument("--split", choices=["test", "val"], default="test", help="which images (default: test)")
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="best.pt or last.pt")
+    parser.add_argument("--tta", choices=["flip"], help="mean probabilities of each image and its mirror image")
     parser.add_argument("--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, into a table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the sweep's rows as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep's accuracy (or mAP) by GMACs")
@@ -40,6 +47,8 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     from models.settings import UserError
 
+    if args.sweep and (args.tta or len(args.run) > 1):
+        raise UserError("--sweep: is of one --run, and without --tta; evaluate one way of merging, as in merge.r=4")
     if args.sweep:
         sweep(args)
     elif args.json or args.plot:
@@ -49,29 +58,71 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from engine.finished import load_run  # what these need takes seconds to import
+    from engine.finished_folds import holds_folds, load_folds
+    from models.settings import UserError
+
+    if twice := [run for i, run in enumerate(args.run) if run.resolve() in [r.resolve() for r in args.run[:i]]]:
+        raise UserError(f"--run {twice[0]}: given twice; give it once")
+    whole = [holds_folds(folder) for folder in args.run]
+    if any(whole) and not all(whole):
+        one, folds = (args.run[whole.index(kind)] for kind in (False, True))
+        raise UserError(f"--run {one}: is one run, and {folds} holds folds; give folders of one kind")
+    if not any(whole):
+        show(args, [(folder, load_run(folder, args.overrides, args.weights)) for folder in args.run])
+        return
+    each = [load_folds(folder, args.overrides, args.weights) for folder in args.run]
+    show_folds(args, [show(args, runs) for runs in zip(*each)])
+
+
+def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> Evaluation:
+    """Evaluates a run, or several together, and says what came of it."""
+    from engine.ensembles import evaluate_together  # what these need takes seconds to import
+
+    folders, models = zip(*runs)
+    if len(runs) == 1:
+        found, f1 = evaluated(models[0], args.split, args.tta is not None)
+    else:
+        found, f1 = evaluate_together(folders, models, args.split, args.tta is not None), None
+    shown = found.metrics if f1 is None else {**found.metrics, "f1 at the run's thresholds": f1}
+    views = ", each and its mirror image" if args.tta else ""
+    print(f"{' + '.join(map(str, folders))}, {args.weights}.pt on {found.n} {args.split} images{views}: "
+          + "  ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items())
+          + f"  loss {found.loss:.4f}")  # fmt: skip
+    for folder, run in runs:
+        compare(args, folder, run, found if len(runs) == 1 else None)
+    return found
+
+
+def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Evaluation | None) -> None:
+    """Says where a run merges otherwise than in training, or that it has found again what its `results.json` says."""
     from engine.complexity import measure  # what these need takes seconds to import
-    from engine.finished import load_run
     from models.interface import merging_method, removed_per_block
     from models.settings import UserError
 
-    run = load_run(args.run, args.overrides, args.weights)
-    found, f1 = evaluated(run, args.split)
-    shown = found.metrics if f1 is None else {**found.metrics, "f1 at the run's thresholds": f1}
-    print(f"{args.run}, {args.weights}.pt on {found.n} {args.split} images: "
-          + "  ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items())
-          + f"  loss {found.loss:.4f}")  # fmt: skip
     if not run.as_trained:
         gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
         print(f"merging is not that of training: {merging_method(run.settings.model) or 'none'}, "
               f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs")  # fmt: skip
-    elif run.results and args.split == "test" and args.weights == "best":
+    elif found and run.results and args.split == "test" and args.weights == "best" and not args.tta:
         said = f"results.json says {100 * run.results[f'test_{next(iter(found.metrics))}']:.2f} %"
         if found.score != run.results[f"test_{next(iter(found.metrics))}"]:
-            raise UserError(f"{args.run}: {said}: not the same; another device, library version or number of threads?")
+            raise UserError(f"{folder}: {said}: not the same; another device, library version or number of threads?")
         print(f"{said}: the same")
 
 
-def evaluated(run: FinishedRun, split: str) -> tuple[Evaluation, float | None]:
+def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> None:
+    """What the folds say together. Validation images chose the epoch: they promise nothing of new ones."""
+    from engine.intervals import spread, spread_lines  # what these need takes seconds to import
+    from engine.metrics import main_metric
+
+    counted = main_metric(False) in found[0].metrics
+    together = spread([one.score for one in found], [one.n for one in found], counted)
+    for line in spread_lines(together)[: None if args.split == "test" else 1]:
+        print(line)
+
+
+def evaluated(run: FinishedRun, split: str, mirror: bool = False) -> tuple[Evaluation, float | None]:
     """A run on a split, and F1 where each label is said yes to from the probability on that the run's `results.json`
     has for it; None where it has none."""
     import torch  # what these need takes seconds to import
@@ -81,8 +132,8 @@ def evaluated(run: FinishedRun, split: str) -> tuple[Evaluation, float | None]:
 
     thresholds = (run.results or {}).get("thresholds")
     if not thresholds:
-        return evaluate_run(run, split), None
-    found = evaluate_run(run, split, keep_logits=True)
+        return evaluate_run(run, split, mirror=mirror), None
+    found = evaluate_run(run, split, keep_logits=True, mirror=mirror)
     least = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
     said = found.logits.sigmoid().double() >= least  # float32 would round a threshold onto a probability beside it
     return found, MULTILABEL["f1"](len(least))(said.long(), getattr(run.data, split).labels.long()).item()
@@ -95,7 +146,7 @@ def sweep(args: argparse.Namespace) -> None:
     from engine.run import write_json_atomic
 
     key, _ = sweep.values_of(args.sweep)
-    rows = sweep.sweep(args.run, args.sweep, args.overrides, args.weights, args.split)
+    rows = sweep.sweep(args.run[0], args.sweep, args.overrides, args.weights, args.split)
     print(sweep.markdown(key, rows))
     if args.json:
         write_json_atomic(args.json, rows)

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,8 @@ def parent_of(folder: Path, settings: RunSettings) -> Path:
 
 
 def train_folds(settings: RunSettings, folder: Path, resume: bool) -> None:
-    from engine.folds import fold_folders, run_folds, summarise, unfinished
+    from engine.finished_folds import fold_folders, unfinished
+    from engine.folds import run_folds, summarise
 
     ran = run_folds(settings, folder, resume)
     if settings.split.fold is not None:
@@ -110,6 +110,7 @@ def report(results: dict, folder: Path) -> None:
 
 def report_test(results: dict) -> None:
     """Prints what the test images say, or that there are none."""
+    from engine.intervals import percent, wilson
     from engine.metrics import TITLES
 
     metric = results.get("metric", "top1")
@@ -127,28 +128,24 @@ def report_test(results: dict) -> None:
         n = results["val_images"]
         print(f"{f'val {title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {n} images)")
         if metric == "top1":
-            from engine.intervals import wilson
-
             print(f"95 % interval   {percent(wilson(round(best * n), n))} %  (of one epoch; the best one's is lower)")
 
 
 def report_folds(report: dict, folder: Path) -> None:
     """Prints what `folds.json` holds."""
+    from engine.intervals import percent, spread_lines
     from engine.metrics import TITLES
 
-    metric, pooled, unseen = report["metric"], report["pooled"], report["unseen"]
+    metric = report["metric"]
     title = "test accuracy" if metric == "top1" else f"test {TITLES[metric]}"
     print(f"\nfold            {title}, %   95 % interval   images   training, s")
     for fold in report["fold"]:
         interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
         print(f"{fold['fold']:<14}  {100 * fold[f'test_{metric}']:>{len(title) + 3}.2f}   {interval:>13}   "
               f"{fold['images']:>6}   {fold['seconds']:>11.0f}")  # fmt: skip
-    print(f"mean            {100 * report['mean']:.2f} ± {100 * report['std']:.2f} %  (standard deviation; 95 % "
-          f"interval of the mean {percent(report['interval'])} %)")  # fmt: skip
-    if pooled:
-        print(f"all images      {100 * pooled['accuracy']:.2f} %  ({pooled['correct']} of {report['images']}; 95 % "
-              f"interval {percent(pooled['interval'])} %)")  # fmt: skip
-        print(f"{unseen['images']:,} new images expect {percent(unseen['interval'])} %  (95 % prediction interval)")
+    for line in spread_lines(report):
+        print(line)
+    if report["pooled"]:
         worst = sorted((accuracy, name) for name, accuracy in report["class_accuracy"].items() if accuracy is not None)
         print("worst classes   " + ", ".join(f"{shown(name)} {100 * accuracy:.0f} %" for accuracy, name in worst[:5]))
         for i, pair in enumerate(report["confused"][:5]):
@@ -156,18 +153,13 @@ def report_folds(report: dict, folder: Path) -> None:
             print(f"{'' if i else 'most confused':<14}  {first} as {second} {pair['first_as_second']}, "
                   f"{second} as {first} {pair['second_as_first']}")  # fmt: skip
     print(f"training        {report['seconds']:.0f} s in all")
-    print(f"report          {folder}/folds.json" + (", confusion.png, confused.png" if pooled else ""))
+    print(f"report          {folder}/folds.json" + (", confusion.png, confused.png" if report["pooled"] else ""))
     print(f"curves          tensorboard --logdir {folder}")
 
 
 def shown(name: str) -> str:
     """A name on one line."""
     return name if name.isprintable() else repr(name)
-
-
-def percent(interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 if __name__ == "__main__":

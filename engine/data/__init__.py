@@ -21,6 +21,7 @@ from models.settings import Settings
 
 __all__ = [
     "DATASETS", "Arrays", "AugmentSettings", "Data", "FileSettings", "RawData", "Split", "SplitSettings", "build_data",
+    "load_raw",
 ]  # fmt: skip
 
 DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
@@ -35,7 +36,12 @@ DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
 }
 
 
-def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
+def load_raw(data: Settings) -> RawData:
+    """The dataset that the settings name, as its source gives it."""
+    return DATASETS[data.name][1](data)
+
+
+def build_data(data: Settings, split: SplitSettings, seed: int, raw: RawData | None = None) -> Data:
     """Loads a dataset and splits it.
 
     Args:
@@ -43,6 +49,7 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
         split: what is held out for test and validation where the dataset does not say, or which fold is the test set,
             and which part trains.
         seed: of the validation split; the test set has its own.
+        raw: the dataset, where it is loaded already.
 
     Returns:
         The splits, and the mean and standard deviation that the dataset has published, or else those of the images
@@ -51,8 +58,7 @@ def build_data(data: Settings, split: SplitSettings, seed: int) -> Data:
     Raises:
         UserError: the dataset is not there, or not what it should be; folds, but not which of them.
     """
-    _, load = DATASETS[data.name]
-    raw = with_test_set(load(data), split)
+    raw = with_test_set(load_raw(data) if raw is None else raw, split)
     train, val = split_data(raw, split, seed)
     mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train)
     return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None))

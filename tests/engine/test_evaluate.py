@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.evaluate import evaluate
+from engine.evaluate import Mirrored, evaluate, mean_logits, measured
 
 CPU, FP32 = torch.device("cpu"), torch.autocast("cpu", enabled=False)
 
@@ -46,3 +46,32 @@ def test_mode_is_restored_and_batchnorm_is_not_moved():
 def test_an_empty_split_is_an_error():
     with pytest.raises(ValueError, match="no images"):
         evaluate(torch.nn.Flatten(), [], 3, CPU, FP32)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_mean_probabilities_as_logits(many):
+    views = [4 * torch.randn(6, 5, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    found = mean_logits(views, many)
+    of = torch.sigmoid if many else lambda x: x.softmax(1)
+    torch.testing.assert_close(of(found), torch.stack([of(view) for view in views]).mean(0))
+    torch.testing.assert_close(of(mean_logits([views[0]] * 2, many)), of(views[0]))
+    assert torch.isfinite(mean_logits([200 * view for view in views], many)).all()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_image_and_its_mirror_image(many):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    x = torch.randn(4, 3, 2, 2)
+    found = Mirrored(model, many)(x)
+    torch.testing.assert_close(found, mean_logits([model(x), model(x[..., [1, 0]])], many))
+    torch.testing.assert_close(found, Mirrored(model, many)(x.flip(-1)))
+    assert not torch.allclose(model(x), model(x.flip(-1)))
+
+
+def test_what_was_said_is_measured_like_a_model():
+    logits = torch.randn(23, 7, 1, 1, generator=torch.Generator().manual_seed(0))
+    for labels in (torch.arange(23) % 7, (torch.arange(23 * 7).reshape(23, 7) % 3 == 0).float()):
+        model = evaluate(torch.nn.Flatten(), batches(logits, labels, 5), 7, CPU, FP32)
+        said = measured(logits.flatten(1), labels)
+        assert said.metrics == pytest.approx(model.metrics) and said.n == 23
+        assert said.loss == pytest.approx(model.loss, rel=1e-5)

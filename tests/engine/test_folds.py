@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import logging
+import re
 import shutil
+import sys
 from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,16 +14,19 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import folds
 from engine.compare import compare
-from engine.config import RunSettings, load_settings
+from engine.config import RunSettings, cli, load_settings
 from engine.data import build_data
+from engine.data.loader import Normalise
 from engine.experiment import warn_of_seen
 from engine.finished import evaluate_run, load_run
-from engine.folds import of_fold, run_folds, summarise
+from engine.finished_folds import of_fold
+from engine.folds import run_folds, summarise
 from engine.intervals import mean_interval, prediction_interval, wilson
 from engine.run import open_run, write_json_atomic
 from models.settings import UserError, check
@@ -29,6 +34,7 @@ from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
 from tests.tools.runs import PLAIN
 from tools import compare as compare_tool
+from tools import eval as eval_tool
 from tools import train as train_tool
 
 K = 3
@@ -96,8 +102,65 @@ def test_the_report_is_what_the_folds_say(finished):
 def test_every_fold_is_a_run_that_can_be_read_back(finished):
     run = load_run(finished / "fold1")
     assert evaluate_run(run, "test").metrics["top1"] == run.results["test_top1"]
-    with pytest.raises(UserError, match="split.folds = 3: .*fold0"):
+    with pytest.raises(UserError, match="holds 3 folds, .*fold0"):
         load_run(finished)
+
+
+def test_all_folds_are_evaluated_each_on_its_own_images(finished, monkeypatch, capsys):
+    def tell(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(finished), *args])
+        code = cli(eval_tool.main)
+        return code, *capsys.readouterr()
+
+    report = json.loads((finished / "folds.json").read_text())
+    with redirect_stdout(io.StringIO()) as said:
+        train_tool.report_folds(report, finished)
+    code, out, err = tell()
+    assert code == 0 and err == "" and out.count(": the same\n") == K
+    assert out.splitlines()[-3:] == [
+        line for line in said.getvalue().splitlines() if line.startswith(("mean ", "all images ", "1,000 new images"))
+    ]
+
+    code, out, err = tell("--tta", "flip")
+    scores = []
+    for fold in range(K):
+        run = load_run(finished / f"fold{fold}")
+        images = run.data.test.read(torch.arange(len(run.data.test)))
+        views = [Normalise(run.data.mean, run.data.std)(view) for view in (images, images.flip(-1))]
+        with torch.inference_mode():
+            both = sum(run.model.eval()(view).softmax(1) for view in views)
+        scores.append((both.argmax(1) == run.data.test.labels).double().mean().item())
+        said = f"fold{fold}, best.pt on 479 test images, each and its mirror image: top1 {100 * scores[-1]:.2f} %"
+        assert said in out
+    assert code == 0 and f"\nmean            {100 * mean(scores):.2f} ± {100 * stdev(scores):.2f} %" in out
+    assert "the same" not in out and mean(scores) != pytest.approx(report["mean"])
+
+    code, out, _ = tell("merge.r=0")
+    assert code == 0 and out.count("merging is not that of training") == K and "the same" not in out
+    code, out, _ = tell("--split", "val")
+    assert code == 0 and "\nmean " in out and "new images" not in out
+    for args, words in (
+        (["split.test_seed=1"], "split: each fold is tested on its own images; .*fold0"),
+        (["--sweep", "merge.r=[0]"], "holds 3 folds, each a run of its own; give one of them, such as .*fold0"),
+        (["--run", str(finished / "fold0")], "fold0: is one run, and .*tiny holds folds; give folders of one kind"),
+        (["--run", str(finished)], "tiny: given twice"),
+        (["--sweep", "merge.r=[0]", "--tta", "flip"], "--sweep: is of one --run, and without --tta"),
+    ):
+        code, out, err = tell(*args)
+        assert code == 2 and out == "" and len(err.splitlines()) == 1 and re.search(words, err), err
+
+
+def test_several_runs_of_folds_are_evaluated_together(finished, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "tiny"  # the same folds, in another folder
+    shutil.copytree(finished, other)
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(finished), "--run", str(other)])
+    assert cli(eval_tool.main) == 0
+    out = capsys.readouterr().out
+    report = json.loads((finished / "folds.json").read_text())
+    for fold, run in enumerate(results(finished)):
+        assert f"{finished}/fold{fold} + {other}/fold{fold}, best.pt on 479" in out
+        assert f"top1 {100 * run['test_top1']:.2f} %" in out
+    assert f"\nmean            {100 * report['mean']:.2f} ± " in out
 
 
 def test_another_fold_than_the_runs_own_is_no_test(finished, caplog):

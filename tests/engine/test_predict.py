@@ -98,6 +98,10 @@ def test_weights_and_folds(tmp_path, images):
     torch.testing.assert_close(weighted, 0.75 * alone[one] + 0.25 * mean)
     assert classes_of(folds) == (NAMES, False) == classes_of(one)
 
+    (folds / "fold1").rename(tmp_path / "kept")
+    colour_run(folds / "fold1", split={"folds": 2, "fold": 1}, train={"epochs": 3})  # of another run
+    with pytest.raises(UserError, match=r"train.epochs = .* in .*fold1; delete it and run it again"):
+        gather([folds])
     (folds / "fold1" / "results.json").unlink()
     with pytest.raises(UserError, match=r"1 of 2 folds are not done: fold1; go on with tools/train.py --resume"):
         gather([folds])

@@ -52,10 +52,10 @@ def colour_run(
         sections: other settings.
     """
     model = {"in_chans": 3, **model, "num_classes": len(colours)}
-    tree = {"name": "run", "threads": 1, "device": "cpu", "seed": seed, "model": model, "data": FOLDER, **sections}
+    tree = {"name": "run", "threads": 1, "device": "cpu", "model": model, "data": FOLDER, **sections}
     tree["train"] = {"precision": "fp32", "batch_size": 4, **tree.get("train", {})}
     settings = check(RunSettings, tree)
-    net = built(settings).eval()
+    net = built(settings.model_copy(update={"seed": seed})).eval()
     head = net.get_submodule(net.head_names[0])
     size, channels = settings.model.img_size, settings.model.in_chans
     plain = torch.tensor(list(colours.values()), dtype=torch.uint8)[:, :channels, None, None].expand(-1, -1, size, size)

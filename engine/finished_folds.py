@@ -1,0 +1,84 @@
+"""The folder of all folds of a run: which of them are there, and their models back, each beside what tested it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine.config import RunSettings, changed_on_resume, load_settings, parse_overrides
+from engine.data import build_data, load_raw
+from engine.data.images import few
+from engine.finished import FinishedRun, load_run, read_settings
+from models.settings import UserError
+
+
+def fold_folders(folder: Path, settings: RunSettings) -> list[Path]:
+    """The run folders of all folds, there or not, in a folder of `split.folds`."""
+    assert settings.split.folds
+    return [folder / f"fold{fold}" for fold in range(settings.split.folds)]
+
+
+def unfinished(settings: RunSettings, folder: Path) -> list[int]:
+    """The folds that have not come to their end."""
+    return [i for i, path in enumerate(fold_folders(folder, settings)) if not (path / "results.json").is_file()]
+
+
+def of_all(settings: RunSettings) -> RunSettings:
+    """The settings without the choice of one fold."""
+    return of_fold(settings, None)
+
+
+def of_fold(settings: RunSettings, fold: int | None) -> RunSettings:
+    """The settings with a fold chosen, or none."""
+    return settings.model_copy(update={"split": settings.split.model_copy(update={"fold": fold})})
+
+
+def demand_alike(settings: RunSettings, folder: Path) -> None:
+    """Refuses a fold that was run with other settings than all of them."""
+    for fold, path in enumerate(fold_folders(folder, settings)):
+        if changed := changed_on_resume(load_settings(str(path / "settings.yaml")), of_fold(settings, fold)):
+            raise UserError(f"{changed}, in {path}; delete it and run it again")
+
+
+def holds_folds(folder: Path) -> bool:
+    """Whether it is the folder of all folds, and no run's own.
+
+    Raises:
+        UserError: it is neither.
+    """
+    split = read_settings(folder)[0].split
+    return split.folds is not None and split.fold is None
+
+
+def finished_folders(folder: Path) -> list[Path]:
+    """The run folders of all folds, or the folder itself where it is a run's own.
+
+    Raises:
+        UserError: no run there, or one that did not come to its end, or folds that did not, or of other settings.
+    """
+    if (folder / "best.pt").is_file():
+        return [folder]
+    if not holds_folds(folder):
+        raise UserError(f"{folder}: has no best.pt; let the run come to its end, tools/train.py --resume {folder}")
+    settings = load_settings(str(folder / "settings.yaml"))
+    if missing := unfinished(settings, folder):
+        names = few([f"fold{fold}" for fold in missing])
+        raise UserError(f"{folder}: {len(missing)} of {settings.split.folds} folds are not done: {names}; go on with "
+                        f"tools/train.py --resume {folder}, or give those that are, each with --run")  # fmt: skip
+    demand_alike(settings, folder)
+    return fold_folders(folder, settings)
+
+
+def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best") -> Iterator[tuple[Path, FinishedRun]]:
+    """Reads the runs of all folds back, one at a time, each with the images that tested it; see `load_run`.
+
+    The data are read once. Of overrides none may be of the split: a fold is tested on what it has not learnt.
+    """
+    folders = finished_folders(folder)
+    if "split" in parse_overrides(overrides):
+        raise UserError("split: each fold is tested on its own images; for another split give one, such as "
+                        f"--run {folders[0]}")  # fmt: skip
+    raw = load_raw(read_settings(folder, overrides)[0].data)
+    for path in folders:
+        settings, _ = read_settings(path, overrides)
+        yield path, load_run(path, overrides, which, build_data(settings.data, settings.split, settings.seed, raw))
