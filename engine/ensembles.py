@@ -1,16 +1,39 @@
-"""Several runs that say together what an image is, on images that none of them has learnt."""
+"""Several runs on images that none of them has learnt: all folds, each on its own, and runs that predict together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from engine.data import Split
+from engine.config import parse_overrides
+from engine.data import Split, build_data, load_raw
+from engine.data.images import below
 from engine.evaluate import Evaluation, mean_logits, measured
-from engine.finished import FinishedRun, evaluate_run
+from engine.finished import FinishedRun, evaluate_run, load_run, read_settings
+from engine.finished_folds import finished_folders
+from engine.reports import read_tested
 from models.settings import UserError
+
+
+def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best") -> Iterator[tuple[Path, FinishedRun]]:
+    """Reads the runs of all folds back, one at a time, each with the images that tested it; see `load_run`.
+
+    The data are read once. A fold is tested on what it has not learnt: of overrides none may be of the split, and the
+    images must be those that tested it.
+    """
+    folders = finished_folders(folder)
+    if "split" in parse_overrides(overrides):
+        raise UserError("split: each fold is tested on its own images; for another split give one, such as "
+                        f"--run {folders[0]}")  # fmt: skip
+    raw = load_raw(read_settings(folder, overrides)[0].data)
+    for path in folders:
+        settings, _ = read_settings(path, overrides)
+        data = build_data(settings.data, settings.split, settings.seed, raw)
+        if not data.multi_label:  # else there is no file of what was said of each image
+            read_tested(path, data.test, data.classes)
+        yield path, load_run(path, overrides, which, data)
 
 
 def evaluate_together(
@@ -34,6 +57,8 @@ def evaluate_together(
             raise UserError(f"--run {folder}: its classes are not those of {folders[0]}; give runs on the same classes")
         order = torch.tensor([run.data.classes.index(name) for name in classes])
         own = getattr(run.data, split)
+        if not len(own):
+            raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
         if not _same(first, own, order):
             raise UserError(f"--run {folder}: its {split} images are not those of {folders[0]}, which may have learnt "
                             "them; give runs with the same data, split.test_seed and folds")  # fmt: skip
@@ -52,5 +77,5 @@ def _same(one: Split, other: Split, order: torch.Tensor) -> bool:
     if not torch.equal(one.labels, labels):
         return False
     if one.paths is not None and other.paths is not None:
-        return [Path(path).name for path in one.paths] == [Path(path).name for path in other.paths]
+        return below(one.paths) == below(other.paths)
     return list(one.digests()) == list(other.digests())

@@ -170,11 +170,16 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
         log.warning("%s: split into others than in training: it has learnt images that it is tested on now", folder)
     data = data or build_data(settings.data, settings.split, settings.seed)
     check_fits(settings, data)
+    results = read_results(folder)
+    as_split = (stored.split, stored.seed) == (settings.split, settings.seed)
+    if results and as_split and results.get("data_sha256") not in (None, data.fingerprint()):
+        log.warning("%s: was run on other images, labels or pixels than are read here and now; it may have learnt some "
+                    "that test it", folder)  # fmt: skip
     model, state = _trained_model(folder, settings, data.classes, f"{which}.pt")
     if "mean" in state:  # else of an older version, which knew the data's own alone
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
     model = model.to(pick_device(settings.device))
-    return FinishedRun(settings, data, model, read_results(folder), as_trained)
+    return FinishedRun(settings, data, model, results, as_trained)
 
 
 def _of_one(folder: Path) -> RunSettings:

@@ -1,14 +1,12 @@
-"""The folder of all folds of a run: which of them are there, and their models back, each beside what tested it."""
+"""The folder of all folds of a run: which of them are there, and whether they belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.config import RunSettings, changed_on_resume, load_settings, parse_overrides
-from engine.data import build_data, load_raw
+from engine.config import RunSettings, changed_on_resume, load_settings
 from engine.data.images import few
-from engine.finished import FinishedRun, load_run, read_settings
+from engine.finished import read_settings
 from models.settings import UserError
 
 
@@ -36,6 +34,8 @@ def of_fold(settings: RunSettings, fold: int | None) -> RunSettings:
 def demand_alike(settings: RunSettings, folder: Path) -> None:
     """Refuses a fold that was run with other settings than all of them."""
     for fold, path in enumerate(fold_folders(folder, settings)):
+        if not (path / "settings.yaml").is_file():
+            raise UserError(f"{path}: has no settings.yaml; delete it, then tools/train.py --resume {folder}")
         if changed := changed_on_resume(load_settings(str(path / "settings.yaml")), of_fold(settings, fold)):
             raise UserError(f"{changed}, in {path}; delete it and run it again")
 
@@ -67,18 +67,3 @@ def finished_folders(folder: Path) -> list[Path]:
                         f"tools/train.py --resume {folder}, or give those that are, each with --run")  # fmt: skip
     demand_alike(settings, folder)
     return fold_folders(folder, settings)
-
-
-def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best") -> Iterator[tuple[Path, FinishedRun]]:
-    """Reads the runs of all folds back, one at a time, each with the images that tested it; see `load_run`.
-
-    The data are read once. Of overrides none may be of the split: a fold is tested on what it has not learnt.
-    """
-    folders = finished_folders(folder)
-    if "split" in parse_overrides(overrides):
-        raise UserError("split: each fold is tested on its own images; for another split give one, such as "
-                        f"--run {folders[0]}")  # fmt: skip
-    raw = load_raw(read_settings(folder, overrides)[0].data)
-    for path in folders:
-        settings, _ = read_settings(path, overrides)
-        yield path, load_run(path, overrides, which, build_data(settings.data, settings.split, settings.seed, raw))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from engine.config import RunSettings, changed_on_resume, load_settings, to_yaml
 from engine.data import Data, RawData, Split, load_raw
@@ -29,7 +30,7 @@ from engine.reports import (
     confusion_matrix,
     draw,
     most_confused,
-    read_predictions,
+    read_tested,
 )
 from engine.run import LOCK, open_run, read_results, write_json_atomic, write_text_atomic, writing
 from engine.tracking import Tracker
@@ -180,12 +181,8 @@ def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tupl
     labels = images.labels.numpy()
     predicted, probabilities = np.zeros_like(labels), np.zeros(len(labels), np.float32)
     for fold, path in enumerate(folders):
-        mine, found = np.flatnonzero(parts == fold), read_predictions(path, raw.classes)
-        names = None if images.paths is None else [Path(images.paths[i]).name for i in mine]
-        moved = names is not None and names != [Path(image).name for image in found.images]  # the folder itself may be
-        if moved or not np.array_equal(labels[mine], found.labels):
-            raise UserError(f"{path}: its test images are not those that the data has in fold {fold} now; "
-                            "bring back the data that it was run on, or run all folds again")  # fmt: skip
+        mine = np.flatnonzero(parts == fold)
+        found = read_tested(path, images.take(torch.from_numpy(mine)), raw.classes)
         predicted[mine], probabilities[mine] = found.predicted, found.probabilities
     return images, Predictions(labels, predicted, probabilities)
 

@@ -13,8 +13,9 @@ from engine.data import Data, build_data
 from engine.data.loader import TrainLoader
 from engine.data.mix import Mix
 from engine.data.workers import deaths_in_words
-from engine.experiment import with_statistics
+from engine.experiment import titled, with_statistics
 from engine.finished import check_fits
+from engine.finished_folds import of_fold
 from engine.gallery import MOST, gallery, shown
 
 NAMED = 0.02  # of a mixture, shares above this are written
@@ -22,17 +23,20 @@ LINES = 3  # under a picture
 
 
 def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
-    """The first images of an epoch's first batch, from 0, at most so many, each under its label.
+    """The first images of an epoch's first batch, from 0, at most so many, each under its label. Of several folds it is
+    the first fold's batch.
 
     Raises:
         UserError: what training would say of data, augmentation or batch size.
     """
+    if settings.split.folds and settings.split.fold is None:
+        settings = of_fold(settings, 0)
     data = build_data(settings.data, settings.split, settings.seed)
     check_fits(settings, data)
     data = with_statistics(data, settings)
     images, targets = first_batch(data, settings, epoch)
     titles = [described(target, data.classes) for target in targets[:most]]
-    title = f"{settings.name}, epoch {epoch}: {settings.model.img_size} px"
+    title = f"{titled(settings)}, epoch {epoch}: {settings.model.img_size} px"
     return gallery(as_pixels(images[:most], data), titles, min(MOST, len(titles)), title)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.data import Split
+from engine.data.images import below
 from engine.gallery import as_picture, shown
 from engine.run import replacing
 from engine.tracking import Tracker
@@ -88,6 +89,20 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> Predictions:
     except (ValueError, KeyError, IndexError, AssertionError, csv.Error):
         said = f"{path}: not as training wrote it, for these classes"
         raise UserError(f"{said}; delete {folder} and run it again") from None
+
+
+def read_tested(folder: Path, images: Split, classes: Sequence[str]) -> Predictions:
+    """`read_predictions` of a run that was tested on these images, wherever their folder is now.
+
+    Raises:
+        UserError: what `read_predictions` says, or other images, or other labels.
+    """
+    found = read_predictions(folder, classes)
+    other = images.paths is not None and below(images.paths) != below(found.images)
+    if other or not np.array_equal(images.labels.numpy(), found.labels):
+        raise UserError(f"{folder}: its test images are not those that the data has for it now; bring back the data "
+                        "that it was run on, or run it again")  # fmt: skip
+    return found
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -100,7 +100,8 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
     """
     table = read_table(path, str(path))
     if len(table.columns) < 2:
-        raise UserError(f"{path}: a single column, {table.columns[0]!r}; give a file with ids and labels")
+        raise UserError(f"{path}: a single column, {table.columns[0]!r}; give a file with ids and labels, separated "
+                        "by commas, semicolons or tabs")  # fmt: skip
     columns = [[unguarded(row[i]) for row in table.rows] for i in range(len(table.columns))]
 
     def fitness(cells: list[str]) -> tuple[int, bool]:

@@ -34,7 +34,7 @@ def find_images(folder: Path) -> list[str]:
     passed over.
 
     Raises:
-        UserError: no folder, nothing in it, or names that are not UTF-8.
+        UserError: no folder, nothing in it, or names that are not UTF-8 or begin or end with a blank.
     """
     where = f"--images {folder}"
     if not folder.is_dir():
@@ -58,6 +58,10 @@ def find_images(folder: Path) -> list[str]:
     odd = [repr(path) for path in found if not _is_utf8(path)]
     if odd:
         raise UserError(f"{where}: {len(odd)} names are not UTF-8: {few(odd)}; rename them")
+    blank = [repr(path) for path in found if any(name != name.strip() for name in (path, PurePosixPath(path).stem))]
+    if blank:
+        raise UserError(f"{where}: {len(blank)} names begin or end with a blank, which readers of CSV leave out: "
+                        f"{few(blank)}; rename them")  # fmt: skip
     return sorted(found, key=natural)
 
 
@@ -69,6 +73,12 @@ def _begins_as_one(path: Path) -> bool:
             return content(file.read(HEAD)) is not None
     except OSError:
         return False
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether a text names a file in a folder; one that no file can have does not."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and os.path.isfile(folder / name)
 
 
 def _is_utf8(text: str) -> bool:
@@ -113,7 +123,7 @@ def match(sample: Sample, paths: Sequence[str], folder: Path, ignore_extra: bool
         by_name.setdefault(SPELLINGS[way](PurePosixPath(path)), []).append(path)
     where, column = f"{sample.where}: column {sample.columns[sample.ids_at]!r}", f"--images {folder}"
     missing = [repr(name) for name in sample.ids if name not in by_name]
-    others = [repr(name) for name in sample.ids if name not in by_name and (folder / name).is_file()]
+    others = [repr(name) for name in sample.ids if name not in by_name and _holds(folder, name)]
     if others:
         raise UserError(f"{where}: {len(others)} ids are files in {folder} that are no images: {few(others)}; "
                         "put the images there")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from engine.testset import natural
 from models.settings import UserError
 
 SUM = 1e-3  # how far probabilities, which may be rounded to a few digits, may sum up to something else than 1
+NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
 NOT_ONE = "probabilities that do not sum up to 1"
 
 
@@ -177,7 +179,7 @@ def _probabilities(
 
 
 def _is_number(cell: str) -> bool:
-    return NUMBER.fullmatch(cell) is not None or cell.lower().lstrip("+-") in ("nan", "inf", "infinity")
+    return NUMBER.fullmatch(cell) is not None or NOT_FINITE.fullmatch(cell.lower()) is not None
 
 
 def _lopsided(counts: Counter, rows: int, many: bool | None) -> list[str]:

@@ -24,6 +24,16 @@ class PowerNorm(nn.Module):
         return x / (x.abs() + self.eps).sqrt()
 
 
+class Standardised(nn.BatchNorm1d):
+    """Each of D features, (..., D), standardised over images, and tokens: BatchNorm without a scale and a shift."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
 def new_head(kind: Head, features: int, num_classes: int, *, hidden: int, dropout: float, maps: bool) -> nn.Sequential:
     """A classifier of pooled features [B, features], or of feature maps [B, features, H, W], which it pools.
 
@@ -35,7 +45,7 @@ def new_head(kind: Head, features: int, num_classes: int, *, hidden: int, dropou
     """
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if maps else []
     if kind == "power":
-        layers = [PowerNorm(), nn.BatchNorm1d(features, affine=False), nn.Dropout(dropout)]
+        layers = [PowerNorm(), Standardised(features), nn.Dropout(dropout)]
         return nn.Sequential(*pool, *layers, nn.Linear(features, num_classes))
     first = [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU()]
     return nn.Sequential(*pool, *first, nn.Dropout(dropout), nn.Linear(hidden, num_classes))

@@ -58,8 +58,9 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from engine.finished import load_run  # what these need takes seconds to import
-    from engine.finished_folds import holds_folds, load_folds
+    from engine.ensembles import load_folds  # what these need takes seconds to import
+    from engine.finished import load_run
+    from engine.finished_folds import holds_folds
     from models.settings import UserError
 
     if twice := [run for i, run in enumerate(args.run) if run.resolve() in [r.resolve() for r in args.run[:i]]]:
@@ -107,7 +108,8 @@ def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Eva
     elif found and run.results and args.split == "test" and args.weights == "best" and not args.tta:
         said = f"results.json says {100 * run.results[f'test_{next(iter(found.metrics))}']:.2f} %"
         if found.score != run.results[f"test_{next(iter(found.metrics))}"]:
-            raise UserError(f"{folder}: {said}: not the same; another device, library version or number of threads?")
+            reasons = "other data, another device, library version or number of threads?"
+            raise UserError(f"{folder}: {said}: not the same; {reasons}")
         print(f"{said}: the same")
 
 

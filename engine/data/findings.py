@@ -105,7 +105,19 @@ def of_contents(
     if several:
         text = f"{len(several)} files hold more than one image, of which the first is used"
         found.append(Finding(text, tuple(several)))
-    return found + small_classes(samples, classes, facts)
+    return found + alike(classes) + small_classes(samples, classes, facts)
+
+
+def alike(classes: Sequence[str]) -> list[Finding]:
+    """Names the classes that differ in nothing but case and blanks."""
+    spellings: dict[str, list[str]] = {}
+    for name in classes:
+        spellings.setdefault("".join(name.casefold().split()), []).append(repr(name))
+    found = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    if not found:
+        return []
+    return [Finding(f"{len(found)} names of classes are spelled in several ways", tuple(found),
+                    "put the images of what is one class into one")]  # fmt: skip
 
 
 def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | None]) -> list[Finding]:

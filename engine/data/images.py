@@ -210,6 +210,12 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
+def below(paths: Sequence[str]) -> list[str]:
+    """Files by their paths from the folder that all of them lie in: the same wherever that folder is."""
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) else ""
+    return [os.path.relpath(path, root) if root else path for path in paths]
+
+
 def few(names: Sequence[str]) -> str:
     """The first names, and that there are more."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

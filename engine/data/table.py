@@ -148,8 +148,9 @@ def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tu
     """The file of each row, and the error that names those that are not there."""
     cells = table.column(column)
     table.refuse([not cell for cell in cells], f"have no {column}")
-    count = Counter(cells)
-    table.refuse([count[cell] > 1 for cell in cells], f"name a file that another row names; keep one row for each image"
+    files = [os.path.normpath(cell) for cell in cells]  # ./a.jpg is a.jpg
+    count = Counter(files)
+    table.refuse([count[file] > 1 for file in files], f"name a file that another row names; keep one row for each image"
                  f"{', with all its labels' if settings.labels == 'many' else ''}")
     paths = [folder / cell for cell in cells]
     missing = tuple(repr(cell) for cell, path in zip(cells, paths) if not os.path.isfile(path))

@@ -49,6 +49,21 @@ def test_other_images_are_refused(tmp_path, data):
             evaluate_together([one, other], [load_run(one), load_run(other)])
 
 
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for i in range(24):
+        save_colour(tmp_path / "images" / NAMES[i % 3] / f"p{i}" / "scan.png", (RED, GREEN, BLUE)[i % 3], seed=i)
+    data = {"name": "folder", "path": str(tmp_path / "images"), "size": 8}
+    one, same = run_of(tmp_path / "a", data), run_of(tmp_path / "b", data, seed=1)
+    other = run_of(tmp_path / "c", data, split={"test_seed": 1})
+    assert evaluate_together([one, same], [load_run(one), load_run(same)]).n == 6
+    with pytest.raises(UserError, match="its test images are not those"):
+        evaluate_together([one, other], [load_run(one), load_run(other)])
+    none = run_of(tmp_path / "d", data, split={"test": 0})
+    for runs in ([one, none], [none, one]):
+        with pytest.raises(UserError, match="--run .*d: it has no test images"):
+            evaluate_together(runs, [load_run(run) for run in runs])
+
+
 def test_images_without_files_are_known_by_their_pixels(tmp_path, data):
     folder = run_of(tmp_path / "a", data)
     run = load_run(folder)

@@ -23,6 +23,7 @@ from engine.compare import compare
 from engine.config import RunSettings, cli, load_settings
 from engine.data import build_data
 from engine.data.loader import Normalise
+from engine.ensembles import load_folds
 from engine.experiment import warn_of_seen
 from engine.finished import evaluate_run, load_run
 from engine.finished_folds import of_fold
@@ -287,6 +288,27 @@ def test_data_that_changed_since_are_refused(copied):
     file.write_text("\n".join([head, *rest, first]) + "\n")
     with redirect_stdout(io.StringIO()), pytest.raises(UserError, match="fold1: its test images are not those"):
         summarise(settings_of({}), copied)
+
+
+def test_folds_are_evaluated_on_what_tested_them_alone(tmp_path, caplog):
+    for i in range(36):
+        save_image(tmp_path / "images" / "abc"[i % 3] / f"{i}.png", i, (8, 8))
+    model = {"name": "lenet5", "num_classes": 3, "img_size": 8, "in_chans": 3, "padding": 2}
+    data = {"name": "folder", "path": str(tmp_path / "images"), "size": 8}
+    quietly(settings_of({"part": 1, "val": 0}, data=data, model=model), tmp_path / "runs")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = [f"data.path={tmp_path / 'moved'}"]
+    assert [len(run.data.test) for _, run in load_folds(tmp_path / "runs", moved)] == [12] * K
+    assert "WARNING" not in caplog.text
+    save_image(tmp_path / "moved" / "b" / "4.png", 100, (8, 8))  # other pixels
+    assert len(list(load_folds(tmp_path / "runs", moved))) == K
+    assert caplog.text.count("was run on other images, labels or pixels than are read here") == K
+    save_image(tmp_path / "moved" / "b" / "new.png", 99, (8, 8))
+    with pytest.raises(UserError, match="fold.: its test images are not those that the data has for it now"):
+        list(load_folds(tmp_path / "runs", moved))
+    (tmp_path / "runs" / "fold1" / "settings.yaml").unlink()
+    with pytest.raises(UserError, match="fold1: has no settings.yaml; delete it, then tools/train.py --resume"):
+        list(load_folds(tmp_path / "runs", moved))
 
 
 def test_images_that_changed_their_fold_since_are_refused(tmp_path):

@@ -85,6 +85,7 @@ def test_many_labels_are_joined_by_semicolons():
     ("lines", "words"),
     [
         (["ID", "1.jpg"], "a single column, 'ID'"),
+        (["ID|Label", "1.jpg|x"], "a single column, 'ID.Label'; .* separated by commas, semicolons or tabs"),
         (["ID,Label"], "1 rows; a header and a row for each image are needed"),
         (["ID,Label", "1.jpg,x", "1.jpg,x", "2.jpg,x"], "2 rows have the same ID as another"),
         (["ID,Label", "1.jpg,x", ",x"], "1 rows have no ID"),
@@ -120,6 +121,16 @@ def test_folders_without_images(tmp_path):
             find_images(tmp_path / folder)
 
 
+@pytest.mark.parametrize("name", [" a.png", "a .png", "a.png ", "sub/ a.png"])
+def test_names_that_a_csv_would_change(tmp_path, name):
+    save_image(tmp_path / "b c.png", 0)
+    assert find_images(tmp_path) == ["b c.png"]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    save_image(tmp_path / "1.png", 0).rename(tmp_path / name)
+    with pytest.raises(UserError, match=f"1 names begin or end with a blank, .*{name!r}; rename them"):
+        find_images(tmp_path)
+
+
 def test_natural_order():
     assert sorted(["b1", "10.jpg", "a", "2.jpg", "a10", "a9", "02.jpg"], key=natural) == [
         "02.jpg", "2.jpg", "10.jpg", "a", "a9", "a10", "b1",
@@ -149,6 +160,10 @@ def test_ids_without_an_image_or_with_several(tmp_path):
     (tmp_path / "3.jpg.txt").write_text("no image")
     with pytest.raises(UserError, match="1 ids are files in .* that are no images: '3.jpg.txt'"):
         match(Sample("s", ["id", "l"], 0, ["1.jpg", "3.jpg.txt"]), ["1.jpg"], tmp_path)
+    (tmp_path / "test").mkdir()
+    for strange in ("y" * 300, "../3.jpg.txt", str(tmp_path / "3.jpg.txt"), "3.jpg.txt\0"):
+        with pytest.raises(UserError, match="1 of 2 ids have no image in"):
+            match(Sample("s", ["id", "l"], 0, ["1.jpg", strange]), ["1.jpg"], tmp_path / "test")
 
 
 def test_images_that_no_id_names(tmp_path, caplog):
@@ -305,6 +320,12 @@ def test_probabilities(tmp_path, row, words):
     lines[2] = "2.jpg,3e-1,0.7"
     report = validate(text_file(tmp_path / "a.csv", *lines), sample, ["a", "b"], False)
     assert report.problems == [] and "most often 'a' (2)" in report.summary
+
+
+def test_two_signs_make_no_number(tmp_path):
+    sample = Sample("s", ["ID", "b", "a"], 0, FILES, numeric=True)
+    said = problems(tmp_path / "a.csv", "ID,b,a", "1.jpg,0.25,0.75", "2.jpg,+-inf,1", "10.jpg,1,0", sample=sample)
+    assert "1 rows have a cell that is no number: line 3" in said
 
 
 def test_sums_matter_for_one_label_alone(tmp_path):

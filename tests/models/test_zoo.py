@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.budget import solve
 from models import MODELS, build_model, split_name
-from models.heads import PowerNorm
+from models.heads import PowerNorm, Standardised
 from models.settings import UserError, check
 from models.zoo import normalisation
 
@@ -227,10 +227,19 @@ def test_another_head_stands_where_the_classifier_stood(name, options, head):
             assert [type(layer) for layer in layers] == [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
             assert layers[0].p == 0.25 and layers[1].out_features == 16
         else:
-            assert [type(layer) for layer in layers] == [PowerNorm, nn.BatchNorm1d, nn.Dropout, nn.Linear]
+            assert [type(layer) for layer in layers] == [PowerNorm, Standardised, nn.Dropout, nn.Linear]
             assert layers[2].p == 0.25 and not layers[1].affine
     model.eval()
     assert model(torch.zeros(2, 3, model.img_size, model.img_size, device="meta")).shape == (2, 5)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4)])
+def test_standardised_features(shape):
+    x, norm = 3 * torch.randn(*shape) + 2, Standardised(4)
+    rows = x.flatten(0, -2)
+    expected = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + norm.eps).sqrt()
+    torch.testing.assert_close(norm(x), expected.view(shape))
+    assert torch.allclose(norm.running_mean, 0.1 * rows.mean(0)) and not list(norm.parameters())
 
 
 def test_power_normalisation():

@@ -65,6 +65,21 @@ def test_a_picture_is_written_and_epochs_differ(overrides, tmp_path, monkeypatch
     assert (pictures[0] == pictures[1]).all() and not (pictures[0] == pictures[2]).all()
 
 
+def test_of_several_folds_the_first(overrides, tmp_path, monkeypatch):
+    names = []
+    with monkeypatch.context() as patch:
+        patch.setattr(preview, "gallery", lambda images, titles, columns, title: names.append(title))
+        for extra in ([], ["split.fold=1"]):
+            settings = load_settings("zoo/resnet18", [*overrides, "name=x", "split.folds=2", *extra])
+            preview.preview(settings, 0, 4)
+    assert names == ["x, fold 0 of 2, epoch 0: 32 px", "x, fold 1 of 2, epoch 0: 32 px"]
+    out = tmp_path / "a.png"
+    data = [one for one in overrides if "img_size" not in one and "num_classes" not in one]
+    assert run(monkeypatch, "--cfg", "kaggle/squeezenet", *data, "data.name=folder", "model.num_classes=2",
+               "model.img_size=32", "--out", out) == 0  # fmt: skip
+    assert Image.open(out).size[0] > 100
+
+
 def test_mistakes_are_one_line(overrides, tmp_path, monkeypatch, capsys):
     out = tmp_path / "new.png"
     mistakes = {

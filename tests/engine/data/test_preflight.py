@@ -151,6 +151,14 @@ def test_empty_and_single_classes_and_bad_files_in_one_report(tmp_path):
     assert not trains(tmp_path)
 
 
+def test_classes_that_may_be_one(tmp_path):
+    for i in range(20):
+        save_image(tmp_path / ["Cat", "cat", "c at", "dog"][i % 4] / f"{i}.png", i, (8, 8))
+    found = [finding.line() for finding in report_of(tmp_path).findings]
+    said = "1 names of classes are spelled in several ways: 'Cat' and 'c at' and 'cat'; put the images of what is one"
+    assert len(found) == 1 and found[0].startswith(said)
+
+
 def test_nothing_can_be_said_of_another_layout(tmp_path):
     with pytest.raises(UserError, match="no class folders in it; expected PATH/CLASS"):
         report_of(tmp_path)

@@ -107,6 +107,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         (ONE.replace("b.png,dog", "b.png"), {}, "1 rows have not the header's 2 cells (line 3)"),
         (ONE.replace("b.png", "no.png").replace("c.png", "not.png"), {}, "2 of 4 files are not in"),
         (ONE.replace("b.png", "a.png"), {}, "2 rows name a file that another row names"),
+        (ONE.replace("b.png", "./a.png"), {}, "2 rows name a file that another row names"),
         (FLAGS.replace("b.png", "a.png"), {"labels": "many"}, "for each image, with all its labels (line 2, 3)"),
         (ONE.replace("dog", "cat"), {}, "a single label, 'cat'"),
         ("path,label,split\na.png,x,train\nb.png,y,dev\n", {}, "another split than train, val, test (line 3)"),
