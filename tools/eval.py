@@ -37,7 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="best.pt or last.pt")
     parser.add_argument("--tta", choices=["flip"], help="mean probabilities of each image and its mirror image")
     parser.add_argument("--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, into a table")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the sweep's rows as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep's accuracy (or mAP) by GMACs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR, merge.r=4")
     return parser.parse_intermixed_args(argv)
@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--sweep: is of one --run, and without --tta; evaluate one way of merging, as in merge.r=4")
     if args.sweep:
         sweep(args)
-    elif args.json or args.plot:
-        raise UserError(f"{'--json' if args.json else '--plot'}: writes what --sweep finds; give --sweep merge.r=[0,4]")
+    elif args.plot:
+        raise UserError("--plot: draws what --sweep finds; give --sweep merge.r=[0,4]")
     else:
         evaluate(args)
 
@@ -61,6 +61,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from engine.ensembles import load_folds  # what these need takes seconds to import
     from engine.finished import load_run
     from engine.finished_folds import holds_folds
+    from engine.run import write_json_atomic
     from models.settings import UserError
 
     if twice := [run for i, run in enumerate(args.run) if run.resolve() in [r.resolve() for r in args.run[:i]]]:
@@ -69,11 +70,17 @@ def evaluate(args: argparse.Namespace) -> None:
     if any(whole) and not all(whole):
         one, folds = (args.run[whole.index(kind)] for kind in (False, True))
         raise UserError(f"--run {one}: is one run, and {folds} holds folds; give folders of one kind")
-    if not any(whole):
-        show(args, [(folder, load_run(folder, args.overrides, args.weights)) for folder in args.run])
-        return
-    each = [load_folds(folder, args.overrides, args.weights) for folder in args.run]
-    show_folds(args, [show(args, runs) for runs in zip(*each)])
+    if any(whole):
+        each = [load_folds(folder, args.overrides, args.weights) for folder in args.run]
+        found = [show(args, runs) for runs in zip(*each)]
+        together = show_folds(args, found)
+    else:
+        found = [show(args, [(folder, load_run(folder, args.overrides, args.weights)) for folder in args.run])]
+        together = {}
+    if args.json:
+        rows = [{"images": one.n, "loss": one.loss, **one.metrics} for one in found]
+        how = {"runs": list(map(str, args.run)), "split": args.split, "weights": args.weights, "tta": args.tta}
+        write_json_atomic(args.json, {**how, "evaluated": rows, **together})
 
 
 def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> Evaluation:
@@ -113,15 +120,19 @@ def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Eva
         print(f"{said}: the same")
 
 
-def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> None:
-    """What the folds say together. Validation images chose the epoch: they promise nothing of new ones."""
+def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> dict:
+    """Prints what the folds say together, and returns it. Validation images chose the epoch: they promise nothing of
+    new ones."""
     from engine.intervals import spread, spread_lines  # what these need takes seconds to import
     from engine.metrics import main_metric
 
     counted = main_metric(False) in found[0].metrics
     together = spread([one.score for one in found], [one.n for one in found], counted)
-    for line in spread_lines(together)[: None if args.split == "test" else 1]:
+    if args.split != "test":
+        together |= {"pooled": None, "unseen": None}
+    for line in spread_lines(together):
         print(line)
+    return together
 
 
 def evaluated(run: FinishedRun, split: str, mirror: bool = False) -> tuple[Evaluation, float | None]:

@@ -107,7 +107,7 @@ def test_every_fold_is_a_run_that_can_be_read_back(finished):
         load_run(finished)
 
 
-def test_all_folds_are_evaluated_each_on_its_own_images(finished, monkeypatch, capsys):
+def test_all_folds_are_evaluated_each_on_its_own_images(finished, tmp_path, monkeypatch, capsys):
     def tell(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(finished), *args])
         code = cli(eval_tool.main)
@@ -122,7 +122,7 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, monkeypatch, c
         line for line in said.getvalue().splitlines() if line.startswith(("mean ", "all images ", "1,000 new images"))
     ]
 
-    code, out, err = tell("--tta", "flip")
+    code, out, err = tell("--tta", "flip", "--json", str(tmp_path / "a.json"))
     scores = []
     for fold in range(K):
         run = load_run(finished / f"fold{fold}")
@@ -135,6 +135,9 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, monkeypatch, c
         assert said in out
     assert code == 0 and f"\nmean            {100 * mean(scores):.2f} ± {100 * stdev(scores):.2f} %" in out
     assert "the same" not in out and mean(scores) != pytest.approx(report["mean"])
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["tta"] == "flip" and written["mean"] == pytest.approx(mean(scores)) and written["unseen"]
+    assert [fold["top1"] for fold in written["evaluated"]] == pytest.approx(scores)
 
     code, out, _ = tell("merge.r=0")
     assert code == 0 and out.count("merging is not that of training") == K and "the same" not in out

@@ -43,11 +43,15 @@ def tell(run, capsys, monkeypatch):
     return call
 
 
-def test_as_trained_it_is_compared(run, tell):
-    code, out, _ = tell()
+def test_as_trained_it_is_compared(run, tell, tmp_path):
+    code, out, _ = tell("--json", str(tmp_path / "a.json"))
     assert code == 0 and out.endswith(": the same\n") and "merging is not" not in out
     results = json.loads((run / "results.json").read_text())
     assert results["removed"] == [4, 4]  # the middle
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["runs"] == [str(run)] and (found["split"], found["weights"], found["tta"]) == ("test", "best", None)
+    assert found["evaluated"] == [{"images": results["test_images"], "loss": results["test_loss"],
+                                   "top1": results["test_top1"], "top5": results["test_top5"]}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -170,8 +174,7 @@ def test_the_data_are_loaded_once_and_a_wrong_value_is_found_first(run, tell, mo
         (["--sweep", "merge=[1]"], "only merging"),
         (["--sweep", "merge.rr=[1]"], "model.merge.rr: unknown key"),
         (["--sweep", "merge.target_gmacs=[9]"], "out of reach; with tome"),
-        (["--json", "x.json"], "--json: writes what --sweep finds"),
-        (["--plot", "x.png"], "--plot: writes what --sweep finds"),
+        (["--plot", "x.png"], "--plot: draws what --sweep finds"),
         (["--split", "val", "--sweep", "merge.r=[1]", "split.val=0"], "--split val: the run has no such images"),
         (["merge.method=dtem"], "model.merge.metric = 'learned' (dtem): "),
         (["merge.method=random", "merge.metric=learned"], "has no learned metric among its weights"),
