@@ -16,12 +16,14 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.config import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
     from engine.evaluate import Evaluation
     from engine.finished import FinishedRun
@@ -38,7 +40,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tta", choices=["flip"], help="mean probabilities of each image and its mirror image")
     parser.add_argument("--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, into a table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep's accuracy (or mAP) by GMACs")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the confusion matrix, or of a sweep the "
+                        "accuracy (or mAP) by GMACs")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR, merge.r=4")
     return parser.parse_intermixed_args(argv)
 
@@ -51,8 +54,6 @@ def main(argv: list[str]) -> None:
         raise UserError("--sweep: is of one --run, and without --tta; evaluate one way of merging, as in merge.r=4")
     if args.sweep:
         sweep(args)
-    elif args.plot:
-        raise UserError("--plot: draws what --sweep finds; give --sweep merge.r=[0,4]")
     else:
         evaluate(args)
 
@@ -72,24 +73,34 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--run {one}: is one run, and {folds} holds folds; give folders of one kind")
     if any(whole):
         each = [load_folds(folder, args.overrides, args.weights) for folder in args.run]
-        found = [show(args, runs) for runs in zip(*each)]
-        together = show_folds(args, found)
+        parts = [show(args, runs) for runs in zip(*each)]
+        together = show_folds(args, [part.found for part in parts])
     else:
-        found = [show(args, [(folder, load_run(folder, args.overrides, args.weights)) for folder in args.run])]
+        parts = [show(args, [(folder, load_run(folder, args.overrides, args.weights)) for folder in args.run])]
         together = {}
     if args.json:
-        rows = [{"images": one.n, "loss": one.loss, **one.metrics} for one in found]
+        rows = [{"images": part.found.n, "loss": part.found.loss, **part.found.metrics} for part in parts]
         how = {"runs": list(map(str, args.run)), "split": args.split, "weights": args.weights, "tta": args.tta}
         write_json_atomic(args.json, {**how, "evaluated": rows, **together})
+    if args.plot:
+        draw(args, parts)
 
 
-def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> Evaluation:
+class Part(NamedTuple):
+    """What was found on the images of one fold, or on all."""
+
+    found: Evaluation
+    labels: Tensor
+    classes: list[str]
+
+
+def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> Part:
     """Evaluates a run, or several together, and says what came of it."""
     from engine.ensembles import evaluate_together  # what these need takes seconds to import
 
     folders, models = zip(*runs)
     if len(runs) == 1:
-        found, f1 = evaluated(models[0], args.split, args.tta is not None)
+        found, f1 = evaluated(models[0], args.split, args.tta is not None, args.plot is not None)
     else:
         found, f1 = evaluate_together(folders, models, args.split, args.tta is not None), None
     shown = found.metrics if f1 is None else {**found.metrics, "f1 at the run's thresholds": f1}
@@ -99,7 +110,26 @@ def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> 
           + f"  loss {found.loss:.4f}")  # fmt: skip
     for folder, run in runs:
         compare(args, folder, run, found if len(runs) == 1 else None)
-    return found
+    data = models[0].data
+    return Part(found, getattr(data, args.split).labels, data.classes)
+
+
+def draw(args: argparse.Namespace, parts: Sequence[Part]) -> None:
+    """Draws the confusion matrix of all images."""
+    import torch  # what these need takes seconds to import
+
+    from engine.plots import save_figure
+    from engine.reports import confusion_figure, confusion_matrix, predictions_of
+    from models.settings import UserError
+
+    labels, classes = torch.cat([part.labels for part in parts]), parts[0].classes
+    if labels.ndim == 2:
+        raise UserError("--plot: images with many labels have no confusion matrix; leave it out")
+    said = predictions_of(labels, torch.cat([part.found.logits for part in parts]))
+    right = 100 * float((said.predicted == said.labels).mean())
+    title = f"{' + '.join(run.name for run in args.run)}: {right:.2f} % of {len(labels)} {args.split} images"
+    matrix = confusion_matrix(said.labels, said.predicted, len(classes))
+    save_figure(confusion_figure(matrix, classes, title), args.plot)
 
 
 def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Evaluation | None) -> None:
@@ -135,7 +165,9 @@ def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> dict:
     return together
 
 
-def evaluated(run: FinishedRun, split: str, mirror: bool = False) -> tuple[Evaluation, float | None]:
+def evaluated(
+    run: FinishedRun, split: str, mirror: bool = False, keep_logits: bool = False
+) -> tuple[Evaluation, float | None]:
     """A run on a split, and F1 where each label is said yes to from the probability on that the run's `results.json`
     has for it; None where it has none."""
     import torch  # what these need takes seconds to import
@@ -145,7 +177,7 @@ def evaluated(run: FinishedRun, split: str, mirror: bool = False) -> tuple[Evalu
 
     thresholds = (run.results or {}).get("thresholds")
     if not thresholds:
-        return evaluate_run(run, split, mirror=mirror), None
+        return evaluate_run(run, split, keep_logits=keep_logits, mirror=mirror), None
     found = evaluate_run(run, split, keep_logits=True, mirror=mirror)
     least = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
     said = found.logits.sigmoid().double() >= least  # float32 would round a threshold onto a probability beside it

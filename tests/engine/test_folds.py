@@ -122,7 +122,10 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, tmp_path, monk
         line for line in said.getvalue().splitlines() if line.startswith(("mean ", "all images ", "1,000 new images"))
     ]
 
-    code, out, err = tell("--tta", "flip", "--json", str(tmp_path / "a.json"))
+    drawn = []
+    monkeypatch.setattr("engine.reports.confusion_figure", lambda *args: drawn.append(args))
+    monkeypatch.setattr("engine.plots.save_figure", lambda figure, path: drawn.append(path))
+    code, out, err = tell("--tta", "flip", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))
     scores = []
     for fold in range(K):
         run = load_run(finished / f"fold{fold}")
@@ -138,6 +141,10 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, tmp_path, monk
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["tta"] == "flip" and written["mean"] == pytest.approx(mean(scores)) and written["unseen"]
     assert [fold["top1"] for fold in written["evaluated"]] == pytest.approx(scores)
+    (matrix, classes, title), path = drawn
+    pooled = written["pooled"]
+    assert matrix.sum() == 1437 and matrix.trace() == pooled["correct"] and len(classes) == 10
+    assert title == f"tiny: {100 * pooled['accuracy']:.2f} % of 1437 test images" and path == tmp_path / "a.png"
 
     code, out, _ = tell("merge.r=0")
     assert code == 0 and out.count("merging is not that of training") == K and "the same" not in out

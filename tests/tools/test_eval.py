@@ -136,6 +136,8 @@ def test_thresholds_of_a_run_of_many_labels(tmp_path, monkeypatch, capsys):
         half = f1(dict.fromkeys(run.data.classes, 0.5), "--split", split)
         assert half["f1"] == half["f1 at the run's thresholds"]
     assert set(f1(None)) == {"f1"}, "a run without validation images has none"
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), "--plot", str(tmp_path / "a.png")])
+    assert cli(tool.main) == 2 and "many labels have no confusion matrix" in capsys.readouterr().err
 
 
 def test_a_run_that_merged_without_its_merging(tmp_path, monkeypatch, capsys):
@@ -174,7 +176,6 @@ def test_the_data_are_loaded_once_and_a_wrong_value_is_found_first(run, tell, mo
         (["--sweep", "merge=[1]"], "only merging"),
         (["--sweep", "merge.rr=[1]"], "model.merge.rr: unknown key"),
         (["--sweep", "merge.target_gmacs=[9]"], "out of reach; with tome"),
-        (["--plot", "x.png"], "--plot: draws what --sweep finds"),
         (["--split", "val", "--sweep", "merge.r=[1]", "split.val=0"], "--split val: the run has no such images"),
         (["merge.method=dtem"], "model.merge.metric = 'learned' (dtem): "),
         (["merge.method=random", "merge.metric=learned"], "has no learned metric among its weights"),
