@@ -47,6 +47,16 @@ class Sample:
         """The columns beside the ids."""
         return self.columns[: self.ids_at] + self.columns[self.ids_at + 1 :]
 
+    def spelling(self, classes: Sequence[str]) -> dict[str, str]:
+        """How the sample spells each class: as a column or a label, which may differ in case, blanks, lines and leading
+        zeros, where all of its columns or labels stand for one class each and none is left out; else as the run does.
+        """
+        by_key = {_key(name): name for name in classes}
+        for theirs in (self.others, [label for label in self.labels if label]):
+            if len(by_key) == len(classes) == len(theirs) and {_key(name) for name in theirs} == by_key.keys():
+                return {by_key[_key(name)]: name for name in theirs}
+        return {name: name.strip() for name in classes}
+
     def asks_for_probabilities(self, classes: Sequence[str], many: bool) -> bool:
         """Whether there is a column of probabilities for each class, rather than one column of labels.
 
@@ -57,7 +67,7 @@ class Sample:
         Raises:
             UserError: neither is what the columns are, or labels are not joined as they are here.
         """
-        asked, has = set(self.others), {name.strip() for name in classes}
+        asked, has = set(self.others), set(self.spelling(classes).values())
         if asked == has and len(self.others) == len(classes):
             return True
         if len(self.others) > 1:
@@ -74,6 +84,11 @@ class Sample:
         if many:
             _check_together(self, has)
         return False
+
+
+def _key(name: str) -> str:
+    """What names have in common that are one name in two spellings."""
+    return re.sub(r"[0-9]+", lambda digits: digits[0].lstrip("0") or "0", re.sub(r"[\s_-]+", "", name.casefold()))
 
 
 def _check_together(sample: Sample, classes: set[str]) -> None:

@@ -137,7 +137,7 @@ def _labels(
         problems.append(f"{len(empty)} rows have no label: {few(empty)}")
     rows = [[name.strip() for name in cell.split(TOGETHER)] if many else [cell] for cell in cells]
     counts = Counter(name for row in rows for name in row if name)
-    known = {name.strip() for name in (classes if classes is not None else sample.labels)}
+    known = set(sample.spelling(classes).values() if classes is not None else sample.labels)
     unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in known]
     if classes is not None and unknown:
         problems.append(f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, known)))}")

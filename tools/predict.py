@@ -150,14 +150,17 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
     from engine.submission import TOGETHER, number, write
     from engine.validation import validate
 
+    spelling = sample.spelling(found.classes)
+    if other := [name for name in found.classes if spelling[name] != name.strip()]:
+        print(f"note: names are spelled as in {sample.where}, such as {spelling[other[0]]!r} for {other[0]!r}")
     if wants:
-        at = [[name.strip() for name in found.classes].index(column) for column in sample.others]
+        at = [[spelling[name] for name in found.classes].index(column) for column in sample.others]
         rows = [[number(value) for value in row] for row in found.probabilities[:, at].tolist()]
     elif many:
         rows = [[TOGETHER.join(names)] for names in found.lists()]
     else:
-        rows = [[name] for name in found.best()]
-        known = {name.strip() for name in found.classes}
+        rows = [[spelling[name]] for name in found.best()]
+        known = set(spelling.values())
         if strange := [label for label in sample.labels if label and label not in known]:
             print(f"note: {sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
                   f"the run's names are written, such as {found.classes[0]!r}")  # fmt: skip

@@ -72,6 +72,38 @@ def test_what_is_asked_for():
     assert not Sample("s", ["id", "1"], 0, FILES, labels=("2",), numeric=True).asks_for_probabilities(["1", "2"], 0)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "spelled"),
+    [
+        (["cat", "dog 1", "x-y"], True),
+        (["Cat", "DOG_01", "X Y"], True),
+        (["X Y", "Dog1", "cat"], True),
+        (["Cat", "Dog1"], False),  # not all: what the third would be is not known
+        (["Cat", "Dog1", "X Y", "x_y"], False),
+        (["Cat", "Dog2", "X Y"], False),
+        (["cat"], False),
+    ],
+)
+def test_names_are_spelled_as_in_the_sample(tmp_path, theirs, spelled):
+    classes = ["cat", "dog 1", "x-y"]
+    labels = Sample("s", ["id", "label"], 0, FILES, labels=tuple(theirs))
+    columns = Sample("s", ["id", *theirs], 0, FILES, numeric=True)
+    for sample in (labels, columns):
+        found = sample.spelling(classes)
+        assert set(found) == set(classes) and set(found.values()) == set(theirs if spelled else classes)
+    if spelled:
+        assert all(found[name][0].casefold() == name[0] for name in classes)
+        assert columns.asks_for_probabilities(classes, many=False)
+        rows = ["id,label", *(f"{name},{found['cat']}" for name in FILES)]
+        assert not problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)
+        rows[1] = f"{FILES[0]},Dogs"
+        assert "1 labels are unknown: 'Dogs'" in problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)[0]
+    elif len(theirs) > 1:
+        with pytest.raises(UserError, match="not one for each of the 3 classes"):
+            columns.asks_for_probabilities(classes, many=False)
+    assert Sample("s", ["id", "l"], 0, FILES, labels=("A", "a")).spelling(["a", "A"]) == {"a": "a", "A": "A"}
+
+
 def test_many_labels_are_joined_by_semicolons():
     fits = Sample("s", ["id", "labels"], 0, FILES, labels=("", "cat", "cat; dog"))
     assert not fits.asks_for_probabilities(["cat", "dog"], many=True)

@@ -65,6 +65,14 @@ def test_labels_are_names_not_places_in_a_list(tell, tmp_path, folder):
     assert tell(run=other)[0] == 0 and dict(rows(tmp_path / "out.csv")[1:]) == TRUTH
 
 
+def test_names_of_the_sample(tell, tmp_path):
+    lines = ["ID,Label", *(f"{i},{('01', '10', '02')[i % 3]}" for i in range(12))]
+    code, out, err = tell("--sample", sample(tmp_path / "sample.csv", *lines))
+    assert (code, err) == (0, "") and "names are spelled as in" in out and "such as '01' for '1'" in out
+    said = dict(rows(tmp_path / "out.csv")[1:])
+    assert said == {str(i): {"1": "01", "10": "10", "2": "02"}[TRUTH[f"{i}.png"]] for i in range(12)}
+
+
 def test_the_samples_form_is_followed(tell, tmp_path):
     """Order of rows and columns, separator, ids without extension; not its byte order mark and line ends."""
     lines = ["Kind;Picture", "1;7", "1;11", "10;0", *(f"2;{i}" for i in (10, 9, 8, 6, 5, 4, 3, 2, 1))]
