@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from engine.config import parse_overrides
+from engine.config import load_settings, parse_overrides
 from engine.data import Split, build_data, load_raw
-from engine.data.images import below
 from engine.evaluate import Evaluation, mean_logits, measured
-from engine.finished import FinishedRun, evaluate_run, load_run, read_settings
+from engine.finished import FinishedRun, evaluate_run, load_run, read_settings, same_images, warn_of_other_data
 from engine.finished_folds import finished_folders
 from engine.reports import read_tested
+from engine.run import read_results
 from models.settings import UserError
 
 
@@ -21,7 +21,7 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
     """Reads the runs of all folds back, one at a time, each with the images that tested it; see `load_run`.
 
     The data are read once. A fold is tested on what it has not learnt: of overrides none may be of the split, and the
-    images must be those that tested it.
+    images must be those that tested it, by their names and labels; other pixels are a warning.
     """
     folders = finished_folders(folder)
     if "split" in parse_overrides(overrides):
@@ -33,6 +33,7 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
         data = build_data(settings.data, settings.split, settings.seed, raw)
         if not data.multi_label:  # else there is no file of what was said of each image
             read_tested(path, data.test, data.classes)
+        warn_of_other_data(path, load_settings(str(path / "settings.yaml")), settings, data, read_results(path))
         yield path, load_run(path, overrides, which, data)
 
 
@@ -59,23 +60,24 @@ def evaluate_together(
         own = getattr(run.data, split)
         if not len(own):
             raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
-        if not _same(first, own, order):
+        if not _same(first, own, order, same_images(runs[0].settings, run.settings)):
+            keys = "split.test_seed and folds" + (", split.val and seed" if split == "val" else "")
             raise UserError(f"--run {folder}: its {split} images are not those of {folders[0]}, which may have learnt "
-                            "them; give runs with the same data, split.test_seed and folds")  # fmt: skip
+                            f"them; give runs with the same data, {keys}")  # fmt: skip
         said.append(evaluate_run(run, split, keep_logits=True, mirror=mirror).logits[:, order])
     return measured(mean_logits(said, runs[0].data.multi_label), first.labels)
 
 
-def _same(one: Split, other: Split, order: torch.Tensor) -> bool:
+def _same(one: Split, other: Split, order: torch.Tensor, one_source: bool) -> bool:
     """Whether two splits are of the same images with the same labels; class i of the first is order[i] of the other.
 
-    Images are known by their files, or, where they have none, by their pixels.
+    Images of one source are known by their files, at whatever size they are read; others by their pixels.
     """
     if one.multi_label != other.multi_label or len(one) != len(other):
         return False
     labels = other.labels[:, order] if one.multi_label else torch.argsort(order)[other.labels]
     if not torch.equal(one.labels, labels):
         return False
-    if one.paths is not None and other.paths is not None:
-        return below(one.paths) == below(other.paths)
+    if one_source and one.paths is not None and other.paths is not None:
+        return one.paths == other.paths
     return list(one.digests()) == list(other.digests())

@@ -165,16 +165,14 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
     settings, as_trained = read_settings(folder, overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    stored = _of_one(folder)
-    if same_images(stored, settings) and splits_of(stored) != splits_of(settings):
-        log.warning("%s: split into others than in training: it has learnt images that it is tested on now", folder)
-    data = data or build_data(settings.data, settings.split, settings.seed)
+    stored, results = _of_one(folder), read_results(folder)
+    if stored.data.name == settings.data.name and splits_of(stored) != splits_of(settings):
+        may = "has" if same_images(stored, settings) else "may have"
+        log.warning("%s: split into others than in training: it %s learnt images that it is tested on now", folder, may)
+    if data is None:
+        data = build_data(settings.data, settings.split, settings.seed)
+        warn_of_other_data(folder, stored, settings, data, results)
     check_fits(settings, data)
-    results = read_results(folder)
-    as_split = (stored.split, stored.seed) == (settings.split, settings.seed)
-    if results and as_split and results.get("data_sha256") not in (None, data.fingerprint()):
-        log.warning("%s: was run on other images, labels or pixels than are read here and now; it may have learnt some "
-                    "that test it", folder)  # fmt: skip
     model, state = _trained_model(folder, settings, data.classes, f"{which}.pt")
     if "mean" in state:  # else of an older version, which knew the data's own alone
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
@@ -189,6 +187,17 @@ def _of_one(folder: Path) -> RunSettings:
         raise UserError(f"{folder}: holds {stored.split.folds} folds, each a run of its own; give one of them, such as "
                         f"{folder / 'fold0'}")  # fmt: skip
     return stored
+
+
+def warn_of_other_data(
+    folder: Path, stored: RunSettings, settings: RunSettings, data: Data, results: dict | None
+) -> None:
+    """Says it where data, read and split as for training, wherever they are now, are not those of training."""
+    where = ("path", "root", "images", "workers")
+    read = [(run.data.model_dump(exclude=set(where)), run.split, run.seed) for run in (stored, settings)]
+    if results and read[0] == read[1] and results.get("data_sha256") not in (None, data.fingerprint()):
+        log.warning("%s: was run on other images, labels or pixels than are read here and now; it may have learnt some "
+                    "that test it", folder)  # fmt: skip
 
 
 def same_images(one: RunSettings, other: RunSettings) -> bool:

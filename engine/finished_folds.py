@@ -64,6 +64,6 @@ def finished_folders(folder: Path) -> list[Path]:
     if missing := unfinished(settings, folder):
         names = few([f"fold{fold}" for fold in missing])
         raise UserError(f"{folder}: {len(missing)} of {settings.split.folds} folds are not done: {names}; go on with "
-                        f"tools/train.py --resume {folder}, or give those that are, each with --run")  # fmt: skip
+                        f"tools/train.py --resume {folder}, or give a finished fold by its own folder")  # fmt: skip
     demand_alike(settings, folder)
     return fold_folders(folder, settings)

@@ -18,6 +18,9 @@ from models.settings import UserError
 
 LOCK = ".lock"
 RESULTS = "results.json"
+# What training writes into a run folder, or into that of all folds.
+FILES = {"settings.yaml", RESULTS, "folds.json", "metrics.jsonl", "predictions.csv", "confusion.png", "confused.png",
+         "best.pt", "last.pt", "log.txt"}  # fmt: skip
 
 logger = logging.getLogger("hybridmerge.run")
 
@@ -110,6 +113,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def demand_writable(option: str, path: Path, example: str) -> None:
+    """Refuses a file that could not be written later, when there is something to write.
+
+    Args:
+        option: of the command line, for the error.
+        path: the file.
+        example: a name for one, where `path` is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; give a file in it, such as {path / example}")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}; make it")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"{option} {path}: may not be written; make it and its folder writable, or give another")
 
 
 @contextmanager

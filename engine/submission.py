@@ -47,15 +47,20 @@ class Sample:
         """The columns beside the ids."""
         return self.columns[: self.ids_at] + self.columns[self.ids_at + 1 :]
 
-    def spelling(self, classes: Sequence[str]) -> dict[str, str]:
-        """How the sample spells each class: as a column or a label, which may differ in case, blanks, lines and leading
-        zeros, where all of its columns or labels stand for one class each and none is left out; else as the run does.
+    def spelling(self, classes: Sequence[str], many: bool = False) -> dict[str, str]:
+        """How the sample spells each class, where all of its columns or labels stand for one class each and none is
+        left out; else as it is. Spellings may differ in case, in leading zeros, and in blanks, - or _ between words.
+
+        Args:
+            classes: names.
+            many: whether labels of an image are joined.
         """
         by_key = {_key(name): name for name in classes}
-        for theirs in (self.others, [label for label in self.labels if label]):
+        labels = [name for cell in self.labels for name in (cell.split(TOGETHER) if many else [cell])]
+        for theirs in (self.others, list(dict.fromkeys(name.strip() for name in labels if name.strip()))):
             if len(by_key) == len(classes) == len(theirs) and {_key(name) for name in theirs} == by_key.keys():
                 return {by_key[_key(name)]: name for name in theirs}
-        return {name: name.strip() for name in classes}
+        return {name: name for name in classes}
 
     def asks_for_probabilities(self, classes: Sequence[str], many: bool) -> bool:
         """Whether there is a column of probabilities for each class, rather than one column of labels.
@@ -67,7 +72,7 @@ class Sample:
         Raises:
             UserError: neither is what the columns are, or labels are not joined as they are here.
         """
-        asked, has = set(self.others), set(self.spelling(classes).values())
+        asked, has = set(self.others), {name.strip() for name in self.spelling(classes, many).values()}
         if asked == has and len(self.others) == len(classes):
             return True
         if len(self.others) > 1:
@@ -87,8 +92,9 @@ class Sample:
 
 
 def _key(name: str) -> str:
-    """What names have in common that are one name in two spellings."""
-    return re.sub(r"[0-9]+", lambda digits: digits[0].lstrip("0") or "0", re.sub(r"[\s_-]+", "", name.casefold()))
+    """What spellings of one name have in common; a sign or a decimal point sets two numbers apart."""
+    words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", name.casefold().strip())
+    return re.sub(r"(?<![0-9.,])0+(?=[0-9])", "", words)
 
 
 def _check_together(sample: Sample, classes: set[str]) -> None:

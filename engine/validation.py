@@ -137,7 +137,8 @@ def _labels(
         problems.append(f"{len(empty)} rows have no label: {few(empty)}")
     rows = [[name.strip() for name in cell.split(TOGETHER)] if many else [cell] for cell in cells]
     counts = Counter(name for row in rows for name in row if name)
-    known = set(sample.spelling(classes).values() if classes is not None else sample.labels)
+    spelled = sample.labels if classes is None else sample.spelling(classes, bool(many)).values()
+    known = {name.strip() for name in spelled}
     unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in known]
     if classes is not None and unknown:
         problems.append(f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, known)))}")

@@ -38,8 +38,8 @@ def new_head(kind: Head, features: int, num_classes: int, *, hidden: int, dropou
     """A classifier of pooled features [B, features], or of feature maps [B, features, H, W], which it pools.
 
     Args:
-        kind: mlp: dropout, linear, ReLU, dropout, linear. power: the features' signed roots, each standardised over the
-            images that it has seen, dropout, linear.
+        kind: mlp: dropout, linear, ReLU, dropout, linear. power: the features' signed roots, each standardised (over
+            the batch while it trains, else by what training saw), dropout, linear.
         hidden: width of the mlp's hidden layer.
         maps: whether it is given feature maps.
     """

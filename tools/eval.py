@@ -52,15 +52,32 @@ def main(argv: list[str]) -> None:
 
     if args.sweep and (args.tta or len(args.run) > 1):
         raise UserError("--sweep: is of one --run, and without --tta; evaluate one way of merging, as in merge.r=4")
+    check_outputs(args)
     if args.sweep:
         sweep(args)
     else:
         evaluate(args)
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Finds what would keep the files from being written before anything is computed."""
+    from engine.run import FILES, demand_writable
+    from models.settings import UserError
+
+    given = {"--json": args.json, "--plot": args.plot}
+    for option, path in given.items():
+        if path is None:
+            continue
+        demand_writable(option, path, f"evaluated.{'json' if option == '--json' else 'png'}")
+        if path.name in FILES and (path.parent / "settings.yaml").exists():
+            raise UserError(f"{option} {path}: is a file of the run itself; give another name")
+    if args.json and args.plot and args.json.resolve() == args.plot.resolve():
+        raise UserError(f"--plot {args.plot}: is the file of --json; give another")
+
+
 def evaluate(args: argparse.Namespace) -> None:
     from engine.ensembles import load_folds  # what these need takes seconds to import
-    from engine.finished import load_run
+    from engine.finished import load_run, read_settings
     from engine.finished_folds import holds_folds
     from engine.run import write_json_atomic
     from models.settings import UserError
@@ -71,6 +88,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if any(whole) and not all(whole):
         one, folds = (args.run[whole.index(kind)] for kind in (False, True))
         raise UserError(f"--run {one}: is one run, and {folds} holds folds; give folders of one kind")
+    if args.plot and getattr(read_settings(args.run[0])[0].data, "labels", "one") == "many":
+        raise UserError("--plot: images with many labels have no confusion matrix; leave it out")
     if any(whole):
         each = [load_folds(folder, args.overrides, args.weights) for folder in args.run]
         parts = [show(args, runs) for runs in zip(*each)]
@@ -79,19 +98,25 @@ def evaluate(args: argparse.Namespace) -> None:
         parts = [show(args, [(folder, load_run(folder, args.overrides, args.weights)) for folder in args.run])]
         together = {}
     if args.json:
-        rows = [{"images": part.found.n, "loss": part.found.loss, **part.found.metrics} for part in parts]
-        how = {"runs": list(map(str, args.run)), "split": args.split, "weights": args.weights, "tta": args.tta}
+        rows = [{"runs": part.runs, "images": part.found.n, "loss": part.found.loss, **part.metrics} for part in parts]
+        how = {"split": args.split, "weights": args.weights, "tta": args.tta, "overrides": args.overrides}
         write_json_atomic(args.json, {**how, "evaluated": rows, **together})
     if args.plot:
         draw(args, parts)
+    if differ := [part.differs for part in parts if part.differs]:
+        reasons = "other data, another device, library version or number of threads?"
+        raise UserError(f"{differ[0]}: not the same; {reasons}")
 
 
 class Part(NamedTuple):
-    """What was found on the images of one fold, or on all."""
+    """What was found on the images of one fold, or on all; `differs` says what `results.json` has in its place."""
 
+    runs: list[str]
     found: Evaluation
+    metrics: dict[str, float]
     labels: Tensor
     classes: list[str]
+    differs: str | None
 
 
 def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> Part:
@@ -108,10 +133,9 @@ def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> 
     print(f"{' + '.join(map(str, folders))}, {args.weights}.pt on {found.n} {args.split} images{views}: "
           + "  ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items())
           + f"  loss {found.loss:.4f}")  # fmt: skip
-    for folder, run in runs:
-        compare(args, folder, run, found if len(runs) == 1 else None)
+    differs = [compare(args, folder, run, found if len(runs) == 1 else None) for folder, run in runs]
     data = models[0].data
-    return Part(found, getattr(data, args.split).labels, data.classes)
+    return Part(list(map(str, folders)), found, shown, getattr(data, args.split).labels, data.classes, differs[0])
 
 
 def draw(args: argparse.Namespace, parts: Sequence[Part]) -> None:
@@ -120,11 +144,8 @@ def draw(args: argparse.Namespace, parts: Sequence[Part]) -> None:
 
     from engine.plots import save_figure
     from engine.reports import confusion_figure, confusion_matrix, predictions_of
-    from models.settings import UserError
 
     labels, classes = torch.cat([part.labels for part in parts]), parts[0].classes
-    if labels.ndim == 2:
-        raise UserError("--plot: images with many labels have no confusion matrix; leave it out")
     said = predictions_of(labels, torch.cat([part.found.logits for part in parts]))
     right = 100 * float((said.predicted == said.labels).mean())
     title = f"{' + '.join(run.name for run in args.run)}: {right:.2f} % of {len(labels)} {args.split} images"
@@ -132,22 +153,24 @@ def draw(args: argparse.Namespace, parts: Sequence[Part]) -> None:
     save_figure(confusion_figure(matrix, classes, title), args.plot)
 
 
-def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Evaluation | None) -> None:
-    """Says where a run merges otherwise than in training, or that it has found again what its `results.json` says."""
+def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Evaluation | None) -> str | None:
+    """Says where a run merges otherwise than in training, or that it has found again what its `results.json` says;
+    returns what that says where it is something else."""
     from engine.complexity import measure  # what these need takes seconds to import
     from models.interface import merging_method, removed_per_block
-    from models.settings import UserError
 
     if not run.as_trained:
         gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
-        print(f"merging is not that of training: {merging_method(run.settings.model) or 'none'}, "
+        name = f"{folder}: " if len(args.run) > 1 else ""
+        print(f"{name}merging is not that of training: {merging_method(run.settings.model) or 'none'}, "
               f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs")  # fmt: skip
     elif found and run.results and args.split == "test" and args.weights == "best" and not args.tta:
-        said = f"results.json says {100 * run.results[f'test_{next(iter(found.metrics))}']:.2f} %"
-        if found.score != run.results[f"test_{next(iter(found.metrics))}"]:
-            reasons = "other data, another device, library version or number of threads?"
-            raise UserError(f"{folder}: {said}: not the same; {reasons}")
+        stored = run.results[f"test_{next(iter(found.metrics))}"]
+        said = f"results.json says {100 * stored:.2f} %"
+        if found.score != stored:
+            return f"{folder}: {said}"
         print(f"{said}: the same")
+    return None
 
 
 def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> dict:

@@ -15,9 +15,9 @@ if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, whic
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from engine.config import cli
 from models.settings import UserError
 
 if TYPE_CHECKING:
-    from engine.predict import Predictions
+    from engine.predict import Ensemble, Predictions
     from engine.submission import Sample
 
 
@@ -70,8 +70,9 @@ def main(argv: list[str]) -> None:
     if args.top_k is not None and args.top_k > len(ensemble.classes):
         raise UserError(f"--top-k {args.top_k}: there are {len(ensemble.classes)} classes; use that or less")
     sample, files = test_set(args)
-    wants = sample.asks_for_probabilities(ensemble.classes, ensemble.many)
+    wants, names = sample.asks_for_probabilities(ensemble.classes, ensemble.many), spelled(sample, ensemble)
     found = predict.predict(ensemble, [args.images / file for file in files], tta)
+    found = replace(found, classes=names)
     if args.probabilities:
         write_probabilities(args, sample, found, ensemble.many)
     summary = write_submission(args, sample, found, ensemble.many, wants)
@@ -100,6 +101,8 @@ def numbers(text: str | None) -> list[float] | None:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds what would keep the files from being written while nothing is lost by it."""
+    from engine.run import demand_writable
+
     if args.top_k is not None and args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: must be 1 or more")
     if args.top_k is not None and not args.probabilities:
@@ -108,15 +111,10 @@ def check_outputs(args: argparse.Namespace) -> None:
     for option, path in (("--out", args.out), ("--probabilities", args.probabilities)):
         if path is None:
             continue
-        if path.is_dir():
-            raise UserError(f"{option} {path}: is a folder; give a file in it, such as {path / 'submission.csv'}")
-        if not path.parent.is_dir():
-            raise UserError(f"{option} {path}: there is no folder {path.parent}; make it")
+        demand_writable(option, path, "submission.csv")
         if path.exists() and not is_text(path):
             raise UserError(f"{option} {path}: is there already and no text file, so that it is not replaced; "
                             "give another name")  # fmt: skip
-        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-            raise UserError(f"{option} {path}: may not be written; make it and its folder writable, or give another")
         for other, there in others.items():
             if other != option and there is not None and there.resolve() == path.resolve():
                 raise UserError(f"{option} {path}: is the file of {other}; give another")
@@ -145,22 +143,27 @@ def test_set(args: argparse.Namespace) -> tuple[Sample, list[str]]:
     return sample, match(sample, files, args.images, args.extra == "ignore")
 
 
+def spelled(sample: Sample, ensemble: Ensemble) -> list[str]:
+    """The names of the classes as they will be written."""
+    spelling = sample.spelling(ensemble.classes, ensemble.many)
+    if other := [name for name in ensemble.classes if spelling[name] != name]:
+        print(f"note: names are spelled as in {sample.where}, such as {spelling[other[0]]!r} for {other[0]!r}")
+    return [spelling[name] for name in ensemble.classes]
+
+
 def write_submission(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool, wants: bool) -> str:
     """Writes --out; returns a line about it."""
     from engine.submission import TOGETHER, number, write
     from engine.validation import validate
 
-    spelling = sample.spelling(found.classes)
-    if other := [name for name in found.classes if spelling[name] != name.strip()]:
-        print(f"note: names are spelled as in {sample.where}, such as {spelling[other[0]]!r} for {other[0]!r}")
     if wants:
-        at = [[spelling[name] for name in found.classes].index(column) for column in sample.others]
+        at = [[name.strip() for name in found.classes].index(column) for column in sample.others]
         rows = [[number(value) for value in row] for row in found.probabilities[:, at].tolist()]
     elif many:
         rows = [[TOGETHER.join(names)] for names in found.lists()]
     else:
-        rows = [[spelling[name]] for name in found.best()]
-        known = set(spelling.values())
+        rows = [[name] for name in found.best()]
+        known = {name.strip() for name in found.classes}
         if strange := [label for label in sample.labels if label and label not in known]:
             print(f"note: {sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
                   f"the run's names are written, such as {found.classes[0]!r}")  # fmt: skip

@@ -1,5 +1,6 @@
 """Runs that say together what an image is, on images that none of them has learnt."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,20 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     for runs in ([one, none], [none, one]):
         with pytest.raises(UserError, match="--run .*d: it has no test images"):
             evaluate_together(runs, [load_run(run) for run in runs])
+
+
+def test_files_of_the_same_names_elsewhere_are_other_images(tmp_path, data):
+    one, other = run_of(tmp_path / "a", data), run_of(tmp_path / "b", {**data, "path": str(tmp_path / "else")})
+    shutil.copytree(tmp_path / "images", tmp_path / "else")
+    assert evaluate_together([one, other], [load_run(one), load_run(other)]).n == 18
+    for i, file in enumerate((tmp_path / "else").rglob("*.png")):
+        save_colour(file, BLUE, seed=i + 100)
+    with pytest.raises(UserError, match="its test images are not those .* and folds"):
+        evaluate_together([one, other], [load_run(one), load_run(other)])
+    other = run_of(tmp_path / "c", data)
+    runs = [load_run(one), load_run(other, ["seed=1"])]
+    with pytest.raises(UserError, match="its val images are not those .* folds, split.val and seed"):
+        evaluate_together([one, other], runs, "val")
 
 
 def test_images_without_files_are_known_by_their_pixels(tmp_path, data):

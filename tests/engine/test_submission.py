@@ -77,10 +77,11 @@ def test_what_is_asked_for():
     [
         (["cat", "dog 1", "x-y"], True),
         (["Cat", "DOG_01", "X Y"], True),
-        (["X Y", "Dog1", "cat"], True),
-        (["Cat", "Dog1"], False),  # not all: what the third would be is not known
-        (["Cat", "Dog1", "X Y", "x_y"], False),
-        (["Cat", "Dog2", "X Y"], False),
+        (["X Y", "Dog  1", "cat"], True),
+        (["Cat", "Dog 1"], False),  # not all: what the third would be is not known
+        (["Cat", "Dog 1", "X Y", "x_y"], False),
+        (["Cat", "Dog 2", "X Y"], False),
+        (["Cat", "Dog1", "X Y"], False),
         (["cat"], False),
     ],
 )
@@ -101,7 +102,22 @@ def test_names_are_spelled_as_in_the_sample(tmp_path, theirs, spelled):
     elif len(theirs) > 1:
         with pytest.raises(UserError, match="not one for each of the 3 classes"):
             columns.asks_for_probabilities(classes, many=False)
-    assert Sample("s", ["id", "l"], 0, FILES, labels=("A", "a")).spelling(["a", "A"]) == {"a": "a", "A": "A"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "theirs"),
+    [(["a", "A"], ("A", "a")), (["-1", "0"], ("1", "0")), (["1.05", "2"], ("1.5", "2")), (["1_1", "2"], ("11", "2"))],
+)
+def test_names_that_are_two(classes, theirs):
+    found = Sample("s", ["id", "l"], 0, FILES, labels=theirs).spelling(classes)
+    assert found == {name: name for name in classes}
+
+
+def test_many_names_are_spelled_as_in_the_sample():
+    sample = Sample("s", ["id", "labels"], 0, FILES, labels=("", "Cat", "Cat; DOG"))
+    assert sample.spelling(["cat", "dog"], many=True) == {"cat": "Cat", "dog": "DOG"}
+    assert not sample.asks_for_probabilities(["cat", "dog"], many=True)
+    assert sample.spelling(["cat", "dog"]) == {"cat": "cat", "dog": "dog"}, "one label: two cells are no class"
 
 
 def test_many_labels_are_joined_by_semicolons():

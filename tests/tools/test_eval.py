@@ -17,6 +17,7 @@ from engine.run import write_json_atomic
 from engine.sweep import values_of
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
+from tests.engine.data.conftest import save_image
 from tests.tools.runs import TIMM, folder_run, many_labels_run
 from tools import eval as tool
 
@@ -49,9 +50,48 @@ def test_as_trained_it_is_compared(run, tell, tmp_path):
     results = json.loads((run / "results.json").read_text())
     assert results["removed"] == [4, 4]  # the middle
     found = json.loads((tmp_path / "a.json").read_text())
-    assert found["runs"] == [str(run)] and (found["split"], found["weights"], found["tta"]) == ("test", "best", None)
-    assert found["evaluated"] == [{"images": results["test_images"], "loss": results["test_loss"],
+    assert found["overrides"] == [] and (found["split"], found["weights"], found["tta"]) == ("test", "best", None)
+    assert found["evaluated"] == [{"runs": [str(run)], "images": results["test_images"], "loss": results["test_loss"],
                                    "top1": results["test_top1"], "top5": results["test_top5"]}]  # fmt: skip
+
+
+def test_a_difference_is_said_when_all_is_written(run, tell, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    write_json_atomic(run / "results.json", {**results, "test_top1": 0.5})
+    code, out, err = tell("--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))
+    write_json_atomic(run / "results.json", results)
+    assert code == 2 and "the same" not in out and "results.json says 50.00 %: not the same; other data" in err
+    assert json.loads((tmp_path / "a.json").read_text())["evaluated"][0]["top1"] == results["test_top1"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_may_not_be_written_is_found_first(run, tell, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "evaluate", lambda args: pytest.fail("too late"))
+    for args, words in (
+        (["--json", "."], "--json .: is a folder; give a file in it, such as evaluated.json"),
+        (["--plot", str(tmp_path / "no" / "a.png")], "there is no folder"),
+        (["--json", str(run / "results.json")], "is a file of the run itself; give another name"),
+        (["--json", str(tmp_path / "a"), "--plot", str(tmp_path / "a")], "a: is the file of --json"),
+    ):
+        code, out, err = tell(*args)
+        assert (code, out) == (2, "") and words in err and err.count("\n") == 1
+
+
+def test_data_that_are_not_those_of_training_are_said(tmp_path, caplog):
+    folder = folder_run(tmp_path, TIMM)
+    for override in ("data.cache=none", "data.fit=squash", "data.workers=0"):  # the same images, read otherwise
+        load_run(folder, [override])
+    assert "WARNING" not in caplog.text
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = f"data.path={tmp_path / 'moved'}"
+    load_run(folder, [moved])
+    assert "WARNING" not in caplog.text
+    load_run(folder, [moved, "split.test_seed=3"])
+    assert "split into others than in training: it may have learnt images that it is tested on now" in caplog.text
+    caplog.clear()
+    save_image(tmp_path / "moved" / "a" / "0.png", 99, (40, 40))
+    load_run(folder, [moved])
+    assert "was run on other images, labels or pixels than are read here and now" in caplog.text
 
 
 @pytest.mark.parametrize(

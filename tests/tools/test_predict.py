@@ -161,6 +161,11 @@ def test_many_labels(tell, tmp_path, folder):
     assert tell(run=run)[0] == 0
     expected = {name: "" if label == "2" else label for name, label in TRUTH.items()}
     assert dict(rows(tmp_path / "out.csv")[1:]) == expected
+    path = sample(tmp_path / "sample.csv", "ID,Labels", *(f"{i}.png,{'' if i else '02;01;10'}" for i in range(12)))
+    code, out, err = tell("--sample", path, run=run)
+    assert (code, err) == (0, "") and "such as '01' for '1'" in out
+    theirs = {name: {"1": "01"}.get(label, label) for name, label in expected.items()}
+    assert dict(rows(tmp_path / "out.csv")[1:]) == theirs and "01" in theirs.values()
     assert tell("--run", folder / "run", run=run)[2].startswith("error: --run ")
 
 
@@ -227,7 +232,7 @@ def test_what_is_no_table_is_not_replaced(tell, tmp_path):
 
 
 def test_what_may_not_be_written_is_found_first(tell, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool.os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     code, _, err = tell("--run", tmp_path / "no")
     assert code == 2 and "out.csv: may not be written; make it and its folder writable" in err
 
