@@ -91,8 +91,9 @@ def test_mistakes_are_one_line(overrides, tmp_path, monkeypatch, capsys):
     for said, wrong in mistakes.items():
         args = ["--cfg", "zoo/resnet18", "--out", out, *overrides, *wrong]
         assert run(monkeypatch, *args) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and said in line
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1, err
+        assert err.startswith("error: ") and said in err
     assert not out.exists()
 
 
