@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import re
 import shutil
 import sys
@@ -33,6 +32,7 @@ from engine.run import open_run, write_json_atomic
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
+from tests.quiet import end_log
 from tests.tools.runs import PLAIN
 from tools import compare as compare_tool
 from tools import eval as eval_tool
@@ -51,10 +51,7 @@ def settings_of(split: dict, **sections) -> RunSettings:
 def quietly(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, dict]:
     with redirect_stdout(io.StringIO()):
         found = run_folds(settings, folder, resume)
-    logger = logging.getLogger("hybridmerge")
-    while logger.handlers:
-        logger.handlers[0].close()
-        logger.removeHandler(logger.handlers[0])
+    end_log()
     return found
 
 

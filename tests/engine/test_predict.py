@@ -18,6 +18,7 @@ from engine.experiment import run_experiment
 from engine.finished import load_model, load_run
 from engine.predict import classes_of, gather, grey, views_of
 from models.settings import UserError, check
+from tests.quiet import end_log
 from tests.tools.colours import BLUE, COLOURS, FOLDER, GREEN, RED, VIT, colour_run, save_colour
 from tests.tools.runs import TIMM
 
@@ -253,10 +254,7 @@ def test_runs_that_keep_what_learnt(tmp_path, finetune):
     folder = tmp_path / "part"
     folder.mkdir()
     run_experiment(check(RunSettings, body), folder)
-    log = logging.getLogger("hybridmerge")
-    while log.handlers:
-        log.handlers[0].close()
-        log.removeHandler(log.handlers[0])
+    end_log()
     run = load_run(folder)
     with torch.inference_mode():
         pixels = Normalise(run.data.mean, run.data.std)(run.data.test.read(torch.arange(len(run.data.test))))

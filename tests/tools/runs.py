@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from engine.config import RunSettings
 from engine.experiment import run_experiment
 from models.settings import check
 from tests.engine.data.conftest import save_image
+from tests.quiet import end_log
 
 TIMM = {"name": "timm", "arch": "test_vit", "img_size": 32, "options": {"depth": 2}}  # 2 x 2 patches
 PLAIN = {"crop": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
@@ -43,8 +43,5 @@ def _run(folder: Path, **sections) -> Path:
             "train": SHORT, "log": {"every_steps": 1, "images": 0}, **sections}  # fmt: skip
     with redirect_stdout(io.StringIO()):
         run_experiment(check(RunSettings, body), folder)
-    log = logging.getLogger("hybridmerge")
-    while log.handlers:  # the terminal's and log.txt's, which a tool run in this process would write to
-        log.handlers[0].close()
-        log.removeHandler(log.handlers[0])
+    end_log()
     return folder
