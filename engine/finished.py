@@ -160,7 +160,7 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
         data: the run's data, where they are loaded already.
 
     Raises:
-        UserError: no run there, or what `load_weights` says.
+        UserError: no run there, or the folder of all folds, or what `load_weights` says.
     """
     settings, as_trained = read_settings(folder, overrides)
     if settings.threads:
@@ -237,7 +237,7 @@ def load_model(folder: Path, overrides: Iterable[str] = ()) -> TrainedModel:
         overrides: what to change of its settings, as for `load_run`.
 
     Raises:
-        UserError: no run there, or one of an older version, or what `load_weights` says.
+        UserError: no run there, or the folder of all folds, or a run of an older version, or what `load_weights` says.
     """
     settings, as_trained = read_settings(folder, overrides)
     _of_one(folder)

@@ -32,7 +32,7 @@ def of_fold(settings: RunSettings, fold: int | None) -> RunSettings:
 
 
 def demand_alike(settings: RunSettings, folder: Path) -> None:
-    """Refuses a fold that was run with other settings than all of them."""
+    """Refuses a fold that was run with other settings than all of them, or that has lost its own."""
     for fold, path in enumerate(fold_folders(folder, settings)):
         if not (path / "settings.yaml").is_file():
             raise UserError(f"{path}: has no settings.yaml; delete it, then tools/train.py --resume {folder}")

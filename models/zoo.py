@@ -233,7 +233,7 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
         reason = str(error).split("__init__() ")[-1]
         said = f"model.options = {settings.options}: {name} refuses them ({reason})"
         raise UserError(f"{said}; correct or drop it") from None
-    except NotImplementedError:
+    except NotImplementedError:  # a RuntimeError too, but no refusal: see _takes
         raise
     except (ValueError, AssertionError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise _Refused(" ".join(str(error).split())) from error
