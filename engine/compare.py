@@ -67,7 +67,7 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in folders:
         split = _settings(folder).split
-        parts = range(split.folds) if split.folds and split.fold is None else None
+        parts = range(split.folds) if split.all_folds else None
         found += [folder] if parts is None else [folder / f"fold{fold}" for fold in parts]
         for path in found[-len(parts) :] if parts else []:
             if not (path / "results.json").is_file():

@@ -183,7 +183,7 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
 def _of_one(folder: Path) -> RunSettings:
     """The stored settings of a run folder; that of all folds of one is refused."""
     stored, _ = read_settings(folder)
-    if stored.split.folds is not None and stored.split.fold is None:
+    if stored.split.all_folds:
         raise UserError(f"{folder}: holds {stored.split.folds} folds, each a run of its own; give one of them, such as "
                         f"{folder / 'fold0'}")  # fmt: skip
     return stored

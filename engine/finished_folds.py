@@ -46,8 +46,7 @@ def holds_folds(folder: Path) -> bool:
     Raises:
         UserError: it is neither.
     """
-    split = read_settings(folder)[0].split
-    return split.folds is not None and split.fold is None
+    return read_settings(folder)[0].split.all_folds
 
 
 def finished_folders(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
     Raises:
         UserError: what training would say of data, augmentation or batch size.
     """
-    if settings.split.folds and settings.split.fold is None:
+    if settings.split.all_folds:
         settings = of_fold(settings, 0)
     data = build_data(settings.data, settings.split, settings.seed)
     check_fits(settings, data)

@@ -82,6 +82,11 @@ class SplitSettings(Settings):
             raise ValueError(f"fold = {self.fold}: {said}; use 0 to split.folds - 1")
         return self
 
+    @property
+    def all_folds(self) -> bool:
+        """Whether there are folds and none of them is chosen: what then runs is all of them."""
+        return self.folds is not None and self.fold is None
+
 
 class AugmentSettings(Settings):
     """What happens to training images: each by draws of its own, but mixup and cutmix by one draw for a batch."""
