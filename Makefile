@@ -1,5 +1,7 @@
 # make demo    trains the hybrid on handwritten digits; makes the environment first, where there is none
 # make test    runs the tests, on the CPU, in two processes; ARGS="-k merge" for some of them, JOBS=8 for more processes
+#              HYBRIDMERGE_PRECISION=bf16 make test runs them in bf16, on any processor
+# make test-bf16 runs the tests that depend on precision in bf16
 # make lint    checks the code with ruff
 # make install makes the environment in .venv; PYTHON=python3.12 chooses the interpreter
 # make clean   deletes the environment and caches; runs/ and data/ stay
@@ -10,7 +12,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-bf16 lint clean
 
 install: $(STAMP)
 
@@ -19,6 +21,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
+
+test-bf16:
+	HYBRIDMERGE_PRECISION=bf16 $(MAKE) test ARGS='-m precision $(ARGS)'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ from engine.runtime import commit, device_name, peak_memory, pick_device, versio
 from engine.tracking import Tracker
 from engine.train import Trainer
 from models.interface import model_name, removed_per_block, tokens_per_block
+from models.lora import merge_lora
 from models.settings import UserError
 from models.zoo import normalisation
 
@@ -222,6 +223,9 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
     best = trainer.folder / "best.pt"
     best_step = load_weights(model, trainer.data, best, trainer.saved_names)["step"]
+    trained, parameters = trainer.tuning.trained(), sum(p.numel() for p in model.parameters())
+    if settings.finetune and settings.finetune.mode == "lora":
+        merge_lora(model)  # the run is read back with its adapters added in, which in bf16 computes something else
     test, by_class = tested(trainer, tracker)
     metric, n = next(iter(test.metrics)), test.n
     interval = None
@@ -231,7 +235,6 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
     if trainer.data.multi_label and len(trainer.data.val):
         found = trainer.evaluate(trainer.data.val, keep_logits=True)
         thresholds = best_thresholds(found.logits.sigmoid(), trainer.data.val.labels)
-    trained = trainer.tuning.trained()
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     asked = target_macs(settings.model)
     return {
@@ -256,7 +259,7 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
         "data_sha256": trainer.fingerprint,
         "params": cost.params,
         "trained_params": trained,
-        "trained_share": trained / sum(p.numel() for p in model.parameters()),
+        "trained_share": trained / parameters,
         "saved_mib": best.stat().st_size / 2**20,
         "gmacs": cost.macs / 1e9,
         "target_gmacs": None if asked is None else asked / 1e9,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from models.settings import UserError
 
+# What `train.precision: auto` means on this machine, whatever the processor has: fp32 or bf16.
+PRECISION_VARIABLE = "HYBRIDMERGE_PRECISION"
 LIBRARIES = ("torch", "torchvision", "timm", "einops", "fvcore", "numpy", "pydantic", "torchmetrics", "tensorboard")
 
 
@@ -50,15 +53,25 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def pick_autocast(precision: str, device: torch.device) -> torch.autocast:
-    """A reusable context manager: bfloat16 autocast for `bf16`, and for `auto` where the device has it.
+    """Returns a reusable context manager: bfloat16 autocast for `bf16`, and for `auto` where the device supports it.
+
+    The environment variable HYBRIDMERGE_PRECISION (fp32 or bf16) decides what `auto` means, so that results can be
+    compared between machines with and without bf16 units.
+
+    Args:
+        precision: auto, fp32 or bf16.
+        device: the device to compute on.
 
     Raises:
-        UserError: bf16 asked for on MPS.
+        UserError: bf16 on MPS, or an environment variable that is neither fp32 nor bf16.
     """
+    if precision == "auto":
+        precision = os.environ.get(PRECISION_VARIABLE) or ("bf16" if has_bf16(device) else "fp32")
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"{PRECISION_VARIABLE} = {precision!r}: must be fp32 or bf16; correct it, or unset it")
     if precision == "bf16" and device.type == "mps":
         raise UserError("train.precision = 'bf16': not supported on mps; use auto or fp32")
-    enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

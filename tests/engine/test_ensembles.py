@@ -14,6 +14,8 @@ from engine.predict import gather, predict
 from models.settings import UserError
 from tests.tools.colours import BLUE, GREEN, RED, colour_run, save_colour
 
+pytestmark = pytest.mark.precision
+
 NAMES = ["1", "10", "2"]
 
 

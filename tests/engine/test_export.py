@@ -15,6 +15,8 @@ from models import build_model
 from models.merging import MERGERS, wrap
 from models.settings import UserError
 
+pytestmark = pytest.mark.precision
+
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 # What must leave the framework in any case, in every kind of model. test_onnx.py has every method by itself.
 MODELS = [("vit", "tome"), ("vit", "topk"), ("hybrid", "tome"), ("hybrid", "grid"), ("timm", "topk"), ("timm", "pool")]

@@ -24,6 +24,8 @@ from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
 from tests.engine.test_train import assert_same_run, run_until
 
+pytestmark = pytest.mark.precision
+
 PLAIN = {"crop": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
 VIT = {
     "name": "vit", "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16, "depth": 2,

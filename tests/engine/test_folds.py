@@ -38,6 +38,8 @@ from tools import compare as compare_tool
 from tools import eval as eval_tool
 from tools import train as train_tool
 
+pytestmark = pytest.mark.precision
+
 K = 3
 SHORT = {
     "augment": PLAIN, "train": {"epochs": 1, "batch_size": 16, "lr": 0.01}, "log": {"every_steps": 50, "images": 0},

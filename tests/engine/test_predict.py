@@ -22,6 +22,8 @@ from tests.quiet import end_log
 from tests.tools.colours import BLUE, COLOURS, FOLDER, GREEN, RED, VIT, colour_run, save_colour
 from tests.tools.runs import TIMM
 
+pytestmark = pytest.mark.precision
+
 NAMES = ["1", "10", "2"]
 
 

@@ -27,12 +27,29 @@ def test_auto_without_accelerator_is_the_cpu(monkeypatch):
     ("fp32", True, False), ("bf16", False, True), ("auto", True, True), ("auto", False, False),
 ])  # fmt: skip
 def test_precision(precision, native, enabled, monkeypatch):
+    monkeypatch.delenv("HYBRIDMERGE_PRECISION")
     monkeypatch.setattr(runtime, "has_bf16", lambda device: native)
     weight = torch.ones(2, 2)
     autocast = runtime.pick_autocast(precision, CPU)
     for _ in range(2):  # it can be entered again
         with autocast:
             assert (weight @ weight).dtype == (torch.bfloat16 if enabled else torch.float32)
+
+
+@pytest.mark.parametrize(("precision", "variable", "enabled"), [
+    ("auto", "fp32", False), ("auto", "bf16", True), ("fp32", "bf16", False), ("bf16", "fp32", True),
+])  # fmt: skip
+@pytest.mark.parametrize("native", [True, False])
+def test_the_environment_decides_what_auto_means(precision, variable, enabled, native, monkeypatch):
+    monkeypatch.setattr(runtime, "has_bf16", lambda device: native)
+    monkeypatch.setenv("HYBRIDMERGE_PRECISION", variable)
+    assert runtime.pick_autocast(precision, CPU)._enabled == enabled
+
+
+def test_an_unknown_precision_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("HYBRIDMERGE_PRECISION", "fp16")
+    with pytest.raises(UserError, match="HYBRIDMERGE_PRECISION = 'fp16': must be fp32 or bf16"):
+        runtime.pick_autocast("auto", CPU)
 
 
 def test_bf16_on_mps_is_refused():

@@ -19,6 +19,8 @@ from engine.gallery import wrong_pictures_figure
 from engine.tracking import METRICS, Tracker
 from models.settings import UserError
 
+pytestmark = pytest.mark.precision
+
 
 def rows(folder):
     return [json.loads(line, parse_constant=pytest.fail) for line in (folder / METRICS).read_text().splitlines()]

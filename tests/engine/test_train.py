@@ -21,6 +21,8 @@ from engine.tracking import Tracker
 from engine.train import Trainer
 from models.settings import UserError
 
+pytestmark = pytest.mark.precision
+
 STEPS_PER_EPOCH = 10  # 325 training images: 20 micro-batches of 16, two to a step
 
 

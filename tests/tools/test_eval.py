@@ -14,12 +14,15 @@ from engine.data.loader import eval_batches
 from engine.experiment import run_experiment
 from engine.finished import evaluate_run, load_run
 from engine.run import write_json_atomic
+from engine.runtime import pick_autocast
 from engine.sweep import values_of
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
 from tests.tools.runs import TIMM, folder_run, many_labels_run
 from tools import eval as tool
+
+pytestmark = pytest.mark.precision
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +166,10 @@ def test_thresholds_of_a_run_of_many_labels(tmp_path, monkeypatch, capsys):
     run = load_run(folder)
     for split in ("val", "test"):
         arrays = getattr(run.data, split)
-        batches = eval_batches(arrays, len(arrays), run.data.mean, run.data.std, run.data.resize)
-        with torch.inference_mode():
-            scores = run.model.eval()(next(iter(batches))[0]).sigmoid()
+        size = run.settings.train.batch_size
+        batches = eval_batches(arrays, size, run.data.mean, run.data.std, run.data.resize)
+        with torch.inference_mode(), pick_autocast(run.settings.train.precision, torch.device("cpu")):
+            scores = torch.cat([run.model.eval()(images) for images, _ in batches]).float().sigmoid()
         middle = {name: float(column.median()) for name, column in zip(run.data.classes, scores.T)}
         for thresholds in (stored["thresholds"], middle, {"odd": 0.0, "second": 1.0}):
             said = scores >= torch.tensor([thresholds[name] for name in run.data.classes])

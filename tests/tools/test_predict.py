@@ -13,6 +13,8 @@ from tests.tools.colours import BLUE, COLOURS, GREEN, RED, colour_run, save_colo
 from tools import data as data_tool
 from tools import predict as tool
 
+pytestmark = pytest.mark.precision
+
 NAMES = ["1", "10", "2"]
 TRUTH = {f"{i}.png": NAMES[i % 3] for i in range(12)}
 

@@ -25,6 +25,8 @@ from tools import compare as compare_tool
 from tools import eval as eval_tool
 from tools import train as train_tool
 
+pytestmark = pytest.mark.precision
+
 QUICK = [
     "split.part=0.25", "train.epochs=2", "train.batch_size=16", "model.embed_dim=16", "model.depth=2", "threads=1",
     "model.drop_path_rate=0.1", "model.patch_size=2", "model.merge.r=2", "device=cpu",
