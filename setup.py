@@ -31,9 +31,7 @@ setup(
         "safetensors>=0.4",  # weights in that format
     ],
     extras_require={
-        "dev": [
-            "pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", *LORA, *ONNX,
-        ],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", *LORA, *ONNX],
         "lora": LORA,  # finetune.mode=lora
         "export": ["torch>=2.13", *ONNX],  # tools/export.py
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours

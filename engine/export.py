@@ -31,8 +31,8 @@ from torch.fx import GraphModule
 
 from engine.data import Data
 from engine.data.loader import eval_batches
-from engine.finished import FinishedRun
-from engine.run import replacing
+from engine.files import replacing
+from engine.runs.restore import FinishedRun
 from models.interface import merging_method, model_name, removed_per_block
 from models.settings import UserError, nearest
 
@@ -70,9 +70,13 @@ class Agreement:
 
 
 def export_model(
-    model: nn.Module, to: str, path: Path, images: Tensor, metadata: Mapping[str, Any] | None = None,
+    model: nn.Module,
+    to: str,
+    path: Path,
+    images: Tensor,
+    metadata: Mapping[str, Any] | None = None,
     batch_sizes: Sequence[int] = (1, 16),
-) -> Agreement:  # fmt: skip
+) -> Agreement:
     """Writes a model in evaluation mode, fp32, for images of this size in batches of any size.
 
     Args:
@@ -170,8 +174,10 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     logits = model(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"the model gives {shape} for {len(images)} image(s), not one row of logits for each; export a "
-                        "model with a pooled head")  # fmt: skip
+        raise UserError(
+            f"the model gives {shape} for {len(images)} image(s), not one row of logits for each; export a "
+            "model with a pooled head"
+        )
     if not logits.isfinite().all():
         raise UserError("the model's logits are not finite: no file can be checked against them; mend its weights")
     return logits
@@ -234,9 +240,14 @@ def load(path: Path) -> tuple[Runtime, dict[str, Any]]:
 
 def _write_onnx(program: ExportedProgram, file: BinaryIO, metadata: Mapping[str, Any]) -> None:
     onnx = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"],
-        dynamic_shapes=({0: Dim("batch", min=1)},), custom_translation_table=_translations(),
-    )  # fmt: skip
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: Dim("batch", min=1)},),
+        custom_translation_table=_translations(),
+    )
     onnx.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     file.write(onnx.model_proto.SerializeToString())
 

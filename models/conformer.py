@@ -163,9 +163,13 @@ class ConvTransBlock(nn.Module):
     """
 
     def __init__(
-        self, cnn_block: ConvBlock, fusion_block: ConvBlock, squeeze_block: Squeeze, expand_block: Expand,
+        self,
+        cnn_block: ConvBlock,
+        fusion_block: ConvBlock,
+        squeeze_block: Squeeze,
+        expand_block: Expand,
         trans_block: Block,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.cnn_block, self.fusion_block = cnn_block, fusion_block
         self.squeeze_block, self.expand_block = squeeze_block, expand_block

@@ -42,9 +42,12 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets:
     if whole and dropout:
         raise UserError(f"finetune.dropout = {dropout}: not for adapters of {whole[0]}; use 0, or other targets")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name for name in names if name not in whole],
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=[name for name in names if name not in whole],
         target_parameters=[f"{name}.in_proj_weight" for name in whole] or None,
-    )  # fmt: skip
+    )
     inject_adapter_in_model(config, model)
 
 

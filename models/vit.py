@@ -85,9 +85,15 @@ class Block(nn.Module):
     """Attention, merging, MLP."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, merge: MergeLayer,
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop_path: float,
+        merge: MergeLayer,
         prop_attn: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias)
@@ -121,7 +127,11 @@ class MergingEncoder(nn.Module):
         super().__init__()
         s = settings
         self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
-            s.img_size, s.in_chans, s.num_classes, s.embed_dim)  # fmt: skip
+            s.img_size,
+            s.in_chans,
+            s.num_classes,
+            s.embed_dim,
+        )
         self.grid, self.depth = s.grid, s.depth
         self.merger = s.merge.merger()
         self.schedule = s.schedule()

@@ -25,9 +25,19 @@ from models.settings import ModelSettings, UserError, nearest
 LIBRARIES = ("timm", "torchvision")
 Option = bool | int | float | str | list[int] | list[float] | None
 # What our settings say, and what would give another thing than a model that classifies, or download: no `options`.
-OURS = {"img_size": "img_size", "image_size": "img_size", "in_chans": "in_chans", "num_classes": "num_classes",
-        "weights": "weights", "pretrained": "weights", "checkpoint_path": "weights", "pretrained_cfg": "weights",
-        "pretrained_cfg_overlay": "weights", "cache_dir": "weights", "progress": "weights"}  # fmt: skip
+OURS = {
+    "img_size": "img_size",
+    "image_size": "img_size",
+    "in_chans": "in_chans",
+    "num_classes": "num_classes",
+    "weights": "weights",
+    "pretrained": "weights",
+    "checkpoint_path": "weights",
+    "pretrained_cfg": "weights",
+    "pretrained_cfg_overlay": "weights",
+    "cache_dir": "weights",
+    "progress": "weights",
+}
 TUPLES = ("features_only", "aux_logits")  # options that make `forward` return more than logits
 
 

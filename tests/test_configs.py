@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.complexity import measure
-from engine.config import load_settings
+from engine.cost.macs import measure
+from engine.settings.layers import load_settings
 from models import build
 from models.finetune import Tuning
 from models.interface import tokens_per_block

@@ -27,9 +27,10 @@ from pathlib import Path
 
 import torch
 
-from engine import benchmark
-from engine.config import cli, load_settings
-from engine.runtime import device_name, pick_device
+from engine.cli import cli
+from engine.cost import speed as benchmark
+from engine.machine import device_name, pick_device
+from engine.settings.layers import load_settings
 from models.merging import MERGERS
 
 IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
@@ -111,20 +112,22 @@ def main(argv: list[str]) -> None:
     elif args.files:
         files(args)
     else:
-        from engine.benchmark_data import data_speeds
+        from engine.cost.data_speed import data_speeds
 
         print(f"{IMAGES:,} images of {'x'.join(map(str, SHAPE))}: crop 4, flip, normalise; batch {args.batch_size}")
         print("images/s:", spread(data_speeds(IMAGES, SHAPE, args.batch_size, args.repeats), ",.0f"))
 
 
 def files(args: argparse.Namespace) -> None:
-    from engine.benchmark_data import file_speeds, write_photographs
+    from engine.cost.data_speed import file_speeds, write_photographs
 
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder), FILES, SIDE)
         found = file_speeds(Path(folder), SIZE, args.batch_size, args.workers, args.repeats)
-    print(f"{FILES:,} JPEG files of {SIDE} x {SIDE} to {SIZE}: RandomResizedCrop, flip, jitter, erasing, normalise; "
-          f"batch {args.batch_size}, {args.workers} processes")  # fmt: skip
+    print(
+        f"{FILES:,} JPEG files of {SIDE} x {SIDE} to {SIZE}: RandomResizedCrop, flip, jitter, erasing, normalise; "
+        f"batch {args.batch_size}, {args.workers} processes"
+    )
     plain = found.pop("plain DataLoader")
     print(f"{'plain DataLoader':16} images/s: {spread(plain, ',.0f')}")
     for name, speeds in found.items():

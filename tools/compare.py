@@ -12,13 +12,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.compare import Row, compare, runs_in
-from engine.config import cli
+from engine.cli import cli
+from engine.study.table import Row, compare, runs_in
 
 COLUMNS = (
-    "run", "seeds", "test {}, %", "model", "training", "params, M", "learnt, M", "learnt, %", "GMACs", "images/s",
-    "training, s", "peak memory, MiB", "saved, MiB",
-)  # fmt: skip
+    "run",
+    "seeds",
+    "test {}, %",
+    "model",
+    "training",
+    "params, M",
+    "learnt, M",
+    "learnt, %",
+    "GMACs",
+    "images/s",
+    "training, s",
+    "peak memory, MiB",
+    "saved, MiB",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +37,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of folds")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy, or mAP, by step as well")
     args = parser.parse_args(argv)
-    from engine.metrics import TITLES  # takes seconds to import
+    from engine.measure.metrics import TITLES
 
     found = compare(args.runs)
     metrics = " or ".join(dict.fromkeys(TITLES[row.metric] for row in found))
@@ -36,7 +47,8 @@ def main(argv: list[str]) -> None:
     for row in rows:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
     if args.plot:
-        from engine.plots import curves, save_figure
+        from engine.figures.drawing import save_figure
+        from engine.study.curves import curves
 
         save_figure(curves(runs_in(args.runs)), args.plot)
 
@@ -46,11 +58,20 @@ def cells(row: Row) -> tuple[str, ...]:
     spread = "" if row.spread is None else f" ± {row.spread:.2f}"
     top1 = "-" if row.top1 is None else f"{row.top1:.2f}{spread}"
     return (
-        row.name, counted(row), top1, row.model, row.method, f"{row.params / 1e6:.3f}",
-        f"{row.trained_params / 1e6:.3f}", f"{100 * row.trained_params / row.params:.2f}", f"{row.gmacs:.4f}",
-        f"{row.images_per_second:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory_mib:.0f}",
+        row.name,
+        counted(row),
+        top1,
+        row.model,
+        row.method,
+        f"{row.params / 1e6:.3f}",
+        f"{row.trained_params / 1e6:.3f}",
+        f"{100 * row.trained_params / row.params:.2f}",
+        f"{row.gmacs:.4f}",
+        f"{row.images_per_second:.0f}",
+        f"{row.seconds:.0f}",
+        f"{row.peak_memory_mib:.0f}",
         "-" if row.saved_mib is None else f"{row.saved_mib:.2f}",
-    )  # fmt: skip
+    )
 
 
 def counted(row: Row) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config import cli
+from engine.cli import cli
 
 
 class Command(NamedTuple):
@@ -49,19 +49,21 @@ def validate_arguments(parser: argparse.ArgumentParser) -> None:
     known.add_argument("--run", type=Path, metavar="DIR", help="a run folder: its labels are the ones allowed")
     known.add_argument("--classes", type=Path, metavar="FOLDER", help="class folders: their names are the ones allowed")
     parser.add_argument(
-        "--formulas", choices=["guard", "keep"], default="guard",
+        "--formulas",
+        choices=["guard", "keep"],
+        default="guard",
         help="keep: a cell that a spreadsheet would compute, such as =A1, is no mistake (default: guard)",
-    )  # fmt: skip
+    )
 
 
 def validate_file(args: argparse.Namespace) -> None:
-    from engine.submission import read_sample  # what these need takes seconds to import
-    from engine.validation import class_folders, validate
+    from engine.submit.sample import read_sample
+    from engine.submit.validate import class_folders, validate
     from models.settings import UserError
 
     classes, many = None, None
     if args.run:
-        from engine.predict import classes_of
+        from engine.submit.predict import classes_of
 
         classes, many = classes_of(args.run)
     elif args.classes:
@@ -74,8 +76,10 @@ def validate_file(args: argparse.Namespace) -> None:
         print(f"warning: {line}")
     if report.problems:
         count = len(report.problems)
-        raise UserError(f"{args.file}: {count} kind{'s' * (count > 1)} of mistakes, said above; "
-                        f"correct the file, or write it with tools/predict.py --sample {args.sample}")  # fmt: skip
+        raise UserError(
+            f"{args.file}: {count} kind{'s' * (count > 1)} of mistakes, said above; "
+            f"correct the file, or write it with tools/predict.py --sample {args.sample}"
+        )
     print(f"{args.file}: valid; {report.summary}")
 
 
@@ -88,9 +92,10 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    from engine.checks import picture, words  # what these need takes seconds to import
-    from engine.config import parse_overrides
-    from engine.data.preflight import SOURCES, check_source, kind_of
+    from engine.data.check.preflight import SOURCES, check_source, kind_of
+    from engine.data.check.words import words
+    from engine.figures.check import picture
+    from engine.settings.layers import parse_overrides
     from models import settings
     from models.settings import UserError
 
@@ -103,7 +108,7 @@ def check(args: argparse.Namespace) -> None:
     for line in words(report):
         print(line)
     if args.out:
-        from engine.plots import save_figure
+        from engine.figures.drawing import save_figure
 
         try:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -126,15 +131,15 @@ def preview_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def preview(args: argparse.Namespace) -> None:
-    from engine.config import load_settings
+    from engine.settings.layers import load_settings
     from models.settings import UserError
 
     for name, least in (("epoch", 0), ("images", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     settings = load_settings(args.cfg, args.overrides)
-    from engine.plots import save_figure  # what these need takes seconds to import
-    from engine.preview import preview
+    from engine.figures.drawing import save_figure
+    from engine.figures.preview import preview
 
     save_figure(preview(settings, args.epoch, args.images), args.out)
     print(f"picture: {args.out}")

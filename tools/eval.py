@@ -18,30 +18,38 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.config import cli
+from engine.cli import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from engine.evaluate import Evaluation
-    from engine.finished import FinishedRun
+    from engine.measure.evaluate import Evaluation
+    from engine.runs.restore import FinishedRun
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--run", type=Path, required=True, action="append", metavar="DIR",
+        "--run",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="DIR",
         help="a run folder, or that of all folds; several times: they say together what an image is",
-    )  # fmt: skip
+    )
     parser.add_argument("--split", choices=["test", "val"], default="test", help="which images (default: test)")
     parser.add_argument("--weights", choices=["best", "last"], default="best", help="best.pt or last.pt")
     parser.add_argument("--tta", choices=["flip"], help="mean probabilities of each image and its mirror image")
     parser.add_argument("--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, into a table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the confusion matrix, or of a sweep the "
-                        "accuracy (or mAP) by GMACs")  # fmt: skip
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the confusion matrix, or of a sweep the accuracy (or mAP) by GMACs",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR, merge.r=4")
     return parser.parse_intermixed_args(argv)
 
@@ -61,7 +69,8 @@ def main(argv: list[str]) -> None:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds what would keep the files from being written before anything is computed."""
-    from engine.run import FILES, demand_writable
+    from engine.files import demand_writable
+    from engine.runs.folder import FILES
     from models.settings import UserError
 
     given = {"--json": args.json, "--plot": args.plot}
@@ -76,10 +85,10 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from engine.ensembles import load_folds  # what these need takes seconds to import
-    from engine.finished import load_run, read_settings
-    from engine.finished_folds import holds_folds
-    from engine.run import write_json_atomic
+    from engine.files import write_json_atomic
+    from engine.measure.ensembles import load_folds
+    from engine.runs.folds import holds_folds
+    from engine.runs.restore import load_run, read_settings
     from models.settings import UserError
 
     if twice := [run for i, run in enumerate(args.run) if run.resolve() in [r.resolve() for r in args.run[:i]]]:
@@ -121,7 +130,7 @@ class Part(NamedTuple):
 
 def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> Part:
     """Evaluates a run, or several together, and says what came of it."""
-    from engine.ensembles import evaluate_together  # what these need takes seconds to import
+    from engine.measure.ensembles import evaluate_together
 
     folders, models = zip(*runs)
     if len(runs) == 1:
@@ -130,9 +139,11 @@ def show(args: argparse.Namespace, runs: Sequence[tuple[Path, FinishedRun]]) -> 
         found, f1 = evaluate_together(folders, models, args.split, args.tta is not None), None
     shown = found.metrics if f1 is None else {**found.metrics, "f1 at the run's thresholds": f1}
     views = ", each and its mirror image" if args.tta else ""
-    print(f"{' + '.join(map(str, folders))}, {args.weights}.pt on {found.n} {args.split} images{views}: "
-          + "  ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items())
-          + f"  loss {found.loss:.4f}")  # fmt: skip
+    print(
+        f"{' + '.join(map(str, folders))}, {args.weights}.pt on {found.n} {args.split} images{views}: "
+        + "  ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items())
+        + f"  loss {found.loss:.4f}"
+    )
     differs = [compare(args, folder, run, found if len(runs) == 1 else None) for folder, run in runs]
     data = models[0].data
     return Part(list(map(str, folders)), found, shown, getattr(data, args.split).labels, data.classes, differs[0])
@@ -142,8 +153,10 @@ def draw(args: argparse.Namespace, parts: Sequence[Part]) -> None:
     """Draws the confusion matrix of all images."""
     import torch  # what these need takes seconds to import
 
-    from engine.plots import save_figure
-    from engine.reports import confusion_figure, confusion_matrix, predictions_of
+    from engine.figures.confusion import confusion_figure
+    from engine.figures.drawing import save_figure
+    from engine.measure.confusion import confusion_matrix
+    from engine.measure.predictions import predictions_of
 
     labels, classes = torch.cat([part.labels for part in parts]), parts[0].classes
     said = predictions_of(labels, torch.cat([part.found.logits for part in parts]))
@@ -156,14 +169,16 @@ def draw(args: argparse.Namespace, parts: Sequence[Part]) -> None:
 def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Evaluation | None) -> str | None:
     """Says where a run merges otherwise than in training, or that it has found again what its `results.json` says;
     returns what that says where it is something else."""
-    from engine.complexity import measure  # what these need takes seconds to import
+    from engine.cost.macs import measure
     from models.interface import merging_method, removed_per_block
 
     if not run.as_trained:
         gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
         name = f"{folder}: " if len(args.run) > 1 else ""
-        print(f"{name}merging is not that of training: {merging_method(run.settings.model) or 'none'}, "
-              f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs")  # fmt: skip
+        print(
+            f"{name}merging is not that of training: {merging_method(run.settings.model) or 'none'}, "
+            f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs"
+        )
     elif found and run.results and args.split == "test" and args.weights == "best" and not args.tta:
         stored = run.results[f"test_{next(iter(found.metrics))}"]
         said = f"results.json says {100 * stored:.2f} %"
@@ -176,8 +191,8 @@ def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Eva
 def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> dict:
     """Prints what the folds say together, and returns it. Validation images chose the epoch: they promise nothing of
     new ones."""
-    from engine.intervals import spread, spread_lines  # what these need takes seconds to import
-    from engine.metrics import main_metric
+    from engine.measure.intervals import spread, spread_lines
+    from engine.measure.metrics import main_metric
 
     counted = main_metric(False) in found[0].metrics
     together = spread([one.score for one in found], [one.n for one in found], counted)
@@ -195,8 +210,8 @@ def evaluated(
     has for it; None where it has none."""
     import torch  # what these need takes seconds to import
 
-    from engine.finished import evaluate_run
-    from engine.metrics import MULTILABEL
+    from engine.measure.ensembles import evaluate_run
+    from engine.measure.metrics import MULTILABEL
 
     thresholds = (run.results or {}).get("thresholds")
     if not thresholds:
@@ -208,10 +223,11 @@ def evaluated(
 
 
 def sweep(args: argparse.Namespace) -> None:
-    from engine import sweep  # what these need takes seconds to import
-    from engine.metrics import TITLES
-    from engine.plots import accuracy_by_cost, save_figure
-    from engine.run import write_json_atomic
+    from engine.figures.drawing import save_figure
+    from engine.files import write_json_atomic
+    from engine.measure.metrics import TITLES
+    from engine.study import sweep
+    from engine.study.curves import accuracy_by_cost
 
     key, _ = sweep.values_of(args.sweep)
     rows = sweep.sweep(args.run[0], args.sweep, args.overrides, args.weights, args.split)

@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.config import cli
+from engine.cli import cli
 
 
 def main(argv: list[str]) -> None:
@@ -30,19 +30,23 @@ def main(argv: list[str]) -> None:
     args = parser.parse_intermixed_args(argv)
 
     from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
-    from engine.finished import load_run  # what they need takes seconds to import
+    from engine.runs.restore import load_run
     from models.interface import merging_method, removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)
     path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
     found = export_model(run.model, args.to, path, sample(run.data), metadata_of(run, args.weights))
     print(f"checked on {found.images} test images, in batches of {' and '.join(map(str, found.batch_sizes))}")
-    print(f"largest difference  {found.difference:.1e} of a logit (allowed {ABSOLUTE:.0e}; images differ by up to "
-          f"{found.spread:.1f})")  # fmt: skip
+    print(
+        f"largest difference  {found.difference:.1e} of a logit (allowed {ABSOLUTE:.0e}; images differ by up to "
+        f"{found.spread:.1f})"
+    )
     print(f"same prediction     {found.same_prediction} of {found.images}")
     if found.ties:
-        print(f"ties                {found.ties} images where rounding decides what merges: under noise of {NOISE:.0e} "
-              "the model gives their logits too")  # fmt: skip
+        print(
+            f"ties                {found.ties} images where rounding decides what merges: under noise of {NOISE:.0e} "
+            "the model gives their logits too"
+        )
     if found.operators:
         print(f"operators           {', '.join(found.operators)}: import models.merging, then torch.export.load")
     removed = removed_per_block(run.model)

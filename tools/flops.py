@@ -21,10 +21,12 @@ from pathlib import Path
 
 from torch import nn
 
-from engine.budget import solve
-from engine.complexity import Complexity, measure
-from engine.config import RunSettings, cli, load_settings
-from engine.run import write_json_atomic
+from engine.cli import cli
+from engine.cost.budget import solve
+from engine.cost.macs import Complexity, measure
+from engine.files import write_json_atomic
+from engine.settings.layers import load_settings
+from engine.settings.schema import RunSettings
 from models import build
 from models.settings import UserError
 
@@ -97,9 +99,14 @@ def cells(name: str, cost: Complexity) -> tuple[str, ...]:
     runs = [(tokens, len(list(group))) for tokens, group in groupby(cost.tokens)]
     left = " ".join(str(tokens) if n == 1 else f"{n}x{tokens}" for tokens, n in runs) or "-"
     return (
-        name, f"{cost.params / 1e6:.3f}", f"{gmacs:.4f}", formula, f"{2 * gmacs:.4f}",
-        f"{cost.activations / 1e6:.3f}", left,
-    )  # fmt: skip
+        name,
+        f"{cost.params / 1e6:.3f}",
+        f"{gmacs:.4f}",
+        formula,
+        f"{2 * gmacs:.4f}",
+        f"{cost.activations / 1e6:.3f}",
+        left,
+    )
 
 
 def breakdown(model: nn.Module, cost: Complexity, depth: int) -> list[tuple[str, ...]]:

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from engine import pictures
-from engine.config import cli
-from engine.finished import load_run
-from engine.plots import save_figure
+from engine.cli import cli
+from engine.figures import merging as pictures
+from engine.figures.drawing import save_figure
+from engine.runs.restore import load_run
 from models.merging import MERGERS
 from models.settings import UserError, nearest
 
@@ -35,15 +35,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     at_hand, drawn, trained = (", ".join(names) for names in (pictures.PHOTOGRAPHS, DRAWN, TRAINED))
     parser.add_argument(
-        "--images", nargs="+", required=True, metavar="FILE",
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="FILE",
         help=f"image files, or photographs that installed packages bring along: {at_hand}",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
     parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD",
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
         help=f"columns (default: the run's own; without --run {drawn}; not {trained}, which compares by what it has "
         "learned: without a run that is nothing)",
-    )  # fmt: skip
+    )
     parser.add_argument("--keep", type=float, help="share of the patches that is left (default: 0.25); not with --run")
     parser.add_argument("--size", type=int, help="pixels that an image is resized to (default: 224); not with --run")
     parser.add_argument("--patch", type=int, help="pixels on a side of a patch (default: 16); not with --run")

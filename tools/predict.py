@@ -21,38 +21,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import cli
+from engine.cli import cli
 from models.settings import UserError
 
 if TYPE_CHECKING:
-    from engine.predict import Ensemble, Predictions
-    from engine.submission import Sample
+    from engine.submit.predict import Ensemble, Predictions
+    from engine.submit.sample import Sample
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--run", type=Path, required=True, action="append", metavar="DIR",
+        "--run",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="DIR",
         help="a run folder, or that of all folds of one; several times: they predict together",
-    )  # fmt: skip
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="the images")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the submission")
     parser.add_argument("--sample", type=Path, metavar="FILE.csv", help="the competition's sample file")
     parser.add_argument("--weights", metavar="2,1", help="how much each --run counts (default: all the same)")
     parser.add_argument(
-        "--tta", metavar="flip,crops", default="",
+        "--tta",
+        metavar="flip,crops",
+        default="",
         help="average over views; flip: the image and its mirror image; crops: its corners and middle; or both",
-    )  # fmt: skip
+    )
     parser.add_argument("--probabilities", type=Path, metavar="FILE.csv", help="write every class's probability, too")
     parser.add_argument("--top-k", type=int, metavar="K", help="--probabilities gets the K most probable classes alone")
     parser.add_argument(
-        "--extra", choices=["stop", "ignore"], default="stop",
+        "--extra",
+        choices=["stop", "ignore"],
+        default="stop",
         help="images that the sample does not name are an error (default), or left out",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--formulas", choices=["guard", "keep"], default="guard",
+        "--formulas",
+        choices=["guard", "keep"],
+        default="guard",
         help="texts that a spreadsheet would compute, such as =A1, get an apostrophe (default), or are written as is",
-    )  # fmt: skip
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of every run, such as merge.r=4")
     return parser.parse_intermixed_args(argv)
 
@@ -63,7 +73,7 @@ def main(argv: list[str]) -> None:
     check_outputs(args)
     tta = views(args.tta)
 
-    from engine import predict  # what these need takes seconds to import
+    from engine.submit import predict
 
     started = time.perf_counter()
     ensemble = predict.gather(args.run, weights, args.overrides)
@@ -83,7 +93,7 @@ def main(argv: list[str]) -> None:
 
 def views(text: str) -> list[str]:
     """What --tta says."""
-    from engine.predict import TTA  # what this needs takes seconds to import
+    from engine.submit.predict import TTA
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TTA]:
@@ -101,7 +111,7 @@ def numbers(text: str | None) -> list[float] | None:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds what would keep the files from being written while nothing is lost by it."""
-    from engine.run import demand_writable
+    from engine.files import demand_writable
 
     if args.top_k is not None and args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: must be 1 or more")
@@ -113,8 +123,9 @@ def check_outputs(args: argparse.Namespace) -> None:
             continue
         demand_writable(option, path, "submission.csv")
         if path.exists() and not is_text(path):
-            raise UserError(f"{option} {path}: is there already and no text file, so that it is not replaced; "
-                            "give another name")  # fmt: skip
+            raise UserError(
+                f"{option} {path}: is there already and no text file, so that it is not replaced; give another name"
+            )
         for other, there in others.items():
             if other != option and there is not None and there.resolve() == path.resolve():
                 raise UserError(f"{option} {path}: is the file of {other}; give another")
@@ -133,8 +144,8 @@ def is_text(path: Path) -> bool:
 
 def test_set(args: argparse.Namespace) -> tuple[Sample, list[str]]:
     """What to hand in, and the image of each of its rows, as a path from the folder of images."""
-    from engine.submission import Sample, read_sample
-    from engine.testset import find_images, match, spelled
+    from engine.submit.images import find_images, match, spelled
+    from engine.submit.sample import Sample, read_sample
 
     files = find_images(args.images)
     if args.sample is None:
@@ -153,8 +164,8 @@ def spelled(sample: Sample, ensemble: Ensemble) -> list[str]:
 
 def write_submission(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool, wants: bool) -> str:
     """Writes --out; returns a line about it."""
-    from engine.submission import TOGETHER, number, write
-    from engine.validation import validate
+    from engine.submit.sample import TOGETHER, number, write
+    from engine.submit.validate import validate
 
     if wants:
         at = [[name.strip() for name in found.classes].index(column) for column in sample.others]
@@ -165,8 +176,10 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
         rows = [[name] for name in found.best()]
         known = {name.strip() for name in found.classes}
         if strange := [label for label in sample.labels if label and label not in known]:
-            print(f"note: {sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
-                  f"the run's names are written, such as {found.classes[0]!r}")  # fmt: skip
+            print(
+                f"note: {sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
+                f"the run's names are written, such as {found.classes[0]!r}"
+            )
     keep, reports = args.formulas == "keep", []
 
     def check(path: Path):
@@ -181,8 +194,8 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
 
 def write_probabilities(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool) -> None:
     """Writes --probabilities: a column for each class, or the K most probable names and their probabilities."""
-    from engine.submission import Sample, number, write
-    from engine.validation import validate
+    from engine.submit.sample import Sample, number, write
+    from engine.submit.validate import validate
 
     header, keep = sample.columns[sample.ids_at], args.formulas == "keep"
     if args.top_k is None:

@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import cli, load_settings, schema, to_yaml
+from engine.cli import cli
+from engine.settings.layers import load_settings, to_yaml
+from engine.settings.schema import schema
 from models.settings import UserError
 
 if TYPE_CHECKING:
-    from engine.config import RunSettings
+    from engine.settings.schema import RunSettings
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -42,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     if args.schema:
-        from engine.run import write_text_atomic
+        from engine.files import write_text_atomic
 
         write_text_atomic(args.schema, json.dumps(schema(), indent=2) + "\n")
         return
@@ -54,8 +56,8 @@ def main(argv: list[str]) -> None:
         print(to_yaml(settings), end="")
         return
 
-    from engine.experiment import run_experiment  # what training needs takes seconds to import
-    from engine.run import open_run
+    from engine.runs.folder import open_run
+    from engine.train.experiment import run_experiment
 
     folder = stored.parent if stored else Path(settings.out) / settings.name
     if settings.split.folds:
@@ -82,8 +84,8 @@ def parent_of(folder: Path, settings: RunSettings) -> Path:
 
 
 def train_folds(settings: RunSettings, folder: Path, resume: bool) -> None:
-    from engine.finished_folds import fold_folders, unfinished
-    from engine.folds import run_folds, summarise
+    from engine.runs.folds import fold_folders, unfinished
+    from engine.train.folds import run_folds, summarise
 
     ran = run_folds(settings, folder, resume)
     if settings.split.fold is not None:
@@ -110,16 +112,18 @@ def report(results: dict, folder: Path) -> None:
 
 def report_test(results: dict) -> None:
     """Prints what the test images say, or that there are none."""
-    from engine.intervals import percent, wilson
-    from engine.metrics import TITLES
+    from engine.measure.intervals import percent, wilson
+    from engine.measure.metrics import TITLES
 
     metric = results.get("metric", "top1")
     title = {"top1": "accuracy", "map": "mAP"}[metric]
     if results["test_images"]:
         beside = next(name for name in TITLES if name != metric and f"test_{name}" in results)
         second = f"{TITLES[beside]} {100 * results[f'test_{beside}']:.2f} %"
-        print(f"{f'test {title}':<14}  {100 * results[f'test_{metric}']:.2f} %  "
-              f"({second}, {results['test_images']} images)")  # fmt: skip
+        print(
+            f"{f'test {title}':<14}  {100 * results[f'test_{metric}']:.2f} %  "
+            f"({second}, {results['test_images']} images)"
+        )
         if results.get("test_interval"):
             print(f"95 % interval   {percent(results['test_interval'])} %")
         return
@@ -133,16 +137,18 @@ def report_test(results: dict) -> None:
 
 def report_folds(report: dict, folder: Path) -> None:
     """Prints what `folds.json` holds."""
-    from engine.intervals import percent, spread_lines
-    from engine.metrics import TITLES
+    from engine.measure.intervals import percent, spread_lines
+    from engine.measure.metrics import TITLES
 
     metric = report["metric"]
     title = "test accuracy" if metric == "top1" else f"test {TITLES[metric]}"
     print(f"\nfold            {title}, %   95 % interval   images   training, s")
     for fold in report["fold"]:
         interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
-        print(f"{fold['fold']:<14}  {100 * fold[f'test_{metric}']:>{len(title) + 3}.2f}   {interval:>13}   "
-              f"{fold['images']:>6}   {fold['seconds']:>11.0f}")  # fmt: skip
+        print(
+            f"{fold['fold']:<14}  {100 * fold[f'test_{metric}']:>{len(title) + 3}.2f}   {interval:>13}   "
+            f"{fold['images']:>6}   {fold['seconds']:>11.0f}"
+        )
     for line in spread_lines(report):
         print(line)
     if report["pooled"]:
@@ -150,8 +156,10 @@ def report_folds(report: dict, folder: Path) -> None:
         print("worst classes   " + ", ".join(f"{shown(name)} {100 * accuracy:.0f} %" for accuracy, name in worst[:5]))
         for i, pair in enumerate(report["confused"][:5]):
             first, second = map(shown, pair["classes"])
-            print(f"{'' if i else 'most confused':<14}  {first} as {second} {pair['first_as_second']}, "
-                  f"{second} as {first} {pair['second_as_first']}")  # fmt: skip
+            print(
+                f"{'' if i else 'most confused':<14}  {first} as {second} {pair['first_as_second']}, "
+                f"{second} as {first} {pair['second_as_first']}"
+            )
     print(f"training        {report['seconds']:.0f} s in all")
     print(f"report          {folder}/folds.json" + (", confusion.png, confused.png" if report["pooled"] else ""))
     print(f"curves          tensorboard --logdir {folder}")

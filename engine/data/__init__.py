@@ -8,21 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.data.arrays import Arrays, Data, RawData, Split, channel_stats
-from engine.data.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, load_cifar100
-from engine.data.digits import DigitsSettings, load_digits
-from engine.data.dtd import DtdSettings, load_dtd
-from engine.data.folder import FolderSettings, load_folder
-from engine.data.kaggle import KaggleSettings, load_kaggle
-from engine.data.npz import NpzSettings, load_npz
 from engine.data.settings import AugmentSettings, FileSettings, SplitSettings
+from engine.data.sources.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, load_cifar100
+from engine.data.sources.digits import DigitsSettings, load_digits
+from engine.data.sources.dtd import DtdSettings, load_dtd
+from engine.data.sources.folder import FolderSettings, load_folder
+from engine.data.sources.kaggle import KaggleSettings, load_kaggle
+from engine.data.sources.npz import NpzSettings, load_npz
+from engine.data.sources.table import CsvSettings, load_csv
 from engine.data.split import split_data, with_test_set
-from engine.data.table import CsvSettings, load_csv
 from models.settings import Settings
 
 __all__ = [
-    "DATASETS", "Arrays", "AugmentSettings", "Data", "FileSettings", "RawData", "Split", "SplitSettings", "build_data",
+    "DATASETS",
+    "Arrays",
+    "AugmentSettings",
+    "Data",
+    "FileSettings",
+    "RawData",
+    "Split",
+    "SplitSettings",
+    "build_data",
     "load_raw",
-]  # fmt: skip
+]
 
 DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
     "digits": (DigitsSettings, load_digits),

@@ -26,6 +26,8 @@ from PIL import (
 from engine.data.settings import FileSettings
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
+
+
 READERS = {
     "JPEG": JpegImagePlugin.jpeg_factory,
     "PNG": PngImagePlugin.PngImageFile,
@@ -34,15 +36,31 @@ READERS = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "GIF": GifImagePlugin.GifImageFile,
 }
+
+
 FORMATS = tuple(READERS)  # nothing else is opened, whatever a file is called
+
+
 FOREIGN = ("HEIC", "AVIF")  # known by their first bytes, not read
+
+
 HEAD = 32  # bytes that tell a format
+
+
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # their sizes, bytes: "BM" alone begins many a text
+
+
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are of BigTIFF
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1",
-                                                             b"msf1"), "HEIC")}  # fmt: skip
+
+
+BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
+}
+
+
 SEVERAL = ("GIF", "WEBP", "TIFF", "PNG")  # formats whose files may hold several images
-NAMED = 3  # files that an error names
 
 
 class Facts(NamedTuple):
@@ -214,11 +232,6 @@ def below(paths: Sequence[str]) -> list[str]:
     """Files by their paths from the folder that all of them lie in: the same wherever that folder is."""
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) else ""
     return [os.path.relpath(path, root) if root else path for path in paths]
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names, and that there are more."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def reason(error: Exception) -> str:

@@ -51,8 +51,10 @@ class TrainLoader:
     ) -> None:
         _, height, width = split.shape
         if batch_size > len(split):
-            raise UserError(f"train.batch_size = {batch_size}: there are only {len(split)} training images; "
-                            f"set it to {len(split)} or less, or raise split.part")
+            raise UserError(
+                f"train.batch_size = {batch_size}: there are only {len(split)} training images; "
+                f"set it to {len(split)} or less, or raise split.part"
+            )
         if augment.crop >= min(height, width):
             raise UserError(f"augment.crop = {augment.crop}: must be less than the images' {min(height, width)} pixels")
         if augment.rotate90 and height != width:

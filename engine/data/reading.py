@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from engine.data.arrays import Arrays, RawData, Split, digest_of
-from engine.data.findings import Source, of_contents, tell
-from engine.data.images import Facts, few, look, open_rgb, reason, to_square
+from engine.data.check.findings import Source, of_contents, tell
+from engine.data.images import Facts, look, open_rgb, reason, to_square
 from engine.data.settings import FileSettings
+from engine.wording import few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
@@ -139,8 +140,12 @@ def _skipped(splits: dict[str, Split], bad: dict[int, str], classes: list[str], 
     for i, why in skipped.items():
         log.warning("left out: %r (%s)", train.paths[i], why)
     if skipped:
-        log.warning("%s: %d of %d training images cannot be read and are left out (data.on_error = skip)", where,
-                    len(skipped), len(train))  # fmt: skip
+        log.warning(
+            "%s: %d of %d training images cannot be read and are left out (data.on_error = skip)",
+            where,
+            len(skipped),
+            len(train),
+        )
         if said := all_lost(train.labels, skipped, classes):
             raise UserError(f"{where}: {said}")
         splits["train"] = train.take(torch.tensor([i for i in range(len(train)) if i not in skipped]))
@@ -193,8 +198,10 @@ def _room(count: int, size: int, where: str) -> Tensor:
         return torch.zeros((count, 3, size, size), dtype=torch.uint8)
     except RuntimeError:
         needed = count * 3 * size * size / 1e9
-        raise UserError(f"{where}: {count} images of {size} x {size} pixels take {needed:.1f} GB of memory, more than "
-                        "there is; set data.cache=none, or data.size to less") from None
+        raise UserError(
+            f"{where}: {count} images of {size} x {size} pixels take {needed:.1f} GB of memory, more than "
+            "there is; set data.cache=none, or data.size to less"
+        ) from None
 
 
 def read_each(

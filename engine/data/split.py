@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.data.arrays import RawData, Split
-from engine.data.images import few
 from engine.data.keyed import SPLIT, TEST, hash64
 from engine.data.settings import SplitSettings
+from engine.wording import few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
@@ -34,8 +34,10 @@ def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
     """
     if split.folds:
         if split.fold is None:
-            raise UserError(f"split.folds = {split.folds}: a run has one of them as its test set; add split.fold=0, or "
-                            "give a fold's own folder, such as fold0")  # fmt: skip
+            raise UserError(
+                f"split.folds = {split.folds}: a run has one of them as its test set; add split.fold=0, or "
+                "give a fold's own folder, such as fold0"
+            )
         images, parts = folded(raw, split)
         rest, chosen = (_take(images, np.flatnonzero(of)) for of in (parts != split.fold, parts == split.fold))
         return replace(raw, train=rest, val=None, test=chosen)
@@ -127,8 +129,9 @@ def _demand_enough(raw: RawData, labels: np.ndarray, copies: np.ndarray, folds: 
         names = few([f"{raw.classes[label]!r} ({count})" for label, count in small])
         least = min(count for _, count in small)
         fix = f"use split.folds={least} or less, or add images" if least > 1 else "add images, or take the classes out"
-        raise UserError(f"split.folds = {folds}: {len(small)} classes have fewer images, copies counted once: {names}; "
-                        f"{fix}")
+        raise UserError(
+            f"split.folds = {folds}: {len(small)} classes have fewer images, copies counted once: {names}; {fix}"
+        )
 
 
 def _joined(one: Split, other: Split) -> Split:

@@ -122,9 +122,7 @@ class RandomAffine(Settings):
 
     name: Literal["RandomAffine"]
     degrees: float = Field(0, ge=0, le=180, description="at most, to either side")
-    translate: Annotated[list[Share], Pair] | None = Field(
-        None, description="at most, as shares of width and height"
-    )
+    translate: Annotated[list[Share], Pair] | None = Field(None, description="at most, as shares of width and height")
     scale: Factors | None = Field(None, description="least and largest factor")
     shear: float = Field(0, ge=0, lt=90, description="degrees at most, along x")
     fill: Grey = Field(0, description="grey of what comes into the image from outside")
@@ -198,8 +196,9 @@ def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], whole: 
     """
     coloured = [s.name for s in transforms if s.name in COLOURED]
     if coloured and shape[0] not in (1, 3):
-        raise UserError(f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; "
-                        "take it out")
+        raise UserError(
+            f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; take it out"
+        )
     chain = [make(s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
     composed = v2.Compose(chain) if chain else lambda image: image
     size = shape[1]
@@ -207,9 +206,11 @@ def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], whole: 
     for height, width in tried:
         found = tuple(transformed(torch.zeros(shape[0], height, width, dtype=torch.uint8), composed, 0).shape)
         if found != shape:
-            raise UserError(f"augment.transforms: of an image of {height} x {width} pixels they make "
-                            f"{' x '.join(map(str, found[1:]))}, the model takes {size} x {size}; "
-                            "end with RandomResizedCrop, RandomCrop or CenterCrop")  # fmt: skip
+            raise UserError(
+                f"augment.transforms: of an image of {height} x {width} pixels they make "
+                f"{' x '.join(map(str, found[1:]))}, the model takes {size} x {size}; "
+                "end with RandomResizedCrop, RandomCrop or CenterCrop"
+            )
     return composed
 
 

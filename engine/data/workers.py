@@ -77,8 +77,14 @@ class Workers:
             context = "fork" if sys.platform == "linux" else None
             several = {"worker_init_fn": _begin, "multiprocessing_context": context, "persistent_workers": True}
         # A generator of its own: the loader draws from it, and not from the global one, at the start of each epoch.
-        self._loader = DataLoader(reader, batch_sampler=self._keys, num_workers=self.count, collate_fn=_as_it_is,
-                                  generator=torch.Generator(), **several)  # fmt: skip
+        self._loader = DataLoader(
+            reader,
+            batch_sampler=self._keys,
+            num_workers=self.count,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+            **several,
+        )
 
     def batches(self, epoch: int, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each batch of indices, int64 (B,): uint8 (B, C, H, W).
@@ -120,8 +126,10 @@ def deaths_in_words() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two while it hands over what it has read
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        raise UserError("data.workers: a process that reads images was killed (out of memory, or of shared memory in "
-                        "/dev/shm?); go on with --resume and fewer, such as data.workers=1, or 0") from error
+        raise UserError(
+            "data.workers: a process that reads images was killed (out of memory, or of shared memory in "
+            "/dev/shm?); go on with --resume and fewer, such as data.workers=1, or 0"
+        ) from error
 
 
 def processors() -> int:

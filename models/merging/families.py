@@ -145,9 +145,14 @@ def _torchvision_block(
 
 
 def _beit_block(
-    block: nn.Module, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None,
+    block: nn.Module,
+    x: Tensor,
+    tokens: Tokens,
+    r: int,
+    merge: MergeLayer,
+    bias: Tensor | None,
     shared_rel_pos_bias: Tensor | None = None,
-) -> tuple[Tensor, Tokens]:  # fmt: skip
+) -> tuple[Tensor, Tokens]:
     """timm's Beit block: a ViT's, with a position bias on the scores: its own table's, a shared one, or both."""
     attn, source = block.attn, block.norm1(x)
     own = None if attn.relative_position_bias_table is None else _table_bias(attn)
@@ -232,9 +237,7 @@ class Kind:
 _TIMM = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
 KINDS = {
-    vision_transformer.Block: Kind(
-        _vit_block, ("attn", vision_transformer.Attention), _BLOCK | {"ls1", "ls2"}, _TIMM
-    ),
+    vision_transformer.Block: Kind(_vit_block, ("attn", vision_transformer.Attention), _BLOCK | {"ls1", "ls2"}, _TIMM),
     vision_transformer.ResPostBlock: Kind(_post_norm_block, ("attn", vision_transformer.Attention), _BLOCK, _TIMM),
     beit.Block: Kind(
         _beit_block,
@@ -253,7 +256,7 @@ KINDS = {
         by_weight=lambda attn: "out_proj",
         adaptable=("mlp.0", "mlp.3"),
     ),
-}  # fmt: skip
+}
 
 
 def kind_of(block: nn.Module, name: str) -> Kind:
@@ -269,8 +272,9 @@ def kind_of(block: nn.Module, name: str) -> Kind:
     where, expected = kind.attention
     attn = getattr(block, where)
     if type(attn) is not expected:
-        raise UserError(f"{name}.{where} is a {type(attn).__name__}; merging knows {expected.__module__}."
-                        f"{expected.__name__}")  # fmt: skip
+        raise UserError(
+            f"{name}.{where} is a {type(attn).__name__}; merging knows {expected.__module__}.{expected.__name__}"
+        )
     check_by_weight(attn, f"{name}.{where}", kind)
     return kind
 

@@ -74,9 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else v.dtype
     mask = None if bias is None else bias.to(dtype)
     with torch.autocast(q.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(
-            q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout
-        )  # fmt: skip
+        out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout)
     out = out.to(v.dtype)
     if _exporting():  # what a converter puts in the place of the fused kernel has strides that do not allow the view
         out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)

@@ -49,8 +49,10 @@ def why_not(cls: type[nn.Module], otherwise: str) -> str:
 def check_container(container: nn.Module, path: str) -> None:
     """Raises UserError where a container of blocks does more than hold them: merging stands in for it."""
     if type(container) not in (nn.Sequential, nn.ModuleList):
-        raise UserError(f"{path} is a {type(container).__name__}, which merging does not know; it stands in for a "
-                        "Sequential or a ModuleList")  # fmt: skip
+        raise UserError(
+            f"{path} is a {type(container).__name__}, which merging does not know; it stands in for a "
+            "Sequential or a ModuleList"
+        )
     check_hooks(container, path)
 
 
@@ -71,8 +73,9 @@ def check_hooks(module: nn.Module, path: str) -> None:
     """Raises UserError where a module has hooks, or a forward that its class has not."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
     if hooks or module._backward_pre_hooks or "forward" in vars(module):
-        raise UserError(f"{path} has hooks or a forward of its own, which would not run; take them off, or hook "
-                        "its parts")  # fmt: skip
+        raise UserError(
+            f"{path} has hooks or a forward of its own, which would not run; take them off, or hook its parts"
+        )
 
 
 def check_by_weight(attn: nn.Module, path: str, kind: Kind) -> None:
@@ -83,8 +86,10 @@ def check_by_weight(attn: nn.Module, path: str, kind: Kind) -> None:
     if layer is None or (type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)):
         return
     found = f"{type(layer).__module__}.{type(layer).__qualname__}"
-    raise UserError(f"{path}.{part} is a {found}, which has no effect there: attention uses its weight alone; LoRA can "
-                    f"go into {', '.join(kind.adaptable)}")  # fmt: skip
+    raise UserError(
+        f"{path}.{part} is a {found}, which has no effect there: attention uses its weight alone; LoRA can "
+        f"go into {', '.join(kind.adaptable)}"
+    )
 
 
 def check_needs(settings: MergeSettings, vit: nn.Module, family: Family) -> None:
@@ -95,8 +100,11 @@ def check_needs(settings: MergeSettings, vit: nn.Module, family: Family) -> None
     if merger.shrink is None:
         return
     if not family.layout(vit)()[1]:
-        raise UserError(f"{method}: it keeps a grid, and this {cls} takes images of any size without saying which grid "
-                        "they make")  # fmt: skip
+        raise UserError(
+            f"{method}: it keeps a grid, and this {cls} takes images of any size without saying which grid they make"
+        )
     if rate := getattr(getattr(vit, "patch_drop", None), "prob", 0.0):
-        raise UserError(f"{method}: it keeps a grid, and patch_drop_rate = {rate} leaves none in training; build the "
-                        f"{cls} with patch_drop_rate=0, or take another method")  # fmt: skip
+        raise UserError(
+            f"{method}: it keeps a grid, and patch_drop_rate = {rate} leaves none in training; build the "
+            f"{cls} with patch_drop_rate=0, or take another method"
+        )

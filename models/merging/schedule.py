@@ -18,8 +18,10 @@ def check_plan(plan: Plan) -> None:
         share = isinstance(asked, float) and 0 < asked <= 1
         listed &= share or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0)
     if not listed:
-        raise UserError(f"plan = {plan!r}: give a list with, for each block, how many patches to remove (an int, at "
-                        "least 0) or the share of them to keep (a float, above 0 and at most 1)")  # fmt: skip
+        raise UserError(
+            f"plan = {plan!r}: give a list with, for each block, how many patches to remove (an int, at "
+            "least 0) or the share of them to keep (a float, above 0 and at most 1)"
+        )
 
 
 def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[int]:

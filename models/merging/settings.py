@@ -83,15 +83,15 @@ class MergeSettings(Settings):
 
     method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")
     r: Removed = Field(
-        0,
-        description="tokens removed by each block: n, one n per block, {first: n, last: n} or {train: [least, most]}",
+        0, description="tokens removed by each block: n, one n per block, {first: n, last: n} or {train: [least, most]}"
     )
     keep: KeepSettings | None = Field(None, description="in place of r: the share of patches that chosen blocks keep")
     target_gmacs: float | None = Field(None, gt=0, description="in place of r: GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(
-        None, description="in place of r: MACs without merging over MACs with it, 1 or more",
+        None,
+        description="in place of r: MACs without merging over MACs with it, 1 or more",
         json_schema_extra={"minimum": 1},
-    )  # fmt: skip
+    )
     metric: Literal[METRICS] | None = Field(None, description="what tokens are compared by; null: the method's own")
     prop_attn: bool = Field(True, description="weigh attention by token size")
     kth: int | None = Field(None, ge=2, description="tome: every kth patch is a destination; null: 2")
@@ -149,7 +149,8 @@ class MergeSettings(Settings):
         if not self.solved:
             key = "target_ratio" if self.target_gmacs is None else "target_gmacs"
             raise UserError(
-                f"model.merge.{key} = {getattr(self, key)}: not solved yet; build from engine.budget.solve(settings)"
+                f"model.merge.{key} = {getattr(self, key)}: not solved yet; build from "
+                "engine.cost.budget.solve(settings)"
             )
         if self.keep is not None:
             if strangers := [b for b in self.keep.blocks if not 1 <= b <= depth]:

@@ -48,9 +48,15 @@ def initial_tokens(x: Tensor, grid: Grid | None = None) -> Tokens:
 
 
 def merge(
-    x: Tensor, tokens: Tokens, metric: Tensor, r: int, merger: Merger, prefix: int,
-    attention: Tensor | None = None, depth: float = 0.0,
-) -> tuple[Tensor, Tokens]:  # fmt: skip
+    x: Tensor,
+    tokens: Tokens,
+    metric: Tensor,
+    r: int,
+    merger: Merger,
+    prefix: int,
+    attention: Tensor | None = None,
+    depth: float = 0.0,
+) -> tuple[Tensor, Tokens]:
     """Lets a method take r patches away from x and replaces the tokens that it joins by their size-weighted mean.
 
     Args:

@@ -53,9 +53,15 @@ class MergingBlocks(nn.Module):
     """
 
     def __init__(
-        self, blocks: dict[str, nn.Module], layers: list[MergeLayer], settings: MergeSettings, plan: Plan, prefix: int,
-        layout: Layout, container: type[nn.Module],
-    ) -> None:  # fmt: skip
+        self,
+        blocks: dict[str, nn.Module],
+        layers: list[MergeLayer],
+        settings: MergeSettings,
+        plan: Plan,
+        prefix: int,
+        layout: Layout,
+        container: type[nn.Module],
+    ) -> None:
         super().__init__()
         self.names = tuple(blocks)
         for name, block in blocks.items():
@@ -164,11 +170,14 @@ class Step:
             before, tokens, returned = run.after[position - 1]
             # A checkpointed block is run a second time, on what autograd saved for it.
             if tokens.merged and x is not returned and position not in run.after:
-                raise UserError(f"{name}: its input is not the output of the block before it, and merged tokens cannot "
-                                "follow")  # fmt: skip
+                raise UserError(
+                    f"{name}: its input is not the output of the block before it, and merged tokens cannot follow"
+                )
             if tokens.merged and x.requires_grad and not before.requires_grad:
-                raise UserError(f"{name}: gradient checkpointing with use_reentrant=True would lose merged tokens' "
-                                "gradients; timm before 1.0.13 knows no other")  # fmt: skip
+                raise UserError(
+                    f"{name}: gradient checkpointing with use_reentrant=True would lose merged tokens' "
+                    "gradients; timm before 1.0.13 knows no other"
+                )
             x = before if tokens.merged else x
         x, tokens = blocks.run(position, x, tokens, run.schedule[position], **given)
         out = blocks.unmerge(x, tokens)
@@ -222,9 +231,14 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     check_needs(settings, vit, family)
     merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
     new = MergingBlocks(
-        blocks, merging, settings, _plan(settings, len(blocks)), family.prefix(vit), family.layout(vit),
+        blocks,
+        merging,
+        settings,
+        _plan(settings, len(blocks)),
+        family.prefix(vit),
+        family.layout(vit),
         old.container if wrapped else type(old),
-    )  # fmt: skip
+    )
     if wrapped:
         for layer, before in zip(new.merging, old.merging, strict=True):
             layer.head = before.head if layer.head is not None and before.head is not None else layer.head

@@ -75,8 +75,9 @@ def from_google(arrays: State) -> State:
     newer = "pos_embedding" in left or "Transformer/encoderblock/LayerNorm_0/scale" in left
     if any(name.startswith("Transformer/encoderblock/") for name in left):
         left = _unstacked(left)
-    attention, mlp, norm2 = ("Attention_0", "MlpBlock_0", "LayerNorm_1") if newer else (
-        "Attention_1", "MlpBlock_3", "LayerNorm_2")  # fmt: skip
+    attention, mlp, norm2 = (
+        ("Attention_0", "MlpBlock_0", "LayerNorm_1") if newer else ("Attention_1", "MlpBlock_3", "LayerNorm_2")
+    )
     state: State = {}
 
     def take(name: str, source: str, kind: str = "kernel") -> None:
@@ -90,8 +91,11 @@ def from_google(arrays: State) -> State:
     take("patch_embed.proj", "embedding")
     take("norm", "Transformer/encoder_norm", "scale")
     take("head", "head")
-    for name, source in (("cls_token", "cls"), ("pos_embed", "pos_embedding"),
-                         ("pos_embed", "Transformer/posembed_input/pos_embedding")):  # fmt: skip
+    for name, source in (
+        ("cls_token", "cls"),
+        ("pos_embed", "pos_embedding"),
+        ("pos_embed", "Transformer/posembed_input/pos_embedding"),
+    ):
         if source in left:
             state[name] = left.pop(source)
     for i in range(sum(name.endswith("/LayerNorm_0/scale") for name in left)):

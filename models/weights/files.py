@@ -103,9 +103,14 @@ def _numpy(path: Path) -> Any:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    ".pth": _torch, ".pt": _torch, ".bin": _torch, ".tar": _torch, ".ckpt": _torch,
-    ".safetensors": _safetensors, ".npz": _numpy,
-}  # fmt: skip
+    ".pth": _torch,
+    ".pt": _torch,
+    ".bin": _torch,
+    ".tar": _torch,
+    ".ckpt": _torch,
+    ".safetensors": _safetensors,
+    ".npz": _numpy,
+}
 
 
 def _refusal(error: Exception) -> str:

@@ -18,8 +18,21 @@ Shape = tuple[int, ...]
 # Prefixes that others put before a whole model's names; stripped where more fits without them.
 PREFIXES = ("backbone.", "encoder.", "vit.", "model.")
 # Modules that classify, where a model does not say so itself.
-HEADS = ("head", "heads", "head_dist", "fc", "classifier", "last_linear", "trans_cls_head", "conv_cls_head",
-         "vit.head", "conv_head.fc", "AuxLogits.fc", "aux1.fc2", "aux2.fc2")  # fmt: skip
+HEADS = (
+    "head",
+    "heads",
+    "head_dist",
+    "fc",
+    "classifier",
+    "last_linear",
+    "trans_cls_head",
+    "conv_cls_head",
+    "vit.head",
+    "conv_head.fc",
+    "AuxLogits.fc",
+    "aux1.fc2",
+    "aux2.fc2",
+)
 # Buffers that are counted or computed, not learned: nobody misses them.
 COMPUTED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 

@@ -7,17 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import RunSettings
+from engine.settings.schema import RunSettings
 from models.settings import check
-from tests.engine.settings_files import BODY, write
+from tests.engine.settings.settings_files import BODY, write
 
 TINY = {
     "name": "tiny",
     "threads": 1,
     "device": "cpu",
     "model": {
-        "name": "hybrid", "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16, "depth": 2,
-        "num_heads": 2, "drop_path_rate": 0.2, "merge": {"method": "tome", "r": 3},
+        "name": "hybrid",
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "num_classes": 10,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "drop_path_rate": 0.2,
+        "merge": {"method": "tome", "r": 3},
         "cnn": {"block": "residual", "depth": 1},
     },
     "data": {"name": "digits"},
@@ -25,7 +33,7 @@ TINY = {
     "augment": {"crop": 1, "erase": 0.3, "mixup": 0.2, "cutmix": 1.0},
     "train": {"epochs": 3, "batch_size": 16, "accumulate": 2, "lr": 0.003, "ema": 0.9, "label_smoothing": 0.1},
     "log": {"every_steps": 1, "images": 4},
-}  # fmt: skip
+}
 
 
 @pytest.fixture

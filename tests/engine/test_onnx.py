@@ -65,10 +65,15 @@ class Orders(nn.Module):
 
     def forward(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
         return (
-            x.argsort(dim=-1, descending=True, stable=True), x.argsort(dim=1, stable=True), x.max(dim=-1).indices,
-            x.argmax(dim=1), x.argmin(dim=-1), numbers.sort().values, numbers.argsort(stable=True),
+            x.argsort(dim=-1, descending=True, stable=True),
+            x.argsort(dim=1, stable=True),
+            x.max(dim=-1).indices,
+            x.argmax(dim=1),
+            x.argmin(dim=-1),
+            numbers.sort().values,
+            numbers.argsort(stable=True),
             torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"),
-        )  # fmt: skip
+        )
 
 
 def test_equal_values_keep_their_order():
@@ -217,8 +222,11 @@ def test_an_image_at_a_tie_is_told_from_a_wrong_file():
     found = compare(model, rounded, edge_images(2))
     assert found.ties == 2 and found.difference == 0 and found.same_prediction == 14
     with pytest.raises(UserError, match="1 of 16 images differ"):  # not at an edge of the model's
-        compare(model, lambda images: model(images) + (images.amax(dim=(1, 2, 3), keepdim=True)[..., 0, 0] == 1e-8),
-                edge_images(1))  # fmt: skip
+        compare(
+            model,
+            lambda images: model(images) + (images.amax(dim=(1, 2, 3), keepdim=True)[..., 0, 0] == 1e-8),
+            edge_images(1),
+        )
 
 
 def test_ties_do_not_explain_everything():

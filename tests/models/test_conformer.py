@@ -12,9 +12,9 @@ import torch
 from timm.models import group_parameters
 from torch.nn import functional as F
 
-from engine.analytic import formula_macs
-from engine.budget import solve
-from engine.complexity import measure
+from engine.cost.budget import solve
+from engine.cost.formulas import formula_macs
+from engine.cost.macs import measure
 from models import MODELS, build, build_model
 from models.conformer import ConvBlock, ConvTransBlock, Expand, Squeeze, mean_by_token, patches_alone
 from models.merging import MERGERS, Tokens, initial_tokens, unmerge
@@ -26,9 +26,16 @@ from tests.paths import GOLDEN
 
 GOLDEN_SIZE = {"img_size": 64, "channel_ratio": 1, "embed_dim": 96, "num_heads": 3, "num_classes": 10}
 SMALL = {
-    "img_size": 16, "patch_size": 4, "stem_stride": 1, "base_channel": 8, "channel_ratio": 1, "embed_dim": 24,
-    "depth": 3, "num_heads": 2, "num_classes": 5,
-}  # fmt: skip
+    "img_size": 16,
+    "patch_size": 4,
+    "stem_stride": 1,
+    "base_channel": 8,
+    "channel_ratio": 1,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_heads": 2,
+    "num_classes": 5,
+}
 TI, S, S32, B = (
     {"patch_size": patch, "channel_ratio": ratio, "embed_dim": dim, "num_heads": heads}
     for patch, ratio, dim, heads in ((16, 1, 384, 6), (16, 4, 384, 6), (32, 4, 384, 6), (16, 6, 576, 9))
@@ -135,10 +142,18 @@ def test_layers_for_learning_rates_are_the_steps_of_both_halves() -> None:
     order = sorted(set(layers.values()), key=float)
     depths = {name: order.index(layer) for name, layer in layers.items()}
     assert depths.keys() >= dict(model.named_parameters()).keys()
-    wanted = {"cls_token": 0, "trans_patch_conv.bias": 0, "bn1.weight": 0, "conv_1.bn1.bias": 1,
-              "trans_1.norm1.bias": 1, "conv_trans_2.cnn_block.bn1.bias": 2,
-              "conv_trans_3.trans_block.norm1.bias": 3, "trans_norm.bias": 3,
-              "conv_cls_head.bias": 4, "trans_cls_head.weight": 4}  # fmt: skip
+    wanted = {
+        "cls_token": 0,
+        "trans_patch_conv.bias": 0,
+        "bn1.weight": 0,
+        "conv_1.bn1.bias": 1,
+        "trans_1.norm1.bias": 1,
+        "conv_trans_2.cnn_block.bn1.bias": 2,
+        "conv_trans_3.trans_block.norm1.bias": 3,
+        "trans_norm.bias": 3,
+        "conv_cls_head.bias": 4,
+        "trans_cls_head.weight": 4,
+    }
     assert {name: depths[name] for name in wanted} == wanted
     for head in model.head_names:
         assert model.get_submodule(head).out_features == 5
@@ -207,9 +222,12 @@ def conv_trans_block(grid: tuple[int, int]) -> ConvTransBlock:
     torch.manual_seed(1)
     merge = MergeLayer(MERGERS["none"], "keys", 1, 0.0, 8, 4)
     block = ConvTransBlock(
-        ConvBlock(16, 16), ConvBlock(16, 16), Squeeze(4, 8, 2), Expand(8, 4, 2, grid),
+        ConvBlock(16, 16),
+        ConvBlock(16, 16),
+        Squeeze(4, 8, 2),
+        Expand(8, 4, 2, grid),
         Block(8, 2, 2.0, True, 0.0, merge, prop_attn=True),
-    ).eval()  # fmt: skip
+    ).eval()
     kernel = block.cnn_block.conv2.weight
     kernel.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
     return block
@@ -290,10 +308,18 @@ def test_under_autocast_tokens_are_matched_in_fp32() -> None:
 )
 def test_both_counts_are_equal(method: str, stem_stride: int, depth: int) -> None:
     patch = stem_stride * (8 if method == "none" else 4)
-    settings = settings_of(**SMALL | {
-        "stem_stride": stem_stride, "patch_size": patch, "img_size": 3 * patch, "in_chans": 2,
-        "depth": depth, "mlp_ratio": 1.7, "merge": {"method": method, "r": [3, 0, 1, 0, 0, 1][:depth]},
-    })  # fmt: skip
+    settings = settings_of(
+        **SMALL
+        | {
+            "stem_stride": stem_stride,
+            "patch_size": patch,
+            "img_size": 3 * patch,
+            "in_chans": 2,
+            "depth": depth,
+            "mlp_ratio": 1.7,
+            "merge": {"method": method, "r": [3, 0, 1, 0, 0, 1][:depth]},
+        }
+    )
     cost = measure(build(settings), settings=settings)
     assert cost.by_kind == {kind: cost.formula.get(kind, 0) for kind in cost.by_kind}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.complexity import measure
+from engine.cost.macs import measure
 from models import build_model
 from models.merging import MERGERS, initial_tokens, log_size, merge, size_bias, unmerge
 from models.merging.dtem import NEAREST, SPREAD, grouped, soften

@@ -169,9 +169,14 @@ def test_of_equal_patches_forward_selects_the_lower_and_elimination_drops_it():
 
 @pytest.mark.parametrize(
     ("form", "patches", "r", "expected"),
-    [("auto", 196, 13, "elimination"), ("auto", 196, 98, "greedy"), ("auto", 196, 150, "greedy"),
-     ("auto", 4096, 40, "stochastic"), ("greedy", 4096, 40, "greedy")],
-)  # fmt: skip
+    [
+        ("auto", 196, 13, "elimination"),
+        ("auto", 196, 98, "greedy"),
+        ("auto", 196, 150, "greedy"),
+        ("auto", 4096, 40, "stochastic"),
+        ("greedy", 4096, 40, "greedy"),
+    ],
+)
 def test_auto_takes_the_form_with_fewer_steps(form, patches, r, expected):
     assert chosen_form(form, patches, r) == expected
 

@@ -5,21 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.checkpoint import digest_of
-from engine.config import load_settings
+from engine.runs.checkpoint import digest_of
+from engine.settings.layers import load_settings
 from models import build_model
 from models.finetune import Tuning, frozen_state, layer_depths, parameters_of, partial_state
 from models.settings import UserError
-from tests.models.tuned_models import (
-    SMALL,
-    copied,
-    gradual,
-    model_of,
-    moved,
-    optimizer_of,
-    settings,
-    steps,
-)
+from tests.models.tuned_models import SMALL, copied, gradual, model_of, moved, optimizer_of, settings, steps
 
 # Settings
 
@@ -57,11 +48,15 @@ def test_mistakes_are_said_in_one_line(options, words, tmp_path):
 @pytest.mark.parametrize(
     ("name", "heads"),
     [
-        ("vit", ["head"]), ("hybrid", ["vit.head", "conv_head.fc"]), ("resnet", ["fc"]), ("timm", ["head"]),
-        ("conformer", ["conv_cls_head", "trans_cls_head"]), ("distilled", ["head", "head_dist"]),
+        ("vit", ["head"]),
+        ("hybrid", ["vit.head", "conv_head.fc"]),
+        ("resnet", ["fc"]),
+        ("timm", ["head"]),
+        ("conformer", ["conv_cls_head", "trans_cls_head"]),
+        ("distilled", ["head", "head_dist"]),
         ("torchvision", ["heads.head"]),
     ],
-)  # fmt: skip
+)
 def test_head_alone_moves_nothing_else(name, heads):
     model = model_of(name)
     wanted = {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
@@ -169,27 +164,57 @@ def layers_of(name, **options):
     [
         (lambda: model_of("vit"), "cls_token pos_embed patch_embed", "blocks.0 blocks.1 blocks.2 head", 4),
         (
-            lambda: model_of("hybrid"), "vit.cls_token vit.pos_embed vit.patch_embed",
-            "vit.blocks.0 vit.blocks.2 conv_head.stages.0 conv_head.stages.1 conv_head.fc", 6,
+            lambda: model_of("hybrid"),
+            "vit.cls_token vit.pos_embed vit.patch_embed",
+            "vit.blocks.0 vit.blocks.2 conv_head.stages.0 conv_head.stages.1 conv_head.fc",
+            6,
         ),
-        (lambda: model_of("conformer"), "cls_token conv1 bn1 trans_patch_conv",
-         "conv_1 conv_trans_2 conv_trans_3 conv_cls_head", 4),
+        (
+            lambda: model_of("conformer"),
+            "cls_token conv1 bn1 trans_patch_conv",
+            "conv_1 conv_trans_2 conv_trans_3 conv_cls_head",
+            4,
+        ),
         (lambda: model_of("timm"), "cls_token pos_embed patch_embed", "blocks.0 blocks.1 head", 3),
         (lambda: model_of("resnet"), "conv1 bn1", "layer1 layer2 layer3 layer4 fc", 5),
-        (lambda: layers_of("timm:swin_tiny_patch4_window7_224", options={"depths": [1, 1, 1, 1], "embed_dim": 24}),
-         "patch_embed", "layers.0 layers.1 layers.2 layers.3 head.fc", 5),
+        (
+            lambda: layers_of("timm:swin_tiny_patch4_window7_224", options={"depths": [1, 1, 1, 1], "embed_dim": 24}),
+            "patch_embed",
+            "layers.0 layers.1 layers.2 layers.3 head.fc",
+            5,
+        ),
         (lambda: layers_of("timm:convnext_atto"), "stem", "stages.0 stages.1 stages.2 stages.3 head.fc", 13),
-        (lambda: model_of("torchvision"), "class_token conv_proj encoder.pos_embedding",
-         "encoder.layers.encoder_layer_0 encoder.layers.encoder_layer_1 encoder.layers.encoder_layer_2 heads.head", 4),
-        (lambda: layers_of("torchvision:convnext_tiny"), "features.0",
-         "features.1 features.2 features.3 features.4 features.5 features.6 features.7 classifier.2", 9),
+        (
+            lambda: model_of("torchvision"),
+            "class_token conv_proj encoder.pos_embedding",
+            "encoder.layers.encoder_layer_0 encoder.layers.encoder_layer_1 encoder.layers.encoder_layer_2 heads.head",
+            4,
+        ),
+        (
+            lambda: layers_of("torchvision:convnext_tiny"),
+            "features.0",
+            "features.1 features.2 features.3 features.4 features.5 features.6 features.7 classifier.2",
+            9,
+        ),
         (lambda: layers_of("torchvision:squeezenet1_1"), "features.0", "features.3 features.12 classifier", 10),
         (lambda: layers_of("torchvision:resnet18"), "conv1 bn1", "layer1 layer2 layer3 layer4 fc", 6),
         (lambda: layers_of("lenet5"), "conv1", "conv2 fc1 fc2 head", 5),
     ],
-    ids=["vit", "hybrid", "conformer", "timm-vit", "timm-resnet", "timm-swin", "timm-convnext", "torchvision-vit",
-         "torchvision-convnext", "squeezenet", "torchvision-resnet", "lenet5"],
-)  # fmt: skip
+    ids=[
+        "vit",
+        "hybrid",
+        "conformer",
+        "timm-vit",
+        "timm-resnet",
+        "timm-swin",
+        "timm-convnext",
+        "torchvision-vit",
+        "torchvision-convnext",
+        "squeezenet",
+        "torchvision-resnet",
+        "lenet5",
+    ],
+)
 def test_layers_are_counted_from_the_input(make, first, order, most):
     model = make()
     depths = layer_depths(model)

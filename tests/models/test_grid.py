@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from engine.complexity import measure
+from engine.cost.macs import measure
 from models import build_model
 from models.bridge import DirectMap
 from models.hybrid import HybridSettings
@@ -97,11 +97,20 @@ def test_the_grid_shrinks_as_far_as_it_may(rows, columns, r):
 @pytest.mark.parametrize(
     ("grid", "r", "expected"),
     [
-        ((8, 8), 7, (8, 8)), ((8, 8), 8, (8, 7)), ((8, 8), 15, (7, 7)), ((8, 8), 1000, (4, 4)),
-        ((4, 10), 4, (4, 9)), ((10, 4), 4, (9, 4)), ((1, 9), 3, (1, 6)), ((1, 9), 9, (1, 5)), ((9, 1), 9, (5, 1)),
-        ((2, 9), 12, (2, 5)), ((2, 9), 13, (1, 5)), ((1, 1), 1, (1, 1)),
+        ((8, 8), 7, (8, 8)),
+        ((8, 8), 8, (8, 7)),
+        ((8, 8), 15, (7, 7)),
+        ((8, 8), 1000, (4, 4)),
+        ((4, 10), 4, (4, 9)),
+        ((10, 4), 4, (9, 4)),
+        ((1, 9), 3, (1, 6)),
+        ((1, 9), 9, (1, 5)),
+        ((9, 1), 9, (5, 1)),
+        ((2, 9), 12, (2, 5)),
+        ((2, 9), 13, (1, 5)),
+        ((1, 1), 1, (1, 1)),
     ],
-)  # fmt: skip
+)
 def test_grids_by_hand(grid, r, expected):
     assert GRID.shrink(grid, r) == expected
 

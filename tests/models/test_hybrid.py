@@ -49,9 +49,13 @@ def test_the_convolutional_half_learns_although_it_starts_at_zero():
 @torch.no_grad()
 def test_all_parts_fit_together(stem, block, stride, skip):
     hybrid = build_model(
-        "hybrid", **SMALL, merge=MERGE, stem=stem, bridge={"stride": stride, "skip": skip},
+        "hybrid",
+        **SMALL,
+        merge=MERGE,
+        stem=stem,
+        bridge={"stride": stride, "skip": skip},
         cnn={"block": block, "depth": 1, "dim": 20},
-    ).eval()  # fmt: skip
+    ).eval()
     torch.nn.init.normal_(hybrid.conv_head.fc.weight)
     together = hybrid(images())
     torch.testing.assert_close(hybrid(images()[:1]), together[:1], atol=1e-5, rtol=1e-5)

@@ -71,7 +71,10 @@ def test_names(name, merge, method):
 
 def test_a_wrapped_model_of_the_zoo():
     model = build_model(
-        "timm:deit_tiny_distilled_patch16_224", num_classes=5, img_size=32, merge={"method": "tome", "r": 3},
+        "timm:deit_tiny_distilled_patch16_224",
+        num_classes=5,
+        img_size=32,
+        merge={"method": "tome", "r": 3},
         options={"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
-    )  # fmt: skip
+    )
     assert removed_per_block(model) == [3, 3] and tokens_per_block(model) == [15, 12]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.analytic import token_counts
-from engine.complexity import measure
+from engine.cost.formulas import token_counts
+from engine.cost.macs import measure
 from models import MODELS, build, build_model
 from models.settings import UserError, check
 

@@ -5,29 +5,32 @@ import torch
 from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 
-from engine.checkpoint import digest_of
+from engine.runs.checkpoint import digest_of
 from models import build_model
 from models.finetune import Tuning, frozen_state, partial_state
 from models.lora import add_lora, lora_targets, merge_lora
 from models.settings import UserError
-from tests.models.tuned_models import (
-    copied,
-    model_of,
-    moved,
-    optimizer_of,
-    settings,
-    steps,
-)
+from tests.models.tuned_models import copied, model_of, moved, optimizer_of, settings, steps
 
 MERGED = {"merge": {"method": "tome", "r": 3}}
 LORA = [
-    ("vit", {}, None, 6), ("vit", MERGED, None, 6), ("vit", {}, ["qkv", "blocks.0.mlp.fc1"], 4),
-    ("hybrid", MERGED, None, 6), ("hybrid", {}, ["conv_head.bridge.proj"], 1), ("conformer", {}, None, 6),
-    ("timm", {}, None, 4), ("timm", MERGED, None, 4), ("distilled", {}, ["fc2"], 2), ("beit", {}, None, 3),
-    ("beit", MERGED, ["proj", "fc1"], 7), ("resnet", {}, ["conv2"], 4),
-    ("resnext", {}, ["conv1", "conv3"], 9), ("torchvision", {}, None, 3),
-    ("torchvision", {}, ["self_attention", "mlp.0"], 6), ("torchvision", MERGED, ["mlp.0", "mlp.3"], 6),
-]  # fmt: skip
+    ("vit", {}, None, 6),
+    ("vit", MERGED, None, 6),
+    ("vit", {}, ["qkv", "blocks.0.mlp.fc1"], 4),
+    ("hybrid", MERGED, None, 6),
+    ("hybrid", {}, ["conv_head.bridge.proj"], 1),
+    ("conformer", {}, None, 6),
+    ("timm", {}, None, 4),
+    ("timm", MERGED, None, 4),
+    ("distilled", {}, ["fc2"], 2),
+    ("beit", {}, None, 3),
+    ("beit", MERGED, ["proj", "fc1"], 7),
+    ("resnet", {}, ["conv2"], 4),
+    ("resnext", {}, ["conv1", "conv3"], 9),
+    ("torchvision", {}, None, 3),
+    ("torchvision", {}, ["self_attention", "mlp.0"], 6),
+    ("torchvision", MERGED, ["mlp.0", "mlp.3"], 6),
+]
 
 
 @pytest.mark.parametrize(("name", "options", "targets", "count"), LORA)

@@ -163,9 +163,19 @@ def test_half_precision_is_matched_in_fp32(merger, dtype):
 
 # The most that each method takes of 16 patches on a 4 x 4 grid, and of 9 on a 3 x 3 grid.
 LIMITS = {
-    "none": (0, 0), "random": (15, 8), "pool": (12, 5), "tome": (8, 4), "facility_location": (15, 8), "pitome": (8, 4),
-    "dpc_knn": (15, 8), "topk": (15, 8), "mctf": (15, 8), "dtem": (8, 4), "grid": (12, 5), "tome-kth3": (10, 6),
-}  # fmt: skip
+    "none": (0, 0),
+    "random": (15, 8),
+    "pool": (12, 5),
+    "tome": (8, 4),
+    "facility_location": (15, 8),
+    "pitome": (8, 4),
+    "dpc_knn": (15, 8),
+    "topk": (15, 8),
+    "mctf": (15, 8),
+    "dtem": (8, 4),
+    "grid": (12, 5),
+    "tome-kth3": (10, 6),
+}
 
 
 @pytest.mark.parametrize(("name", "most"), LIMITS.items(), ids=LIMITS.keys())

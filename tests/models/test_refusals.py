@@ -119,8 +119,10 @@ def test_lora_in_place_of_torchvision_s_attention_is_refused():
 def test_lora_where_weights_alone_are_used_is_refused_and_the_way_out_works(name, target, path, others):
     peft = pytest.importorskip("peft")
     before = {"init_lora_weights": False, "r": 2}
-    refused = re.escape(f" is a peft.tuners.lora.layer.Linear, which has no effect there: attention uses its weight "
-                        f"alone; LoRA can go into {', '.join(others)}")  # fmt: skip
+    refused = re.escape(
+        f" is a peft.tuners.lora.layer.Linear, which has no effect there: attention uses its weight "
+        f"alone; LoRA can go into {', '.join(others)}"
+    )
     with pytest.raises(UserError, match=re.escape(path) + refused):
         wrap(peft.get_peft_model(built(name), peft.LoraConfig(target_modules=[target], **before)), r=4)
     with pytest.raises(UserError, match=target + refused):

@@ -120,8 +120,10 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         ({"r": [1, True, 0]}, "model.merge.r.1 = True: should be a valid integer"),
         ({"r": [1, 2]}, "model.merge.r has 2 entries; the model has 3 blocks"),
         ({"r": {"train": [3, 1]}}, "model.merge.r.train = [3, 1]: must be the least and the most r, neither negative"),
-        ({"r": {"train": [-1, 1]}}, "model.merge.r.train = [-1, 1]: must be the least and the most r, "
-                                    "neither negative"),
+        (
+            {"r": {"train": [-1, 1]}},
+            "model.merge.r.train = [-1, 1]: must be the least and the most r, neither negative",
+        ),
         ({"r": {"train": [3]}}, "model.merge.r.train = [3]: must be two numbers, the least and the most r"),
         ({"r": {"train": ["a", 1]}}, "model.merge.r.train.0 = 'a': should be a valid integer"),
         ({"r": {"train": 3}}, "model.merge.r.train = 3: should be a valid list"),
@@ -133,20 +135,28 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         ({"keep": {"rate": 1.5}}, "model.merge.keep.rate = 1.5: must be greater than 0 and at most 1"),
         ({"keep": {"rate": 0.5, "blocks": [4]}}, "model.merge.keep.blocks = [4]: no block 4; use 1 to 3"),
         ({"keep": {"rate": 0.5, "blocks": [0]}}, "model.merge.keep.blocks = [0]: no block 0; use 1 to 3"),
-        ({"keep": {"rate": 0.5, "blocks": [1, 2, 1]}}, "model.merge.keep.blocks = [1, 2, 1]: block 1 stands there "
-                                                       "twice; name each block once"),
+        (
+            {"keep": {"rate": 0.5, "blocks": [1, 2, 1]}},
+            "model.merge.keep.blocks = [1, 2, 1]: block 1 stands there twice; name each block once",
+        ),
         ({"keep": 0.7}, "model.merge.keep = 0.7: must be a section, as in keep: {key: value}"),
-        ({"keep": {"rate": 0.5, "blocks": [1]}, "r": 3}, "model.merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands "
-         "in place of merge.r = 3; give one of them"),
+        (
+            {"keep": {"rate": 0.5, "blocks": [1]}, "r": 3},
+            "model.merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands in place of merge.r = 3; give one of them",
+        ),
         ({"target_gmacs": 0}, "model.merge.target_gmacs = 0: must be greater than 0"),
-        ({"target_ratio": 0.5}, "model.merge.target_ratio = 0.5: must be at least 1: MACs without merging over MACs "
-                                "with it; 2 halves them"),
-        ({"target_gmacs": 1, "target_ratio": 2}, "model.merge.target_ratio = 2.0: it stands in place of "
-         "merge.target_gmacs = 1.0; give one of them"),
-        ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: not solved yet; build from engine.budget.solve"),
-        ({"target_ratio": 2}, "model.merge.target_ratio = 2.0: not solved yet; build from engine.budget.solve"),
+        (
+            {"target_ratio": 0.5},
+            "model.merge.target_ratio = 0.5: must be at least 1: MACs without merging over MACs with it; 2 halves them",
+        ),
+        (
+            {"target_gmacs": 1, "target_ratio": 2},
+            "model.merge.target_ratio = 2.0: it stands in place of merge.target_gmacs = 1.0; give one of them",
+        ),
+        ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: not solved yet; build from engine.cost.budget.solve"),
+        ({"target_ratio": 2}, "model.merge.target_ratio = 2.0: not solved yet; build from engine.cost.budget.solve"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_schedule_is_named_with_value_and_fix(merge, line):
     with pytest.raises(UserError) as error:
         build_model("vit", img_size=32, embed_dim=24, num_heads=2, depth=3, merge=merge)
@@ -167,8 +177,10 @@ def test_a_keep_rate_on_a_grid_counts_what_is_owed_already():
 def test_a_schedule_that_is_set_is_clamped_to_what_the_method_can_do(name):
     small = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 10}
     for method, asked, wanted in (
-        ("tome", [40, 0, 0], [32, 0, 0]), ("pool", [8, 8, 8], [0, 0, 0]), ("random", [70, 1, 1], [63, 0, 0]),
-    ):  # fmt: skip
+        ("tome", [40, 0, 0], [32, 0, 0]),
+        ("pool", [8, 8, 8], [0, 0, 0]),
+        ("random", [70, 1, 1], [63, 0, 0]),
+    ):
         model = build_model(name, **small, merge={"method": method})
         model.schedule = asked
         assert model.schedule == wanted and model.tokens_per_block()[-1] == 65 - sum(wanted)

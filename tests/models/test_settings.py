@@ -133,12 +133,16 @@ def test_nearest_names_the_near_or_all():
         ({"r": {"first": 3, "last": 1, "x": 1}}, "merge.r.x: unknown key; known: first, last"),
         ({"r": {"train": [0, 8, 9]}}, "merge.r.train = [0, 8, 9]: must be two numbers, the least and the most r"),
         ({"r": {"train": []}}, "merge.r.train = []: must be two numbers, the least and the most r"),
-        ({"keep": {"rate": 0.5, "blocks": [1]}, "r": 3},
-         "merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands in place of merge.r = 3; give one of them"),
-        ({"r": {"train": [0, 4]}, "target_ratio": 2},
-         "merge.target_ratio = 2.0: it stands in place of merge.r = {'train': [0, 4]}; give one of them"),
+        (
+            {"keep": {"rate": 0.5, "blocks": [1]}, "r": 3},
+            "merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands in place of merge.r = 3; give one of them",
+        ),
+        (
+            {"r": {"train": [0, 4]}, "target_ratio": 2},
+            "merge.target_ratio = 2.0: it stands in place of merge.r = {'train': [0, 4]}; give one of them",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_merge_section_is_answered_in_words(merge, line):
     with pytest.raises(UserError) as error:
         check(MergeSettings, merge, "merge")

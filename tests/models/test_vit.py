@@ -58,9 +58,12 @@ def test_timm_parity(name):
     for parameter in theirs.parameters():  # timm starts biases at zero: draw them, so that each has to be in its place
         parameter.normal_(std=0.05)
     ours = build_model(
-        "vit", patch_size=theirs.patch_embed.patch_size[0], embed_dim=theirs.embed_dim,
-        num_heads=theirs.blocks[0].attn.num_heads, num_classes=7,
-    ).eval()  # fmt: skip
+        "vit",
+        patch_size=theirs.patch_embed.patch_size[0],
+        embed_dim=theirs.embed_dim,
+        num_heads=theirs.blocks[0].attn.num_heads,
+        num_classes=7,
+    ).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = images(0, 2, 224)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)

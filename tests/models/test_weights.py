@@ -21,7 +21,7 @@ from tests.models.weight_files import (
     timm_beit,
     timm_vit,
     torchvision_vit,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -188,9 +188,13 @@ def test_old_densenet_names(save):
 
     source, model = dense(0), dense(1)
     old = {
-        n.replace(".norm1.", ".norm.1.").replace(".norm2.", ".norm.2.").replace(".conv1.", ".conv.1.")
-        .replace(".conv2.", ".conv.2."): v for n, v in source.state_dict().items() if "num_batches" not in n
-    }  # fmt: skip
+        n.replace(".norm1.", ".norm.1.")
+        .replace(".norm2.", ".norm.2.")
+        .replace(".conv1.", ".conv.1.")
+        .replace(".conv2.", ".conv.2."): v
+        for n, v in source.state_dict().items()
+        if "num_batches" not in n
+    }
     report = load_weights(model, save(old))
     assert not report.missing + report.unexpected
     same(model, source)

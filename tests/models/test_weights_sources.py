@@ -135,8 +135,13 @@ def offline(monkeypatch, tmp_path):
 
 
 def test_torchvision_offline(offline):
-    refused("torchvision:vit_l_16.IMAGENET1K_SWAG_E2E_V1", "no route to host",
-            "fetch https://download.pytorch.org/models/vit_l_16_swag", str(offline), "model.weights=FILE")  # fmt: skip
+    refused(
+        "torchvision:vit_l_16.IMAGENET1K_SWAG_E2E_V1",
+        "no route to host",
+        "fetch https://download.pytorch.org/models/vit_l_16_swag",
+        str(offline),
+        "model.weights=FILE",
+    )
 
 
 def test_torchvision_from_the_folder_that_the_error_names(offline):
@@ -158,8 +163,12 @@ def test_torchvision_damaged_cache(offline):
 
 
 def test_timm_offline(offline):
-    refused("timm:test_vit.r160_in1k", "no route to host", "model.weights=FILE",
-            "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors")  # fmt: skip
+    refused(
+        "timm:test_vit.r160_in1k",
+        "no route to host",
+        "model.weights=FILE",
+        "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors",
+    )
 
 
 def test_timm_through_its_own_loader(monkeypatch, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from timm.models import vision_transformer
 from torch import nn
 
-from engine.analytic import formula_macs
-from engine.complexity import measure
+from engine.cost.formulas import formula_macs
+from engine.cost.macs import measure
 from models import build_model
 from models.merging import MERGERS, Tokens, initial_tokens, unwrap, wrap
 from models.merging.families import KINDS, attention_width, between_tokens

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from engine.budget import solve
+from engine.cost.budget import solve
 from models import MODELS, build_model, split_name
 from models.heads import PowerNorm, Standardised
 from models.settings import UserError, check

@@ -1,10 +1,9 @@
 """Small models of every kind, and a few steps of training, for the tests of fine-tuning."""
 
-
 import torch
 from torch.nn import functional as F
 
-from engine.optim import build_optimizer
+from engine.train.optim import build_optimizer
 from models import build_model
 from models.finetune import FinetuneSettings
 from models.merging import wrap

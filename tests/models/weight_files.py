@@ -37,9 +37,14 @@ def timm_beit(seed=0, num_classes=7, **options):
 
 def torchvision_vit(seed=0, num_classes=7, image_size=32):
     model = TorchvisionViT(
-        image_size=image_size, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=128,
+        image_size=image_size,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        mlp_dim=128,
         num_classes=num_classes,
-    )  # fmt: skip
+    )
     return random(model, seed)
 
 
@@ -84,8 +89,12 @@ def google(model, heads=2, newer=False, stacked=False, root=""):
         block = {}
         for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", f"LayerNorm_{norm}")):
             block |= {f"{theirs}/scale": own[f"{ours}.weight"], f"{theirs}/bias": own[f"{ours}.bias"]}
-        parts = zip(("query", "key", "value"), own["attn.qkv.weight"].reshape(3, width, width),
-                    own["attn.qkv.bias"].reshape(3, width), strict=True)  # fmt: skip
+        parts = zip(
+            ("query", "key", "value"),
+            own["attn.qkv.weight"].reshape(3, width, width),
+            own["attn.qkv.bias"].reshape(3, width),
+            strict=True,
+        )
         multi = f"MultiHeadDotProductAttention_{attention}"
         for name, weight, bias in parts:
             block[f"{multi}/{name}/kernel"] = weight.T.reshape(width, heads, -1)

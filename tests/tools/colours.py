@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine import checkpoint
-from engine.config import RunSettings, to_yaml
 from engine.data.loader import Normalise
-from engine.finished import built
-from engine.run import write_json_atomic, write_text_atomic
+from engine.files import write_json_atomic, write_text_atomic
+from engine.runs import checkpoint
+from engine.runs.restore import built
+from engine.settings.layers import to_yaml
+from engine.settings.schema import RunSettings
 from models.settings import check
 
 RED, GREEN, BLUE = (220, 40, 40), (40, 220, 40), (40, 40, 220)

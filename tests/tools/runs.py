@@ -7,8 +7,8 @@ import io
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from engine.config import RunSettings
-from engine.experiment import run_experiment
+from engine.settings.schema import RunSettings
+from engine.train.experiment import run_experiment
 from models.settings import check
 from tests.engine.data.conftest import save_image
 from tests.quiet import end_log
@@ -39,8 +39,16 @@ def many_labels_run(path: Path, model: dict) -> Path:
 
 def _run(folder: Path, **sections) -> Path:
     folder.mkdir()
-    body = {"name": folder.name, "threads": 1, "device": "cpu", "split": {"val": 0.2, "test": 0.2}, "augment": PLAIN,
-            "train": SHORT, "log": {"every_steps": 1, "images": 0}, **sections}  # fmt: skip
+    body = {
+        "name": folder.name,
+        "threads": 1,
+        "device": "cpu",
+        "split": {"val": 0.2, "test": 0.2},
+        "augment": PLAIN,
+        "train": SHORT,
+        "log": {"every_steps": 1, "images": 0},
+        **sections,
+    }
     with redirect_stdout(io.StringIO()):
         run_experiment(check(RunSettings, body), folder)
     end_log()

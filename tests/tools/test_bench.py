@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from engine import benchmark
-from engine.analytic import formula_macs
-from engine.config import load_settings
+from engine.cost import speed as benchmark
+from engine.cost.formulas import formula_macs
+from engine.settings.layers import load_settings
 from models.merging import MERGERS
 from models.merging.selection import select
 from tools import bench
@@ -38,8 +38,10 @@ def test_files(workers, threads, capsys, monkeypatch):
     bench.main(["--files", "--repeats", "1", "--batch-size", "8", "--workers", workers])
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert [line.split(" images/s")[0].strip() for line in lines] == [
-        "plain DataLoader", "decoded anew", "kept at 32 px"
-    ]  # fmt: skip
+        "plain DataLoader",
+        "decoded anew",
+        "kept at 32 px",
+    ]
     assert all("over plain: median" in line for line in lines[1:])
 
 

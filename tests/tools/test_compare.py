@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from engine.compare import compare
-from engine.config import load_settings, to_yaml
+from engine.settings.layers import load_settings, to_yaml
+from engine.study.table import compare
 from models.settings import UserError
 from tools import compare as tool
 
@@ -20,8 +20,16 @@ def make_run(tmp_path):
         folder.mkdir()
         settings = load_settings("digits/vit", [f"name={name}", f"seed={seed}", *overrides])
         (folder / "settings.yaml").write_text(to_yaml(settings))
-        results = {"name": name, "seed": seed, "test_top1": top1, "params": 2_000_000, "gmacs": 0.5,
-                   "images_per_second": 100 + seed, "seconds": 10, "peak_memory_mib": 300}  # fmt: skip
+        results = {
+            "name": name,
+            "seed": seed,
+            "test_top1": top1,
+            "params": 2_000_000,
+            "gmacs": 0.5,
+            "images_per_second": 100 + seed,
+            "seconds": 10,
+            "peak_memory_mib": 300,
+        }
         (folder / "results.json").write_text(json.dumps(results))
         lines = [{"step": s, "train/loss": 2.0 / s, "train/accuracy": 0.1 * s} for s in (1, 2, 3, 4)]
         lines += [{"step": s, "val/loss": 2.5 / s, "val/top1": 0.1 * s} for s in (2, 4)]
@@ -55,7 +63,7 @@ def test_many_labels_are_drawn_by_mean_average_precision(make_run, tmp_path, mon
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps({**results, "metric": "map"}))
     drawn = []
-    monkeypatch.setattr("engine.plots.save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("engine.figures.drawing.save_figure", lambda figure, path: drawn.append(figure))
     tool.main([str(run), "--plot", "x.png"])
     assert "test mAP, %" in capsys.readouterr().out
     training, validation = drawn[0].axes[1].lines

@@ -5,10 +5,10 @@ import sys
 import pytest
 from PIL import Image
 
-from engine import checks
-from engine.config import cli
+from engine.cli import cli
+from engine.data.check import words as checks
+from engine.data.check.preflight import Report
 from engine.data.images import Facts
-from engine.data.preflight import Report
 from tests.engine.data.conftest import save_image
 from tests.engine.data.test_folder import fill
 from tests.engine.data.test_preflight import contents

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import preview
-from engine.config import cli, load_settings
+from engine.cli import cli
 from engine.data import build_data
-from engine.finished import built
-from engine.train import Trainer
+from engine.figures import preview
+from engine.runs.restore import built
+from engine.settings.layers import load_settings
+from engine.train.trainer import Trainer
 from tests.engine.data.conftest import save_image
 from tools import data as data_tool
 
@@ -22,8 +23,15 @@ from tools import data as data_tool
 def overrides(tmp_path) -> list[str]:
     for i in range(40):
         save_image(tmp_path / "images" / ["a $name$", "b" * 60][i % 2] / f"{i}.png", i, (40, 30))
-    return [f"data.path={tmp_path / 'images'}", "model.num_classes=2", "model.img_size=32", "model.weights=null",
-            "train.batch_size=8", "threads=1", "device=cpu"]  # fmt: skip
+    return [
+        f"data.path={tmp_path / 'images'}",
+        "model.num_classes=2",
+        "model.img_size=32",
+        "model.weights=null",
+        "train.batch_size=8",
+        "threads=1",
+        "device=cpu",
+    ]
 
 
 def run(monkeypatch, *args) -> int:
@@ -75,8 +83,20 @@ def test_of_several_folds_the_first(overrides, tmp_path, monkeypatch):
     assert names == ["x, fold 0 of 2, epoch 0: 32 px", "x, fold 1 of 2, epoch 0: 32 px"]
     out = tmp_path / "a.png"
     data = [one for one in overrides if "img_size" not in one and "num_classes" not in one]
-    assert run(monkeypatch, "--cfg", "kaggle/squeezenet", *data, "data.name=folder", "model.num_classes=2",
-               "model.img_size=32", "--out", out) == 0  # fmt: skip
+    assert (
+        run(
+            monkeypatch,
+            "--cfg",
+            "kaggle/squeezenet",
+            *data,
+            "data.name=folder",
+            "model.num_classes=2",
+            "model.img_size=32",
+            "--out",
+            out,
+        )
+        == 0
+    )
     assert Image.open(out).size[0] > 100
 
 

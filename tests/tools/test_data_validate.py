@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.config import cli
+from engine.cli import cli
 from tests.tools.colours import colour_run
 from tools import data as tool
 
@@ -48,8 +48,14 @@ def test_every_mistake_and_one_line_at_the_end(tell, tmp_path):
     code, out, err = tell(text, "--classes", tmp_path / "classes")
     said = out.splitlines()
     assert code == 2 and len(said) == 6 and all(line.startswith("wrong: ") for line in said)
-    for words in ("'=x' (line 5)", "more than once: '1.jpg'", "missing: '2.jpg'", "not in the sample: '7.jpg'",
-                  "1 rows have no label: line 4", "2 labels are unknown: '3' (1 rows), '=x' (1 rows)"):  # fmt: skip
+    for words in (
+        "'=x' (line 5)",
+        "more than once: '1.jpg'",
+        "missing: '2.jpg'",
+        "not in the sample: '7.jpg'",
+        "1 rows have no label: line 4",
+        "2 labels are unknown: '3' (1 rows), '=x' (1 rows)",
+    ):
         assert words in out
     assert err.startswith(f"error: {tmp_path / 'mine.csv'}: 6 kinds of mistakes, said above; ") and err.count("\n") == 1
 

@@ -9,13 +9,15 @@ import sys
 import pytest
 import torch
 
-from engine.config import RunSettings, cli
+from engine.cli import cli
 from engine.data.loader import eval_batches
-from engine.experiment import run_experiment
-from engine.finished import evaluate_run, load_run
-from engine.run import write_json_atomic
-from engine.runtime import pick_autocast
-from engine.sweep import values_of
+from engine.files import write_json_atomic
+from engine.machine import pick_autocast
+from engine.measure.ensembles import evaluate_run
+from engine.runs.restore import load_run
+from engine.settings.schema import RunSettings
+from engine.study.sweep import values_of
+from engine.train.experiment import run_experiment
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
@@ -54,8 +56,15 @@ def test_as_trained_it_is_compared(run, tell, tmp_path):
     assert results["removed"] == [4, 4]  # the middle
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["overrides"] == [] and (found["split"], found["weights"], found["tta"]) == ("test", "best", None)
-    assert found["evaluated"] == [{"runs": [str(run)], "images": results["test_images"], "loss": results["test_loss"],
-                                   "top1": results["test_top1"], "top5": results["test_top5"]}]  # fmt: skip
+    assert found["evaluated"] == [
+        {
+            "runs": [str(run)],
+            "images": results["test_images"],
+            "loss": results["test_loss"],
+            "top1": results["test_top1"],
+            "top5": results["test_top5"],
+        }
+    ]
 
 
 def test_a_difference_is_said_when_all_is_written(run, tell, tmp_path):
@@ -115,8 +124,9 @@ def test_with_other_merging_it_says_what_was_evaluated(run, tell, change, said):
 
 def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
     files = tmp_path / "rows.json", tmp_path / "curve.png"
-    code, out, err = tell("--sweep", "merge.r=[0, 4, {first: 8, last: 0}, [1, 2]]", "--json", str(files[0]),
-                          "--plot", str(files[1]))  # fmt: skip
+    code, out, err = tell(
+        "--sweep", "merge.r=[0, 4, {first: 8, last: 0}, [1, 2]]", "--json", str(files[0]), "--plot", str(files[1])
+    )
     assert code == 0 and err == ""
     head, _, *lines = out.splitlines()
     assert head == "| merge.r | tokens left | GMACs | top-1, % | loss | images/s |"
@@ -139,7 +149,7 @@ def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
 def test_a_sweep_of_many_labels_goes_by_mean_average_precision(tmp_path, monkeypatch, capsys):
     folder = many_labels_run(tmp_path, {**TINY["model"], "in_chans": 3})
     drawn = []
-    monkeypatch.setattr("engine.plots.save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("engine.figures.drawing.save_figure", lambda figure, path: drawn.append(figure))
     monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), "--sweep", "merge.r=[0, 3]", "--plot", "a.png"])
     assert cli(tool.main) == 0
     head, _, *lines = capsys.readouterr().out.splitlines()
@@ -199,7 +209,8 @@ def test_any_key_of_merging_can_be_swept(run, tell, key):
 
 
 def test_the_data_are_loaded_once_and_a_wrong_value_is_found_first(run, tell, monkeypatch):
-    from engine import finished, sweep
+    from engine.runs import restore as finished
+    from engine.study import sweep
 
     loads, evaluated = [], []
     load = finished.build_data

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from engine import export
-from engine.config import RunSettings, cli
-from engine.experiment import run_experiment
+from engine.cli import cli
 from engine.export import FORMATS, LEAST_TORCH, close, load, program_of, sample
-from engine.finished import load_run
+from engine.runs.restore import load_run
+from engine.settings.schema import RunSettings
+from engine.train.experiment import run_experiment
 from models.settings import check
 from tests.engine.conftest import TINY
 from tests.tools.runs import TIMM, folder_run
@@ -92,8 +93,9 @@ def test_another_librarys_model(tmp_path, monkeypatch, capsys):
         assert cli(tool.main) == 0
         assert f"\ntokens removed      {said}\n" in capsys.readouterr().out
     assert [(m["model"], m["method"], m["removed"]) for m in given] == [
-        ("timm:test_vit", None, []), ("timm:test_vit", "tome", [1, 1]),
-    ]  # fmt: skip
+        ("timm:test_vit", None, []),
+        ("timm:test_vit", "tome", [1, 1]),
+    ]
 
 
 def test_a_converter_that_goes_wrong_is_no_success(tell, monkeypatch):

@@ -130,7 +130,7 @@ def test_a_method_that_is_added_is_counted(tmp_path):
     for path, before, line in (
         ("models/merging/__init__.py", "MERGERS: dict[str, Merger] = {\n", '    "first": Merger(first),\n'),
         ("models/merging/__init__.py", "from models.merging.grid import", "from models.merging.first import first\n"),
-        ("engine/analytic.py", "MATCHING: dict[str, Callable[[Cut], int]] = {\n", '    "first": _nothing,\n'),
+        ("engine/cost/formulas.py", "MATCHING: dict[str, Callable[[Cut], int]] = {\n", '    "first": _nothing,\n'),
     ):
         text = (tmp_path / path).read_text()
         assert text.count(before) == 1
@@ -138,7 +138,10 @@ def test_a_method_that_is_added_is_counted(tmp_path):
         (tmp_path / path).write_text(text.replace(before, added))
     done = subprocess.run(
         [sys.executable, "tools/flops.py", "--cfg", "digits/vit", "model.merge.method=first", "merge.target_ratio=1.5"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "digits_vit" in done.stdout

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import pictures
-from engine.config import RunSettings, cli
+from engine.cli import cli
 from engine.data.loader import Normalise
-from engine.experiment import run_experiment
-from engine.finished import load_run
+from engine.figures import merging as pictures
+from engine.runs.restore import load_run
+from engine.settings.schema import RunSettings
+from engine.train.experiment import run_experiment
 from models.merging import MERGERS
 from models.merging.wrapping import trace
 from models.settings import check

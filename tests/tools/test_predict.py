@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from engine.config import cli
+from engine.cli import cli
 from tests.tools.colours import BLUE, COLOURS, GREEN, RED, colour_run, save_colour
 from tools import data as data_tool
 from tools import predict as tool
@@ -134,7 +134,7 @@ def test_a_class_that_a_spreadsheet_would_compute(tell, tmp_path, monkeypatch, c
 
     assert validate()[0] == 0
     assert tell("--sample", path, "--formulas", "keep", run=run)[0] == 0
-    assert "0.png,\"=cmd()\"\n" in (tmp_path / "out.csv").read_text()
+    assert '0.png,"=cmd()"\n' in (tmp_path / "out.csv").read_text()
     code, out = validate()
     assert code == 2 and "wrong: 4 cells would be computed by a spreadsheet: '=cmd()' (line 2)" in out
     assert validate("--formulas", "keep")[0] == 0

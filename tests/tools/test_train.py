@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 
-from engine import checkpoint
-from engine.config import cli
+from engine.cli import cli
+from engine.runs import checkpoint
 from tests.engine.data.conftest import save_image
 from tests.paths import CONFIGS, ROOT
 from tools import compare as compare_tool
@@ -28,9 +28,17 @@ from tools import train as train_tool
 pytestmark = pytest.mark.precision
 
 QUICK = [
-    "split.part=0.25", "train.epochs=2", "train.batch_size=16", "model.embed_dim=16", "model.depth=2", "threads=1",
-    "model.drop_path_rate=0.1", "model.patch_size=2", "model.merge.r=2", "device=cpu",
-]  # fmt: skip
+    "split.part=0.25",
+    "train.epochs=2",
+    "train.batch_size=16",
+    "model.embed_dim=16",
+    "model.depth=2",
+    "threads=1",
+    "model.drop_path_rate=0.1",
+    "model.patch_size=2",
+    "model.merge.r=2",
+    "device=cpu",
+]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -45,8 +53,9 @@ def finish(tool: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
 @contextmanager
 def training(*args: str, cwd: Path, until: Path) -> Iterator[subprocess.Popen]:
     """A training process that has come so far that the file `until` is there."""
-    with subprocess.Popen(command("train.py", *args), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        command("train.py", *args), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         deadline = time.monotonic() + 60
         while not until.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -69,10 +78,13 @@ def test_train_then_evaluate_then_refuse(tmp_path):
     folder = tmp_path / "runs" / "digits_hybrid"
     results = json.loads((folder / "results.json").read_text())
     for words in (
-        f"test accuracy   {100 * results['test_top1']:.2f} %", "parameters", "GMACs",
+        f"test accuracy   {100 * results['test_top1']:.2f} %",
+        "parameters",
+        "GMACs",
         "run folder      runs/digits_hybrid",
-        "curves          tensorboard --logdir runs/digits_hybrid", "tokens removed by each block: [2, 2]",
-    ):  # fmt: skip
+        "curves          tensorboard --logdir runs/digits_hybrid",
+        "tokens removed by each block: [2, 2]",
+    ):
         assert words in trained.stdout
 
     evaluated = finish("eval.py", "--run", str(folder), cwd=tmp_path)
@@ -147,9 +159,22 @@ def test_training_on_everything_measures_nothing_and_breaks_nothing(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for i in range(40):
         save_image(tmp_path / "images" / "ab"[i % 2] / f"{i}.png", i, (8, 8))
-    args = ["--cfg", "digits/hybrid", *QUICK, "data.name=folder", "data.path=images", "data.size=8", "model.in_chans=3",
-            "model.num_classes=2", "split.part=1", "split.val=0.2", "split.test=0", "train.epochs=1",
-            "train.batch_size=8", "name=all"]  # fmt: skip
+    args = [
+        "--cfg",
+        "digits/hybrid",
+        *QUICK,
+        "data.name=folder",
+        "data.path=images",
+        "data.size=8",
+        "model.in_chans=3",
+        "model.num_classes=2",
+        "split.part=1",
+        "split.val=0.2",
+        "split.test=0",
+        "train.epochs=1",
+        "train.batch_size=8",
+        "name=all",
+    ]
     assert run_inside(train_tool, *args, monkeypatch=monkeypatch) == 0
     said, folder = capsys.readouterr().out, Path("runs/all")
     results = json.loads((folder / "results.json").read_text())
@@ -195,8 +220,14 @@ def test_a_second_ctrl_c_ends_at_once_and_quietly(tmp_path):
 
 
 def test_ctrl_c_before_anything_began_is_quiet(tmp_path):
-    with subprocess.Popen(command("train.py", "--cfg", "digits/hybrid", *QUICK), cwd=tmp_path, env=ENVIRONMENT,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        command("train.py", "--cfg", "digits/hybrid", *QUICK),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         time.sleep(0.7)  # while libraries are imported
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -242,8 +273,16 @@ def test_a_name_of_two_lines_takes_one():
 
 
 def test_a_run_finished_by_an_older_version_is_reported(capsys):
-    old = {"test_images": 360, "test_loss": 0.1, "test_top1": 0.975, "test_top5": 1.0, "params": 293_000,
-           "gmacs": 0.0164, "seconds": 34.0, "images_per_second": 763.0}  # fmt: skip
+    old = {
+        "test_images": 360,
+        "test_loss": 0.1,
+        "test_top1": 0.975,
+        "test_top5": 1.0,
+        "params": 293_000,
+        "gmacs": 0.0164,
+        "seconds": 34.0,
+        "images_per_second": 763.0,
+    }
     train_tool.report(old, Path("runs/old"))
     out = capsys.readouterr().out
     assert out.startswith("\ntest accuracy   97.50 %  (top-5 100.00 %, 360 images)\nparameters      0.293 M\n")

@@ -64,8 +64,9 @@ def test_everything_off_changes_nothing():
     assert erased_pixels((32, 32), np.arange(20), 0.0, seed=0, epoch=0) is None
 
 
-@pytest.mark.parametrize("augment", [CROP_AND_FLIP, AugmentSettings(flip=True), AugmentSettings(crop=1), EVERYTHING,
-                                     *NEW])
+@pytest.mark.parametrize(
+    "augment", [CROP_AND_FLIP, AugmentSettings(flip=True), AugmentSettings(crop=1), EVERYTHING, *NEW]
+)
 def test_the_dataset_is_not_written_to(augment):
     images = pictures(20)
     before = images.copy()
@@ -117,9 +118,24 @@ def test_an_image_too_small_to_erase_from_stays_whole():
     assert not erased_pixels((1, 1), np.arange(10), 1.0, seed=0, epoch=0).any()
 
 
-@pytest.mark.parametrize("key, value", [("crop", -1), ("crop", 1.5), ("flip", 1), ("erase", 1.1), ("erase", -0.1),
-                                        ("mixup", -0.2), ("cutmix", float("inf")), ("vflip", 1), ("rotate90", "yes"),
-                                        ("scale", 1.0), ("scale", -0.1), ("jitter", 1.0), ("jitter", -0.1)])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("crop", -1),
+        ("crop", 1.5),
+        ("flip", 1),
+        ("erase", 1.1),
+        ("erase", -0.1),
+        ("mixup", -0.2),
+        ("cutmix", float("inf")),
+        ("vflip", 1),
+        ("rotate90", "yes"),
+        ("scale", 1.0),
+        ("scale", -0.1),
+        ("jitter", 1.0),
+        ("jitter", -0.1),
+    ],
+)
 def test_settings_out_of_range(key, value):
     with pytest.raises(UserError, match=f"augment.{key} = "):
         check(AugmentSettings, {key: value}, "augment")

@@ -45,8 +45,13 @@ def why(path: Path, **options) -> str:
 def error_of(paths: list[Path]) -> str:
     """The one line that a user sees."""
     with pytest.raises(UserError) as caught:
-        read_splits({"train": (paths, torch.zeros(len(paths), dtype=torch.int64))}, ["a"], files(8), "data.path = 'x'",
-                    "repair them")  # fmt: skip
+        read_splits(
+            {"train": (paths, torch.zeros(len(paths), dtype=torch.int64))},
+            ["a"],
+            files(8),
+            "data.path = 'x'",
+            "repair them",
+        )
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -125,8 +130,10 @@ def test_16_bit_grey_is_scaled(tmp_path, extension):
     assert (read == np.array([[0, 1], [100, 255]], np.uint8)[..., None]).all()
 
 
-@pytest.mark.parametrize("mode, extension", [("L", "png"), ("1", "png"), ("P", "png"), ("CMYK", "jpg"), ("RGB", "webp"),
-                                             ("RGB", "bmp"), ("RGB", "tiff")])
+@pytest.mark.parametrize(
+    "mode, extension",
+    [("L", "png"), ("1", "png"), ("P", "png"), ("CMYK", "jpg"), ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "tiff")],
+)
 def test_other_kinds_become_rgb(tmp_path, mode, extension):
     halves = np.zeros((16, 16, 3), np.uint8)
     halves[8:] = 255
@@ -134,9 +141,19 @@ def test_other_kinds_become_rgb(tmp_path, mode, extension):
     assert read.shape == (16, 16, 3) and (read[:6] < 8).all() and (read[10:] > 247).all()
 
 
-@pytest.mark.parametrize("extension, options", [("jpg", {"quality": 95, "subsampling": 0}), ("png", {}), ("bmp", {}),
-                                                ("webp", {"lossless": True}), ("webp", {"quality": 95}), ("gif", {}),
-                                                ("tif", {}), ("tif", {"compression": "tiff_lzw"})])
+@pytest.mark.parametrize(
+    "extension, options",
+    [
+        ("jpg", {"quality": 95, "subsampling": 0}),
+        ("png", {}),
+        ("bmp", {}),
+        ("webp", {"lossless": True}),
+        ("webp", {"quality": 95}),
+        ("gif", {}),
+        ("tif", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+    ],
+)
 def test_colours_stay(tmp_path, extension, options):
     colours = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (120, 130, 140)]], np.uint8)
     path = saved(tmp_path / f"a.{extension}", colours.repeat(16, 0).repeat(16, 1), **options)
@@ -183,8 +200,17 @@ def test_grey_tiffs_of_12_bits_and_with_white_as_zero(tmp_path):
     path = tmp_path / "a.tif"
 
     def grey(bits: int, white_is_zero: bool, pixels: bytes) -> list[int]:
-        known = {256: 2, 257: 2, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 122, 277: 1, 278: 2,
-                 279: len(pixels)}  # fmt: skip
+        known = {
+            256: 2,
+            257: 2,
+            258: bits,
+            259: 1,
+            262: 0 if white_is_zero else 1,
+            273: 122,
+            277: 1,
+            278: 2,
+            279: len(pixels),
+        }
         entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in known.items())
         path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(known)) + entries + b"\0" * 4 + pixels)
         return read_image(path, files(2))[0, :, 0].tolist()
@@ -297,8 +323,14 @@ def test_our_limit_of_pixels_is_the_only_one(tmp_path, monkeypatch):
 
 
 def test_content_decides_and_not_the_name(tmp_path):
-    for name, kind in (("a.txt", "JPEG"), ("b", "PNG"), ("c.jpg", "GIF"), ("d.png", "WEBP"), ("e.gif", "TIFF"),
-                       ("f.dat", "BMP")):  # fmt: skip
+    for name, kind in (
+        ("a.txt", "JPEG"),
+        ("b", "PNG"),
+        ("c.jpg", "GIF"),
+        ("d.png", "WEBP"),
+        ("e.gif", "TIFF"),
+        ("f.dat", "BMP"),
+    ):
         Image.new("RGB", (8, 8), "red").save(tmp_path / name, kind)
         assert has_image(tmp_path / name) and look(tmp_path / name, files(8))[1].format == kind
     assert content(b"BMW is a maker of cars and motorcycles") is None
@@ -326,8 +358,13 @@ def test_what_is_no_file(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_headers(tmp_path):
-    for name, body in (("a.tif", b"II*\0\x08\0\0\0"), ("b.png", b"\x89PNG\r\n\x1a\nnothing"), ("c.gif", b"GIF89a"),
-                       ("d.jpg", b"\xff\xd8\xff\xe0"), ("e.webp", b"RIFF\0\0\0\0WEBPVP8 ")):  # fmt: skip
+    for name, body in (
+        ("a.tif", b"II*\0\x08\0\0\0"),
+        ("b.png", b"\x89PNG\r\n\x1a\nnothing"),
+        ("c.gif", b"GIF89a"),
+        ("d.jpg", b"\xff\xd8\xff\xe0"),
+        ("e.webp", b"RIFF\0\0\0\0WEBPVP8 "),
+    ):
         (tmp_path / name).write_bytes(body)
         said = why(tmp_path / name)
         assert 0 < len(said) < 80 and "buffer" not in said

@@ -108,9 +108,21 @@ def test_a_validation_split_that_is_there_is_used_whole(raw, make_arrays):
     assert val is given and len(train) == len(raw.train)
 
 
-@pytest.mark.parametrize("key, value", [("val", 1.0), ("val", -0.1), ("part", 0), ("part", 1.5), ("part", float("nan")),
-                                        ("val", "0.1"), ("val", True), ("test", 1.0), ("test", -0.1),
-                                        ("test_seed", -1)])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("val", 1.0),
+        ("val", -0.1),
+        ("part", 0),
+        ("part", 1.5),
+        ("part", float("nan")),
+        ("val", "0.1"),
+        ("val", True),
+        ("test", 1.0),
+        ("test", -0.1),
+        ("test_seed", -1),
+    ],
+)
 def test_fractions_out_of_range(key, value):
     with pytest.raises(UserError, match=f"split.{key} = "):
         check(SplitSettings, {key: value}, "split")
@@ -242,8 +254,10 @@ def test_folds_never_change():
     images = torch.arange(20, dtype=torch.uint8)[:, None, None, None]
     raw = RawData(Arrays(images, torch.arange(20) % 3), None, list("abc"))
     assert [fold(raw, 3, k).test.images.flatten().tolist() for k in range(3)] == [
-        [6, 7, 9, 10, 11, 17, 18], [0, 1, 3, 5, 8, 16, 19], [2, 4, 12, 13, 14, 15],
-    ]  # fmt: skip
+        [6, 7, 9, 10, 11, 17, 18],
+        [0, 1, 3, 5, 8, 16, 19],
+        [2, 4, 12, 13, 14, 15],
+    ]
 
 
 def test_validation_is_taken_off_the_rest_of_a_fold(raw):
@@ -298,10 +312,13 @@ def test_files_are_joined_with_their_paths(tmp_path):
         assert torch.equal(cut[0].train.read(torch.tensor([index])), whole.val.read(torch.tensor([1])))
 
 
-@pytest.mark.parametrize("sizes, words", [
-    ([9, 3, 2], "2 classes have fewer images, copies counted once: 'b' (3), 'c' (2); use split.folds=2 or less"),
-    ([9, 9, 1], "1 classes have fewer images, copies counted once: 'c' (1); add images, or take the classes out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        ([9, 3, 2], "2 classes have fewer images, copies counted once: 'b' (3), 'c' (2); use split.folds=2 or less"),
+        ([9, 9, 1], "1 classes have fewer images, copies counted once: 'c' (1); add images, or take the classes out"),
+    ],
+)
 def test_a_class_too_small_for_the_folds_is_named(make_arrays, sizes, words):
     labels = torch.arange(3).repeat_interleave(torch.tensor(sizes))
     raw = RawData(Arrays(make_arrays(len(labels), size=4).images, labels), None, list("abc"))

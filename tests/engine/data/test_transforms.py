@@ -63,8 +63,11 @@ def test_chances_are_those_that_were_asked_for():
 
 
 def test_what_does_not_end_in_the_models_size_is_refused():
-    with pytest.raises(UserError, match=r"augment.transforms: of an image of 264 x 448 pixels they make 224 x 380, the "
-                       "model takes 224 x 224; end with RandomResizedCrop"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"augment.transforms: of an image of 264 x 448 pixels they make 224 x 380, the "
+        "model takes 224 x 224; end with RandomResizedCrop",
+    ):
         compose(settings("Resize").transforms, (3, 224, 224), whole=True)
     compose(settings("Resize").transforms, (3, 224, 224), whole=False)  # of squares it makes squares
     with pytest.raises(UserError, match="make 200 x 200, the model takes 224 x 224"):

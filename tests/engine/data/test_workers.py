@@ -11,9 +11,9 @@ import torch
 
 from engine.data import SplitSettings, build_data
 from engine.data.arrays import Data
-from engine.data.folder import FolderSettings
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.settings import AugmentSettings
+from engine.data.sources.folder import FolderSettings
 from engine.data.workers import deaths_in_words
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image

@@ -1,0 +1,225 @@
+"""MACs of our own models by formula: from the settings alone, without building or running anything.
+
+This stands beside the traced count of `engine.cost.macs`, and neither uses the other. Kinds are those of
+`engine.cost.ops.KINDS`; `product` is the matching of tokens, and the attention scores that a method
+asks for. B = 1; T tokens, D width, C channels, G patches a side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+from engine.cost.ops import CountError
+from models.settings import Settings
+
+PREFIX = 1  # the class token
+
+
+class Cut(NamedTuple):
+    """Where a block merges: what its method's MACs depend on."""
+
+    patches: int  # N, before
+    removed: int  # r
+    dim: int  # of the metric
+    width: int  # of a token
+    options: Mapping[str, Any]
+
+
+def token_counts(settings: Settings) -> list[tuple[int, int]]:
+    """Tokens that enter and leave each transformer block, the class token included; none for a model without."""
+    if not hasattr(settings, "schedule"):
+        return []
+    left = PREFIX + prod(settings.grid)
+    counts = []
+    for removed in settings.schedule():
+        counts.append((left, left - removed))
+        left -= removed
+    return counts
+
+
+def _patch_stem(s: Any) -> int:
+    """One P x P convolution from C to D channels, with stride P: every pixel is read once."""
+    return s.img_size**2 * s.in_chans * s.embed_dim
+
+
+def _conv_stem(s: Any) -> int:
+    """3x3 convolutions at full, half ... resolution down to the patches, channels doubling up to D; then 1x1."""
+    size, total, chans = s.img_size, 0, s.in_chans
+    grid = s.img_size // s.patch_size
+    while size >= grid:
+        width = max(s.embed_dim * grid // size, 8)
+        total += 9 * chans * width * size**2
+        size, chans = size // 2, width
+    return total + chans * s.embed_dim * grid**2
+
+
+def _nothing(cut: Cut) -> int:
+    """No token is compared with another."""
+    return 0
+
+
+def _tome(cut: Cut) -> int:
+    """Every source with every destination."""
+    destinations = -(-cut.patches // cut.options["kth"])
+    return (cut.patches - destinations) * destinations * cut.dim
+
+
+def _halves(cut: Cut) -> int:
+    """One half of the patches with the other."""
+    return cut.patches // 2 * -(-cut.patches // 2) * cut.dim
+
+
+def _neighbours(cut: Cut) -> int:
+    """Each patch with the next, by element-wise products: as little as a norm, and like it in no count."""
+    return 0
+
+
+def _every_pair(cut: Cut) -> int:
+    """Every patch with every patch, itself included."""
+    return cut.patches**2 * cut.dim
+
+
+def _topk(cut: Cut) -> int:
+    """The class token's attention to all tokens; where patches are pruned, each of them with each that is kept."""
+    pruned = cut.removed * (cut.patches - cut.removed) * cut.dim if cut.options["prune"] else 0
+    return (cut.patches + PREFIX) * cut.width + pruned
+
+
+def _mctf(cut: Cut) -> int:
+    """All tokens' attention to all tokens; one half of the patches with the other."""
+    half = cut.patches // 2
+    return (cut.patches + PREFIX) ** 2 * cut.width + half * (cut.patches - half) * cut.dim
+
+
+STEMS: dict[str, Callable[[Any], int]] = {"patch": _patch_stem, "conv": _conv_stem}
+MATCHING: dict[str, Callable[[Cut], int]] = {
+    "none": _nothing,
+    "random": _nothing,
+    "pool": _nothing,
+    "tome": _tome,
+    "facility_location": _every_pair,
+    "pitome": _every_pair,
+    "dpc_knn": _every_pair,
+    "topk": _topk,
+    "mctf": _mctf,
+    "dtem": _halves,
+    "grid": _neighbours,
+}
+# MACs at one position of the map, C channels in and out.
+CONV_BLOCKS: dict[str, Callable[[int], int]] = {
+    "convnext": lambda c: 7 * 7 * c + c * 4 * c + 4 * c * c,  # depthwise 7x7, 1x1 to 4C, 1x1 back
+    "residual": lambda c: 2 * 3 * 3 * c * c,  # two 3x3
+}
+
+
+def _encoder(s: Any, stem: str) -> Counter:
+    """Stem, transformer blocks, and the class token's head."""
+    stem_macs = _entry(STEMS, stem, "STEMS")(s)
+    return Counter(convolution=stem_macs, linear=s.embed_dim * s.num_classes) + _transformer(s)
+
+
+def _transformer(s: Any) -> Counter:
+    """Blocks that merge between attention and MLP."""
+    dim, hidden, total = s.embed_dim, int(s.embed_dim * s.mlp_ratio), Counter()
+    for before, after in token_counts(s):
+        total["linear"] += 4 * before * dim**2 + 2 * after * dim * hidden  # q, k, v, projection; MLP
+        total["attention"] += 2 * before**2 * dim  # q k^T; its product with v
+        if after < before:
+            total += _merge(s, before, before - after)
+    return total
+
+
+def _merge(s: Any, tokens: int, removed: int) -> Counter:
+    """One block's matching, and the learned head where tokens are compared by it."""
+    metric, head_dim = s.merge.compared_by(), s.embed_dim // s.num_heads
+    cut = Cut(
+        tokens - PREFIX, removed, s.embed_dim if metric == "tokens" else head_dim, s.embed_dim, s.merge.merger().options
+    )
+    head = tokens * s.embed_dim * head_dim if metric == "learned" else 0
+    return Counter(product=_entry(MATCHING, s.merge.method, "MATCHING")(cut), linear=head)
+
+
+def _vit(s: Any) -> Counter:
+    return _encoder(s, "patch")
+
+
+def _hybrid(s: Any) -> Counter:
+    """The encoder, then bridge (tokens and log size projected, a 1x1 convolution as skip), CNN stage, linear head."""
+    total = _encoder(s, s.stem)
+    if s.cnn is None:
+        return total
+    tokens, dim = token_counts(s)[-1][1], s.cnn.dim or s.embed_dim
+    if s.bridge is None:  # the patches that are left are the map
+        tokens = cells = tokens - PREFIX
+    else:
+        cells = (s.img_size // s.patch_size // s.bridge.stride) ** 2
+    skip = s.bridge is None or s.bridge.skip
+    total["linear"] += tokens * (s.embed_dim + 1) * dim + dim * s.num_classes
+    total["convolution"] += skip * s.embed_dim * dim * cells
+    total["convolution"] += s.cnn.depth * cells * _entry(CONV_BLOCKS, s.cnn.block, "CONV_BLOCKS")(dim)
+    return total
+
+
+def _bottleneck(chans: int, width: int, before: int, after: int, project: bool) -> int:
+    """1x1, 3x3 and 1x1, W / 4 channels within, from `before` to `after` positions; a 1x1 on the residual if asked."""
+    inner = width // 4
+    main = chans * inner * before + 9 * inner**2 * after + inner * width * after
+    return main + project * chans * width * after
+
+
+def _conformer(s: Any) -> Counter:
+    """Stem, transformer; from the second block on two bottlenecks, one way down and one up; two linear heads.
+
+    The way down is projected before it is pooled, at each position of the map, the way up at each token.
+    """
+    per_stage = s.depth // 3
+    side, width = s.img_size // s.stem_stride, s.base_channel * s.channel_ratio
+    conv = 49 * s.in_chans * s.base_channel * (s.img_size // min(s.stem_stride, 2)) ** 2
+    conv += _bottleneck(s.base_channel, width, side**2, side**2, True) + s.base_channel * s.embed_dim * side**2
+    for i, (_, after) in enumerate(token_counts(s)):
+        if i == 0:
+            continue
+        before, chans, first = side**2, width, i % per_stage == 0
+        if first:  # a stage begins: the map halves, the channels double
+            side, width = side // 2, 2 * width
+        last = i == s.depth - 1
+        end = -(-side // 2) if last else side  # the last map halves once more
+        conv += _bottleneck(chans, width, before, side**2, first) + _bottleneck(width, width, side**2, end**2, last)
+        conv += width // 4 * s.embed_dim * (side**2 + after - PREFIX)
+    return Counter(convolution=conv, linear=(s.embed_dim + width) * s.num_classes) + _transformer(s)
+
+
+def _lenet5(s: Any) -> Counter:
+    """Two 5x5 convolutions at every position that they have, three linear layers."""
+    first, second = s.sides
+    conv = 25 * (s.in_chans * 6 * (s.img_size + 2 * s.padding - 4) ** 2 + 6 * 16 * (first + 2 * s.padding - 4) ** 2)
+    return Counter(convolution=conv, linear=16 * second**2 * 120 + 120 * 84 + 84 * s.num_classes)
+
+
+FORMULAS: dict[str, Callable[[Any], Counter]] = {
+    "vit": _vit,
+    "hybrid": _hybrid,
+    "conformer": _conformer,
+    "lenet5": _lenet5,
+}
+
+
+def formula_macs(settings: Settings) -> dict[str, int]:
+    """MACs by kind of one image through a model of ours.
+
+    Args:
+        settings: a model's checked options (ViTSettings, HybridSettings ...), `name` included.
+
+    Raises:
+        CountError: a model or a part of it that has no formula here.
+    """
+    return dict(_entry(FORMULAS, settings.name, "FORMULAS")(settings))
+
+
+def _entry(table: dict[str, Any], name: str, where: str) -> Any:
+    if name not in table:
+        raise CountError(f"no formula for {name!r}: add its MACs to {where} in engine/cost/formulas.py")
+    return table[name]

@@ -1,0 +1,158 @@
+"""What fvcore is told about the ops that multiply, and which ops it must never pass over in silence.
+
+A count is in multiply-adds (MACs) and belongs to a kind. fvcore's own handles cover a part of them, give fused
+attention zero, and read some shapes wrongly (a product with a vector, a batch on the right side only); so every op
+that multiplies has its handle here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+from fvcore.nn.jit_handles import conv_flop_count, generic_activation_jit, get_shape
+
+# An explicit product is matching in our models, and attention that is written out in others.
+KINDS = ("convolution", "linear", "attention", "product")
+
+Handle = Callable[[list[Any], list[Any]], Counter]  # an op's inputs and outputs, as jit values -> MACs by kind
+
+
+class CountError(RuntimeError):
+    """A count that cannot be trusted: an op that multiplies was not counted, or two counts disagree."""
+
+
+def _shape(value: Any) -> list[int]:
+    shape = get_shape(value)
+    if shape is None:
+        raise CountError(f"the trace gives no shape for {value.debugName()} of {value.node().kind()}")
+    return shape
+
+
+def _contraction(kind: str, position: int) -> Handle:
+    """A matrix product whose left factor is input `position`: each output element costs that factor's last extent."""
+
+    def handle(inputs: list[Any], outputs: list[Any]) -> Counter:
+        return Counter({kind: prod(_shape(outputs[0])) * _shape(inputs[position])[-1]})
+
+    return handle
+
+
+def _addbmm(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """sum_b a (B, N, K) @ b (B, K, M): the output has lost the batch."""
+    return Counter({"product": prod(_shape(inputs[1])) * _shape(outputs[0])[-1]})
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """One multiplication for each setting of the indices of two operands; none for a single operand."""
+    equation = inputs[0].toIValue().replace(" ", "")
+    operands = [_shape(value) for value in inputs[1].node().inputs()]
+    if len(operands) == 1:
+        return Counter()
+    if len(operands) > 2:
+        raise CountError(f"einsum {equation!r} has {len(operands)} operands; contract two at a time")
+    extents: Counter = Counter()
+    for term, shape in zip(equation.split("->")[0].split(","), operands, strict=True):
+        head, dots, tail = term.partition("...")
+        middle = [f"dim{i}" for i in range(len(shape) - len(head) - len(tail), 0, -1)] if dots else []
+        for index, extent in zip([*head, *middle, *tail], shape, strict=True):
+            extents[index] = max(extents[index], extent)
+    return Counter({"product": prod(extents.values())})
+
+
+def _convolution(transposed_at: int | None) -> Handle:
+    def handle(inputs: list[Any], outputs: list[Any]) -> Counter:
+        transposed = transposed_at is not None and inputs[transposed_at].toIValue()
+        shapes = (_shape(inputs[0]), _shape(inputs[1]), _shape(outputs[0]))
+        return Counter({"convolution": conv_flop_count(*shapes, transposed=transposed)})
+
+    return handle
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """q k^T and the product with v: q (..., Tq, D), k (..., Tk, D), v (..., Tk, Dv) -> (..., Tq, Dv).
+
+    The output's leading extents are those after broadcasting.
+    """
+    query, key, output = _shape(inputs[0]), _shape(inputs[1]), _shape(outputs[0])
+    return Counter({"attention": prod(output[:-1]) * key[-2] * (query[-1] + output[-1])})
+
+
+def _multi_head(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """torch's fused nn.MultiheadAttention: query (B, T, D), key and value (B, S, D)."""
+    batch, queries, dim = _shape(inputs[0])
+    keys = _shape(inputs[1])[1]
+    linear = batch * dim * dim * (2 * queries + 2 * keys)
+    return Counter({"linear": linear, "attention": 2 * batch * queries * keys * dim})
+
+
+def _encoder_layer(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """torch's fused nn.TransformerEncoderLayer: x (B, T, D); input 14 is the first MLP weight (hidden, D)."""
+    hidden, dim = _shape(inputs[14])
+    mlp = 2 * prod(_shape(inputs[0])[:-1]) * dim * hidden
+    return _multi_head([inputs[0], inputs[0]], outputs) + Counter({"linear": mlp})
+
+
+HANDLES: dict[str, Handle] = {
+    "aten::_convolution": _convolution(transposed_at=6),
+    "aten::_convolution_mode": _convolution(transposed_at=None),  # padding="same" and "valid"
+    "aten::linear": _contraction("linear", 0),
+    "aten::addmm": _contraction("linear", 1),
+    **{f"aten::{name}": _contraction("product", 0) for name in ("matmul", "mm", "bmm", "mv", "dot", "inner")},
+    **{f"aten::{name}": _contraction("product", 1) for name in ("baddbmm", "baddbmm_", "addmm_", "addmv")},
+    "aten::addbmm": _addbmm,
+    "aten::einsum": _einsum,
+    "aten::cdist": _contraction("product", 0),
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::_scaled_dot_product_attention_math": _attention,
+    "aten::_scaled_dot_product_flash_attention": _attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_efficient_attention": _attention,
+    "aten::_scaled_dot_product_cudnn_attention": _attention,
+    "aten::_scaled_dot_product_fused_attention_overrideable": _attention,
+    "aten::_native_multi_head_attention": _multi_head,
+    "aten::_transformer_encoder_layer_fwd": _encoder_layer,
+}
+
+# fvcore's measure: the elements that these ops put out. Softmax, norms and element-wise ops are not counted.
+ACTIVATIONS: dict[str, Handle] = {op: generic_activation_jit() for op in HANDLES}
+
+_MULTIPLIES = re.compile(
+    r"mm|mv|matmul|matrix|conv|attention|attn|transformer|multi_head|einsum|linear|linalg|dot|inner|outer|kron|cdist"
+    r"|cosine_similarity|cov$|corrcoef|lstm|gru|rnn|::addr|::ger$"
+)
+# Names that only look like it; and the sequential part of facility location, which adds and compares.
+_HARMLESS = frozenset(["hybridmerge::select"]) | frozenset(
+    f"aten::{name}"
+    for name in (
+        "cummax",
+        "cummin",
+        "lgamma",
+        "digamma",
+        "polygamma",
+        "special_gammaln",
+        "mvlgamma",
+        "hamming_window",
+        "upsample_linear1d",
+        "upsample_bilinear2d",
+        "_upsample_bilinear2d_aa",
+        "upsample_trilinear3d",
+        "linalg_vector_norm",
+        "linalg_norm",
+        "linalg_matrix_norm",
+        "linalg_cross",
+        "linalg_diagonal",
+    )
+)
+
+
+def uncounted(ops: Iterable[str]) -> list[str]:
+    """Those of fvcore's unsupported ops that multiply, or may: products by name, and all that cannot be seen into.
+
+    An autograd function, a scripted function and an operator of another library (anything that is not `aten::`) are
+    closed to the tracer.
+    """
+    return sorted(op for op in ops if op not in _HARMLESS and (not op.startswith("aten::") or _MULTIPLIES.search(op)))

@@ -1,0 +1,142 @@
+"""What training would say about a source of images, and what else is worth knowing, all at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.data.arrays import digest_of
+from engine.data.check.findings import Finding, Source, copies, of_contents
+from engine.data.images import Facts
+from engine.data.reading import all_lost, parted, read_each
+from engine.data.settings import FileSettings
+from engine.data.sources.folder import FolderSettings, find_folder, folders_in
+from engine.data.sources.kaggle import SAMPLE, KaggleSettings, find_kaggle
+from engine.data.sources.table import CsvSettings, find_csv
+from models.settings import Settings
+
+UNLABELLED = "unlabelled"  # the name of the images without labels among the splits
+
+# name: its settings, and what finds the files that its loader reads
+SOURCES: dict[str, tuple[type[Settings], Callable[..., Source]]] = {
+    "folder": (FolderSettings, find_folder),
+    "csv": (CsvSettings, find_csv),
+    "kaggle": (KaggleSettings, find_kaggle),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A source, looked at.
+
+    `where` begins its messages; `counts` are the images of each class, of each label where images have many, in each
+    split; `images` is how many there are in each split, those to predict among them; `facts` are of every image that
+    can be read. `notes` ask for nothing.
+    """
+
+    where: str
+    classes: list[str]
+    counts: dict[str, list[int]]
+    images: dict[str, int]
+    facts: list[Facts]
+    findings: list[Finding]
+    notes: list[str]
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What keeps training from starting."""
+        return [finding for finding in self.findings if finding.error]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.error]
+
+
+def kind_of(path: Path) -> str:
+    """The one of SOURCES that a path looks like.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    if os.path.isfile(path):
+        return "csv"
+    train, test = path / "train", path / "test"
+    if not os.path.isdir(train):
+        return "folder"
+    flat = test.is_dir() and not folders_in(test, str(path))
+    return "kaggle" if flat or (path / SAMPLE).is_file() else "folder"
+
+
+def check_source(settings: FileSettings) -> Report:
+    """Finds and decodes every image of a source as training does, without keeping any; writes nothing.
+
+    Args:
+        settings: of one of SOURCES; the size, at which images are compared, is known by now.
+
+    Raises:
+        UserError: a source of which nothing can be said: not there, or of another layout.
+    """
+    source = SOURCES[settings.name][1](settings)
+    paths = [path for files, _ in source.samples.values() for path in files]
+    labelled = len(paths)
+    paths += source.unlabelled
+    digests: list[bytes] = [b""] * len(paths)
+    facts: list[Facts | None] = [None] * len(paths)
+
+    def keep(i: int, image: np.ndarray, known: Facts) -> None:
+        digests[i], facts[i] = digest_of(image), known
+
+    bad = read_each(paths, settings, keep)
+    findings = [*source.findings, *_of_bad(source, paths, bad, settings)]
+    findings += of_contents(source.samples, source.classes, facts[:labelled], digests[:labelled])
+    every = dict(source.samples)
+    if source.unlabelled:
+        every[UNLABELLED] = (source.unlabelled, source.samples["train"][1][:0])  # no labels
+    findings += copies(every, facts, digests)
+    return Report(
+        source.where,
+        source.classes,
+        _counts(source),
+        {name: len(files) for name, (files, _) in every.items()},
+        [known for known in facts if known],
+        sorted(findings, key=lambda finding: not finding.error),
+        source.notes,
+    )
+
+
+def _of_bad(source: Source, paths: list[Path], bad: Mapping[int, str], settings: FileSettings) -> list[Finding]:
+    """Images that cannot be read: errors where training would stop for them."""
+
+    def finding(text: str, some: Mapping[int, str], fix: str, error: bool = False) -> list[Finding]:
+        items = tuple(f"{str(paths[i])!r} ({why})" for i, why in some.items())
+        return [Finding(f"{len(some)} {text}", items, fix, error)] * bool(some)
+
+    train = source.samples["train"]
+    labelled = sum(len(files) for files, _ in source.samples.values())
+    told = {i: why for i, why in bad.items() if i < labelled}
+    found = finding(
+        "unlabelled images cannot be read",
+        {i: why for i, why in bad.items() if i >= labelled},
+        "repair them before predicting",
+    )
+    if settings.on_error == "stop":
+        return finding(f"of {labelled} images cannot be read", told, source.fix, error=True) + found
+    skipped, others = parted(told, len(train[0]))
+    if skipped and (said := all_lost(train[1], skipped, source.classes)):
+        found.append(Finding(said, error=True))
+    found += finding("training images cannot be read and are left out", skipped, source.fix)
+    return found + finding("validation or test images cannot be read", others, source.fix, error=True)
+
+
+def _counts(source: Source) -> dict[str, list[int]]:
+    counts = {}
+    for split, (_, labels) in source.samples.items():
+        if labels.ndim == 2:
+            counts[split] = [int(count) for count in labels.sum(0).tolist()]
+        else:
+            counts[split] = labels.bincount(minlength=len(source.classes)).tolist()
+    return counts

@@ -1,0 +1,80 @@
+"""A preflight's report, in words and as a picture."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from engine.data.check.findings import Finding
+from engine.data.check.preflight import Report
+from engine.wording import shown
+
+ITEMS = 20  # of a warning; of an error all are named
+
+
+def words(report: Report, width: int | None = None) -> Iterator[str]:
+    """The lines of a report: counts of each class, what the images are like, findings and what to do.
+
+    Args:
+        width: of a line of the table; None: the terminal's.
+    """
+    yield (
+        f"{report.where}: {len(report.classes)} classes; "
+        + ", ".join(f"{count:,} images {_of(split)}" for split, count in report.images.items())
+    )
+    yield ""
+    yield from table(report, width or shutil.get_terminal_size((120, 24)).columns)
+    yield ""
+    yield from summary(report)
+    for note in report.notes:
+        yield f"note: {note}"
+    for finding in report.findings:
+        yield from _said(finding)
+
+
+def table(report: Report, width: int = 120) -> Iterator[str]:
+    """Images of each class by split, in as many columns, filled from above, as fit into the width."""
+    splits = list(report.counts)
+    rows = [(shown(name), *(str(report.counts[split][i]) for split in splits)) for i, name in enumerate(report.classes)]
+    header = ("class", *splits)
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    across = max(1, (width + 4) // (sum(widths) + 2 * len(splits) + 4))
+    height = -(-len(rows) // across)
+    columns = [[header, *rows[start : start + height]] for start in range(0, len(rows), max(height, 1))]
+    for i in range(height + 1):
+        cells = [_row(column[i], widths) for column in columns if i < len(column)]
+        yield "    ".join(cells).rstrip()
+
+
+def summary(report: Report) -> Iterator[str]:
+    """Sizes, formats and modes of the images that can be read, and the smallest and largest class."""
+    counts = report.counts["train"]
+    if counts:
+        yield f"classes    {min(counts):,} to {max(counts):,} training images, median {median(counts):g}"
+    if report.facts:
+        sides = [[known.width for known in report.facts], [known.height for known in report.facts]]
+        least, middle, most = (" x ".join(f"{of(side):g}" for side in sides) for of in (min, median, max))
+        yield f"pixels     {least} to {most}, median {middle} (width x height, each for itself)"
+        for title, values in (("formats", "format"), ("modes", "mode")):
+            met = Counter(getattr(known, values) for known in report.facts).most_common()
+            yield f"{title:<11}" + ", ".join(f"{count:,} {value}" for value, count in met)
+
+
+def _said(finding: Finding) -> Iterator[str]:
+    yield f"{'error' if finding.error else 'warning'}: {finding.text}" + (f"; {finding.fix}" if finding.fix else "")
+    most = len(finding.items) if finding.error else ITEMS
+    for item in finding.items[:most]:
+        yield f"    {item}"
+    if len(finding.items) > most:
+        yield f"    and {len(finding.items) - most} more"
+
+
+def _of(split: str) -> str:
+    return {"train": "to train on", "val": "to validate on", "test": "to test on"}.get(split, "without labels")
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    name, *counts = cells
+    return "  ".join([name.ljust(widths[0]), *(count.rjust(width) for count, width in zip(counts, widths[1:]))])

@@ -1,0 +1,83 @@
+"""The Describable Textures Dataset (Cimpoi et al., 2014): 5,640 photographs of 47 textures, in ten official splits."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from engine.data.arrays import RawData
+from engine.data.reading import read_splits
+from engine.data.settings import DataPath, FileSettings
+from engine.data.sources.cifar import FAILURES, downloading
+from models.settings import UserError
+
+
+class DtdSettings(FileSettings):
+    """`root` is the folder that holds dtd/dtd, with images and labels in it; else they are downloaded to it."""
+
+    name: Literal["dtd"] = "dtd"
+    root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
+    partition: int = Field(1, ge=1, le=10, description="which of the ten official splits")
+
+
+def load_dtd(settings: DtdSettings) -> RawData:
+    """The official training, validation and test images of one split, 40 of each class in each, through torchvision.
+
+    Returns:
+        Images, uint8 (N, 3, size, size), and labels, int64 (N,), in the order of the split's own lists.
+
+    Raises:
+        UserError: the dataset is not there and cannot be fetched, or is not whole; one line says what to do.
+    """
+    from torchvision.datasets import DTD  # a slow import that other datasets do without
+
+    root = Path(settings.root)
+    where, home = f"data.root = {settings.root!r}", root / "dtd" / "dtd"
+    fix = f"remove {home} to have it fetched again"
+    try:
+        if not home.is_dir():
+            _fetch(DTD, root, home, where)
+        sets = {split: DTD(str(root), split, settings.partition) for split in ("train", "val", "test")}
+    except (*FAILURES, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if home.is_dir():
+            raise UserError(f"{where}: dtd/dtd is damaged ({reason}); {fix}") from None
+        raise UserError(
+            f"{where}: no dtd/dtd there, and fetching it failed ({reason}); unpack {DTD._URL} in "
+            f"{home.parent}, or use images of your own: data.name=folder data.path=DIR"
+        ) from None
+    classes = sets["train"].classes
+    for split, found in sets.items():
+        if found.classes != classes:
+            raise UserError(
+                f"{where}: labels/{split}{settings.partition}.txt lists {len(found.classes)} classes, not "
+                f"the {len(classes)} of the training images; {fix}"
+            )
+    samples = {split: (found._image_files, torch.tensor(found._labels)) for split, found in sets.items()}
+    return read_splits(samples, classes, settings, where, fix)
+
+
+def _fetch(source: Any, root: Path, home: Path, where: str) -> None:
+    """Downloads and unpacks the archive; what a failure leaves behind, other than the archive, is removed."""
+    for near in (root, root / "dtd"):
+        if (near / "images").is_dir() and (near / "labels").is_dir():
+            raise UserError(
+                f"{where}: images and labels lie in {near}; torchvision looks for them in ROOT/dtd/dtd: move them there"
+            )
+    new = [path for path in (home.parent, root, *root.parents) if not path.exists()]
+    try:
+        with downloading():
+            source(str(root), download=True)
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)  # half of it would pass for the whole
+        with contextlib.suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+        raise

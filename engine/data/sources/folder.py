@@ -1,0 +1,232 @@
+"""Images in folders, one for each class."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from engine.data.arrays import RawData
+from engine.data.check.findings import Finding, Source
+from engine.data.images import has_image, is_image, reason
+from engine.data.reading import read_source
+from engine.data.settings import DataPath, FileSettings
+from engine.wording import few
+from models.settings import UserError
+
+SPLITS = ("train", "val", "test")
+LAYOUT = "expected PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and perhaps the same under PATH/val and PATH/test"
+
+
+class FolderSettings(FileSettings):
+    """`path` is the folder; see load_folder for what must be in it."""
+
+    name: Literal["folder"] = "folder"
+    path: DataPath = Field(description="the folder that holds a folder for each class, or train, val and test")
+
+
+def load_folder(settings: FolderSettings) -> RawData:
+    """Reads DIR/CLASS/**, or DIR/train/CLASS/** and, if they are there, DIR/val and DIR/test in the same way.
+
+    A class is the name of its folder; classes are in the order of sorted names (1, 10, 2), as in torchvision's
+    ImageFolder. Images lie at any depth below the class. A file is one if its extension says so, and has to be one
+    then, or if it begins as one; other files are counted in a warning, names that begin with a dot are passed over. A
+    class may be a link to a folder elsewhere; links to folders inside a class are not followed, so that no image is met
+    twice. A folder `test` without class folders is an unlabelled one: it is not used, and a warning says so.
+
+    Returns:
+        Images, uint8 (N, 3, size, size), and labels, int64 (N,), in the order of classes and file names.
+
+    Raises:
+        UserError: no such folder, none inside, a class without images, a single class, a class that only val or test
+            has; or unreadable images (see read_splits).
+    """
+    return read_source(find_folder(settings), settings)
+
+
+def find_folder(settings: FolderSettings) -> Source:
+    """What load_folder reads, before an image is decoded.
+
+    Raises:
+        UserError: no such folder, none inside, or one that cannot be read; what else is wrong is among the findings.
+    """
+    root, where, passed = Path(settings.path), f"data.path = {settings.path!r}", Passed()
+    if not os.path.isdir(root):
+        raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
+    roots, findings = _split_folders(root, where, passed)
+    files = {split: class_files(folder, where, passed) for split, folder in roots.items()}
+    classes = sorted(files["train"])
+    findings += check_classes(files["train"], LAYOUT)
+    samples = {}
+    for split, by_class in files.items():
+        findings += _compare(by_class, classes, split)
+        samples[split] = as_samples(by_class, classes)
+    return Source(where, classes, samples, findings=findings + passed.findings(), notes=passed.notes())
+
+
+@dataclass
+class Passed:
+    """What is passed over on the way through folders."""
+
+    strangers: Counter[str] = field(default_factory=Counter)  # extensions of files that are no images
+    hidden: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)  # images in no class folder
+    broken: list[str] = field(default_factory=list)  # links that lead nowhere, or to themselves
+    links: list[str] = field(default_factory=list)  # to folders: not followed
+    closed: list[str] = field(default_factory=list)  # files that cannot be opened, not called images
+
+    def is_image(self, path: Path) -> bool:
+        """Whether a file is to be read as an image; one that is not is taken down."""
+        if is_image(path.name):
+            return True
+        try:
+            if has_image(path):
+                return True
+            self.strangers[path.suffix.lower() or "no extension"] += 1
+        except (OSError, ValueError) as error:
+            if path.is_symlink() and not path.exists():
+                self.broken.append(repr(str(path)))
+            else:
+                self.closed.append(f"{str(path)!r} ({reason(error)})")
+        return False
+
+    def findings(self) -> list[Finding]:
+        """Warnings, each of a kind that was met."""
+        kinds = tuple(
+            f"{count} {suffix if suffix.isprintable() else repr(suffix)}"
+            for suffix, count in self.strangers.most_common()
+        )
+        met = (
+            (self.strangers.total(), "files are no images and are ignored", kinds, ""),
+            (len(self.loose), "images lie in no class folder and are ignored", self.loose, "move them into one"),
+            (len(self.broken), "broken links are ignored", self.broken, "mend or delete them"),
+            (len(self.links), "links to folders are not followed", self.links, "move them up, or delete them"),
+            (len(self.closed), "files cannot be opened and are ignored", self.closed, ""),
+        )
+        return [Finding(f"{count} {text}", tuple(items), fix) for count, text, items, fix in met if count]
+
+    def notes(self) -> list[str]:
+        """What was passed over because its name begins with a dot."""
+        return [f"{len(self.hidden)} hidden names are passed over: {few(self.hidden)}"] * bool(self.hidden)
+
+
+def class_files(folder: Path, where: str, passed: Passed) -> dict[str, list[Path]]:
+    """The images of each class."""
+    found = {}
+    for class_folder in folders_in(folder, where, passed):
+        found[class_folder.name] = image_files(class_folder, where, passed)
+    beside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
+    passed.loose += sorted(repr(str(path)) for path in beside if is_image(path.name) or _begins_as_image(path))
+    return found
+
+
+def image_files(folder: Path, where: str, passed: Passed) -> list[Path]:
+    """The visible images in a folder at any depth, sorted by path."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error, where)
+
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        passed.hidden += [repr(name) for name in (*folders, *names) if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        passed.links += [repr(os.path.join(parent, name)) for name in folders if os.path.islink(Path(parent, name))]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    return [path for path in sorted(paths, key=lambda path: path.parts) if passed.is_image(path)]
+
+
+def folders_in(folder: Path, where: str, passed: Passed | None = None) -> list[Path]:
+    """The visible folders in a folder, sorted by name; a link back to it or to what holds it is none of them."""
+    passed = passed or Passed()
+    try:
+        inside = sorted(folder.iterdir(), key=lambda path: path.name)
+        passed.hidden += [repr(path.name) for path in inside if path.name.startswith(".")]
+        visible = [path for path in inside if not path.name.startswith(".")]
+        folders = [path for path in visible if path.is_dir()]
+        passed.broken += [repr(str(path)) for path in visible if path.is_symlink() and not path.exists()]
+    except OSError as error:
+        raise _unreadable(error, where) from None
+    here = folder.resolve()
+    back = [path for path in folders if here.is_relative_to(path.resolve())]
+    passed.links += [repr(str(path)) for path in back]
+    return [path for path in folders if path not in back]
+
+
+def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]:
+    """Errors: class folders without an image, a single class, names that cannot be written down."""
+    found = []
+    empty = sorted(repr(name) for name, paths in by_class.items() if not paths)
+    if empty:
+        text = f"{len(empty)} class folders hold no image"
+        found.append(Finding(text, tuple(empty), "fill or remove them", error=True))
+    if len(by_class) == 1:
+        only = next(iter(by_class))
+        fix = f"a classifier needs two or more; {layout}"
+        found.append(Finding(f"a single class, {only!r}", fix=fix, error=True))
+    odd = sorted(repr(name) for name in by_class if name != name.encode(errors="ignore").decode())
+    if odd:
+        text = f"{len(odd)} class folders have names that are not UTF-8"
+        found.append(Finding(text, tuple(odd), "rename them", error=True))
+    return found
+
+
+def as_samples(by_class: dict[str, list[Path]], classes: list[str]) -> tuple[list[Path], torch.Tensor]:
+    """Files and labels, int64 (N,), in the order of classes."""
+    paths = [path for name in classes for path in by_class.get(name, [])]
+    labels = [label for label, name in enumerate(classes) for _ in by_class.get(name, [])]
+    return paths, torch.tensor(labels, dtype=torch.int64)
+
+
+def _split_folders(root: Path, where: str, passed: Passed) -> tuple[dict[str, Path], list[Finding]]:
+    """The folder of each split that is there; the whole is "train" where the classes lie directly in `root`."""
+    names = [folder.name for folder in folders_in(root, where)]
+    parted = "train" in names and bool(folders_in(root / "train", where))
+    if not parted:
+        if not set(names) - set(SPLITS):
+            raise UserError(f"{where}: no class folders in it; {LAYOUT}")
+        return {"train": root}, []
+    findings = []
+    others = [repr(name) for name in names if name not in SPLITS]
+    if others:
+        findings.append(Finding(f"of its folders only train, val and test are used, not {few(others)}"))
+    roots = {split: root / split for split in SPLITS if split in names}
+    for split in [split for split in roots if not folders_in(roots[split], where)]:
+        if split == "val":
+            raise UserError(f"{where}: no class folders in val; {LAYOUT}")
+        findings.append(
+            Finding(
+                f"no class folders in {split}: it has no labels and is not used",
+                fix="data.name=kaggle takes it for images to predict",
+            )
+        )
+        del roots[split]
+    return roots, findings
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        return has_image(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _unreadable(error: OSError, where: str) -> UserError:
+    return UserError(f"{where}: {error.filename!r} cannot be read ({error.strerror}); make it readable or move it away")
+
+
+def _compare(by_class: dict[str, list[Path]], classes: list[str], split: str) -> list[Finding]:
+    """Classes that only this split has, an error, and those that it lacks, a warning."""
+    found = []
+    strange = sorted(repr(name) for name, paths in by_class.items() if paths and name not in classes)
+    if strange:
+        text = f"{split} has classes that train has not"
+        found.append(Finding(text, tuple(strange), "give them the same names", error=True))
+    lacking = [repr(name) for name in classes if not by_class.get(name)]
+    if lacking and split != "train":
+        found.append(Finding(f"{split} has no images of {len(lacking)} classes", tuple(lacking)))
+    return found

@@ -1,0 +1,133 @@
+"""A competition's layout: labelled images in class folders, and unlabelled ones to predict."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from engine.data.arrays import RawData
+from engine.data.check.findings import Finding, Source
+from engine.data.reading import read_source
+from engine.data.settings import DataPath, FileSettings
+from engine.data.sources.folder import Passed, as_samples, check_classes, class_files, folders_in, image_files
+from engine.data.sources.table import read_table
+from engine.wording import few
+from models.settings import UserError
+
+LAYOUT = "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and perhaps PATH/sample_submission.csv"
+SAMPLE = "sample_submission.csv"
+
+
+class KaggleSettings(FileSettings):
+    """`path` is the folder; see load_kaggle for what must be in it."""
+
+    name: Literal["kaggle"] = "kaggle"
+    path: DataPath = Field(description="the folder that holds train, with a folder for each label, and test")
+
+
+def load_kaggle(settings: KaggleSettings) -> RawData:
+    """Reads DIR/train/LABEL/** as load_folder does; DIR/test/* has no labels and takes no part in training.
+
+    So there is neither a test nor a validation set: they, or folds, are held out of train. The sample file is compared
+    with labels and test images, in warnings.
+
+    Returns:
+        Images, uint8 (N, 3, size, size), and labels, int64 (N,), in the order of sorted labels and file names.
+
+    Raises:
+        UserError: no such folder or no label folders in its train, a label without images, a single one; or unreadable
+            images (see read_splits).
+    """
+    return read_source(find_kaggle(settings), settings)
+
+
+def find_kaggle(settings: KaggleSettings) -> Source:
+    """What load_kaggle reads, and the images to predict, before an image is decoded.
+
+    Raises:
+        UserError: no such folder, no label folders in its train, or one that cannot be read; what else is wrong is
+            among the findings.
+    """
+    root, where, passed = Path(settings.path), f"data.path = {settings.path!r}", Passed()
+    if not os.path.isdir(root):
+        raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
+    train, test = root / "train", root / "test"
+    if not train.is_dir():
+        raise UserError(f"{where}: no folder train in it; {LAYOUT}")
+    if not folders_in(train, where):
+        raise UserError(f"{where}: no label folders in train; {LAYOUT}")
+    by_class = class_files(train, where, passed)
+    classes = sorted(by_class)
+    source = Source(where, classes, {"train": as_samples(by_class, classes)})
+    source.findings += check_classes(by_class, LAYOUT)
+    others = [repr(folder.name) for folder in folders_in(root, where) if folder.name not in ("train", "test")]
+    if others:
+        source.findings.append(Finding(f"of its folders only train and test are used, not {few(others)}"))
+    if test.is_dir():
+        source.unlabelled = image_files(test, where, passed)
+        source.findings += _of_test(test, source, where)
+    else:
+        source.notes.append("no folder test: training needs none, and there is nothing to predict")
+    source.findings += passed.findings()
+    if (root / SAMPLE).is_file():
+        source.findings += _of_sample(root / SAMPLE, source)
+    source.notes += passed.notes()
+    return source
+
+
+def _of_test(test: Path, source: Source, where: str) -> list[Finding]:
+    labelled = [repr(folder.name) for folder in folders_in(test, where) if folder.name in source.classes]
+    if labelled:
+        return [
+            Finding(
+                "test has folders called as labels are, and its images are taken for unlabelled",
+                tuple(labelled),
+                "if they have labels set data.name=folder",
+            )
+        ]
+    return [] if source.unlabelled else [Finding("no images in test: there is nothing to predict")]
+
+
+def _of_sample(path: Path, source: Source) -> list[Finding]:
+    """Warnings: what the sample file says otherwise than the folders."""
+    try:
+        table = read_table(path, repr(str(path)))
+    except UserError as error:
+        return [Finding(str(error))]
+    found, name = [], repr(path.name)
+    ids = table.column(table.columns[0])
+    if len(table.columns) == 2:
+        labels = sorted(set(table.column(table.columns[1])) - {""})
+        strange = tuple(repr(label) for label in labels if label not in source.classes)
+        if strange:
+            found.append(
+                Finding(
+                    f"{len(strange)} labels in {name} are not among the label folders",
+                    strange,
+                    "what is predicted are the folders' names",
+                )
+            )
+    if not source.unlabelled:
+        return found
+    names = {path.name for path in source.unlabelled} | {path.stem for path in source.unlabelled}
+    missing = tuple(repr(cell) for cell in ids if cell not in names)
+    if missing:
+        found.append(
+            Finding(
+                f"{len(missing)} of {len(ids)} ids in {name} have no image in test", missing, "they cannot be predicted"
+            )
+        )
+    asked = set(ids)
+    extra = tuple(repr(str(path)) for path in source.unlabelled if not {path.name, path.stem} & asked)
+    if extra:
+        found.append(
+            Finding(
+                f"{len(extra)} of {len(source.unlabelled)} test images are not in {name}",
+                extra,
+                "they are not asked for",
+            )
+        )
+    return found

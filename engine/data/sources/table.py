@@ -1,0 +1,241 @@
+"""Images and their labels in a table: a CSV file with a row for each image, of one label or of many."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from engine.data.arrays import RawData
+from engine.data.check.findings import Finding, Source
+from engine.data.reading import read_source
+from engine.data.settings import DataPath, FileSettings
+from engine.wording import few
+from models.settings import UserError
+
+SEPARATORS = ",;\t"
+SPLITS = ("train", "val", "test")
+
+
+class CsvSettings(FileSettings):
+    """`path` is the table; see load_csv for what must be in it."""
+
+    name: Literal["csv"] = "csv"
+    path: DataPath = Field(description="the CSV file, with a header")
+    images: DataPath | None = Field(None, description="folder that the table's paths start from; null: the table's own")
+    labels: Literal["one", "many"] = Field("one", description="whether one label applies to an image, or any number")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as read: the columns' names, the cells of each row, stripped, and the row's line in the file, from 1."""
+
+    where: str
+    columns: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    separator: str
+
+    def column(self, name: str) -> list[str]:
+        at = self.columns.index(name)
+        return [row[at] for row in self.rows]
+
+    def refuse(self, wrong: list[bool], rule: str) -> None:
+        """Raises a UserError that counts the rows that are wrong and names the first lines."""
+        lines = [str(line) for line, bad in zip(self.lines, wrong) if bad]
+        if lines:
+            raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
+
+
+def load_csv(settings: CsvSettings) -> RawData:
+    """Reads a CSV file, separated by commas, semicolons or tabs, in UTF-8, whose first row names the columns.
+
+    The first column, or the one called `path`, is the image's file. With labels "one", the column `label` holds the
+    name of its class. With "many", either the column `labels` holds names separated by `;`, or every column other than
+    the path and `split` is a label, 1 where it applies and else 0. A column `split` of train, val and test is optional:
+    without test rows, and without val rows, images are held out (see engine.data.split).
+
+    Returns:
+        Images, uint8 (N, 3, size, size), and labels, int64 (N,), or float32 (N, K) for "many", in the table's order.
+        Classes are sorted by name, or as the columns stand.
+
+    Raises:
+        UserError: not a table, columns missing, rows without what they need, files that are missing or unreadable.
+    """
+    return read_source(find_csv(settings), settings)
+
+
+def find_csv(settings: CsvSettings) -> Source:
+    """What load_csv reads, before an image is decoded.
+
+    Raises:
+        UserError: see load_csv; but files that are missing are among the findings.
+    """
+    where = f"data.path = {settings.path!r}"
+    table = read_table(Path(settings.path), where)
+    path_column = "path" if "path" in table.columns else table.columns[0]
+    needed = {"one": ["label"], "many": []}[settings.labels]
+    names = [c for c in table.columns if c not in (path_column, "split")]
+    if not set(needed) <= set(names) or not names:
+        raise UserError(
+            f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs "
+            + (
+                "path and label; for one 0/1 column per label set data.labels=many"
+                if needed
+                else "path, and labels or one 0/1 column per label"
+            )
+        )
+    paths, findings = _paths(table, path_column, Path(settings.images or Path(settings.path).parent), settings)
+    splits = _splits(table)
+    if settings.labels == "one":
+        classes, labels = _one(table, splits)
+    elif "labels" in names:
+        classes, labels = _lists(table)
+        findings += _without_labels(labels)
+    else:
+        classes, labels = _flags(table, names)
+    findings += _without_images(labels, splits, classes)
+    samples = {}
+    for split in [split for split in SPLITS if split in splits]:
+        rows = [i for i, other in enumerate(splits) if other == split and os.path.isfile(paths[i])]
+        samples[split] = ([paths[i] for i in rows], labels[rows])
+    return Source(where, classes, samples, "repair them or take out their rows", findings=findings)
+
+
+def read_table(path: Path, where: str, strip: bool = True, separator: str | None = None) -> Table:
+    """A CSV file in UTF-8, with a header and one row or more; rows whose cells are all empty are passed over.
+
+    Args:
+        path: the file.
+        where: start of an error, such as "data.path = 'a.csv'".
+        strip: leave out the blanks around each cell.
+        separator: of cells; None: that of SEPARATORS which the header has most of.
+
+    Raises:
+        UserError: not such a file, a column without a name or two of one, or rows of another length than the header.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
+        if "\0" in text:
+            raise UserError(f"{where}: not a text file; save the table as CSV in UTF-8")
+        head = next((line for line in text.splitlines() if line.strip()), "")
+        separator = separator or max(SEPARATORS, key=lambda s: len(next(csv.reader([head], delimiter=s), [])))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = [([cell.strip() if strip else cell for cell in row], reader.line_num) for row in reader]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start}); save the table as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{where}: not CSV ({error}); save the table as CSV in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}; give a CSV file with a header") from None
+    rows = [(row, line) for row, line in rows if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise UserError(f"{where}: {len(rows)} rows; a header and a row for each image are needed")
+    columns = rows[0][0]
+    twice = [repr(name) for name, count in Counter(columns).items() if count > 1]
+    if twice or "" in columns:
+        raise UserError(
+            f"{where}: the header has {'a column twice: ' + few(twice) if twice else 'a column without a '}"
+            f"{'' if twice else 'name'}; give each column a name of its own"
+        )
+    table = Table(where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]], separator)
+    table.refuse([len(row) != len(columns) for row in table.rows], f"have not the header's {len(columns)} cells")
+    return table
+
+
+def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
+    """The file of each row, and the error that names those that are not there."""
+    cells = table.column(column)
+    table.refuse([not cell for cell in cells], f"have no {column}")
+    files = [os.path.normpath(cell) for cell in cells]  # ./a.jpg is a.jpg
+    count = Counter(files)
+    table.refuse(
+        [count[file] > 1 for file in files],
+        f"name a file that another row names; keep one row for each image"
+        f"{', with all its labels' if settings.labels == 'many' else ''}",
+    )
+    paths = [folder / cell for cell in cells]
+    missing = tuple(repr(cell) for cell, path in zip(cells, paths) if not os.path.isfile(path))
+    if not missing:
+        return paths, []
+    text = f"{len(missing)} of {len(paths)} files are not in {folder}"
+    fix = "correct the paths, or set data.images to the folder that they start from"
+    return paths, [Finding(text, missing, fix, error=True)]
+
+
+def _splits(table: Table) -> list[str]:
+    """The split of each row."""
+    if "split" not in table.columns:
+        return ["train"] * len(table.rows)
+    splits = [cell.lower() for cell in table.column("split")]
+    table.refuse([split not in SPLITS for split in splits], f"have another split than {', '.join(SPLITS)}")
+    if "train" not in splits:
+        raise UserError(f"{table.where}: no row has the split train; mark the training images, or drop the column")
+    return splits
+
+
+def _one(table: Table, splits: list[str]) -> tuple[list[str], Tensor]:
+    """The classes that train, sorted, and the number of each row's, int64 (N,)."""
+    cells = table.column("label")
+    table.refuse([not cell for cell in cells], "have no label")
+    classes = sorted({cell for cell, split in zip(cells, splits) if split == "train"})
+    number = {name: i for i, name in enumerate(classes)}
+    strange = sorted({repr(cell) for cell in cells if cell not in number})
+    if strange:
+        raise UserError(f"{table.where}: labels without a training image: {few(strange)}; correct them or add some")
+    if len(classes) < 2:
+        raise UserError(f"{table.where}: a single label, {classes[0]!r}; a classifier needs two or more")
+    return classes, torch.tensor([number[cell] for cell in cells])
+
+
+def _lists(table: Table) -> tuple[list[str], Tensor]:
+    """All names in the column `labels`, sorted, and 1 for those of each row, float32 (N, K)."""
+    cells = [[name.strip() for name in cell.split(";") if name.strip()] for cell in table.column("labels")]
+    classes = sorted({name for names in cells for name in names})
+    if not classes:
+        raise UserError(f"{table.where}: no row has labels; write names separated by ; into the column labels")
+    number = {name: i for i, name in enumerate(classes)}
+    labels = torch.zeros(len(cells), len(classes))
+    for row, names in enumerate(cells):
+        labels[row, [number[name] for name in names]] = 1
+    return classes, labels
+
+
+def _flags(table: Table, names: list[str]) -> tuple[list[str], Tensor]:
+    """The label columns, and their values, float32 (N, K)."""
+    values = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}  # the latter two as pandas writes columns of floats
+    for name in names:
+        cells = table.column(name)
+        wrong = [cell not in values for cell in cells]
+        if any(wrong):
+            table.refuse(
+                wrong,
+                f"have another value than 0 or 1 in column {name!r}, such as "
+                f"{cells[wrong.index(True)]!r}; write 0 or 1, or take the column out"
+                f"{', or set data.labels=one' if name == 'label' else ''}",
+            )
+    columns = [[values[cell] for cell in table.column(name)] for name in names]
+    return names, torch.tensor(columns).T.contiguous()
+
+
+def _without_labels(labels: Tensor) -> list[Finding]:
+    bare = int((labels.sum(1) == 0).sum())
+    text = f"{bare} of {len(labels)} images have no label: taken for images that none applies to"
+    return [Finding(text)] * bool(bare)
+
+
+def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> list[Finding]:
+    """A warning about the labels of many that no training image has."""
+    if labels.ndim == 1:
+        return []
+    trains = torch.tensor([split == "train" for split in splits])
+    bare = tuple(repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count)
+    return [Finding(f"{len(bare)} labels have no positive training image", bare)] * bool(bare)

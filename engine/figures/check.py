@@ -1,0 +1,52 @@
+"""The picture of a preflight."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from matplotlib.figure import Figure
+
+from engine.data.check.preflight import Report
+from engine.wording import shown
+
+LABELS = 120  # classes that a picture can name
+
+
+COLOURS = {"train": "#1f77b4", "val": "#ff7f0e", "test": "#2ca02c"}
+
+
+def picture(report: Report) -> Figure:
+    """Bars of the images of each class, splits on top of each other, and the images' widths and heights."""
+    classes = len(report.classes)
+    figure = Figure(figsize=(min(max(9.0, 5.5 + 0.13 * classes), 17), 4.6), layout="constrained")
+    bars, sizes = figure.subplots(1, 2, width_ratios=(figure.get_figwidth() - 4.2, 4.2))
+    below = [0] * classes
+    for split, counts in report.counts.items():
+        bars.bar(range(classes), counts, 0.8 if classes <= LABELS else 1.0, below, label=split, color=COLOURS[split])
+        below = [before + count for before, count in zip(below, counts)]
+    named = classes <= LABELS
+    bars.set_xticks(range(classes) if named else [], [_short(name) for name in report.classes] if named else [])
+    crowded = sum(len(_short(name)) + 2 for name in report.classes) > 45
+    bars.tick_params("x", rotation=90 if crowded else 0, labelsize=6 if classes > 40 else 8, length=0)
+    bars.set(ylabel="images", xlim=(-0.7, max(classes, 1) - 0.3), xlabel="" if named else f"{classes} classes")
+    bars.set_title(f"images of each class, {sum(below):,} in all", fontsize=9, color="0.35")
+    if len(report.counts) > 1:
+        bars.legend(frameon=False, fontsize=8)
+    met = Counter((known.width, known.height) for known in report.facts)
+    if met:
+        widths, heights = zip(*met)
+        sizes.scatter(widths, heights, [6 + 120 * count / len(report.facts) for count in met.values()], alpha=0.5, lw=0)
+    sizes.set(xlabel="width, pixels", ylabel="height, pixels")
+    sizes.set_xlim(left=0), sizes.set_ylim(bottom=0)
+    sizes.set_title(f"sizes of {len(report.facts):,} images", fontsize=9, color="0.35")
+    for axes in (bars, sizes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, axis="y" if axes is bars else "both")
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _short(name: str) -> str:
+    """A name for a tick: cut where it is long, and nothing in it that would be taken for mathematics."""
+    name = shown(name).replace("$", r"\$")
+    return name if len(name) <= 24 else name[:23] + "…"

@@ -1,0 +1,108 @@
+"""Writing files so that each is whole, old or new, after any crash."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from models.settings import UserError
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes `text` as UTF-8; after a crash or an error `path` holds the old text or the new, never a part.
+
+    Raises:
+        UserError: the disk is full, or the folder is read-only or gone.
+    """
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented JSON, like `write_text_atomic`; nan and inf become null."""
+    write_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with each nan and inf in it, which JSON cannot say, replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def demand_writable(option: str, path: Path, example: str) -> None:
+    """Refuses a file that could not be written later, when there is something to write.
+
+    Args:
+        option: of the command line, for the error.
+        path: the file.
+        example: a name for one, where `path` is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; give a file in it, such as {path / example}")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}; make it")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"{option} {path}: may not be written; make it and its folder writable, or give another")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file beside `path`, for writing and reading, that takes the place of `path` when the block ends well.
+
+    The bytes reach the disk before the name does, so that `path` is whole after kill -9 or a loss of power. The
+    temporary name is always the same: what a killed process left is overwritten, not collected.
+
+    Raises:
+        UserError: an OSError inside the block or here; `path` is as before and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            with open(temporary, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError inside the block into a UserError that names `path` and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written, {_explain(error)}") from error
+
+
+def _explain(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{reason}; free some space, or write to another disk (out= of a run)"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason}; make the folder writable, or write to another (out= of a run)"
+    if error.errno == errno.ENOENT:
+        return f"{reason}; its folder is not there, or no longer; make it, or write to another"
+    return f"{reason}; write to another folder (out= of a run)"
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every file system can; the file itself is safe by now
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

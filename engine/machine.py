@@ -1,0 +1,134 @@
+"""The machine: device, precision, seeds, memory, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.settings import UserError
+
+# What `train.precision: auto` means on this machine, whatever the processor has: fp32 or bf16.
+PRECISION_VARIABLE = "HYBRIDMERGE_PRECISION"
+LIBRARIES = ("torch", "torchvision", "timm", "einops", "fvcore", "numpy", "pydantic", "torchmetrics", "tensorboard")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU; anything else must be there.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device = {name!r}: unknown; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device = {name!r}: {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device = {name!r}: MPS is not available here; use auto or cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device = {name!r}: not supported; use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself: then autocast pays."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        # Versions of torch that do not tell are taken not to have it; `train.precision: bf16` still asks for it.
+        return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return False
+
+
+def pick_autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Returns a reusable context manager: bfloat16 autocast for `bf16`, and for `auto` where the device supports it.
+
+    The environment variable HYBRIDMERGE_PRECISION (fp32 or bf16) decides what `auto` means, so that results can be
+    compared between machines with and without bf16 units.
+
+    Args:
+        precision: auto, fp32 or bf16.
+        device: the device to compute on.
+
+    Raises:
+        UserError: bf16 on MPS, or an environment variable that is neither fp32 nor bf16.
+    """
+    if precision == "auto":
+        precision = os.environ.get(PRECISION_VARIABLE) or ("bf16" if has_bf16(device) else "fp32")
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"{PRECISION_VARIABLE} = {precision!r}: must be fp32 or bf16; correct it, or unset it")
+    if precision == "bf16" and device.type == "mps":
+        raise UserError("train.precision = 'bf16': not supported on mps; use auto or fp32")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Images (B, C, H, W) on the device, channels last: convolutions are faster so, and patches are a view.
+
+    Features of another shape are moved as they are.
+    """
+    layout = torch.channels_last if images.ndim == 4 else torch.preserve_format
+    return images.to(device, memory_format=layout, non_blocking=True)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Makes what a step draws from torch (dropout, stochastic depth) a function of (seed, step) alone.
+
+    torch's generator on the CPU heeds the lower 32 bits of its seed and no more: both have to be in there.
+    """
+    torch.manual_seed((seed * 1_000_003 + step) % 2**32)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: the most that tensors took on a CUDA device, else the most that the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, with the number of threads for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def commit() -> str | None:
+    """The commit of this code, with `-dirty` if it was changed since; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

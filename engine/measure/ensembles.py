@@ -1,0 +1,115 @@
+"""Several runs on images that none of them has learnt: all folds, each on its own, and runs that predict together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from engine.data import Split, build_data, load_raw
+from engine.data.loader import eval_batches
+from engine.machine import pick_autocast
+from engine.measure.evaluate import Evaluation, Mirrored, evaluate, mean_logits, measured
+from engine.measure.predictions import read_tested
+from engine.runs.folds import finished_folders
+from engine.runs.restore import FinishedRun, load_run, read_settings, same_images, warn_of_other_data
+from engine.runs.results import read_results
+from engine.settings.layers import load_settings, parse_overrides
+from models.settings import UserError
+
+
+def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best") -> Iterator[tuple[Path, FinishedRun]]:
+    """Reads the runs of all folds back, one at a time, each with the images that tested it; see `load_run`.
+
+    The data are read once. A fold is tested on what it has not learnt: of overrides none may be of the split, and the
+    images must be those that tested it, by their names and labels; other pixels are a warning.
+    """
+    folders = finished_folders(folder)
+    if "split" in parse_overrides(overrides):
+        raise UserError(
+            f"split: each fold is tested on its own images; for another split give one, such as --run {folders[0]}"
+        )
+    raw = load_raw(read_settings(folder, overrides)[0].data)
+    for path in folders:
+        settings, _ = read_settings(path, overrides)
+        data = build_data(settings.data, settings.split, settings.seed, raw)
+        if not data.multi_label:  # else there is no file of what was said of each image
+            read_tested(path, data.test, data.classes)
+        warn_of_other_data(path, load_settings(str(path / "settings.yaml")), settings, data, read_results(path))
+        yield path, load_run(path, overrides, which, data)
+
+
+def evaluate_together(
+    folders: Sequence[Path], runs: Sequence[FinishedRun], split: str = "test", mirror: bool = False
+) -> Evaluation:
+    """The mean probabilities of all runs on the images of a split.
+
+    Args:
+        folders: the runs' names, for errors.
+        runs: runs that know the same classes, in any order, and whose `split` is of the same images, at any size.
+        split: "test" or "val".
+        mirror: average over each image and its mirror image, too.
+
+    Raises:
+        UserError: other classes or images than the first run's.
+    """
+    classes, first = runs[0].data.classes, getattr(runs[0].data, split)
+    said = []
+    for folder, run in zip(folders, runs, strict=True):
+        if set(run.data.classes) != set(classes):
+            raise UserError(f"--run {folder}: its classes are not those of {folders[0]}; give runs on the same classes")
+        order = torch.tensor([run.data.classes.index(name) for name in classes])
+        own = getattr(run.data, split)
+        if not len(own):
+            raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
+        if not _same(first, own, order, same_images(runs[0].settings, run.settings)):
+            keys = "split.test_seed and folds" + (", split.val and seed" if split == "val" else "")
+            raise UserError(
+                f"--run {folder}: its {split} images are not those of {folders[0]}, which may have learnt "
+                f"them; give runs with the same data, {keys}"
+            )
+        said.append(evaluate_run(run, split, keep_logits=True, mirror=mirror).logits[:, order])
+    return measured(mean_logits(said, runs[0].data.multi_label), first.labels)
+
+
+def _same(one: Split, other: Split, order: torch.Tensor, one_source: bool) -> bool:
+    """Whether two splits are of the same images with the same labels; class i of the first is order[i] of the other.
+
+    Images of one source are known by their files, at whatever size they are read; others by their pixels.
+    """
+    if one.multi_label != other.multi_label or len(one) != len(other):
+        return False
+    labels = other.labels[:, order] if one.multi_label else torch.argsort(order)[other.labels]
+    if not torch.equal(one.labels, labels):
+        return False
+    if one_source and one.paths is not None and other.paths is not None:
+        return one.paths == other.paths
+    return list(one.digests()) == list(other.digests())
+
+
+def evaluate_run(
+    run: FinishedRun, split: str, first: int | None = None, keep_logits: bool = False, mirror: bool = False
+) -> Evaluation:
+    """A finished run's model on its `test` or `val` images, or on the first few batches of them.
+
+    Args:
+        run: a run read back.
+        split: "test" or "val".
+        first: batches; None: all.
+        keep_logits: return what the model said of every image.
+        mirror: average its probabilities over each image and its mirror image.
+
+    Raises:
+        UserError: the run has no such images.
+    """
+    arrays, s = getattr(run.data, split), run.settings
+    if not len(arrays):
+        held_out = f"split.{split} = {getattr(s.split, split)}"
+        raise UserError(f"--split {split}: the run has no such images ({held_out}); use another")
+    device = next(run.model.parameters()).device
+    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
+    autocast = pick_autocast(s.train.precision, device)
+    model = Mirrored(run.model, run.data.multi_label) if mirror else run.model
+    return evaluate(model, batches, len(run.data.classes), device, autocast, keep_logits=keep_logits)

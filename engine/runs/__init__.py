@@ -1,0 +1,1 @@
+"""Run folders: writing them, and reading them back into a model."""

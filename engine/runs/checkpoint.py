@@ -1,0 +1,251 @@
+"""Checkpoints: whole files or none, checked when read, and never a source of code.
+
+A checkpoint is what `torch.save` writes, so that `torch.load(path, weights_only=True)` reads it anywhere. A zip archive
+may end with a comment; ours is the SHA-256 of everything before it, because torch loads a flipped bit without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from engine.files import replacing
+from models.settings import UserError
+
+FORMAT = 1
+
+_MARK = b"hybridmerge sha256 "
+_COMMENT = len(_MARK) + 64  # bytes; the digest is in hexadecimal
+_END_RECORD = 22  # bytes of a zip archive's last record without its comment; its last two are the comment's length
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes `state` to `path`, which holds the old checkpoint until the new one is whole and on disk.
+
+    Args:
+        path: the file; its folder exists.
+        state: nested dicts, lists and tuples of tensors, None, bool, int, float and str; "format" is ours.
+
+    Raises:
+        TypeError: something else is in `state`; says where.
+        UserError: the disk is full, or the folder is read-only or gone; the old checkpoint is still there.
+    """
+    assert "format" not in state
+    _check_plain(state, "state")
+    with replacing(Path(path)) as file:
+        _write({"format": FORMAT, **state}, file)
+        _seal(file)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads what `save` wrote, onto the CPU. Nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, damaged, not a checkpoint, or of a newer format.
+    """
+    path = Path(path)
+    try:
+        _check_file(path)
+        with open(path, "rb") as file:
+            _check_seal(path, file)
+            file.seek(0)
+            state = _read(path, file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read, {(error.strerror or str(error)).lower()}") from error
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
+        raise UserError(f"{path}: not a checkpoint of this program; give one that tools/train.py wrote")
+    if state["format"] > FORMAT:
+        raise UserError(f"{path}: format {state['format']}, this version reads up to {FORMAT}; update HybridMerge")
+    del state["format"]
+    return state
+
+
+def statistics(path: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation that a checkpoint of ours was trained with; None where a file does not say.
+
+    The weights, which somebody else reads, are mapped and not read, so that the file's digest is not checked here.
+    """
+    if path.suffix != ".pt" or not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            _comment(path, file)
+        state = _read(path, str(path), mmap=True)
+    except (OSError, UserError):  # somebody else's file: who reads its weights says what it is
+        return None
+    return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
+
+
+def verify(path: Path) -> None:
+    """Checks the digest of a file that `save` wrote; another program's file has none and passes.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _COMMENT))
+        if file.read().startswith(_MARK):
+            _check_seal(path, file)
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, only: set[str] | None = None) -> None:
+    """Copies `state` into `model`: all of it, or nothing and an error. Wrappers' prefixes (`module.` of data-parallel
+    and averaged models, `_orig_mod.` of compiled ones) make no difference, on either side.
+
+    Args:
+        model: any module.
+        state: names and tensors as from `state_dict`.
+        what: where `state` is from, for the error, such as "runs/x/last.pt".
+        only: the part of the model's state that `state` must hold, where it is saved without the rest; None: all.
+
+    Raises:
+        UserError: names are missing, unexpected or doubled, or shapes differ; counts and the first few of each.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{what}: not a model's weights; give a checkpoint that tools/train.py wrote")
+    wanted = {_unwrapped(name): name for name in model.state_dict() if only is None or name in only}
+    given = {_unwrapped(name): value for name, value in state.items()}
+    if len(given) < len(state):
+        raise UserError(f"{what}: names some weights twice, with and without a prefix (module.); keep one of each")
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    faults = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(given[name].shape)}, the model's is {shapes[key]}"
+            for name, key in wanted.items()
+            if name in given and tuple(given[name].shape) != shapes[key]
+        ],
+    }
+    report = "; ".join(f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names)
+    if report:
+        raise UserError(f"{what}: the weights do not fit the model: {report}; use the model settings of their run")
+    model.load_state_dict({key: given[name] for name, key in wanted.items()}, strict=only is None)
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of tensors by name: whether the part of a model that is not saved is still the same."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Only what `weights_only=True` reads back, by exact type: a numpy float is a float's subclass and is refused."""
+    if type(value) in (dict, OrderedDict):
+        for key, entry in value.items():
+            if type(key) not in _PLAIN:
+                raise TypeError(f"{where}: key {key!r} is a {_type(key)}; use str or int")
+            _check_plain(entry, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{where}[{index}]")
+    elif type(value) not in (Tensor, nn.Parameter, *_PLAIN):
+        raise TypeError(f"{where} is a {_type(value)}; a checkpoint holds tensors and plain Python values")
+
+
+def _type(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, which hides a full disk, or a signal, behind a RuntimeError about positions in the file."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError | KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
+        raise
+
+
+def _seal(file: BinaryIO) -> None:
+    """Appends the digest to the archive in `file` as its comment."""
+    end = file.seek(-_END_RECORD, os.SEEK_END)
+    assert file.read(4) == b"PK\x05\x06", "torch.save wrote no plain zip archive"
+    file.seek(end + _END_RECORD - 2)
+    file.write(_COMMENT.to_bytes(2, "little"))
+    comment = _MARK + _digest(file, end + _END_RECORD)
+    file.seek(0, os.SEEK_END)
+    file.write(comment)
+
+
+def _check_seal(path: Path, file: BinaryIO) -> None:
+    comment = _comment(path, file)
+    if comment != _MARK + _digest(file, file.seek(0, os.SEEK_END) - _COMMENT):
+        raise UserError(f"{path}: damaged, its bytes do not match its SHA-256; use another checkpoint or a fresh copy")
+
+
+def _comment(path: Path, file: BinaryIO) -> bytes:
+    """The comment that `_seal` appended; a UserError where there is none."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise UserError(f"{path}: empty; use another checkpoint of the run")
+    file.seek(max(0, size - _COMMENT))
+    comment = file.read()
+    if not comment.startswith(_MARK):
+        raise UserError(f"{path}: cut short, or not a checkpoint of this program; use another checkpoint of the run")
+    return comment
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes, in hexadecimal; a file can be larger than memory should hold twice."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size > 0:
+        chunk = file.read(min(size, 1 << 20))
+        if not chunk:
+            break
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a checkpoint file{_checkpoints_in(path)}")
+    if not path.exists():
+        raise UserError(f"{path}: no such file{_checkpoints_in(path.parent)}")
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file; give a checkpoint that tools/train.py wrote")
+
+
+def _checkpoints_in(folder: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in folder.glob("*.pt"))
+    except OSError:
+        return ""
+    return f"; {folder} has {_few(names)}" if names else ""
+
+
+def _read(path: Path, file: BinaryIO | str, mmap: bool = False) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: holds more than tensors and plain values; refused, none of it was run") from None
+    except Exception as error:  # whatever torch's readers meet in a file that is not what it says it is
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); use another one") from error
+
+
+def _unwrapped(name: str) -> str:
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,181 @@
+"""What a run leaves to look at: TensorBoard's events and metrics.jsonl, written together."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+from torch.utils.tensorboard import summary
+
+from engine.files import finite, write_text_atomic, writing
+from models.settings import UserError
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes numbers and pictures of one run.
+
+    Each call of `scalars` is one line of metrics.jsonl, `{"step": 40, "train/loss": 1.5, ...}`, with null for nan and
+    inf; TensorBoard gets the same numbers, and the pictures and settings besides.
+
+    A resumed run continues the files where its checkpoint left them: lines that the interrupted run wrote after the
+    checkpoint are cut, and TensorBoard is told to forget its events after that step. For this to be exact, log first,
+    then call `flush`, then save the checkpoint with the step and what `flush` returned.
+
+    Args:
+        run_dir: the run folder, which exists.
+        resume_step: the step of the checkpoint that the run continues from; None starts the files anew.
+        resume_lines: what `flush` returned for that checkpoint; None keeps every line up to `resume_step`.
+
+    Raises:
+        UserError: here and in every method, if the disk is full, or the folder is read-only or gone.
+    """
+
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None, resume_lines: int | None = None) -> None:
+        self._path = Path(run_dir) / METRICS
+        self._start = 0 if resume_step is None else resume_step + 1
+        with writing(self._path):
+            self._lines = _cut(self._path, self._start, resume_lines)
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, it stays open
+            self._board = _Board(Path(run_dir), self._start)
+
+    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+        """Writes numbers, or tensors of one element, under tags such as "train/loss"."""
+        assert "step" not in values
+        row = {tag: value.item() if hasattr(value, "item") else value for tag, value in values.items()}
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **finite(row)}, allow_nan=False) + "\n")
+            self._file.flush()
+            self._lines += 1
+            for tag, value in row.items():
+                self._board.add(step, summary.scalar(tag, value))
+            self._board.flush()
+
+    def curve(self, tag: str, values: Sequence[float]) -> None:
+        """Draws numbers over something other than steps, such as blocks, counted from 1; TensorBoard only."""
+        with writing(self._path):
+            for position, value in enumerate(values, 1):
+                if position >= self._start:  # what is before it TensorBoard has kept
+                    self._board.add(position, summary.scalar(tag, value))
+            self._board.flush()
+
+    def figure(self, step: int, tag: str, figure: Figure) -> None:
+        """Draws a matplotlib figure as a picture; TensorBoard only."""
+        canvas = FigureCanvasAgg(figure)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a letter that the font does not have is drawn as a box
+            canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        with writing(self._path):
+            self._board.add(step, summary.image(tag, pixels, dataformats="HWC"))
+            self._board.flush()
+
+    def hparams(self, step: int, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Writes the entry of TensorBoard's HParams page, once, when the run is over; TensorBoard only.
+
+        Args:
+            step: the last step.
+            settings: nested settings; they become "train.lr" and so on.
+            metrics: the results, as tags and numbers, such as {"test/top1": 0.91}; drawn as scalars too.
+        """
+        metrics = {tag: float(value) for tag, value in metrics.items()}
+        entry = summary.hparams(_flat(settings), metrics)  # SummaryWriter.add_hparams would make a run of its own
+        with writing(self._path):
+            for part in [*entry, *(summary.scalar(tag, value) for tag, value in metrics.items())]:
+                self._board.add(step, part)
+            self._board.flush()
+
+    def flush(self) -> int:
+        """Brings everything so far to disk; returns the lines in metrics.jsonl, to be kept in the checkpoint."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+            os.fsync(self._board.file.fileno())
+        return self._lines
+
+    def close(self) -> None:
+        with writing(self._path):
+            try:
+                self._file.close()
+            finally:
+                self._board.file.close()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(UserError):  # the error that got us here is the one to show
+            self.close()
+
+
+class _Board:
+    """A file of TensorBoard's events, written by the caller's own thread.
+
+    SummaryWriter writes from a thread: a full disk is a traceback there, and kill -9 takes the last two minutes along.
+    TensorBoard reads a folder's files in the order of their names, which begin with a time; a file that is opened later
+    gets a later name here, even when the clock was set back. At its start events from `purge_step` on are forgotten.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        stamps = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        stamp = max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])
+        self.file = open(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}", "xb")  # noqa: SIM115
+        self._records = RecordWriter(self.file)
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        self.flush()
+
+    def add(self, step: int, content: Summary) -> None:
+        self._write(Event(step=step, summary=content))
+
+    def flush(self) -> None:
+        self._records.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
+def _cut(path: Path, end: int, most: int | None) -> int:
+    """Keeps the first `most` whole lines of metrics.jsonl whose step is below `end`; returns how many there are."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    kept = [line for line in lines if _step(line) < end][:most]
+    write_text_atomic(path, "".join(line + "\n" for line in kept))
+    return len(kept)
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for a line that kill -9 or a loss of power has torn."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings as dotted keys; what TensorBoard has no type for, such as a list or None, as JSON text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat

@@ -1,0 +1,1 @@
+"""Settings: YAML files, what they inherit and command-line overrides, checked."""

@@ -1,0 +1,87 @@
+"""Pictures of runs, drawn from their `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from engine.measure.metrics import TITLES, main_metric
+from engine.runs.tracking import METRICS
+from engine.study.table import kind
+from models.settings import UserError
+
+# tags of training and validation
+LOSS = ("train/loss", "val/loss")
+
+
+SCORES = {metric: ("train/accuracy", f"val/{metric}") for metric in map(main_metric, (False, True))}
+
+
+def curves(folders: Sequence[Path]) -> Figure:
+    """Loss and the main metric by optimizer step, at the end of each epoch: training dashed, validation solid.
+
+    Runs that differ in nothing but the seed have one colour. Beside validation's mean average precision training's line
+    is the share of labels that are right: it computes no other metric.
+
+    Raises:
+        UserError: a folder without the metrics of a single epoch with validation.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours: dict[str, str] = {}
+    metrics: dict[str, None] = {}  # in the order in which they appear
+    for folder in folders:
+        (metric, epochs), alike = _epochs(folder), kind(folder)
+        metrics[metric] = None
+        name = None if alike in colours else folder.name  # one entry of the legend for all seeds
+        colour = colours.setdefault(alike, f"C{len(colours) % 10}")
+        steps = [epoch["step"] for epoch in epochs]
+        for axes, (training, validation), unit in ((left, LOSS, 1), (right, SCORES[metric], 100)):
+            axes.plot(steps, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=1)
+            axes.plot(steps, [unit * epoch[validation] for epoch in epochs], color=colour, lw=1.6, label=name)
+    for axes, label in ((left, "loss"), (right, " or ".join(TITLES[metric] for metric in metrics) + ", %")):
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    legend = "dashed: training, on augmented images; solid: validation"
+    if "map" in metrics:
+        legend += " (mAP; training: share of labels that are right)"
+    figure.suptitle(legend, fontsize=9, color="0.35")
+    return figure
+
+
+def _epochs(folder: Path) -> tuple[str, list[dict]]:
+    """The main metric, and one record an epoch: what training and validation said at its last step."""
+    if not (folder / METRICS).is_file():
+        raise UserError(f"{folder}: no {METRICS}; give run folders")
+    records: dict[int, dict] = {}
+    for line in (folder / METRICS).read_text().splitlines():
+        with suppress(ValueError):  # a line that a killed process did not finish
+            record = json.loads(line)
+            records.setdefault(record["step"], {}).update(record)
+    for metric, tags in SCORES.items():
+        drawn = [record for record in records.values() if all(record.get(tag) is not None for tag in (*LOSS, *tags))]
+        if drawn:
+            return metric, drawn
+    raise UserError(f"{folder}: no epoch with validation to draw (split.val = 0, or stopped before its end)")
+
+
+def accuracy_by_cost(points: Sequence[tuple[str, float, float]], title: str, metric: str = "accuracy") -> Figure:
+    """Accuracy, or the metric of that name, against cost: a line through points of label, GMACs of an image, and the
+    metric as a fraction."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    labels, gmacs, accuracies = zip(*sorted(points, key=lambda point: point[1]))
+    axes.plot(gmacs, [100 * accuracy for accuracy in accuracies], "o-", lw=1.2, ms=4)
+    for label, x, y in zip(labels, gmacs, accuracies):
+        axes.annotate(label, (x, 100 * y), xytext=(4, -10), textcoords="offset points", fontsize=8, color="0.35")
+    axes.set(xlabel="GMACs of an image", ylabel=f"{metric}, %")
+    axes.set_title(title, fontsize=9, color="0.35")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

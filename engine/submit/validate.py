@@ -1,0 +1,235 @@
+"""A submission held against its sample: everything that is wrong with it, and what is odd but may be meant."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from engine.data.sources.table import Table, read_table
+from engine.submit.images import natural
+from engine.submit.sample import NUMBER, TOGETHER, Report, Sample, is_formula, unguarded
+from engine.wording import few
+from models.settings import UserError
+
+SUM = 1e-3  # how far probabilities, which may be rounded to a few digits, may sum up to something else than 1
+NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
+NOT_ONE = "probabilities that do not sum up to 1"
+
+
+def validate(
+    path: Path,
+    sample: Sample,
+    classes: Sequence[str] | None = None,
+    many: bool | None = None,
+    keep_formulas: bool = False,
+) -> Report:
+    """Checks a submission against its sample: columns, every id once and in order, labels or probabilities, formulas.
+
+    Args:
+        path: the submission.
+        sample: what it should look like.
+        classes: the labels that are allowed; None: not known, so that labels are compared with the sample's alone.
+        many: whether any number of labels apply to an image; None: not known.
+        keep_formulas: cells that a spreadsheet would compute are no mistake.
+    """
+    try:
+        table = _read_as(path, sample)
+    except UserError as error:
+        return Report([str(error)], [])
+    problems, warnings = _header(table, sample), []
+    if not keep_formulas:
+        problems += _raw_formulas(table)
+    warnings += _blanks(table, {*sample.columns, *sample.ids, *(classes or ())})
+    clean = [[unguarded(cell.strip()).strip() for cell in row] for row in (table.columns, *table.rows)]
+    columns = dict(zip(clean[0], zip(*clean[1:])))
+    if (ids := columns.get(sample.columns[sample.ids_at])) is not None:
+        problems += _ids(table, ids, sample)
+    if not set(sample.others) <= columns.keys():
+        return Report(problems, warnings)
+    counts, probabilities = None, len(sample.others) > 1 and sample.numeric
+    try:
+        probabilities = probabilities if classes is None else sample.asks_for_probabilities(classes, bool(many))
+    except UserError as error:
+        return Report([*problems, str(error)], warnings)
+    if probabilities:
+        wrong, odd, counts = _probabilities(table, [columns[name] for name in sample.others], sample.others, many)
+    elif len(sample.others) == 1:
+        wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, many)
+    else:
+        wrong, odd = [], ["what its columns should hold is not known, and not checked; give --run or --classes"]
+    return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
+
+
+def _read_as(path: Path, sample: Sample) -> Table:
+    """The table, by the sample's separator if that gives the sample's columns, else by its own."""
+    try:
+        table = read_table(path, str(path), strip=False, separator=sample.separator)
+        if [unguarded(name.strip()) for name in table.columns] == sample.columns:
+            return table
+    except UserError:
+        pass
+    return read_table(path, str(path), strip=False)
+
+
+def _header(table: Table, sample: Sample) -> list[str]:
+    problems, names = [], {",": "commas", ";": "semicolons", "\t": "tabs"}
+    columns = [unguarded(name.strip()) for name in table.columns]
+    if table.separator != sample.separator:
+        problems.append(f"cells are separated by {names[table.separator]}, the sample's by {names[sample.separator]}")
+    missing = [repr(name) for name in sample.columns if name not in columns]
+    unknown = [repr(name) for name in columns if name not in sample.columns]
+    if missing:
+        problems.append(
+            f"{len(missing)} of the sample's columns are missing: {few(missing)}; the header has "
+            f"{few(list(map(repr, columns)))}"
+        )
+    if unknown:
+        problems.append(f"{len(unknown)} columns are not in the sample: {few(unknown)}")
+    if not missing and not unknown and columns != sample.columns:
+        problems.append(f"columns are in another order than {', '.join(sample.columns[:5])}")
+    return problems
+
+
+def _ids(table: Table, ids: Sequence[str], sample: Sample) -> list[str]:
+    problems, count, wanted = [], Counter(ids), set(sample.ids)
+    twice = [name for name, number in count.items() if number > 1]
+    missing = [name for name in sample.ids if name not in count]
+    unknown = [name for name in count if name not in wanted]
+    for names, what in ((twice, "more than once"), (missing, "missing"), (unknown, "not in the sample")):
+        if names:
+            problems.append(f"{len(names)} ids are {what}: {few(list(map(repr, names)))}")
+    if {PurePosixPath(name).stem for name in missing} & {PurePosixPath(name).stem for name in unknown}:
+        problems[-1] += "; spell them as the sample does, with or without the extension"
+    if not problems and list(ids) != sample.ids:
+        at = next(i for i, (one, other) in enumerate(zip(ids, sample.ids)) if one != other)
+        problems.append(
+            f"rows are in another order than the sample's, from line {table.lines[at]}: {ids[at]!r}, where "
+            f"the sample has {sample.ids[at]!r}"
+        )
+    return problems
+
+
+def _raw_formulas(table: Table) -> list[str]:
+    lines = [1, *table.lines]
+    found = [
+        f"{cell!r} (line {line})"
+        for line, row in zip(lines, (table.columns, *table.rows))
+        for cell in row
+        if is_formula(cell)
+    ]
+    if not found:
+        return []
+    return [f"{len(found)} cells would be computed by a spreadsheet: {few(found)}; write an apostrophe before them"]
+
+
+def _blanks(table: Table, names: set[str]) -> list[str]:
+    """A warning about cells that are not written as they are meant, unless a name has these blanks itself."""
+    lines = [1, *table.lines]
+    found = [
+        f"{cell!r} (line {line})"
+        for line, row in zip(lines, (table.columns, *table.rows))
+        for cell in row
+        if cell != cell.strip() and unguarded(cell) not in names
+    ]
+    if not found:
+        return []
+    return [f"{len(found)} cells have blanks around them, which many scorers take for a part of the name: {few(found)}"]
+
+
+def _labels(
+    table: Table, cells: Sequence[str], sample: Sample, classes: Sequence[str] | None, many: bool | None
+) -> tuple[list[str], list[str], Counter]:
+    """Problems, warnings, and how often each label is there."""
+    problems, warnings = [], []
+    empty = [f"line {line}" for line, cell in zip(table.lines, cells) if not cell]
+    if empty and not many and (classes is not None or "" not in sample.labels):
+        problems.append(f"{len(empty)} rows have no label: {few(empty)}")
+    rows = [[name.strip() for name in cell.split(TOGETHER)] if many else [cell] for cell in cells]
+    counts = Counter(name for row in rows for name in row if name)
+    spelled = sample.labels if classes is None else sample.spelling(classes, bool(many)).values()
+    known = {name.strip() for name in spelled}
+    unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in known]
+    if classes is not None and unknown:
+        problems.append(f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, known)))}")
+    elif unknown and len(known) > 1:
+        warnings.append(f"{len(unknown)} labels are not in the sample: {few(unknown)}")
+    if classes is None:
+        warnings.append("labels are compared with no list of names; give --run or --classes")
+    return problems, warnings + _lopsided(counts, len(cells), many), counts
+
+
+def _probabilities(
+    table: Table, columns: Sequence[Sequence[str]], names: Sequence[str], many: bool | None
+) -> tuple[list[str], list[str], Counter]:
+    """Problems, warnings, and how often each class is the most probable."""
+    kinds: dict[str, list[str]] = {}
+    counts: Counter = Counter()
+    for line, row in zip(table.lines, zip(*columns)):
+        fault, values = "", [float(cell) if _is_number(cell) else None for cell in row]
+        if None in values:
+            fault = "a cell that is no number"
+        elif not all(map(math.isfinite, values)):
+            fault = "a probability that is not finite"
+        elif not all(0 <= value <= 1 for value in values):
+            fault = "a probability outside 0 to 1"
+        elif not many and abs(sum(values) - 1) > SUM:
+            fault = NOT_ONE
+        if fault in ("", NOT_ONE):
+            counts[names[values.index(max(values))]] += 1
+        if fault:
+            kinds.setdefault(fault, []).append(f"line {line}")
+    problems, warnings = [], []
+    for fault, lines in kinds.items():
+        said = f"{len(lines)} rows have {fault}: {few(lines)}"
+        if fault == NOT_ONE and many is None:
+            warnings.append(f"{said}; right only if an image can have many labels")
+        else:
+            problems.append(said)
+    return problems, warnings + ([] if many else _lopsided(counts, len(table.rows), many)), counts
+
+
+def _is_number(cell: str) -> bool:
+    return NUMBER.fullmatch(cell) is not None or NOT_FINITE.fullmatch(cell.lower()) is not None
+
+
+def _lopsided(counts: Counter, rows: int, many: bool | None) -> list[str]:
+    """A warning where one label is nearly all there is."""
+    if not counts or many or rows < 2:
+        return []
+    (name, most), *_ = counts.most_common(1)
+    if most == rows:
+        return [f"every row says {name!r}"]
+    if most > rows / 2 and len(counts) > 2:
+        return [f"{most} of {rows} rows say {name!r}"]
+    return []
+
+
+def _distribution(counts: Counter | None, classes: Sequence[str] | None) -> str:
+    if not counts:
+        return ""
+    of = "" if classes is None else f" of {len(classes)}"
+    (most, top), (least, low) = counts.most_common()[0], counts.most_common()[-1]
+    return f", {len(counts)}{of} labels; most often {most!r} ({top}), least {least!r} ({low})"
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in a folder, or in its folder `train`.
+
+    Raises:
+        UserError: no such folder, or none in it.
+    """
+
+    def folders(path: Path) -> list[str]:
+        inside = path.iterdir() if path.is_dir() else ()
+        return sorted((p.name for p in inside if p.is_dir() and not p.name.startswith(".")), key=natural)
+
+    found = folders(folder / "train") or folders(folder)
+    if not found:
+        raise UserError(
+            f"--classes {folder}: {'no folder in it' if folder.is_dir() else 'no such folder'}; "
+            "give the folder that holds a folder for each class"
+        )
+    return found

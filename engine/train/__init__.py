@@ -1,0 +1,1 @@
+"""Training: the trainer, whole runs, folds."""

@@ -1,0 +1,261 @@
+"""k-fold: a run for each fold in a folder of its own, and what they say together.
+
+`split.folds: 5` makes runs/NAME/fold0 to fold4, which are ordinary run folders, and when all of them are finished
+runs/NAME/folds.json, two pictures, and TensorBoard's events with them. Nobody locks runs/NAME: several processes can
+each run one fold (`split.fold`), each of which is locked; whichever ends last writes the report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.data import Data, RawData, Split, load_raw
+from engine.data.split import folded, split_data, with_test_set
+from engine.figures.confusion import confused_figure, confusion_figure
+from engine.figures.drawing import draw
+from engine.files import write_json_atomic, write_text_atomic, writing
+from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
+from engine.measure.intervals import spread
+from engine.measure.predictions import Predictions, read_tested
+from engine.runs.folder import LOCK, open_run
+from engine.runs.folds import demand_alike, fold_folders, of_all, of_fold, unfinished
+from engine.runs.log import start_log
+from engine.runs.results import read_results
+from engine.runs.tracking import Tracker
+from engine.settings.changes import changed_on_resume
+from engine.settings.layers import load_settings, to_yaml
+from engine.settings.schema import RunSettings
+from engine.train.experiment import run_experiment
+from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
+
+REPORT = "folds.json"
+# What the runs of all folds have in common, taken from the first.
+SHARED = (
+    "name",
+    "model",
+    "data",
+    "seed",
+    "metric",
+    "method",
+    "params",
+    "trained_params",
+    "trained_share",
+    "gmacs",
+    "epochs",
+    "precision",
+    "device",
+    "versions",
+    "commit",
+)
+
+
+def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, dict]:
+    """Runs all folds one after the other, or with `split.fold` that one alone, each as `run_experiment` does.
+
+    A signal that stops one of them stops all.
+
+    Args:
+        settings: with split.folds.
+        folder: that of all folds.
+        resume: pass over finished folds, go on with stopped ones, start the others.
+
+    Returns:
+        For each fold that was to be run what its `results.json` holds.
+
+    Raises:
+        UserError: other settings than those of the folds that are there already; a folder that holds files while
+            `resume` is off, or none while it is on; and what `run_experiment` says.
+    """
+    whole, one = of_all(settings), settings.split.fold
+    _demand_same(whole, folder)
+    if resume and not folder.is_dir():
+        raise UserError(f"{folder}: no run to resume here; start one without --resume, or check name= and out=")
+    if not resume:
+        _demand_room(folder, alone=one is not None)
+
+    def begin() -> None:
+        _demand_same(whole, folder)  # another process may have begun meanwhile
+        if not (folder / "settings.yaml").exists():
+            write_text_atomic(folder / "settings.yaml", to_yaml(whole))
+        with writing(folder / REPORT):
+            (folder / REPORT).unlink(missing_ok=True)  # of another run of this fold, whose folder was deleted
+
+    results = {}
+    for fold, path in enumerate(fold_folders(folder, settings)):
+        if one not in (None, fold):
+            continue
+        go_on = resume and path.is_dir()
+        with open_run(path, resume=go_on):
+            try:
+                results[fold] = run_experiment(of_fold(settings, fold), path, resume=go_on, begin=begin)
+            except SystemExit:  # a signal; the fold's own way to go on is said already
+                if one is None:
+                    print(f"all folds go on with: tools/train.py --resume {folder}", flush=True)
+                raise
+    return results
+
+
+def summarise(settings: RunSettings, folder: Path) -> dict:
+    """Writes what all folds say together, unless it is there: `folds.json`, `confusion.png`, `confused.png`, and
+    TensorBoard's events with both pictures. Of many labels there are no pictures.
+
+    Returns:
+        What `folds.json` holds: accuracies as fractions; `confusion` names of each true class the classes that its
+        images were taken for, and how many.
+
+    Raises:
+        UserError: a fold that is not finished or was run with other settings, or the data are no longer the same.
+    """
+    if missing := unfinished(settings, folder):
+        names = ", ".join(map(str, missing))
+        raise UserError(f"{folder}: not finished: fold {names}; go on with --resume {folder}")
+    if (report := _written(folder)) is not None:
+        return report
+    whole, folders = of_all(settings), fold_folders(folder, settings)
+    demand_alike(settings, folder)
+    runs = [read_results(path) for path in folders]
+    start_log()  # the last fold's has ended with it
+    report, metric = together(whole, runs), runs[0]["metric"]
+    raw = load_raw(whole.data)
+    for fold, path in enumerate(folders):
+        if fingerprint(raw, of_fold(whole, fold)) != runs[fold]["data_sha256"]:  # on another machine, or of other data
+            log.warning("%s: was run on other labels or pixels than are read here and now", path)
+    with Tracker(folder) as tracker:
+        tracker.curve(f"fold/test_{metric}", [run[f"test_{metric}"] for run in runs])
+        tracker.scalars(0, {f"folds/{key}": report[key] for key in ("mean", "std")})
+        if metric == "top1":
+            images, found = pooled(raw, whole, folders)
+            title = f"{whole.name}: {100 * report['pooled']['accuracy']:.2f} % of {len(images)} images, "
+            title += f"each predicted in one of {len(runs)} folds"
+            report |= _confusions(found, raw.classes)
+            matrix = confusion_matrix(found.labels, found.predicted, len(raw.classes))
+            draw(folder, tracker, 0, "folds/confusion", confusion_figure(matrix, raw.classes, title))
+            figure = confused_figure(most_confused(matrix), found, images, raw.classes, f"{whole.name}: confused most")
+            draw(folder, tracker, 0, "folds/confused", figure)
+    report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json_atomic(folder / REPORT, report)
+    return report
+
+
+def _written(folder: Path) -> dict | None:
+    """The report that is there already; None where there is none, or it is damaged, so that it is written again."""
+    try:
+        return json.loads((folder / REPORT).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        log.warning("%s: cannot be read; it is written again", folder / REPORT)
+        return None
+
+
+def fingerprint(raw: RawData, settings: RunSettings) -> str:
+    """That of the data of one fold's run, as its `results.json` has it in `data_sha256`."""
+    raw = with_test_set(raw, settings.split)
+    train, val = split_data(raw, settings.split, settings.seed)
+    return Data(train, val, raw.test, raw.classes, (), ()).fingerprint()
+
+
+def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
+    """What the results of all folds say, but for what needs each image: mean, spread, intervals, the pooled accuracy.
+
+    Average precision, of many labels, has a mean and a spread; what counts images is None.
+    """
+    metric = runs[0]["metric"]
+    accuracies, sizes = [run[f"test_{metric}"] for run in runs], [run["test_images"] for run in runs]
+    return {key: runs[0].get(key) for key in SHARED} | {
+        "folds": len(runs),
+        "test_seed": settings.split.test_seed,
+        **spread(accuracies, sizes, counted=metric == "top1"),
+        "seconds": sum(run["seconds"] for run in runs),
+        "fold": [
+            {
+                "fold": i,
+                "images": run["test_images"],
+                f"test_{metric}": run[f"test_{metric}"],
+                **{
+                    key: run[key]
+                    for key in (
+                        "test_loss",
+                        "test_interval",
+                        f"val_{metric}",
+                        "best_step",
+                        "train_images",
+                        "seconds",
+                        "data_sha256",
+                    )
+                },
+            }
+            for i, run in enumerate(runs)
+        ],
+    }
+
+
+def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tuple[Split, Predictions]:
+    """Every image of the folds, and what the model that did not train on it said of it.
+
+    Raises:
+        UserError: a fold's `predictions.csv` cannot be read, or is of other images than the data's.
+    """
+    images, parts = folded(raw, settings.split)
+    labels = images.labels.numpy()
+    predicted, probabilities = np.zeros_like(labels), np.zeros(len(labels), np.float32)
+    for fold, path in enumerate(folders):
+        mine = np.flatnonzero(parts == fold)
+        found = read_tested(path, images.take(torch.from_numpy(mine)), raw.classes)
+        predicted[mine], probabilities[mine] = found.predicted, found.probabilities
+    return images, Predictions(labels, predicted, probabilities)
+
+
+def _confusions(found: Predictions, classes: Sequence[str]) -> dict:
+    """Accuracy by class, the confusion matrix without its zeros, and the most confused pairs."""
+    matrix = confusion_matrix(found.labels, found.predicted, len(classes))
+    confusion = {
+        name: {classes[i]: int(row[i]) for i in np.flatnonzero(row)} for name, row in zip(classes, matrix, strict=True)
+    }
+    pairs = [
+        {
+            "classes": [classes[pair.first], classes[pair.second]],
+            "first_as_second": pair.as_second,
+            "second_as_first": pair.as_first,
+        }
+        for pair in most_confused(matrix)
+    ]
+    return {"class_accuracy": class_accuracy(matrix, classes), "confused": pairs, "confusion": confusion}
+
+
+def _demand_same(whole: RunSettings, folder: Path) -> None:
+    """Refuses settings other than those that the folds in the folder are run with."""
+    stored = folder / "settings.yaml"
+    if stored.is_file() and (changed := changed_on_resume(load_settings(str(stored)), whole)):
+        raise UserError(
+            f"{changed}, in {folder}; all folds have the same settings: leave this change out, or start "
+            "them under another name="
+        )
+
+
+def _demand_room(folder: Path, alone: bool) -> None:
+    """Refuses a folder that holds more than folds that never began, or, for one fold alone, than folds."""
+    if not folder.is_dir():
+        return
+    with writing(folder):
+        inside = sorted(folder.iterdir())
+    folds = [path for path in inside if path.name.startswith("fold") and path.is_dir()]
+    if alone:
+        begun = (folder / "settings.yaml").is_file()
+        strangers = [] if begun else [path for path in inside if path not in folds and not path.name.startswith(".")]
+    else:
+        strangers = [path for path in inside if path not in folds or {entry.name for entry in path.iterdir()} - {LOCK}]
+    if strangers:
+        raise UserError(
+            f"{folder}: holds files already ({strangers[0].name}); go on with its folds by --resume, or "
+            "use another name= or out="
+        )

@@ -1,0 +1,186 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.data import DATASETS, SplitSettings, build_data
+from engine.data.images import read_image
+from engine.data.sources.table import load_csv
+from engine.settings.layers import load_settings
+from models.settings import UserError, check
+from tests.engine.data.conftest import files, save_image
+
+ONE = "path,label\na.png,cat\nb.png,dog\nc.png,cat\nd.png,dog\n"
+FLAGS = "path,red,round\na.png,1,0\nb.png,0,1\nc.png,1,1\nd.png,0,0\n"
+LISTS = "path,labels\na.png,red\nb.png,round\nc.png, red ; round\nd.png,\n"
+MANY = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]])
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a table beside four images."""
+    for seed, name in enumerate("abcd"):
+        save_image(tmp_path / f"{name}.png", seed)
+
+    def write(text: str, encoding: str = "utf-8") -> Path:
+        path = tmp_path / "table.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def load(path: Path, **options):
+    settings = check(DATASETS["csv"][0], {"name": "csv", "path": str(path), "size": 8, **options}, "data")
+    return load_csv(settings)
+
+
+def error_of(path: Path, **options) -> str:
+    """The one line that a user sees."""
+    with pytest.raises(UserError) as caught:
+        load(path, **options)
+    line = str(caught.value)
+    assert "\n" not in line and line.startswith(f"data.path = {str(path)!r}: ")
+    return line
+
+
+def test_one_label(write, tmp_path):
+    raw = load(write(ONE))
+    assert raw.classes == ["cat", "dog"] and raw.test is None and raw.val is None and not raw.multi_label
+    assert raw.train.labels.dtype == torch.int64 and raw.train.labels.tolist() == [0, 1, 0, 1]
+    for name, image in zip("abcd", raw.train.images):
+        assert image.equal(torch.tensor(read_image(tmp_path / f"{name}.png", files(8, "crop"))).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("text", [FLAGS, LISTS, FLAGS.replace(",1", ",1.0")])
+def test_many_labels(write, text, caplog):
+    raw = load(write(text), labels="many")
+    assert raw.classes == ["red", "round"] and raw.multi_label
+    assert raw.train.labels.dtype == torch.float32 and raw.train.labels.equal(MANY)
+    assert ("1 of 4 images have no label" in caplog.text) == (text == LISTS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_byte_order_marks_and_line_ends(write, encoding, separator, end):
+    text = ONE.replace("cat", "Ærø").replace(",", separator).replace("\n", end) + end
+    raw = load(write(text, encoding))
+    assert raw.classes == ["dog", "Ærø"] and raw.train.labels.tolist() == [1, 0, 1, 0]
+    quoted = LISTS.replace(", red ; round", ',"red;round"').replace("d.png,", 'd.png,""').replace(",", separator)
+    assert load(write(quoted.replace("\n", end), encoding), labels="many").train.labels.equal(MANY)
+
+
+def test_empty_lines_before_the_header(write):
+    assert load(write("\n\npath;label\na.png;cat\nb.png;dog\n")).classes == ["cat", "dog"]
+
+
+def test_splits_of_its_own(write):
+    rows = ["path,split,label", "a.png,train,x", "b.png,Test,x", "c.png,train,y", "d.png,val,y"]
+    raw = load(write("\n".join(rows)))
+    assert [part.labels.tolist() for part in (raw.train, raw.val, raw.test)] == [[0, 1], [1], [0]]
+    many = load(
+        write("path,split,p,q\na.png,train,1,0\nb.png,test,1,1\nc.png,train,0,1\nd.png,train,0,0"), labels="many"
+    )
+    assert many.val is None and many.test.labels.tolist() == [[1, 1]] and many.train.labels.tolist()[2] == [0, 0]
+
+
+def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_path):
+    save_image(tmp_path / "pictures" / "deep" / "e.jpg", 9)
+    save_image(tmp_path / "pictures" / "f.jpg", 10)
+    raw = load(write("label,path\nx,deep/e.jpg\ny,f.jpg\n"), images=str(tmp_path / "pictures"))
+    assert raw.train.labels.tolist() == [0, 1]
+    raw = load(write(f"file,label\n{tmp_path / 'a.png'},x\nb.png,y\n"))
+    assert raw.train.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "text, options, said",
+    [
+        ("path,name\na.png,x\n", {}, "columns are path, name; data.labels = 'one' needs path and label"),
+        ("path\na.png\n", {"labels": "many"}, "columns are path; data.labels = 'many' needs path, and labels or one"),
+        (ONE, {"labels": "many"}, "4 rows have another value than 0 or 1 in column 'label', such as 'cat'"),
+        (FLAGS.replace("0,1", "2,1"), {"labels": "many"}, "in column 'red', such as '2'; write 0 or 1"),
+        (FLAGS.replace("0,1", ",1"), {"labels": "many"}, "in column 'red', such as ''"),
+        (ONE.replace("b.png,dog", "b.png,"), {}, "1 rows have no label (line 3)"),
+        (ONE.replace("b.png", ""), {}, "1 rows have no path (line 3)"),
+        (ONE.replace("b.png,dog", "b.png"), {}, "1 rows have not the header's 2 cells (line 3)"),
+        (ONE.replace("b.png", "no.png").replace("c.png", "not.png"), {}, "2 of 4 files are not in"),
+        (ONE.replace("b.png", "a.png"), {}, "2 rows name a file that another row names"),
+        (ONE.replace("b.png", "./a.png"), {}, "2 rows name a file that another row names"),
+        (FLAGS.replace("b.png", "a.png"), {"labels": "many"}, "for each image, with all its labels (line 2, 3)"),
+        (ONE.replace("dog", "cat"), {}, "a single label, 'cat'"),
+        ("path,label,split\na.png,x,train\nb.png,y,dev\n", {}, "another split than train, val, test (line 3)"),
+        ("path,label,split\na.png,x,test\nb.png,y,test\n", {}, "no row has the split train"),
+        ("path,label,split\na.png,x,train\nb.png,z,train\nc.png,y,test\n", {}, "without a training image: 'y'"),
+        ("path,labels\na.png,\nb.png,\n", {"labels": "many"}, "no row has labels"),
+        ("path,label,label\na.png,x,y\n", {}, "a column twice: 'label'"),
+        ("path,label,\na.png,x,\n", {}, "a column without a name"),
+        ("path,label\n", {}, "1 rows; a header and a row for each image are needed"),
+        ("", {}, "0 rows"),
+        ("a\0b\n", {}, "not a text file"),
+        ('path,label\na.png,"x"y\n', {}, "not CSV"),
+    ],
+)
+def test_mistakes(write, text, options, said):
+    assert said in error_of(write(text), **options)
+
+
+def test_the_first_missing_files_are_named(write):
+    line = error_of(write("path,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(9))))
+    assert "9 of 9 files" in line and "'0.png', '1.png', '2.png', ...; correct the paths, or set data.images" in line
+
+
+def test_a_name_too_long_for_a_file_is_missing(write):
+    assert "1 of 4 files are not in" in error_of(write(ONE.replace("a.png", "a" * 300)))
+
+
+def test_all_missing_files_are_in_the_log(write, caplog):
+    error_of(write("path,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(9))))
+    assert [record.getMessage().strip() for record in caplog.records[-9:]] == [f"'{i}.png'" for i in range(9)]
+
+
+def test_the_old_name_is_unknown():
+    with pytest.raises(UserError, match="data.name = 'table': unknown; .*csv"):
+        load_settings("digits/vit", ["data.name=table", "data.path=x"])
+
+
+def test_names_in_a_table(write, tmp_path):
+    names = ("two words.png", "Ærø.png", "=cmd().png", "new\nline.png", "a,b.png", "a" * 251 + ".png")
+    for seed, name in enumerate(names):
+        save_image(tmp_path / name, seed)
+    lines = [f'"{name}","=x{i % 2}"\n' for i, name in enumerate(names)]
+    raw = load(write("path,label\n" + "".join(lines)))
+    assert raw.classes == ["=x0", "=x1"] and raw.train.paths == tuple(str(tmp_path / name) for name in names)
+
+
+def test_files_that_are_no_tables(write, tmp_path):
+    assert "No such file" in error_of(tmp_path / "none.csv")
+    assert "Is a directory" in error_of(tmp_path)
+    assert "not UTF-8 (byte 11)" in error_of(write("path,label\nÆ.png,x\n", "latin-1"))
+    assert "not UTF-8" in error_of(write(ONE, "utf-16"))
+    assert "1 of 4 images cannot be read" in _with_a_damaged_image(write(ONE))
+
+
+def _with_a_damaged_image(path: Path) -> str:
+    (path.parent / "b.png").write_bytes(b"nothing")
+    return error_of(path)
+
+
+def test_labels_that_no_training_image_has_are_named(write, caplog):
+    load(write("path,split,p,q\na.png,train,1,0\nb.png,test,1,1\n"), labels="many")
+    assert "1 labels have no positive training image: 'q'" in caplog.text
+
+
+def test_many_labels_through_the_splits(tmp_path, caplog):
+    rows = [f"{save_image(tmp_path / f'{i}.png', i).name},{i % 2},{int(i == 0)}\n" for i in range(40)]
+    (tmp_path / "t.csv").write_text("path,often,once\n" + "".join(rows))
+    settings = DATASETS["csv"][0](path=str(tmp_path / "t.csv"), size=8, labels="many")
+    with caplog.at_level(logging.WARNING):
+        data = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=0)
+    assert data.multi_label and (len(data.train), len(data.val), len(data.test)) == (14, 3, 10)
+    assert data.test.labels.shape == (10, 2) and data.classes == ["often", "once"]
+    assert "labels have no positive" in caplog.text and "'once'" in caplog.text
+    other = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=1)
+    assert other.test.labels.equal(data.test.labels) and other.fingerprint() != data.fingerprint()
