@@ -1,7 +1,8 @@
 """What a model costs: parameters, multiply-adds, activations, tokens left. Counted twice, or refused.
 
 fvcore traces the model and counts op by op, with the handles of `engine.cost.ops`; `engine.cost.formulas` says by
-formula what our own models should come to. An op that multiplies and has no handle is an error, and so is a disagreement.
+formula what our own models should come to. An op that multiplies and has no handle is an error, and so is a
+disagreement.
 
 One MAC is one multiplication and one addition: two FLOPs.
 """
