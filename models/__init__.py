@@ -11,13 +11,13 @@ from torch import nn
 # torchvision, timm and fvcore use torch.jit.script as they are imported; users cannot do anything about that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 
-from models.cnn import LeNet5, LeNet5Settings  # noqa: E402
-from models.conformer import Conformer, ConformerSettings  # noqa: E402
-from models.hybrid import HybridSettings, build_hybrid  # noqa: E402
-from models.settings import Settings, UserError, check, nearest  # noqa: E402
-from models.vit import ViTSettings, build_vit  # noqa: E402
-from models.weights import load_weights  # noqa: E402
-from models.zoo import LIBRARIES, TimmSettings, TorchvisionSettings, build_zoo, split_name  # noqa: E402
+from .cnn import LeNet5, LeNet5Settings  # noqa: E402
+from .conformer import Conformer, ConformerSettings  # noqa: E402
+from .hybrid import HybridSettings, build_hybrid  # noqa: E402
+from .settings import Settings, UserError, check, nearest  # noqa: E402
+from .vit import ViTSettings, build_vit  # noqa: E402
+from .weights import load_weights  # noqa: E402
+from .zoo import LIBRARIES, TimmSettings, TorchvisionSettings, build_zoo, split_name  # noqa: E402
 
 # name -> (what its options are, how it is built from them)
 MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {

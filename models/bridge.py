@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.merging import Assignment, Tokens, apply_assignment, initial_tokens, log_size, unmerge
+from .merging import Assignment, Tokens, apply_assignment, initial_tokens, log_size, unmerge
 
 
 class Bridge(nn.Module):

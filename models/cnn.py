@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from models.settings import ModelSettings
+from .settings import ModelSettings
 
 
 class ConvNeXtBlock(nn.Module):

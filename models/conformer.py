@@ -19,10 +19,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.merging import Assignment, Tokens, apply_assignment, initial_tokens, unmerge
-from models.merging.layer import MergeLayer
-from models.merging.tokens import Soft
-from models.vit import Block, EncoderSettings, MergingEncoder
+from .merging import Assignment, Tokens, apply_assignment, initial_tokens, unmerge
+from .merging.layer import MergeLayer
+from .merging.tokens import Soft
+from .vit import Block, EncoderSettings, MergingEncoder
 
 EXPANSION = 4  # a bottleneck's channels over those of its 3x3 convolution
 STAGES = 3  # of equally many blocks; the map halves and the channels double from each to the next

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from models.lora import add_lora
-from models.settings import Settings, UserError, nearest
+from .lora import add_lora
+from .settings import Settings, UserError, nearest
 
 OF_MODE = {
     "head": ("cache",),

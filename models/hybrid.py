@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.bridge import Bridge, DirectMap
-from models.cnn import CONV_BLOCKS
-from models.merging import MERGERS, Tokens
-from models.settings import Settings
-from models.stem import STEMS, ConvStem
-from models.vit import EncoderSettings, VisionTransformer
+from .bridge import Bridge, DirectMap
+from .cnn import CONV_BLOCKS
+from .merging import MERGERS, Tokens
+from .settings import Settings
+from .stem import STEMS, ConvStem
+from .vit import EncoderSettings, VisionTransformer
 
 
 class BridgeSettings(Settings):

@@ -6,11 +6,11 @@ from math import prod
 
 from torch import Tensor, nn
 
-from models.merging.contract import Grid
-from models.merging.families import family_of
-from models.merging.tokens import Tokens
-from models.merging.wrapping import MergingBlocks, blocks_of, trace
-from models.settings import ModelSettings, UserError
+from .merging.contract import Grid
+from .merging.families import family_of
+from .merging.tokens import Tokens
+from .merging.wrapping import MergingBlocks, blocks_of, trace
+from .settings import ModelSettings, UserError
 
 
 def model_name(settings: ModelSettings) -> str:

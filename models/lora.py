@@ -9,7 +9,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from models.settings import UserError, nearest
+from .settings import UserError, nearest
 
 # Attention's projections, by the names that timm and torchvision give them.
 ATTENTION = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "query", "key", "value", "self_attention")

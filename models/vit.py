@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
-from models.merging import Tokens, effective_schedule, initial_tokens, size_bias
-from models.merging.contract import Grid
-from models.merging.layer import MergeLayer, attend
-from models.merging.schedule import Plan
-from models.merging.settings import MergeSettings
-from models.settings import ModelSettings
-from models.stem import PatchStem
+from .merging import Tokens, effective_schedule, initial_tokens, size_bias
+from .merging.contract import Grid
+from .merging.layer import MergeLayer, attend
+from .merging.schedule import Plan
+from .merging.settings import MergeSettings
+from .settings import ModelSettings
+from .stem import PatchStem
 
 
 class EncoderSettings(ModelSettings):

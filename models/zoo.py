@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from models.heads import Head, new_head
-from models.merging.settings import AnySettings, MergeSettings
-from models.merging.wrapping import wrap
-from models.settings import ModelSettings, UserError, nearest
+from .heads import Head, new_head
+from .merging.settings import AnySettings, MergeSettings
+from .merging.wrapping import wrap
+from .settings import ModelSettings, UserError, nearest
 
 LIBRARIES = ("timm", "torchvision")
 Option = bool | int | float | str | list[int] | list[float] | None
@@ -70,7 +70,7 @@ class ZooSettings(ModelSettings):
     head_dim: int = Field(512, gt=0, le=65536, description="hidden width of the mlp head")
     head_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the mlp and power heads")
     options: dict[str, Option] = Field({}, description="keyword arguments of the library's constructor")
-    merge: MergeSettings | None = Field(None, description="token merging, for models that models.merging.wrap takes")
+    merge: MergeSettings | None = Field(None, description="token merging, for models that merging can be put into")
 
     @model_validator(mode="before")
     @classmethod

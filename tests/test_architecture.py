@@ -80,6 +80,14 @@ def test_nothing_imports_upwards(name):
         assert not other.startswith("tools") or name == other, f"{name} imports a tool"
 
 
+@pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] == "models"])
+def test_models_import_each_other_relatively(name):
+    """As a library the package has another name, `hybridmerge`."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            assert node.module.split(".")[0] not in ("models", "engine", "tools"), f"{name}, line {node.lineno}"
+
+
 def test_no_circles():
     """Among imports that run when a module is imported."""
     state: dict[str, int] = {}

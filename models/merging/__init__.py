@@ -1,18 +1,18 @@
 """Token merging. A method is a function (metric, r, context) -> Assignment in a file of its own, and a line here."""
 
-from models.merging.baselines import none, none_at_all, pool, pooled, random
-from models.merging.contract import Assignment, MergeContext, Merger, half
-from models.merging.dpc_knn import dpc_knn
-from models.merging.dtem import dtem, soften
-from models.merging.facility_location import facility_location
-from models.merging.grid import grid, narrowed
-from models.merging.mctf import mctf
-from models.merging.pitome import pitome
-from models.merging.schedule import effective_schedule
-from models.merging.tokens import Tokens, apply_assignment, initial_tokens, log_size, merge, size_bias, unmerge
-from models.merging.tome import at_most as tome_at_most
-from models.merging.tome import tome
-from models.merging.topk import topk
+from .baselines import none, none_at_all, pool, pooled, random
+from .contract import Assignment, MergeContext, Merger, half
+from .dpc_knn import dpc_knn
+from .dtem import dtem, soften
+from .facility_location import facility_location
+from .grid import grid, narrowed
+from .mctf import mctf
+from .pitome import pitome
+from .schedule import effective_schedule
+from .tokens import Tokens, apply_assignment, initial_tokens, log_size, merge, size_bias, unmerge
+from .tome import at_most as tome_at_most
+from .tome import tome
+from .topk import topk
 
 MERGERS: dict[str, Merger] = {
     "none": Merger(none, none_at_all),
@@ -28,7 +28,7 @@ MERGERS: dict[str, Merger] = {
     "grid": Merger(grid, shrink=narrowed),
 }
 
-from models.merging.wrapping import unwrap, wrap  # noqa: E402  they build on settings, and those on MERGERS
+from .wrapping import unwrap, wrap  # noqa: E402  they build on settings, and those on MERGERS
 
 __all__ = [
     "MERGERS",

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.merging.contract import Assignment, Grid, MergeContext
+from .contract import Assignment, Grid, MergeContext
 
 
 def none_at_all(patches: int) -> int:

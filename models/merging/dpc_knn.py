@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.merging.contract import Assignment, MergeContext
+from .contract import Assignment, MergeContext
 
 
 def dpc_knn(metric: Tensor, r: int, context: MergeContext, neighbours: int = 5) -> Assignment:

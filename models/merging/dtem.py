@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, MergeContext
-from models.merging.tokens import Soft, Tokens
-from models.merging.tome import tome
+from .contract import Assignment, MergeContext
+from .tokens import Soft, Tokens
+from .tome import tome
 
 SPREAD = 0.1  # cosines are divided by it first
 NEAREST = 3  # destinations that each source looks at; with equal ones at the limit, all of those

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, MergeContext
-from models.merging.selection import select
-from models.merging.tokens import take
+from .contract import Assignment, MergeContext
+from .selection import select
+from .tokens import take
 
 SELECTIONS = ("auto", "greedy", "elimination", "stochastic")
 LONG = 1024  # patches

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import vision_transformer as torchvision_vit
 
-from models.merging.contract import Grid
-from models.merging.layer import MergeLayer, attend
-from models.merging.refusals import check_by_weight, why_not
-from models.merging.tokens import Tokens
-from models.settings import UserError
+from ..settings import UserError
+from .contract import Grid
+from .layer import MergeLayer, attend
+from .refusals import check_by_weight, why_not
+from .tokens import Tokens
 
 SERVED = "timm's VisionTransformer and Beit, and torchvision's VisionTransformer"
 

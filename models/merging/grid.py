@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, Grid, MergeContext
+from .contract import Assignment, Grid, MergeContext
 
 
 def narrowed(grid: Grid, r: int) -> Grid:

@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.merging.contract import Merger
-from models.merging.tokens import Tokens, merge
+from .contract import Merger
+from .tokens import Tokens, merge
 
 METRICS = ("keys", "tokens", "learned")
 # Exporting needs a torch that has it.

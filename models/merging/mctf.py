@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, MergeContext
-from models.merging.tokens import take
-from models.merging.topk import LEAST_ATTENTION
+from .contract import Assignment, MergeContext
+from .tokens import take
+from .topk import LEAST_ATTENTION
 
 SIMILARITY, INFORMATION, SIZE = 1, 1 / 20, 1 / 40  # tau of each criterion, for ImageNet
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, MergeContext
-from models.merging.tokens import take
+from .contract import Assignment, MergeContext
+from .tokens import take
 
 ALPHA = 1.0
 

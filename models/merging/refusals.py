@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from models.settings import UserError
+from ..settings import UserError
 
 if TYPE_CHECKING:  # both are built on these checks
-    from models.merging.families import Family, Kind
-    from models.merging.settings import MergeSettings
+    from .families import Family, Kind
+    from .settings import MergeSettings
+
+PACKAGE = __package__.rpartition(".")[0]  # "models" in the working copy, "hybridmerge" as installed from a wheel
 
 # Why not, by the beginning of the full name of a model's or a block's class.
 REASONS = {
@@ -33,8 +35,8 @@ REASONS = {
     "timm.models.vision_transformer.ParallelThingsBlock": (
         "has several attentions, and merging knows blocks that have one"
     ),
-    "models.vit.": "merges by itself, see its option `merge`",
-    "models.hybrid.": "merges by itself, see its option `merge`",
+    f"{PACKAGE}.vit.": "merges by itself, see its option `merge`",
+    f"{PACKAGE}.hybrid.": "merges by itself, see its option `merge`",
     "torch.nn.parallel": "holds the model already: wrap the model first",
     "torch._dynamo": "holds the model already: wrap the model first",
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, prod
 
-from models.merging.contract import Grid, Merger
-from models.settings import UserError
+from ..settings import UserError
+from .contract import Grid, Merger
 
 Plan = Sequence[int | float]  # for each block: an int is how many patches to remove, a float the share of them to keep
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.merging.tokens import take
+from .tokens import take
 
 TIE = 1e-6  # of the size of all patches together, which is F of all patches
 EPSILON = 0.05  # what the stochastic form may lose of the bound, in expectation

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from models.merging import MERGERS
-from models.merging.contract import Merger
-from models.merging.facility_location import SELECTIONS
-from models.merging.layer import METRICS
-from models.merging.schedule import Plan
-from models.settings import Settings, UserError
+from ..settings import Settings, UserError
+from . import MERGERS
+from .contract import Merger
+from .facility_location import SELECTIONS
+from .layer import METRICS
+from .schedule import Plan
 
 OPTIONS = ("kth", "prune", "neighbours", "form")  # options that not every method takes
 BUDGETS = ("r", "keep", "target_gmacs", "target_ratio")  # ways to say how many tokens go: one of them

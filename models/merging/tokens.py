@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.merging.contract import Assignment, Grid, MergeContext, Merger
+from .contract import Assignment, Grid, MergeContext, Merger
 
 
 class Soft(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, MergeContext
+from .contract import Assignment, MergeContext
 
 
 def at_most(patches: int, kth: int) -> int:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.merging.contract import Assignment, MergeContext
-from models.merging.tokens import take
+from .contract import Assignment, MergeContext
+from .tokens import take
 
 # In place of smaller attention, such as a softmax that underflowed: of no weight beside any that did not, and large
 # enough for its products with tokens and sizes to be normal numbers.

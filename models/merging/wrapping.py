@@ -18,14 +18,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.merging.contract import Grid
-from models.merging.families import Layout, attention_width, family_of, kind_of
-from models.merging.layer import MergeLayer
-from models.merging.refusals import check_block, check_container, check_hooks, check_needs
-from models.merging.schedule import Plan, check_plan, effective_schedule
-from models.merging.settings import MergeSettings
-from models.merging.tokens import Tokens, initial_tokens, size_bias, unmerge
-from models.settings import UserError, check
+from ..settings import UserError, check
+from .contract import Grid
+from .families import Layout, attention_width, family_of, kind_of
+from .layer import MergeLayer
+from .refusals import check_block, check_container, check_hooks, check_needs
+from .schedule import Plan, check_plan, effective_schedule
+from .settings import MergeSettings
+from .tokens import Tokens, initial_tokens, size_bias, unmerge
 
 
 class Unmerge(nn.Module):
@@ -201,7 +201,7 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     wrapped model replaces its settings, and keeps learned heads if the new settings have a learned metric too; with any
     other they are gone. LoRA goes in first: peft freezes all that it finds, heads that are there already too.
 
-    Relative position biases (Beit) between merged tokens are means: `models.merging.families.between_tokens`.
+    Relative position biases (Beit) between merged tokens are means: `between_tokens` in families.py.
     Hooks on a block, or on its attention, do not run from the first merge on; those on their parts do. A patch that
     `topk` pruned is, after the last block, the kept patch that is most similar to it.
 
@@ -274,7 +274,7 @@ def blocks_of(model: nn.Module) -> MergingBlocks:
     vit = _inside(model)
     blocks = vit.get_submodule(family_of(vit).blocks)
     if not isinstance(blocks, MergingBlocks):
-        raise UserError(f"this {type(vit).__name__} is not wrapped; models.merging.wrap does that")
+        raise UserError(f"this {type(vit).__name__} is not wrapped; {__package__}.wrap does that")
     return blocks
 
 

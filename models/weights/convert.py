@@ -16,8 +16,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from models.merging.contract import Grid
-from models.weights.files import State
+from ..merging.contract import Grid
+from .files import State
 
 # A ViT's names, timm's and torchvision's: {i} is a block's number, {p} is weight or bias.
 _BLOCK = "encoder.layers.encoder_layer_{i}"

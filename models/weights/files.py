@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models.settings import UserError, nearest
+from ..settings import UserError, nearest
 
 State = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ import torchvision
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 from torch import nn
 
-from models.settings import UserError, nearest
-from models.weights.files import State, reason, unwrap
+from ..settings import UserError, nearest
+from .files import State, reason, unwrap
 
 
 def read_timm(name: str) -> State:

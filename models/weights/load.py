@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.settings import UserError
-from models.weights.convert import filtered, first_conv, renamed, resized
-from models.weights.files import State, read_path
-from models.weights.hubs import HUBS
+from ..settings import UserError
+from .convert import filtered, first_conv, renamed, resized
+from .files import State, read_path
+from .hubs import HUBS
 
 Shape = tuple[int, ...]
 
