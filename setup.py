@@ -1,39 +1,59 @@
-"""HybridMerge: hybrid CNN-ViT models with token merging, and a workbench that says what they cost."""
+"""HybridMerge: hybrid CNN-ViT models with token merging, and a workbench that measures what they cost.
+
+The distribution is the library alone: models/ under the name `hybridmerge`, so that it can be installed into projects
+that have packages `models` or `engine` of their own. The workbench (engine/ and tools/) runs from a checkout and is
+never installed; the extra `workbench` lists what it needs.
+"""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).resolve().parent
 LORA = ["peft>=0.18"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 
 setup(
     name="hybridmerge",
-    version="0.1.0",
-    description=__doc__,
+    version="0.2.0",
+    description="Hybrid CNN-ViT models with token merging, and token merging for the ViTs of timm and torchvision",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["models", "models.*", "engine", "engine.*"]),
+    package_dir={"hybridmerge": "models"},
+    packages=["hybridmerge", *(f"hybridmerge.{name}" for name in find_packages(str(ROOT / "models")))],
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
         "timm>=1.0.9",
         "einops>=0.7",
-        "fvcore>=0.1.5.post20221221",
-        "tensorboard>=2.14",
-        "numpy>=1.26",
         "pydantic>=2.7",
-        "PyYAML>=6.0",
-        "scikit-learn>=1.3",  # the handwritten digits of `make demo`, and their split
-        "scipy>=1.10",  # quantiles of intervals
-        "torchmetrics>=1.3",
-        "matplotlib>=3.7",
-        "Pillow>=10.1",
-        "tqdm>=4.65",
-        "safetensors>=0.4",  # weights in that format
+        "safetensors>=0.4",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "jsonschema>=4.20", *LORA, *ONNX],
         "lora": LORA,  # finetune.mode=lora
-        "export": ["torch>=2.13", *ONNX],  # tools/export.py
+        "export": ["torch>=2.13", *ONNX],  # hybridmerge.export, tools/export.py
+        "workbench": [  # engine/ and tools/
+            "fvcore>=0.1.5.post20221221",
+            "tensorboard>=2.14",
+            "numpy>=1.26",
+            "PyYAML>=6.0",
+            "scikit-learn>=1.3",  # the handwritten digits of `make demo`, and their split
+            "scipy>=1.10",  # quantiles of intervals
+            "torchmetrics>=1.3",
+            "matplotlib>=3.7",
+            "Pillow>=10.1",
+            "tqdm>=4.65",
+        ],
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
+        "dev": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "jsonschema>=4.20",
+            "setuptools>=70.1",  # a test builds the wheel, without a network
+            *LORA,
+            *ONNX,
+        ],
     },
 )

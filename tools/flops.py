@@ -8,16 +8,17 @@ that, by formula. What fvcore estimates for norms, pooling and resizing stands a
 from __future__ import annotations
 
 import signal
+import sys
+from pathlib import Path
 
-if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 from torch import nn
 

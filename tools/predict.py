@@ -10,15 +10,16 @@ needed. Merging may be another than in training: merge.r=4.
 from __future__ import annotations
 
 import signal
+import sys
+from pathlib import Path
 
-if __name__ == "__main__":  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
 
 import argparse
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.cli import cli
