@@ -129,7 +129,7 @@ def test_a_method_that_is_added_is_counted(tmp_path):
     (tmp_path / "models/merging/first.py").write_text(example)
     for path, before, line in (
         ("models/merging/__init__.py", "MERGERS: dict[str, Merger] = {\n", '    "first": Merger(first),\n'),
-        ("models/merging/__init__.py", "from models.merging.grid import", "from models.merging.first import first\n"),
+        ("models/merging/__init__.py", "from .grid import", "from .first import first\n"),
         ("engine/cost/formulas.py", "MATCHING: dict[str, Callable[[Cut], int]] = {\n", '    "first": _nothing,\n'),
     ):
         text = (tmp_path / path).read_text()
