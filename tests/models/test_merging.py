@@ -251,7 +251,7 @@ def test_the_example_of_docs_merging_md_is_a_method():
     """What the page tells people to write, put through the contract."""
     page = (CONFIGS.parent / "docs" / "merging.md").read_text()
     example = next(block for block in page.split("```python")[1:] if "def first(" in block).split("```")[0]
-    written = {}
+    written = {"__package__": "models.merging"}
     exec(compile(example, "docs/merging.md", "exec"), written)
     first = Merger(written["first"])
     settings(max_examples=30, deadline=None)(given(case=cases())(lambda case: holds_the_contract(first, case)))()
