@@ -38,10 +38,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of folds")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy, or mAP, by step as well")
     args = parser.parse_args(argv)
-    from engine.measure.metrics import TITLES
+    from engine.tasks import title_of
 
     found = compare(args.runs)
-    metrics = " or ".join(dict.fromkeys(TITLES[row.metric] for row in found))
+    metrics = " or ".join(dict.fromkeys(title_of(row.metric) for row in found))
     header = tuple(title.format(metrics) for title in COLUMNS)
     rows = [header, ("---",) * len(COLUMNS), *(cells(row) for row in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]

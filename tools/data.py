@@ -66,7 +66,8 @@ def validate_file(args: argparse.Namespace) -> None:
     if args.run:
         from engine.submit.predict import classes_of
 
-        classes, many = classes_of(args.run)
+        classes, task = classes_of(args.run)
+        many = not task.one_class
     elif args.classes:
         classes, many = class_folders(args.classes), False
     sample = read_sample(args.sample)

@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if any(whole) and not all(whole):
         one, folds = (args.run[whole.index(kind)] for kind in (False, True))
         raise UserError(f"--run {one}: is one run, and {folds} holds folds; give folders of one kind")
-    if args.plot and getattr(read_settings(args.run[0])[0].data, "labels", "one") == "many":
+    if args.plot and not read_settings(args.run[0])[0].data.task.one_class:
         raise UserError("--plot: images with many labels have no confusion matrix; leave it out")
     if any(whole):
         each = [load_folds(folder, args.overrides, args.weights) for folder in args.run]
@@ -193,9 +193,9 @@ def show_folds(args: argparse.Namespace, found: list[Evaluation]) -> dict:
     """Prints what the folds say together, and returns it. Validation images chose the epoch: they promise nothing of
     new ones."""
     from engine.measure.intervals import spread, spread_lines
-    from engine.measure.metrics import main_metric
+    from engine.tasks import task_with_metric
 
-    counted = main_metric(False) in found[0].metrics
+    counted = task_with_metric(next(iter(found[0].metrics))).counts_images
     together = spread([one.score for one in found], [one.n for one in found], counted)
     if args.split != "test":
         together |= {"pooled": None, "unseen": None}
@@ -212,7 +212,7 @@ def evaluated(
     import torch  # what these need takes seconds to import
 
     from engine.measure.ensembles import evaluate_run
-    from engine.measure.metrics import MULTILABEL
+    from engine.measure.metrics import METRICS
 
     thresholds = (run.results or {}).get("thresholds")
     if not thresholds:
@@ -220,15 +220,15 @@ def evaluated(
     found = evaluate_run(run, split, keep_logits=True, mirror=mirror)
     least = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
     said = found.logits.sigmoid().double() >= least  # float32 would round a threshold onto a probability beside it
-    return found, MULTILABEL["f1"](len(least))(said.long(), getattr(run.data, split).labels.long()).item()
+    return found, METRICS["f1"](len(least))(said.long(), getattr(run.data, split).labels.long()).item()
 
 
 def sweep(args: argparse.Namespace) -> None:
     from engine.figures.drawing import save_figure
     from engine.files import write_json_atomic
-    from engine.measure.metrics import TITLES
     from engine.study import sweep
     from engine.study.curves import accuracy_by_cost
+    from engine.tasks import title_of
 
     key, _ = sweep.values_of(args.sweep)
     rows = sweep.sweep(args.run[0], args.sweep, args.overrides, args.weights, args.split)
@@ -238,7 +238,7 @@ def sweep(args: argparse.Namespace) -> None:
     if args.plot:
         metric = rows[0]["metric"]
         points = [(sweep.written(row["value"]), row["gmacs"], row[metric]) for row in rows]
-        save_figure(accuracy_by_cost(points, key, TITLES[metric]), args.plot)
+        save_figure(accuracy_by_cost(points, key, title_of(metric)), args.plot)
 
 
 if __name__ == "__main__":

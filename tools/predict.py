@@ -81,12 +81,13 @@ def main(argv: list[str]) -> None:
     if args.top_k is not None and args.top_k > len(ensemble.classes):
         raise UserError(f"--top-k {args.top_k}: there are {len(ensemble.classes)} classes; use that or less")
     sample, files = test_set(args)
-    wants, names = sample.asks_for_probabilities(ensemble.classes, ensemble.many), spelled(sample, ensemble)
+    wants = sample.asks_for_probabilities(ensemble.classes, not ensemble.task.one_class)
+    names = spelled(sample, ensemble)
     found = predict.predict(ensemble, [args.images / file for file in files], tta)
     found = replace(found, classes=names)
     if args.probabilities:
-        write_probabilities(args, sample, found, ensemble.many)
-    summary = write_submission(args, sample, found, ensemble.many, wants)
+        write_probabilities(args, sample, found)
+    summary = write_submission(args, sample, found, wants)
     count = len(ensemble.members)
     print(f"{args.out}: {summary}")
     print(f"{len(files)} images by {count} model{'s' * (count > 1)} in {time.perf_counter() - started:.1f} s")
@@ -157,13 +158,13 @@ def test_set(args: argparse.Namespace) -> tuple[Sample, list[str]]:
 
 def spelled(sample: Sample, ensemble: Ensemble) -> list[str]:
     """The names of the classes as they will be written."""
-    spelling = sample.spelling(ensemble.classes, ensemble.many)
+    spelling = sample.spelling(ensemble.classes, not ensemble.task.one_class)
     if other := [name for name in ensemble.classes if spelling[name] != name]:
         print(f"note: names are spelled as in {sample.where}, such as {spelling[other[0]]!r} for {other[0]!r}")
     return [spelling[name] for name in ensemble.classes]
 
 
-def write_submission(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool, wants: bool) -> str:
+def write_submission(args: argparse.Namespace, sample: Sample, found: Predictions, wants: bool) -> str:
     """Writes --out; returns a line about it."""
     from engine.submit.sample import TOGETHER, number, write
     from engine.submit.validate import validate
@@ -171,16 +172,16 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
     if wants:
         at = [[name.strip() for name in found.classes].index(column) for column in sample.others]
         rows = [[number(value) for value in row] for row in found.probabilities[:, at].tolist()]
-    elif many:
-        rows = [[TOGETHER.join(names)] for names in found.lists()]
     else:
-        rows = [[name] for name in found.best()]
+        rows = [[TOGETHER.join(names)] for names in found.names()]
         known = {name.strip() for name in found.classes}
-        if strange := [label for label in sample.labels if label and label not in known]:
+        strange = [label for label in sample.labels if label and label not in known]
+        if strange and found.task.one_class:
             print(
                 f"note: {sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
                 f"the run's names are written, such as {found.classes[0]!r}"
             )
+    many = not found.task.one_class
     keep, reports = args.formulas == "keep", []
 
     def check(path: Path):
@@ -193,11 +194,12 @@ def write_submission(args: argparse.Namespace, sample: Sample, found: Prediction
     return f"{reports[-1].summary}; read back and valid"
 
 
-def write_probabilities(args: argparse.Namespace, sample: Sample, found: Predictions, many: bool) -> None:
+def write_probabilities(args: argparse.Namespace, sample: Sample, found: Predictions) -> None:
     """Writes --probabilities: a column for each class, or the K most probable names and their probabilities."""
     from engine.submit.sample import Sample, number, write
     from engine.submit.validate import validate
 
+    many = not found.task.one_class
     header, keep = sample.columns[sample.ids_at], args.formulas == "keep"
     if args.top_k is None:
         while header in found.classes:

@@ -114,16 +114,18 @@ def report(results: dict, folder: Path) -> None:
 def report_test(results: dict) -> None:
     """Prints what the test images say, or that there are none."""
     from engine.measure.intervals import percent, wilson
-    from engine.measure.metrics import TITLES
+    from engine.tasks import ONE_LABEL, task_with_metric
 
-    metric = results.get("metric", "top1")
-    title = {"top1": "accuracy", "map": "mAP"}[metric]
+    metric = results.get("metric", ONE_LABEL.main_metric)
+    task = task_with_metric(metric)
+    title = task.score_title
     if results["test_images"]:
-        beside = next(name for name in TITLES if name != metric and f"test_{name}" in results)
-        second = f"{TITLES[beside]} {100 * results[f'test_{beside}']:.2f} %"
+        others = [
+            f"{task.titles[name]} {100 * results[f'test_{name}']:.2f} %, " for name in task.titles if name != metric
+        ]
         print(
             f"{f'test {title}':<14}  {100 * results[f'test_{metric}']:.2f} %  "
-            f"({second}, {results['test_images']} images)"
+            f"({''.join(others)}{results['test_images']} images)"
         )
         if results.get("test_interval"):
             print(f"95 % interval   {percent(results['test_interval'])} %")
@@ -132,17 +134,17 @@ def report_test(results: dict) -> None:
     if (best := results[f"val_{metric}"]) is not None:
         n = results["val_images"]
         print(f"{f'val {title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {n} images)")
-        if metric == "top1":
+        if task.counts_images:
             print(f"95 % interval   {percent(wilson(round(best * n), n))} %  (of one epoch; the best one's is lower)")
 
 
 def report_folds(report: dict, folder: Path) -> None:
     """Prints what `folds.json` holds."""
     from engine.measure.intervals import percent, spread_lines
-    from engine.measure.metrics import TITLES
+    from engine.tasks import task_with_metric
 
     metric = report["metric"]
-    title = "test accuracy" if metric == "top1" else f"test {TITLES[metric]}"
+    title = f"test {task_with_metric(metric).score_title}"
     print(f"\nfold            {title}, %   95 % interval   images   training, s")
     for fold in report["fold"]:
         interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"

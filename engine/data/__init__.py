@@ -69,4 +69,4 @@ def build_data(data: Settings, split: SplitSettings, seed: int, raw: RawData | N
     raw = with_test_set(load_raw(data) if raw is None else raw, split)
     train, val = split_data(raw, split, seed)
     mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train)
-    return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None))
+    return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None), raw.task)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.tasks import ONE_LABEL, TASKS, Task
+
 CHUNK, VALUES = 1024, 2**24  # images, and values of theirs, converted to float64 at once: 128 MiB
 
 
@@ -21,7 +23,7 @@ def digest_of(image: np.ndarray) -> bytes:
 
 
 class Split(ABC):
-    """N images of one size and their labels: int64 (N,), or of many labels each, float32 (N, K) of 0 and 1.
+    """N images of one size and their labels, (N, ...), as the task of the data has them; see engine.tasks.
 
     `paths` names the files that the images are from, in their order; None where they have none.
     """
@@ -30,19 +32,11 @@ class Split(ABC):
     paths: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
-        if self.multi_label:
-            assert self.labels.dtype == torch.float32 and ((self.labels == 0) | (self.labels == 1)).all()
-        else:
-            assert self.labels.dtype == torch.int64 and self.labels.ndim == 1, (self.labels.dtype, self.labels.shape)
+        assert any(task.accepts(self.labels) for task in TASKS.values()), (self.labels.dtype, self.labels.shape)
         assert self.paths is None or len(self.paths) == len(self.labels), (len(self.paths), len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether any number of the K labels apply to an image, rather than exactly one."""
-        return self.labels.ndim == 2
 
     @property
     @abstractmethod
@@ -102,6 +96,7 @@ class RawData:
     """A dataset as its source gives it.
 
     Without `test`, and then without `val`, one is taken off `train`; without `mean` both statistics are computed.
+    `task` is what the labels mean.
     """
 
     train: Split
@@ -110,11 +105,11 @@ class RawData:
     val: Split | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    task: Task = ONE_LABEL
 
-    @property
-    def multi_label(self) -> bool:
-        """Whether any number of labels apply to an image: labels are float32 (N, K) in every split."""
-        return self.train.multi_label
+    def __post_init__(self) -> None:
+        splits = [split for split in (self.train, self.val, self.test) if split is not None]
+        assert all(self.task.accepts(split.labels) for split in splits), f"labels are not those of {self.task}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ class Data:
 
     `val` is empty when split.val is 0, `test` when split.test is 0 and the dataset has none. `classes` are the names in
     the order of the labels. `mean` and `std` are per channel, of pixels in [0, 1]. `resize` is the size, in pixels,
-    that batches are brought to; None leaves them as they are.
+    that batches are brought to; None leaves them as they are. `task` is what the labels mean.
     """
 
     train: Split
@@ -133,17 +128,13 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: int | None = None
+    task: Task = ONE_LABEL
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as a model sees it."""
         channels, height, width = self.train.shape
         return (channels, height, width) if self.resize is None else (channels, self.resize, self.resize)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether any number of labels apply to an image: labels are float32 (N, K) in every split."""
-        return self.train.multi_label
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of all images and labels in their order and of the classes' names."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.data.keyed import MIX, hash64
 from engine.data.settings import AugmentSettings
+from engine.tasks import ONE_LABEL, Task
 from models.settings import UserError
 
 
@@ -24,11 +25,11 @@ class Mix:
     """
 
     def __init__(
-        self, augment: AugmentSettings, num_classes: int, label_smoothing: float, multi_label: bool = False
+        self, augment: AugmentSettings, num_classes: int, label_smoothing: float, task: Task = ONE_LABEL
     ) -> None:
         mixup, cutmix = augment.mixing()
         assert mixup > 0 or cutmix > 0, "both are off: train on the labels as they are"
-        if multi_label:
+        if not task.soft_targets:
             key, alpha = ("mixup", mixup) if mixup > 0 else ("cutmix", cutmix)
             if augment.transforms:
                 raise UserError(f"augment.transforms: {key} is not for multi-label targets; take it out")

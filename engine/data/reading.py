@@ -19,6 +19,7 @@ from engine.data.arrays import Arrays, RawData, Split, digest_of
 from engine.data.check.findings import Source, of_contents, tell
 from engine.data.images import Facts, look, open_rgb, reason, to_square
 from engine.data.settings import FileSettings
+from engine.tasks import ONE_LABEL, Task
 from engine.wording import few
 from models.settings import UserError
 
@@ -80,15 +81,17 @@ def read_splits(
     settings: FileSettings,
     where: str,
     fix: str = "repair or delete them",
+    task: Task = ONE_LABEL,
 ) -> RawData:
     """Decodes all splits at once.
 
     Args:
-        samples: of "train" and perhaps "val" and "test": N files, and labels, int64 (N,) or float32 (N, K).
+        samples: of "train" and perhaps "val" and "test": N files, and labels, (N, ...).
         classes: names in the order of the labels.
         settings: how; the size is known by now.
         where: start of an error, such as "data.path = 'scenes'".
         fix: end of an error: what to do about files that cannot be read.
+        task: what the labels mean.
 
     Raises:
         UserError: files that cannot be read, all of them named in the log; with data.on_error = skip only those of test
@@ -117,10 +120,10 @@ def read_splits(
             splits[name] = Files(labels, names, settings, tuple(digests[part]))
         start = part.stop
     if bad and settings.on_error == "skip":
-        bad = _skipped(splits, bad, classes, where)
+        bad = _skipped(splits, bad, classes, where, task)
     refuse(paths, bad, where, fix)
-    tell(of_contents(samples, classes, facts, digests), where)
-    return RawData(splits["train"], splits.get("test"), classes, val=splits.get("val"))
+    tell(of_contents(samples, classes, facts, digests, task), where)
+    return RawData(splits["train"], splits.get("test"), classes, val=splits.get("val"), task=task)
 
 
 def read_source(source: Source, settings: FileSettings) -> RawData:
@@ -130,10 +133,12 @@ def read_source(source: Source, settings: FileSettings) -> RawData:
         UserError: an error among its findings, and see read_splits.
     """
     source.tell()
-    return read_splits(source.samples, source.classes, settings, source.where, source.fix)
+    return read_splits(source.samples, source.classes, settings, source.where, source.fix, source.task)
 
 
-def _skipped(splits: dict[str, Split], bad: dict[int, str], classes: list[str], where: str) -> dict[int, str]:
+def _skipped(
+    splits: dict[str, Split], bad: dict[int, str], classes: list[str], where: str, task: Task
+) -> dict[int, str]:
     """Takes the bad images out of the training split, said in the log; returns those of other splits, as they are."""
     train = splits["train"]
     skipped, others = parted(bad, len(train))
@@ -146,7 +151,7 @@ def _skipped(splits: dict[str, Split], bad: dict[int, str], classes: list[str], 
             len(skipped),
             len(train),
         )
-        if said := all_lost(train.labels, skipped, classes):
+        if said := all_lost(train.labels, skipped, classes, task):
             raise UserError(f"{where}: {said}")
         splits["train"] = train.take(torch.tensor([i for i in range(len(train)) if i not in skipped]))
     return others
@@ -157,11 +162,11 @@ def parted(bad: Mapping[int, str], trained: int) -> tuple[dict[int, str], dict[i
     return {i: why for i, why in bad.items() if i < trained}, {i: why for i, why in bad.items() if i >= trained}
 
 
-def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str]) -> str:
+def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str], task: Task) -> str:
     """What to say if leaving images out leaves nothing of a class, or nothing at all; else empty."""
     if len(skipped) == len(labels):
         return "no training image can be read; repair them"
-    if labels.ndim == 2:
+    if not task.one_class:
         return ""
     kept = {label for i, label in enumerate(labels.tolist()) if i not in skipped}
     gone = [repr(classes[label]) for label in sorted(set(labels.tolist()) - kept)]

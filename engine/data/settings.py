@@ -9,6 +9,7 @@ from PIL import ImageColor
 from pydantic import AfterValidator, Field, model_validator
 
 from engine.data.transforms import TRANSFORMS
+from engine.tasks import ONE_LABEL, Task
 from models.settings import Settings
 
 Transform = Annotated[Union[tuple(cls for cls, _ in TRANSFORMS.values())], Field(discriminator="name")]  # noqa: UP007
@@ -30,7 +31,16 @@ def _colour(name: str) -> str:
 DataPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
-class ArraySettings(Settings):
+class DataSettings(Settings):
+    """What the settings of every dataset have in common."""
+
+    @property
+    def task(self) -> Task:
+        """What the labels of the dataset mean; the same as `RawData.task`, without reading the data."""
+        return ONE_LABEL
+
+
+class ArraySettings(DataSettings):
     """Datasets whose images have a size of their own. Each adds a `name` and where it lies."""
 
     resize: int | None = Field(
@@ -38,7 +48,7 @@ class ArraySettings(Settings):
     )
 
 
-class FileSettings(Settings):
+class FileSettings(DataSettings):
     """How image files become images of one size. Datasets of files add a `name` and where they lie."""
 
     size: int | None = Field(None, gt=0, le=16384, description="height and width, pixels; null: model.img_size")

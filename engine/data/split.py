@@ -47,7 +47,7 @@ def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
     order = np.argsort(hash64(TEST, split.test_seed, copies), kind="stable")  # copies stand side by side
     held_out = order[:0]
     if split.test > 0:
-        held_out = _hold_out(order, _strata(raw.train), split.test, copies)
+        held_out = _hold_out(order, _strata(raw, raw.train), split.test, copies)
         held_out = held_out[~np.isin(copies[held_out], np.delete(copies, held_out))]
         _warn_of_classes_without(raw, held_out, f"split.test = {split.test:g}", "test")
     rest = order[~np.isin(order, held_out)]
@@ -72,7 +72,7 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
         Training and validation images (none if split.val is 0 and the dataset has none), each in the dataset's order.
     """
     assert raw.test is not None, "see with_test_set"
-    labels = _strata(raw.train)
+    labels = _strata(raw, raw.train)
     copies = _first_copies([raw.train, *([raw.val] if raw.val is not None else []), raw.test])
     _warn_of_copies(raw, copies)
     order = np.argsort(hash64(SPLIT, seed, copies[: len(labels)]), kind="stable")  # copies stand side by side
@@ -102,7 +102,7 @@ def folded(raw: RawData, split: SplitSettings) -> tuple[Split, np.ndarray]:
     if raw.test is not None:
         log.info("split.folds = %d: the dataset's own %d test images are not used", split.folds, len(raw.test))
     images = raw.train if raw.val is None else _joined(raw.train, raw.val)
-    labels, copies = _strata(images), _first_copies([images])
+    labels, copies = _strata(raw, images), _first_copies([images])
     _demand_enough(raw, labels, copies, split.folds)
     _, group, size = np.unique(copies, return_inverse=True, return_counts=True)
     # The largest groups first, then by class; groups within that, and the images of a group, side by side.
@@ -123,7 +123,7 @@ def _demand_enough(raw: RawData, labels: np.ndarray, copies: np.ndarray, folds: 
     pairs = np.unique(np.stack([labels, copies], 1), axis=0)
     classes, counts = np.unique(pairs[:, 0], return_counts=True)
     small = [(label, count) for label, count in zip(classes.tolist(), counts.tolist()) if count < folds]
-    if small and raw.multi_label:
+    if small and not raw.task.one_class:
         raise UserError(f"split.folds = {folds}: only {small[0][1]} images, copies counted once; use fewer folds")
     if small:
         names = few([f"{raw.classes[label]!r} ({count})" for label, count in small])
@@ -156,9 +156,9 @@ def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np
     return np.concatenate(held_out) if held_out else order[:0]
 
 
-def _strata(arrays: Split) -> np.ndarray:
-    """What shares are taken of, int64 (N,): the classes, or all images with many labels alike."""
-    return np.zeros(len(arrays), np.int64) if arrays.multi_label else arrays.labels.numpy()
+def _strata(raw: RawData, images: Split) -> np.ndarray:
+    """The groups of images from each of which a share is taken, int64 (N,)."""
+    return raw.task.strata(images.labels).numpy()
 
 
 def _classes(order: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
@@ -188,14 +188,11 @@ def _warn_of_copies(raw: RawData, copies: np.ndarray) -> None:
 
 
 def _warn_of_classes_without(raw: RawData, held_out: np.ndarray, setting: str, kind: str) -> None:
-    labels = raw.train.labels.numpy()
-    if raw.multi_label:
-        lacking, words = np.flatnonzero(labels[held_out].sum(0) == 0), f"labels have no positive {kind} image"
-    else:
-        lacking, words = np.setdiff1d(labels, labels[held_out]), f"classes cannot spare a {kind} image"
-    if len(lacking):
-        names = ", ".join(repr(raw.classes[label]) for label in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-        log.warning("%s: %d %s: %s", setting, len(lacking), words, names)
+    labels = raw.train.labels
+    missing = raw.task.missing(labels, labels[torch.from_numpy(held_out)], len(raw.classes)).tolist()
+    if missing:
+        names = ", ".join(repr(raw.classes[label]) for label in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        log.warning("%s: %d %s: %s", setting, len(missing), raw.task.missing_words.format(kind), names)
 
 
 def _take(arrays: Split, indices: np.ndarray) -> Split:

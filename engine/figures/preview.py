@@ -46,7 +46,7 @@ def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, 
     with deaths_in_words():
         images, labels = next(loader.epoch(epoch))
     if any(augment.mixing()):
-        mix = Mix(augment, len(data.classes), 0.0, data.multi_label)
+        mix = Mix(augment, len(data.classes), 0.0, data.task)
         images, labels = mix(images, labels, epoch * (len(loader) // t.accumulate) * t.accumulate, settings.seed)
     return images, labels
 

@@ -11,12 +11,13 @@ import torch
 from engine.data import Split, build_data, load_raw
 from engine.data.loader import eval_batches
 from engine.machine import pick_autocast
-from engine.measure.evaluate import Evaluation, Mirrored, evaluate, mean_logits, measured
+from engine.measure.evaluate import Evaluation, Mirrored, evaluate, evaluate_logits
 from engine.measure.predictions import read_tested
 from engine.runs.folds import finished_folders
 from engine.runs.restore import FinishedRun, load_run, read_settings, same_images, warn_of_other_data
 from engine.runs.results import read_results
 from engine.settings.layers import load_settings, parse_overrides
+from engine.tasks import Task
 from models.settings import UserError
 
 
@@ -35,7 +36,7 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
     for path in folders:
         settings, _ = read_settings(path, overrides)
         data = build_data(settings.data, settings.split, settings.seed, raw)
-        if not data.multi_label:  # else there is no file of what was said of each image
+        if data.task.one_class:  # else there is no predictions.csv
             read_tested(path, data.test, data.classes)
         warn_of_other_data(path, load_settings(str(path / "settings.yaml")), settings, data, read_results(path))
         yield path, load_run(path, overrides, which, data)
@@ -64,25 +65,24 @@ def evaluate_together(
         own = getattr(run.data, split)
         if not len(own):
             raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
-        if not _same(first, own, order, same_images(runs[0].settings, run.settings)):
+        same_task = run.data.task is runs[0].data.task
+        if not (same_task and _same(first, own, order, run.data.task, same_images(runs[0].settings, run.settings))):
             keys = "split.test_seed and folds" + (", split.val and seed" if split == "val" else "")
             raise UserError(
                 f"--run {folder}: its {split} images are not those of {folders[0]}, which may have learnt "
                 f"them; give runs with the same data, {keys}"
             )
         said.append(evaluate_run(run, split, keep_logits=True, mirror=mirror).logits[:, order])
-    return measured(mean_logits(said, runs[0].data.multi_label), first.labels)
+    task = runs[0].data.task
+    return evaluate_logits(task.mean_logits(said), first.labels, task)
 
 
-def _same(one: Split, other: Split, order: torch.Tensor, one_source: bool) -> bool:
+def _same(one: Split, other: Split, order: torch.Tensor, task: Task, one_source: bool) -> bool:
     """Whether two splits are of the same images with the same labels; class i of the first is order[i] of the other.
 
     Images of one source are known by their files, at whatever size they are read; others by their pixels.
     """
-    if one.multi_label != other.multi_label or len(one) != len(other):
-        return False
-    labels = other.labels[:, order] if one.multi_label else torch.argsort(order)[other.labels]
-    if not torch.equal(one.labels, labels):
+    if len(one) != len(other) or not torch.equal(one.labels, task.renumbered(other.labels, order)):
         return False
     if one_source and one.paths is not None and other.paths is not None:
         return one.paths == other.paths
@@ -111,5 +111,6 @@ def evaluate_run(
     device = next(run.model.parameters()).device
     batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
     autocast = pick_autocast(s.train.precision, device)
-    model = Mirrored(run.model, run.data.multi_label) if mirror else run.model
-    return evaluate(model, batches, len(run.data.classes), device, autocast, keep_logits=keep_logits)
+    model = Mirrored(run.model, run.data.task) if mirror else run.model
+    classes = len(run.data.classes)
+    return evaluate(model, batches, run.data.task, classes, device, autocast, keep_logits=keep_logits)

@@ -43,13 +43,7 @@ def built(settings: RunSettings) -> nn.Module:
 
 def check_fits(settings: RunSettings, data: Data) -> None:
     """Raises UserError where the model's input or classes are not the data's, or no label applies to what tests it."""
-    if data.multi_label:
-        if len(data.classes) < 2:
-            raise UserError("data.labels = 'many': there is one label; use labels: one, with a name for yes and for no")
-        for name, arrays in (("val", data.val), ("test", data.test)):
-            if len(arrays) and not arrays.labels.any():
-                said = f"split.{name}: no label applies to any of these {len(arrays)} images"
-                raise UserError(f"{said}, so that there is no average precision; hold out more")
+    data.task.check_measurable(data.classes, {"val": data.val.labels, "test": data.test.labels})
     channels, height, width = data.shape
     wanted = {"in_chans": channels, "img_size": height, "num_classes": len(data.classes)}
     if height != width:

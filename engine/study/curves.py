@@ -9,16 +9,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from engine.measure.metrics import TITLES, main_metric
 from engine.runs.tracking import METRICS
 from engine.study.table import kind
+from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
 
 # tags of training and validation
 LOSS = ("train/loss", "val/loss")
 
 
-SCORES = {metric: ("train/accuracy", f"val/{metric}") for metric in map(main_metric, (False, True))}
+SCORES = {task.main_metric: ("train/accuracy", f"val/{task.main_metric}") for task in TASKS.values()}
 
 
 def curves(folders: Sequence[Path]) -> Figure:
@@ -43,14 +43,15 @@ def curves(folders: Sequence[Path]) -> Figure:
         for axes, (training, validation), unit in ((left, LOSS, 1), (right, SCORES[metric], 100)):
             axes.plot(steps, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=1)
             axes.plot(steps, [unit * epoch[validation] for epoch in epochs], color=colour, lw=1.6, label=name)
-    for axes, label in ((left, "loss"), (right, " or ".join(TITLES[metric] for metric in metrics) + ", %")):
+    for axes, label in ((left, "loss"), (right, " or ".join(title_of(metric) for metric in metrics) + ", %")):
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, fontsize=8, loc="lower right")
     legend = "dashed: training, on augmented images; solid: validation"
-    if "map" in metrics:
-        legend += " (mAP; training: share of labels that are right)"
+    for task in map(task_with_metric, metrics):
+        if task.training_score_title:
+            legend += f" ({task.score_title}; training: {task.training_score_title})"
     figure.suptitle(legend, fontsize=9, color="0.35")
     return figure
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from engine.cost.macs import measure
 from engine.measure.ensembles import evaluate_run
-from engine.measure.metrics import TITLES, main_metric
 from engine.runs.restore import load_run, read_settings
 from engine.settings.layers import parse_overrides
+from engine.tasks import title_of
 from models.interface import merging_method, removed_per_block, tokens_per_block
 from models.settings import UserError
 
@@ -75,7 +75,7 @@ def sweep(folder: Path, item: str, overrides: Sequence[str] = (), which: str = "
                 "tokens": tokens_per_block(run.model)[-1],
                 "gmacs": measure(run.model, settings=run.settings.model).macs / 1e9,
                 "loss": found.loss,
-                "metric": main_metric(run.data.multi_label),
+                "metric": run.data.task.main_metric,
                 **found.metrics,
                 "images_per_second": found.n / seconds,
             }
@@ -91,7 +91,7 @@ def written(value: Any) -> str:
 def markdown(key: str, rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     metric = rows[0]["metric"]
-    header = [key, "tokens left", "GMACs", f"{TITLES[metric]}, %", "loss", "images/s"]
+    header = [key, "tokens left", "GMACs", f"{title_of(metric)}, %", "loss", "images/s"]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for row in rows:
         lines.append(

@@ -22,6 +22,7 @@ from engine.runs import checkpoint
 from engine.runs.folds import finished_folders
 from engine.runs.restore import TrainedModel, load_model, read_settings
 from engine.settings.layers import parse_overrides
+from engine.tasks import Task
 from engine.wording import few
 from models.interface import merging_method, removed_per_block
 from models.settings import ModelSettings, UserError
@@ -52,13 +53,13 @@ class Ensemble:
     Attributes:
         members: whose shares sum up to 1.
         classes: names, in the order of the probabilities: the first run's.
-        many: whether any number of labels apply to an image.
+        task: what the labels mean.
         overrides: of the runs' settings.
     """
 
     members: list[Member]
     classes: list[str]
-    many: bool
+    task: Task
     overrides: tuple[str, ...] = ()
 
 
@@ -71,16 +72,17 @@ class Predictions:
 
     probabilities: Tensor
     classes: list[str]
+    task: Task
     thresholds: list[float] | None = None
 
     def best(self) -> list[str]:
-        """The most probable name for each image."""
+        """Returns the most probable name for each image."""
         return [self.classes[i] for i in self.probabilities.argmax(dim=1).tolist()]
 
-    def lists(self) -> list[list[str]]:
-        """For each image the names whose threshold is reached; none is possible."""
-        reached = self.probabilities >= torch.tensor(self.thresholds, dtype=torch.float64)
-        return [[name for name, said in zip(self.classes, row) if said] for row in reached.tolist()]
+    def names(self) -> list[list[str]]:
+        """Returns the names of the classes predicted for each image: one, or any number, none included."""
+        thresholds = None if self.thresholds is None else torch.tensor(self.thresholds, dtype=torch.float64)
+        return [[self.classes[i] for i in row] for row in self.task.predicted(self.probabilities, thresholds)]
 
     def top(self, k: int) -> list[list[tuple[str, float]]]:
         """For each image the k most probable names, most probable first, and their probabilities."""
@@ -91,14 +93,14 @@ class Predictions:
         ]
 
 
-def classes_of(folder: Path) -> tuple[list[str], bool]:
-    """The names of a run's labels in the order of its logits, and whether any number apply to an image.
+def classes_of(folder: Path) -> tuple[list[str], Task]:
+    """Returns the names of a run's classes, in the order of its logits, and what its labels mean.
 
     Args:
         folder: a run's, or that of all folds of one.
     """
     ensemble = gather([folder])
-    return ensemble.classes, ensemble.many
+    return ensemble.classes, ensemble.task
 
 
 def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, overrides: Sequence[str] = ()) -> Ensemble:
@@ -137,21 +139,21 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
     return Ensemble(members, *states[0], tuple(overrides))
 
 
-def _labels(folder: Path, overrides: Sequence[str]) -> tuple[list[str], bool]:
-    """The names of a run's labels, and whether any number apply; its settings are checked with the overrides."""
+def _labels(folder: Path, overrides: Sequence[str]) -> tuple[list[str], Task]:
+    """Returns the names of a run's classes and what its labels mean; checks its settings with the overrides."""
     settings, _ = read_settings(folder, overrides)
-    return checkpoint.load(folder / "best.pt")["classes"], getattr(settings.data, "labels", "one") == "many"
+    return checkpoint.load(folder / "best.pt")["classes"], settings.data.task
 
 
-def _check_same(one: Path, first: tuple[list[str], bool], other: Path, second: tuple[list[str], bool]) -> None:
-    (names, many), (others, other_many) = first, second
+def _check_same(one: Path, first: tuple[list[str], Task], other: Path, second: tuple[list[str], Task]) -> None:
+    (names, task), (others, other_task) = first, second
     if set(names) != set(others):
         here, there = (sorted(map(repr, a)) for a in (set(names) - set(others), set(others) - set(names)))
         said = [f"{len(a)} only {run} has ({few(a)})" for run, a in ((one, here), (other, there)) if a]
         raise UserError(
             f"--run {other}: its classes are not those of {one}: {', '.join(said)}; give runs on the same classes"
         )
-    if many != other_many:
+    if task is not other_task:
         raise UserError(f"--run {other}: {one} and it differ in whether an image can have many labels; give runs alike")
 
 
@@ -178,7 +180,8 @@ def predict(ensemble: Ensemble, paths: Sequence[Path], tta: Sequence[str] = ()) 
         found, least = _by_member(ensemble, member, paths, tta)
         total += member.share * found
         thresholds += member.share * least
-    return Predictions(total, ensemble.classes, thresholds.tolist() if ensemble.many else None)
+    used = thresholds.tolist() if ensemble.task.has_thresholds else None
+    return Predictions(total, ensemble.classes, ensemble.task, used)
 
 
 def _by_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -192,9 +195,10 @@ def _by_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: S
             merging_method(run.settings.model) or "none",
             removed_per_block(run.model),
         )
-    found = probabilities(run, paths, ensemble.many, tta, str(member.folder))
-    least = _thresholds(run, member.folder) if ensemble.many else torch.zeros(len(order), dtype=torch.float64)
-    return found[:, order], least[order]
+    found = probabilities(run, paths, ensemble.task, tta, str(member.folder))
+    if ensemble.task.has_thresholds:
+        return found[:, order], _thresholds(run, member.folder)[order]
+    return found[:, order], torch.zeros(len(order), dtype=torch.float64)
 
 
 def _thresholds(run: TrainedModel, folder: Path) -> Tensor:
@@ -207,7 +211,7 @@ def _thresholds(run: TrainedModel, folder: Path) -> Tensor:
 
 
 def probabilities(
-    run: TrainedModel, paths: Sequence[Path], many: bool, tta: Sequence[str] = (), name: str = "the run"
+    run: TrainedModel, paths: Sequence[Path], task: Task, tta: Sequence[str] = (), name: str = "the run"
 ) -> Tensor:
     """One model's probabilities, float64 (N, K) in the order of its own classes; see `predict`."""
     reading = reading_of(run)
@@ -222,7 +226,7 @@ def probabilities(
             bad |= {start + i: why for i, why in wrong.items()}
             if not bad:  # else what is left is read alone, so that the error names every file
                 images = images if s.model.in_chans == 3 else grey(images)
-                views = [_scores(run, view, normalise, autocast, many) for view in views_of(images, size, tta)]
+                views = [_scores(run, view, normalise, autocast, task) for view in views_of(images, size, tta)]
                 found.append(torch.stack(views).mean(dim=0))
             bar.update(len(images))
     refuse(paths, bad, "--images", "replace them: test images are never left out")
@@ -240,12 +244,11 @@ def _batch_on_cpu(model: ModelSettings) -> int:
     return max(4, min(BATCH, VALUES_CPU // (model.in_chans * model.img_size**2)))
 
 
-def _scores(run: TrainedModel, images: Tensor, normalise: Normalise, autocast: torch.autocast, many: bool) -> Tensor:
+def _scores(run: TrainedModel, images: Tensor, normalise: Normalise, autocast: torch.autocast, task: Task) -> Tensor:
     """Probabilities, float64 (B, K), of images, uint8 (B, C, S, S)."""
     with autocast:
         logits = run.model(to_device(normalise(images), next(run.model.parameters()).device))
-    logits = logits.float().cpu().double()
-    return logits.sigmoid() if many else logits.softmax(dim=1)
+    return task.probabilities(logits.float().cpu().double())
 
 
 def reading_of(run: TrainedModel) -> FileSettings:

@@ -20,7 +20,6 @@ from engine.machine import commit, device_name, peak_memory, pick_device, versio
 from engine.measure.confusion import class_accuracy, confusion_matrix
 from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import wilson
-from engine.measure.metrics import best_thresholds, metrics_of
 from engine.measure.predictions import predictions_of, write_predictions
 from engine.runs import checkpoint
 from engine.runs.log import log_to, start_log
@@ -217,12 +216,13 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
     test, by_class = tested(trainer, tracker)
     metric, n = next(iter(test.metrics)), test.n
     interval = None
-    if n and not trainer.data.multi_label:
+    task = trainer.data.task
+    if n and task.counts_images:
         interval = list(wilson(round(test.score * n), n))
     thresholds = None
-    if trainer.data.multi_label and len(trainer.data.val):
+    if task.has_thresholds and len(trainer.data.val):
         found = trainer.evaluate(trainer.data.val, keep_logits=True)
-        thresholds = best_thresholds(found.logits.sigmoid(), trainer.data.val.labels)
+        thresholds = task.thresholds(task.probabilities(found.logits), trainer.data.val.labels)
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     asked = target_macs(settings.model)
     return {
@@ -272,8 +272,8 @@ def tested(trainer: Trainer, tracker: Tracker) -> tuple[Evaluation, dict[str, fl
     """
     data, folder = trainer.data, trainer.folder
     if not len(data.test):
-        return Evaluation(0, None, dict.fromkeys(metrics_of(data.multi_label))), {}
-    if data.multi_label:
+        return Evaluation(0, None, dict.fromkeys(data.task.titles)), {}
+    if not data.task.one_class:
         return trainer.evaluate(data.test), {}
     test = trainer.evaluate(data.test, keep_logits=True)
     said = predictions_of(data.test.labels, test.logits)

@@ -32,6 +32,7 @@ from engine.runs.tracking import Tracker
 from engine.settings.changes import changed_on_resume
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
+from engine.tasks import task_with_metric
 from engine.train.experiment import run_experiment
 from models.settings import UserError
 
@@ -132,7 +133,7 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     with Tracker(folder) as tracker:
         tracker.curve(f"fold/test_{metric}", [run[f"test_{metric}"] for run in runs])
         tracker.scalars(0, {f"folds/{key}": report[key] for key in ("mean", "std")})
-        if metric == "top1":
+        if whole.data.task.one_class:
             images, found = pooled(raw, whole, folders)
             title = f"{whole.name}: {100 * report['pooled']['accuracy']:.2f} % of {len(images)} images, "
             title += f"each predicted in one of {len(runs)} folds"
@@ -174,7 +175,7 @@ def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
     return {key: runs[0].get(key) for key in SHARED} | {
         "folds": len(runs),
         "test_seed": settings.split.test_seed,
-        **spread(accuracies, sizes, counted=metric == "top1"),
+        **spread(accuracies, sizes, counted=task_with_metric(metric).counts_images),
         "seconds": sum(run["seconds"] for run in runs),
         "fold": [
             {

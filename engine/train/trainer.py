@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,7 +23,7 @@ from engine.data.mix import Mix
 from engine.data.workers import deaths_in_words
 from engine.figures.gallery import wrong_pictures_figure
 from engine.machine import peak_memory, pick_autocast, seed_step, to_device
-from engine.measure.evaluate import Evaluation, evaluate, loss_of
+from engine.measure.evaluate import Evaluation, evaluate
 from engine.runs import checkpoint
 from engine.runs.restore import load_trained
 from engine.runs.tracking import Tracker
@@ -86,14 +85,14 @@ class Trainer:
                 f"train.batch_size = {t.batch_size} x train.accumulate = {t.accumulate}: more than the "
                 f"{len(data.train)} training images; use a smaller batch"
             )
-        if data.multi_label and t.label_smoothing:
+        if t.label_smoothing and not data.task.soft_targets:
             raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for many labels; set it to 0")
         self.total_steps = t.steps or t.epochs * self.steps_per_epoch
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = round(t.warmup_ratio * self.total_steps or t.warmup_epochs * self.steps_per_epoch)
         mixing = any(settings.augment.mixing())
         classes = len(data.classes)
-        self.mix = Mix(settings.augment, classes, t.label_smoothing, data.multi_label) if mixing else None
+        self.mix = Mix(settings.augment, classes, t.label_smoothing, data.task) if mixing else None
         self.tuning = Tuning(model, settings.finetune, t.lr)
         if (late := max(self.tuning.learns_from.values())) >= self.epochs:
             said = f"finetune.groups.epoch = {late}: the run has {self.epochs} epochs, counted from 0"
@@ -203,24 +202,12 @@ class Trainer:
         targets = labels
         if self.mix:
             images, targets = self.mix(images, labels, key, self.settings.seed)
-            labels = targets.argmax(dim=1)
-        images, targets, labels = (
-            to_device(images, self.device),
-            targets.to(self.device, non_blocking=True),
-            labels.to(self.device),
-        )
+        images, targets = to_device(images, self.device), targets.to(self.device, non_blocking=True)
         with self.autocast:
             heads = self.net.forward_heads(images) if hasattr(self.net, "forward_heads") else (self.net(images),)
-        if self.mix:  # the soft targets are smoothed already
-            losses = [F.cross_entropy(logits.float(), targets) for logits in heads]
-        else:
-            losses = [loss_of(logits.float(), targets, self.settings.train.label_smoothing) for logits in heads]
-        logits = sum(heads)
-        if self.data.multi_label:
-            right = ((logits > 0) == (labels > 0)).float().mean(dim=1)
-        else:
-            right = logits.argmax(dim=1) == labels
-        return torch.stack(losses).mean(), right.sum().float()
+        smoothing = 0.0 if self.mix else self.settings.train.label_smoothing  # mixed targets are smoothed already
+        losses = [self.data.task.loss(logits.float(), targets, smoothing) for logits in heads]
+        return torch.stack(losses).mean(), self.data.task.correct(sum(heads), targets).sum()
 
     def _demand_finite(self, values: dict[str, float]) -> None:
         """Ends the run before a step, or a checkpoint, that would spoil the weights."""
@@ -310,7 +297,16 @@ class Trainer:
         if features is not None:
             batches, net = in_batches(features, arrays.labels, size), self.net
         classes = len(self.data.classes)
-        return evaluate(net, batches, classes, self.device, self.autocast, keep_mistakes, keep_logits)
+        return evaluate(
+            net,
+            batches,
+            self.data.task,
+            classes,
+            self.device,
+            self.autocast,
+            keep_mistakes=keep_mistakes,
+            keep_logits=keep_logits,
+        )
 
     def save(self) -> None:
         """Writes `last.pt`: all that the next step depends on."""

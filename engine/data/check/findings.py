@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.data.images import Facts
+from engine.tasks import ONE_LABEL, Task
 from engine.wording import NAMED, few
 from models.settings import UserError
 
@@ -43,6 +44,7 @@ class Source:
     `where` begins its messages ("data.path = 'scenes'") and `fix` ends the one about images that cannot be read.
     `samples` are files and labels, int64 (N,) or float32 (N, K), of "train" and perhaps "val" and "test"; `unlabelled`
     are images to predict. With errors among `findings` samples may lack what they are about. `notes` ask for nothing.
+    `task` is what the labels mean.
     """
 
     where: str
@@ -52,6 +54,7 @@ class Source:
     unlabelled: list[Path] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    task: Task = ONE_LABEL
 
     def tell(self) -> None:
         """Logs each note and each warning once.
@@ -80,7 +83,7 @@ def tell(findings: Sequence[Finding], where: str) -> None:
 
 
 def of_contents(
-    samples: Samples, classes: list[str], facts: Sequence[Facts | None], digests: Sequence[bytes]
+    samples: Samples, classes: list[str], facts: Sequence[Facts | None], digests: Sequence[bytes], task: Task
 ) -> list[Finding]:
     """What decoding all images of a source has brought to light, as warnings.
 
@@ -89,6 +92,7 @@ def of_contents(
         classes: names in the order of the labels.
         facts: of the images of all splits, one after the other; None of one that cannot be read.
         digests: of their pixels, in the same order; those of images that cannot be read do not matter.
+        task: what the labels mean.
     """
     paths = [path for files, _ in samples.values() for path in files]
     labels = [row for _, rows in samples.values() for row in rows.tolist()]
@@ -109,7 +113,7 @@ def of_contents(
     if several:
         text = f"{len(several)} files hold more than one image, of which the first is used"
         found.append(Finding(text, tuple(several)))
-    return found + alike(classes) + small_classes(samples, classes, facts)
+    return found + alike(classes) + small_classes(samples, classes, facts, task)
 
 
 def alike(classes: Sequence[str]) -> list[Finding]:
@@ -129,10 +133,10 @@ def alike(classes: Sequence[str]) -> list[Finding]:
     ]
 
 
-def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | None]) -> list[Finding]:
+def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | None], task: Task) -> list[Finding]:
     """Names the classes with fewer than SMALL training images that can be read, but not those without any."""
     _, labels = samples["train"]
-    if labels.ndim == 2:
+    if not task.one_class:
         return []
     counts = [0] * len(classes)
     for label, known in zip(labels.tolist(), facts):  # "train" is the first split

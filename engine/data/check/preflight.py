@@ -92,7 +92,7 @@ def check_source(settings: FileSettings) -> Report:
 
     bad = read_each(paths, settings, keep)
     findings = [*source.findings, *_of_bad(source, paths, bad, settings)]
-    findings += of_contents(source.samples, source.classes, facts[:labelled], digests[:labelled])
+    findings += of_contents(source.samples, source.classes, facts[:labelled], digests[:labelled], source.task)
     every = dict(source.samples)
     if source.unlabelled:
         every[UNLABELLED] = (source.unlabelled, source.samples["train"][1][:0])  # no labels
@@ -126,17 +126,12 @@ def _of_bad(source: Source, paths: list[Path], bad: Mapping[int, str], settings:
     if settings.on_error == "stop":
         return finding(f"of {labelled} images cannot be read", told, source.fix, error=True) + found
     skipped, others = parted(told, len(train[0]))
-    if skipped and (said := all_lost(train[1], skipped, source.classes)):
+    if skipped and (said := all_lost(train[1], skipped, source.classes, source.task)):
         found.append(Finding(said, error=True))
     found += finding("training images cannot be read and are left out", skipped, source.fix)
     return found + finding("validation or test images cannot be read", others, source.fix, error=True)
 
 
 def _counts(source: Source) -> dict[str, list[int]]:
-    counts = {}
-    for split, (_, labels) in source.samples.items():
-        if labels.ndim == 2:
-            counts[split] = [int(count) for count in labels.sum(0).tolist()]
-        else:
-            counts[split] = labels.bincount(minlength=len(source.classes)).tolist()
-    return counts
+    classes = len(source.classes)
+    return {split: source.task.counts(labels, classes).tolist() for split, (_, labels) in source.samples.items()}

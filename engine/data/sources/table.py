@@ -6,9 +6,10 @@ import csv
 import io
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -18,6 +19,7 @@ from engine.data.arrays import RawData
 from engine.data.check.findings import Finding, Source
 from engine.data.reading import read_source
 from engine.data.settings import DataPath, FileSettings
+from engine.tasks import TASKS, Task
 from engine.wording import few
 from models.settings import UserError
 
@@ -32,6 +34,10 @@ class CsvSettings(FileSettings):
     path: DataPath = Field(description="the CSV file, with a header")
     images: DataPath | None = Field(None, description="folder that the table's paths start from; null: the table's own")
     labels: Literal["one", "many"] = Field("one", description="whether one label applies to an image, or any number")
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.labels]
 
 
 @dataclass(frozen=True)
@@ -82,32 +88,22 @@ def find_csv(settings: CsvSettings) -> Source:
     where = f"data.path = {settings.path!r}"
     table = read_table(Path(settings.path), where)
     path_column = "path" if "path" in table.columns else table.columns[0]
-    needed = {"one": ["label"], "many": []}[settings.labels]
+    layout = LAYOUTS[settings.labels]
     names = [c for c in table.columns if c not in (path_column, "split")]
-    if not set(needed) <= set(names) or not names:
+    if not layout.required <= set(names) or not names:
         raise UserError(
-            f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs "
-            + (
-                "path and label; for one 0/1 column per label set data.labels=many"
-                if needed
-                else "path, and labels or one 0/1 column per label"
-            )
+            f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs {layout.columns}"
         )
     paths, findings = _paths(table, path_column, Path(settings.images or Path(settings.path).parent), settings)
     splits = _splits(table)
-    if settings.labels == "one":
-        classes, labels = _one(table, splits)
-    elif "labels" in names:
-        classes, labels = _lists(table)
-        findings += _without_labels(labels)
-    else:
-        classes, labels = _flags(table, names)
-    findings += _without_images(labels, splits, classes)
+    classes, labels, of_labels = layout.read(table, names, splits)
+    findings += of_labels
     samples = {}
     for split in [split for split in SPLITS if split in splits]:
         rows = [i for i, other in enumerate(splits) if other == split and os.path.isfile(paths[i])]
         samples[split] = ([paths[i] for i in rows], labels[rows])
-    return Source(where, classes, samples, "repair them or take out their rows", findings=findings)
+    fix = "repair them or take out their rows"
+    return Source(where, classes, samples, fix, findings=findings, task=settings.task)
 
 
 def read_table(path: Path, where: str, strip: bool = True, separator: str | None = None) -> Table:
@@ -159,8 +155,7 @@ def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tu
     count = Counter(files)
     table.refuse(
         [count[file] > 1 for file in files],
-        f"name a file that another row names; keep one row for each image"
-        f"{', with all its labels' if settings.labels == 'many' else ''}",
+        f"name a file that another row names; keep one row for each image{LAYOUTS[settings.labels].one_row}",
     )
     paths = [folder / cell for cell in cells]
     missing = tuple(repr(cell) for cell, path in zip(cells, paths) if not os.path.isfile(path))
@@ -182,7 +177,7 @@ def _splits(table: Table) -> list[str]:
     return splits
 
 
-def _one(table: Table, splits: list[str]) -> tuple[list[str], Tensor]:
+def _one(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], Tensor, list[Finding]]:
     """The classes that train, sorted, and the number of each row's, int64 (N,)."""
     cells = table.column("label")
     table.refuse([not cell for cell in cells], "have no label")
@@ -193,7 +188,18 @@ def _one(table: Table, splits: list[str]) -> tuple[list[str], Tensor]:
         raise UserError(f"{table.where}: labels without a training image: {few(strange)}; correct them or add some")
     if len(classes) < 2:
         raise UserError(f"{table.where}: a single label, {classes[0]!r}; a classifier needs two or more")
-    return classes, torch.tensor([number[cell] for cell in cells])
+    return classes, torch.tensor([number[cell] for cell in cells]), []
+
+
+def _many(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], Tensor, list[Finding]]:
+    """Any number of labels for each row: names in the column `labels`, or a column of 0 and 1 for each label."""
+    if "labels" in names:
+        classes, labels = _lists(table)
+        findings = _without_labels(labels)
+    else:
+        classes, labels = _flags(table, names)
+        findings = []
+    return classes, labels, findings + _without_images(labels, splits, classes)
 
 
 def _lists(table: Table) -> tuple[list[str], Tensor]:
@@ -233,9 +239,22 @@ def _without_labels(labels: Tensor) -> list[Finding]:
 
 
 def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> list[Finding]:
-    """A warning about the labels of many that no training image has."""
-    if labels.ndim == 1:
-        return []
+    """A warning about labels that no training image has."""
     trains = torch.tensor([split == "train" for split in splits])
     bare = tuple(repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count)
     return [Finding(f"{len(bare)} labels have no positive training image", bare)] * bool(bare)
+
+
+class Layout(NamedTuple):
+    """The columns of a table for one value of `data.labels`."""
+
+    required: set[str]
+    columns: str  # what the table needs, for an error
+    one_row: str  # the end of an error about files that two rows name
+    read: Callable[[Table, list[str], list[str]], tuple[list[str], Tensor, list[Finding]]]
+
+
+LAYOUTS = {
+    "one": Layout({"label"}, "path and label; for one 0/1 column per label set data.labels=many", "", _one),
+    "many": Layout(set(), "path, and labels or one 0/1 column per label", ", with all its labels", _many),
+}

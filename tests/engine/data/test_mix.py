@@ -4,6 +4,7 @@ import torch
 
 from engine.data.mix import Mix
 from engine.data.settings import AugmentSettings
+from engine.tasks import MANY_LABELS
 from models.settings import UserError
 
 SETTINGS = [AugmentSettings(mixup=0.8), AugmentSettings(cutmix=1.0), AugmentSettings(mixup=0.8, cutmix=1.0)]
@@ -82,4 +83,4 @@ def test_cutmix_targets_count_pixels():
 @pytest.mark.parametrize("augment, key", [(SETTINGS[0], "mixup = 0.8"), (SETTINGS[1], "cutmix = 1.0")])
 def test_many_labels_are_refused(augment, key):
     with pytest.raises(UserError, match=f"augment.{key}: not for multi-label targets; set it to 0"):
-        Mix(augment, 5, 0.0, multi_label=True)
+        Mix(augment, 5, 0.0, task=MANY_LABELS)

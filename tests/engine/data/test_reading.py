@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from engine.data.reading import Files, decode, read_splits
+from engine.tasks import MANY_LABELS, ONE_LABEL, Task
 from models.settings import UserError
 from tests.engine.data.conftest import files, save_image
 
@@ -25,9 +26,11 @@ def spoil(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:80])
 
 
-def read(samples: dict, cache: str, on_error: str = "skip", classes: tuple[str, ...] = ("ant", "bee")):
+def read(
+    samples: dict, cache: str, on_error: str = "skip", classes: tuple[str, ...] = ("ant", "bee"), task: Task = ONE_LABEL
+):
     counted = {name: (paths, torch.tensor(labels)) for name, (paths, labels) in samples.items()}
-    return read_splits(counted, list(classes), files(8, cache=cache, on_error=on_error), "data.path = 'x'")
+    return read_splits(counted, list(classes), files(8, cache=cache, on_error=on_error), "data.path = 'x'", task=task)
 
 
 def test_both_caches_give_the_same_images(tmp_path):
@@ -105,7 +108,7 @@ def test_copies_among_many_labels(tmp_path, caplog):
     paths = images(tmp_path, 3)
     for path in paths[1:]:
         path.write_bytes(paths[0].read_bytes())
-    read({"train": (paths, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])}, "memory")
+    read({"train": (paths, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])}, "memory", task=MANY_LABELS)
     assert f"1 images are copies of images with another label: {str(paths[2])!r}" in caplog.text
 
 

@@ -10,6 +10,7 @@ from engine.data.arrays import Arrays, RawData
 from engine.data.reading import read_splits
 from engine.data.settings import SplitSettings
 from engine.data.split import split_data, with_test_set
+from engine.tasks import MANY_LABELS
 from models.settings import UserError, check
 from tests.engine.data.conftest import files, save_image
 
@@ -201,14 +202,14 @@ def many(make_arrays) -> RawData:
     images = make_arrays(50, size=4).images.repeat(2, 1, 1, 1)
     labels = torch.zeros(100, 3)
     labels[::2, 0], labels[[7, 57], 1] = 1, 1
-    return RawData(Arrays(images, labels), None, ["half", "rare", "never"])
+    return RawData(Arrays(images, labels), None, ["half", "rare", "never"], task=MANY_LABELS)
 
 
 def test_many_labels_are_held_out_by_image_and_copies_together(many, caplog):
     parted = with_test_set(many, SplitSettings(test=0.2))
     train, val = split_data(parted, SplitSettings(val=0.25, part=0.5), seed=0)
     assert (len(parted.test), len(val), len(train)) == (20, 20, 30)
-    assert parted.multi_label and val.labels.dtype == torch.float32 and val.labels.shape == (20, 3)
+    assert parted.task is MANY_LABELS and val.labels.dtype == torch.float32 and val.labels.shape == (20, 3)
     for part in (parted.test, val):
         assert len(part.images.unique(dim=0)) == 10
     assert "split.test = 0.2: " in caplog.text and "labels have no positive test image: " in caplog.text

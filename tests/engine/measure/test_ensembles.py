@@ -8,9 +8,9 @@ import torch
 
 from engine.data import Arrays
 from engine.measure.ensembles import evaluate_run, evaluate_together
-from engine.measure.evaluate import mean_logits
 from engine.runs.restore import load_run
 from engine.submit.predict import gather, predict
+from engine.tasks import ONE_LABEL
 from models.settings import UserError
 from tests.tools.colours import BLUE, GREEN, RED, colour_run, save_colour
 
@@ -98,4 +98,4 @@ def test_images_without_files_are_known_by_their_pixels(tmp_path, data):
     other = replace(same, data=replace(run.data, classes=["10", "2", "1"], test=turned))
     found = evaluate_together([folder, folder], [same, other])
     alone = evaluate_run(run, "test", keep_logits=True).logits
-    torch.testing.assert_close(found.logits, mean_logits([alone, alone[:, order]], many=False))
+    torch.testing.assert_close(found.logits, ONE_LABEL.mean_logits([alone, alone[:, order]]))

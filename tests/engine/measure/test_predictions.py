@@ -15,6 +15,7 @@ from engine.measure.confusion import class_accuracy, confusion_matrix, most_conf
 from engine.measure.evaluate import evaluate
 from engine.measure.predictions import COLUMNS, Predictions, predictions_of, read_predictions, write_predictions
 from engine.runs.tracking import Tracker
+from engine.tasks import ONE_LABEL
 from models.settings import UserError
 from tests.engine.data.conftest import random_arrays
 
@@ -27,8 +28,8 @@ def said(labels, predicted, probabilities=None) -> Predictions:
 def test_predictions_are_the_models():
     model, images, labels = nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3
     batches = list(zip(images.split(4), labels.split(4)))
-    evaluated = evaluate(model, batches, 3, torch.device("cpu"), nullcontext(), keep_logits=True)
-    assert evaluate(model, batches, 3, torch.device("cpu"), nullcontext()).logits is None
+    evaluated = evaluate(model, batches, ONE_LABEL, 3, torch.device("cpu"), nullcontext(), keep_logits=True)
+    assert evaluate(model, batches, ONE_LABEL, 3, torch.device("cpu"), nullcontext()).logits is None
     found = predictions_of(labels, evaluated.logits)
     assert (found.predicted == found.labels).mean() == pytest.approx(evaluated.metrics["top1"])
     probabilities = model(images).softmax(1)

@@ -17,6 +17,7 @@ from engine.runs.restore import load_model, load_run
 from engine.settings.schema import RunSettings
 from engine.submit import predict
 from engine.submit.predict import classes_of, gather, grey, views_of
+from engine.tasks import ONE_LABEL
 from engine.train.experiment import run_experiment
 from models.settings import UserError, check
 from tests.quiet import end_log
@@ -100,7 +101,7 @@ def test_weights_and_folds(tmp_path, images):
     torch.testing.assert_close(predict.predict(gather([folds]), images).probabilities, mean)
     weighted = predict.predict(gather([one, folds], [3.0, 1.0]), images).probabilities
     torch.testing.assert_close(weighted, 0.75 * alone[one] + 0.25 * mean)
-    assert classes_of(folds) == (NAMES, False) == classes_of(one)
+    assert classes_of(folds) == (NAMES, ONE_LABEL) == classes_of(one)
 
     (folds / "fold1").rename(tmp_path / "kept")
     colour_run(folds / "fold1", split={"folds": 2, "fold": 1}, train={"epochs": 3})  # of another run
@@ -234,7 +235,7 @@ def test_many_labels(tmp_path, images):
     half = {"1": 0.5, "10": 0.5, "2": 2.0}
     one = colour_run(tmp_path / "one", results={"metric": "map", "thresholds": half}, data=data)
     found = predict.predict(gather([one]), images)
-    assert found.thresholds == [0.5, 0.5, 2.0] and found.lists() == [["1"], ["10"], []] * 3
+    assert found.thresholds == [0.5, 0.5, 2.0] and found.names() == [["1"], ["10"], []] * 3
     assert (found.probabilities.sum(1) - 1).abs().max() > 0.01, "each by itself"
     other = colour_run(tmp_path / "other", dict(reversed(COLOURS.items())), data=data)  # without thresholds: 1/2
     both = predict.predict(gather([one, other], [1, 3]), images)

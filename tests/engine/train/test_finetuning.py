@@ -15,11 +15,11 @@ import torch
 
 from engine.cli import cli
 from engine.measure.ensembles import evaluate_run
-from engine.measure.metrics import best_thresholds
 from engine.runs import checkpoint
 from engine.runs.restore import built, load_run, start_weights
 from engine.settings.layers import load_settings
 from engine.settings.schema import RunSettings
+from engine.tasks import best_thresholds
 from engine.train.experiment import run_experiment
 from engine.train.features import HeadOnFeatures
 from engine.train.trainer import Trainer

@@ -8,6 +8,7 @@ from engine.data import DATASETS, SplitSettings, build_data
 from engine.data.images import read_image
 from engine.data.sources.table import load_csv
 from engine.settings.layers import load_settings
+from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError, check
 from tests.engine.data.conftest import files, save_image
 
@@ -47,7 +48,7 @@ def error_of(path: Path, **options) -> str:
 
 def test_one_label(write, tmp_path):
     raw = load(write(ONE))
-    assert raw.classes == ["cat", "dog"] and raw.test is None and raw.val is None and not raw.multi_label
+    assert raw.classes == ["cat", "dog"] and raw.test is None and raw.val is None and raw.task is ONE_LABEL
     assert raw.train.labels.dtype == torch.int64 and raw.train.labels.tolist() == [0, 1, 0, 1]
     for name, image in zip("abcd", raw.train.images):
         assert image.equal(torch.tensor(read_image(tmp_path / f"{name}.png", files(8, "crop"))).permute(2, 0, 1))
@@ -56,7 +57,7 @@ def test_one_label(write, tmp_path):
 @pytest.mark.parametrize("text", [FLAGS, LISTS, FLAGS.replace(",1", ",1.0")])
 def test_many_labels(write, text, caplog):
     raw = load(write(text), labels="many")
-    assert raw.classes == ["red", "round"] and raw.multi_label
+    assert raw.classes == ["red", "round"] and raw.task is MANY_LABELS
     assert raw.train.labels.dtype == torch.float32 and raw.train.labels.equal(MANY)
     assert ("1 of 4 images have no label" in caplog.text) == (text == LISTS)
 
@@ -179,7 +180,7 @@ def test_many_labels_through_the_splits(tmp_path, caplog):
     settings = DATASETS["csv"][0](path=str(tmp_path / "t.csv"), size=8, labels="many")
     with caplog.at_level(logging.WARNING):
         data = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=0)
-    assert data.multi_label and (len(data.train), len(data.val), len(data.test)) == (14, 3, 10)
+    assert data.task is MANY_LABELS and (len(data.train), len(data.val), len(data.test)) == (14, 3, 10)
     assert data.test.labels.shape == (10, 2) and data.classes == ["often", "once"]
     assert "labels have no positive" in caplog.text and "'once'" in caplog.text
     other = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=1)

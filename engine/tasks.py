@@ -1,0 +1,254 @@
+"""What the labels of an image mean: one class per image, or any number of labels at once.
+
+A `Task` is everything that depends on this: the loss, the probabilities behind logits, which predictions are right, the
+names of the metrics, and which reports make sense. The data know their task (`RawData.task`, `Data.task`), and so do
+the settings of a dataset (`settings.data.task`, for programs that have a run folder but not its images). All other code
+asks the task and does not look at the labels. A new kind of label is a subclass of `Task` and a line in `TASKS`;
+metrics that it introduces are lines in `engine.measure.metrics.METRICS`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.settings import UserError
+
+
+class Task(ABC):
+    """The meaning of labels. Subclasses have no state, so that one instance of each is enough.
+
+    Attributes:
+        titles: the metrics that are measured, by their names in `METRICS`, with their titles in tables. The first is
+            the main metric: validation selects the best weights by it. It is a fraction, and higher is better.
+        score_title: the main metric in a sentence, such as "accuracy".
+        one_class: whether every image has exactly one class. If so there is a confusion matrix, and `predictions.csv`
+            holds the predicted class of each test image.
+        counts_images: whether the main metric is the fraction of images that are right. If so it has a binomial
+            confidence interval, and images of several folds can be pooled.
+        has_thresholds: whether each label is predicted from a probability threshold of its own, fitted on validation
+            images.
+        soft_targets: whether a target can be a distribution over classes, as mixup, cutmix and label smoothing make it.
+        training_score_title: what is logged as `train/accuracy`, where that is not the main metric; otherwise empty.
+        missing_words: the beginning of a warning about classes without an image in a part of the data; the name of the
+            part replaces the braces.
+    """
+
+    titles: ClassVar[Mapping[str, str]]
+    score_title: ClassVar[str]
+    one_class: ClassVar[bool] = False
+    counts_images: ClassVar[bool] = False
+    has_thresholds: ClassVar[bool] = False
+    soft_targets: ClassVar[bool] = False
+    training_score_title: ClassVar[str] = ""
+    missing_words: ClassVar[str] = "labels have no {} image"
+
+    @property
+    def main_metric(self) -> str:
+        """The name of the metric by which validation selects the best weights."""
+        return next(iter(self.titles))
+
+    @abstractmethod
+    def accepts(self, labels: Tensor) -> bool:
+        """Whether a tensor of labels has the type, the shape and the values of this task."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Returns the mean loss of a batch.
+
+        Args:
+            logits: float32 (B, classes).
+            targets: labels (B, ...), or soft targets, float32 (B, classes), where the task has them.
+            label_smoothing: the share of the target that is spread over all classes; only for tasks with soft targets.
+        """
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the probabilities behind logits (B, classes), in the same shape."""
+
+    @abstractmethod
+    def mean_logits(self, views: Sequence[Tensor]) -> Tensor:
+        """Averages the probabilities behind the logits of several models or views, each (B, classes), into logits."""
+
+    @abstractmethod
+    def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Returns how much of each image's prediction is right, from 0 to 1, (B,), for the log of training.
+
+        Args:
+            logits: (B, classes).
+            targets: labels, or soft targets, of which the class with the largest share counts.
+        """
+
+    @abstractmethod
+    def predicted(self, probabilities: Tensor, thresholds: Tensor | None) -> list[list[int]]:
+        """Returns the classes predicted for each image, from probabilities (N, classes).
+
+        Args:
+            probabilities: as from `probabilities`.
+            thresholds: for tasks with thresholds, those of each label, (classes,).
+        """
+
+    @abstractmethod
+    def counts(self, labels: Tensor, num_classes: int) -> Tensor:
+        """Counts the images of each class, int64 (classes,)."""
+
+    def strata(self, labels: Tensor) -> Tensor:
+        """Returns the groups, int64 (N,), from each of which a split takes its share: by default all images are one."""
+        return torch.zeros(len(labels), dtype=torch.int64)
+
+    def missing(self, labels: Tensor, part: Tensor, num_classes: int) -> Tensor:
+        """Returns the classes, int64 (M,), that have no image among the labels of a part of the data."""
+        return (self.counts(part, num_classes) == 0).nonzero()[:, 0]
+
+    def renumbered(self, labels: Tensor, order: Tensor) -> Tensor:
+        """Renumbers the classes of labels: the new class i is the old class order[i]."""
+        return labels[:, order]
+
+    def metric_labels(self, labels: Tensor) -> Tensor:
+        """Returns labels as the task's metrics take them."""
+        return labels
+
+    def thresholds(self, probabilities: Tensor, labels: Tensor) -> list[float]:
+        """Returns the threshold of each label, fitted to probabilities (N, classes), for tasks that have thresholds."""
+        raise NotImplementedError(f"{type(self).__name__} has no thresholds")
+
+    def check_measurable(self, classes: Sequence[str], labels: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Raises a UserError where the metrics cannot be computed.
+
+        Args:
+            classes: the names of the classes.
+            labels: those of "val" and "test", possibly empty.
+        """
+
+
+class OneLabel(Task):
+    """Every image has exactly one of the classes: labels are int64 (B,)."""
+
+    titles = {"top1": "top-1", "top5": "top-5"}
+    score_title = "accuracy"
+    one_class = counts_images = soft_targets = True
+    missing_words = "classes cannot spare a {} image"
+
+    def accepts(self, labels: Tensor) -> bool:
+        return labels.dtype == torch.int64 and labels.ndim == 1
+
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1)
+
+    def mean_logits(self, views: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tuple(views)).log_softmax(-1).logsumexp(0) - math.log(len(views))
+
+    def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return (logits.argmax(dim=1) == labels).float()
+
+    def predicted(self, probabilities: Tensor, thresholds: Tensor | None) -> list[list[int]]:
+        return [[label] for label in probabilities.argmax(dim=1).tolist()]
+
+    def counts(self, labels: Tensor, num_classes: int) -> Tensor:
+        return labels.bincount(minlength=num_classes)
+
+    def strata(self, labels: Tensor) -> Tensor:
+        return labels
+
+    def missing(self, labels: Tensor, part: Tensor, num_classes: int) -> Tensor:
+        """Those classes only that have images at all."""
+        return ((self.counts(labels, num_classes) > 0) & (self.counts(part, num_classes) == 0)).nonzero()[:, 0]
+
+    def renumbered(self, labels: Tensor, order: Tensor) -> Tensor:
+        return torch.argsort(order)[labels]
+
+
+class ManyLabels(Task):
+    """Any number of labels apply to an image: labels are float32 (B, classes) of 0 and 1."""
+
+    titles = {"map": "mAP", "f1": "F1"}
+    score_title = "mAP"
+    has_thresholds = True
+    training_score_title = "share of labels that are right"
+    missing_words = "labels have no positive {} image"
+
+    def accepts(self, labels: Tensor) -> bool:
+        return labels.dtype == torch.float32 and labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all())
+
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        assert label_smoothing == 0, "binary targets are not smoothed"
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def mean_logits(self, views: Sequence[Tensor]) -> Tensor:
+        logits = torch.stack(tuple(views))
+        return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+
+    def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return ((logits > 0) == (targets > 0)).float().mean(dim=1)
+
+    def predicted(self, probabilities: Tensor, thresholds: Tensor | None) -> list[list[int]]:
+        assert thresholds is not None, "each label has a threshold"
+        return [row.nonzero()[:, 0].tolist() for row in probabilities >= thresholds]
+
+    def counts(self, labels: Tensor, num_classes: int) -> Tensor:
+        return labels.sum(dim=0).long()
+
+    def metric_labels(self, labels: Tensor) -> Tensor:
+        return labels.long()
+
+    def thresholds(self, probabilities: Tensor, labels: Tensor) -> list[float]:
+        return best_thresholds(probabilities, labels)
+
+    def check_measurable(self, classes: Sequence[str], labels: Mapping[str, Tensor]) -> None:
+        if len(classes) < 2:
+            raise UserError("data.labels = 'many': there is one label; use labels: one, with a name for yes and for no")
+        for split, rows in labels.items():
+            if len(rows) and not rows.any():
+                raise UserError(
+                    f"split.{split}: no label applies to any of these {len(rows)} images, so that there is no average "
+                    "precision; hold out more"
+                )
+
+
+ONE_LABEL, MANY_LABELS = OneLabel(), ManyLabels()
+
+TASKS: dict[str, Task] = {"one": ONE_LABEL, "many": MANY_LABELS}  # by the value of `data.labels`
+
+
+def task_with_metric(metric: str) -> Task:
+    """Returns the task that has a metric, for readers of results that have nothing but its name."""
+    return next(task for task in TASKS.values() if metric in task.titles)
+
+
+def title_of(metric: str) -> str:
+    """Returns the title of a metric in tables, such as "top-1"."""
+    return task_with_metric(metric).titles[metric]
+
+
+def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
+    """Returns for each label the probability threshold with the highest F1 score.
+
+    Thresholds lie half-way between neighbouring probabilities; a label without a positive image has 1/2.
+
+    Args:
+        probabilities: (N, classes).
+        labels: (N, classes) of 0 and 1.
+    """
+    thresholds = []
+    for scores, truth in zip(probabilities.double().T, labels.T, strict=True):
+        ranked, order = scores.sort(descending=True, stable=True)
+        hits = truth[order].cumsum(0)
+        f1 = 2 * hits / (torch.arange(1, len(hits) + 1) + truth.sum())
+        f1[:-1][ranked[:-1] == ranked[1:]] = -1  # no threshold separates equal probabilities
+        best = int(f1.argmax())
+        below = ranked[best + 1] if best + 1 < len(ranked) else torch.zeros(())
+        thresholds.append(float((ranked[best] + below) / 2) if truth.sum() else 0.5)
+    return thresholds
