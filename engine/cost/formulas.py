@@ -8,24 +8,15 @@ asks for. B = 1; T tokens, D width, C channels, G patches a side.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.cost.ops import CountError
+from models.merging.contract import Counts
 from models.settings import Settings
 
 PREFIX = 1  # the class token
-
-
-class Cut(NamedTuple):
-    """Where a block merges: what its method's MACs depend on."""
-
-    patches: int  # N, before
-    removed: int  # r
-    dim: int  # of the metric
-    width: int  # of a token
-    options: Mapping[str, Any]
 
 
 def token_counts(settings: Settings) -> list[tuple[int, int]]:
@@ -56,58 +47,7 @@ def _conv_stem(s: Any) -> int:
     return total + chans * s.embed_dim * grid**2
 
 
-def _nothing(cut: Cut) -> int:
-    """No token is compared with another."""
-    return 0
-
-
-def _tome(cut: Cut) -> int:
-    """Every source with every destination."""
-    destinations = -(-cut.patches // cut.options["kth"])
-    return (cut.patches - destinations) * destinations * cut.dim
-
-
-def _halves(cut: Cut) -> int:
-    """One half of the patches with the other."""
-    return cut.patches // 2 * -(-cut.patches // 2) * cut.dim
-
-
-def _neighbours(cut: Cut) -> int:
-    """Each patch with the next, by element-wise products: as little as a norm, and like it in no count."""
-    return 0
-
-
-def _every_pair(cut: Cut) -> int:
-    """Every patch with every patch, itself included."""
-    return cut.patches**2 * cut.dim
-
-
-def _topk(cut: Cut) -> int:
-    """The class token's attention to all tokens; where patches are pruned, each of them with each that is kept."""
-    pruned = cut.removed * (cut.patches - cut.removed) * cut.dim if cut.options["prune"] else 0
-    return (cut.patches + PREFIX) * cut.width + pruned
-
-
-def _mctf(cut: Cut) -> int:
-    """All tokens' attention to all tokens; one half of the patches with the other."""
-    half = cut.patches // 2
-    return (cut.patches + PREFIX) ** 2 * cut.width + half * (cut.patches - half) * cut.dim
-
-
 STEMS: dict[str, Callable[[Any], int]] = {"patch": _patch_stem, "conv": _conv_stem}
-MATCHING: dict[str, Callable[[Cut], int]] = {
-    "none": _nothing,
-    "random": _nothing,
-    "pool": _nothing,
-    "tome": _tome,
-    "facility_location": _every_pair,
-    "pitome": _every_pair,
-    "dpc_knn": _every_pair,
-    "topk": _topk,
-    "mctf": _mctf,
-    "dtem": _halves,
-    "grid": _neighbours,
-}
 # MACs at one position of the map, C channels in and out.
 CONV_BLOCKS: dict[str, Callable[[int], int]] = {
     "convnext": lambda c: 7 * 7 * c + c * 4 * c + 4 * c * c,  # depthwise 7x7, 1x1 to 4C, 1x1 back
@@ -134,12 +74,15 @@ def _transformer(s: Any) -> Counter:
 
 def _merge(s: Any, tokens: int, removed: int) -> Counter:
     """One block's matching, and the learned head where tokens are compared by it."""
-    metric, head_dim = s.merge.compared_by(), s.embed_dim // s.num_heads
-    cut = Cut(
-        tokens - PREFIX, removed, s.embed_dim if metric == "tokens" else head_dim, s.embed_dim, s.merge.merger().options
-    )
+    metric, head_dim, merger = s.merge.compared_by(), s.embed_dim // s.num_heads, s.merge.merger()
+    if merger.macs is None:
+        raise CountError(
+            f"no formula for {s.merge.method!r}: give its entry in MERGERS (models/merging/methods) `macs`"
+        )
+    metric_dim = s.embed_dim if metric == "tokens" else head_dim
+    matching = merger.macs(Counts(tokens - PREFIX, removed, PREFIX, metric_dim, s.embed_dim), **merger.options)
     head = tokens * s.embed_dim * head_dim if metric == "learned" else 0
-    return Counter(product=_entry(MATCHING, s.merge.method, "MATCHING")(cut), linear=head)
+    return Counter(product=matching, linear=head)
 
 
 def _vit(s: Any) -> Counter:

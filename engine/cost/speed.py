@@ -30,8 +30,8 @@ from models.merging import (
     size_bias,
     unmerge,
 )
-from models.merging.facility_location import facility_location
 from models.merging.layer import MergeLayer, attention_received
+from models.merging.methods.facility_location import facility_location
 from models.merging.settings import MergeSettings
 from models.settings import Settings
 

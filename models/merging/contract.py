@@ -1,11 +1,12 @@
-"""What a merging method is: what it sees, what it answers, and what its line in MERGERS says about it."""
+"""The contract of a merging method: what it sees, what it returns, and what its entry in MERGERS declares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from inspect import signature
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 from torch import Tensor
 
@@ -13,54 +14,121 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 class MergeContext(NamedTuple):
-    """What a method may look at beside the metric. Patches only: prefix tokens are protected outside the methods."""
+    """What a method may use besides the metric. Patches only: prefix tokens are protected outside the methods."""
 
     size: Tensor  # (B, N) float32: how many input patches each patch stands for
-    attention: Tensor | None = None  # (B, N) float32: see Merger.attention; None for methods that do not ask for it
-    grid: Grid | None = None  # rows and columns, as long as the patches are a grid in row order
-    depth: float = 0.0  # the block's number over the number of blocks: 0 in the first
+    attention: Tensor | None = None  # (B, N) float32: see Merger.attention; None for methods that do not request it
+    grid: Grid | None = None  # rows and columns, as long as the patches form a grid in row order
+    depth: float = 0.0  # the block's number divided by the number of blocks: 0 in the first block
 
 
 class Assignment(NamedTuple):
-    """A method's answer: patch i becomes part of output patch `index[:, i]`, of which there are `count`."""
+    """What a method returns: patch i becomes part of output patch `index[:, i]`; there are `count` output patches."""
 
     index: Tensor  # (B, N) int64
     count: int
-    weight: Tensor | None = None  # (B, N) float32: means go by size x weight; 0: the patch is dropped, its mass lost
-    grid: Grid | None = None  # rows and columns of the output patches, where they are a grid in row order
+    weight: Tensor | None = None  # (B, N) float32: means are weighted by size x weight; 0 drops the patch and its mass
+    grid: Grid | None = None  # rows and columns of the output patches, where they form a grid in row order
+
+
+class Counts(NamedTuple):
+    """The numbers that the multiply-adds (MACs) of one matching depend on. B = 1."""
+
+    patches: int  # N, before merging
+    removed: int  # r
+    prefix: int  # prefix tokens
+    metric_dim: int  # width of the metric
+    embed_dim: int  # width of a token
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that a method adds to the `merge:` section, declared in the method's signature.
+
+    `kth: Annotated[int, Option("every kth patch is a destination", least=2)] = 2` makes `merge.kth` a setting that this
+    method alone accepts, an integer of at least 2 with the default 2.
+    """
+
+    description: str
+    least: int | None = None
 
 
 Assign = Callable[..., Assignment]  # (metric (B, N, D) float32, r, context, **options)
 
 
 def half(patches: int, **options: Any) -> int:
-    """What bipartite matching can take away: every source."""
+    """The most that bipartite matching can remove: every source."""
     return patches // 2
 
 
 def all_but_one(patches: int, **options: Any) -> int:
-    """What a method can take away that may merge any patch with any other."""
+    """The most that a method can remove that may merge any patch with any other."""
     return max(patches - 1, 0)
+
+
+def no_macs(counts: Counts, **options: Any) -> int:
+    """MACs of a method that compares no patches by matrix products."""
+    return 0
+
+
+def halves_macs(counts: Counts, **options: Any) -> int:
+    """MACs of comparing one half of the patches with the other half."""
+    return counts.patches // 2 * -(-counts.patches // 2) * counts.metric_dim
+
+
+def all_pairs_macs(counts: Counts, **options: Any) -> int:
+    """MACs of comparing every patch with every patch, itself included."""
+    return counts.patches**2 * counts.metric_dim
 
 
 @dataclass(frozen=True)
 class Merger:
-    """A line of MERGERS: a method, and what the rest of the code must know of it."""
+    """An entry of MERGERS: a method, and what the rest of the code has to know about it.
+
+    Args:
+        assign: the method, (metric, r, context, **options) -> Assignment.
+        most: (patches, **options) -> the largest r that the method can remove.
+        macs: (counts, **options) -> multiply-adds of one matching, attention scores included. The cost of a model is
+            counted once by these formulas and once by tracing, and the two must agree. None: models that use this
+            method have no formula, and settings with a budget are refused.
+        attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
+            heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
+            separately, and costs include it.
+        shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
+        metric: what the method compares patches by, unless the settings choose another metric.
+        soft: what it does instead during training; see dtem.py.
+
+    Attributes:
+        options: the method's own options and their values.
+    """
 
     assign: Assign
-    at_most: Callable[..., int] = all_but_one  # (patches, **options): the most that it can take away
-    # What context.attention is: the share of attention that each patch gets, mean over the heads, from the class token
-    # or over all tokens. Fused attention never has it: it is computed beside it, and costs show it.
+    most: Callable[..., int] = all_but_one
+    macs: Callable[..., int] | None = None
     attention: Literal["class", "all"] | None = None
-    # For methods that keep a grid: what the grid becomes where up to r patches may go. They remove what it allows.
     shrink: Callable[[Grid, int], Grid] | None = None
-    metric: Literal["keys", "learned"] = "keys"  # what it compares by, unless told otherwise
-    soft: Callable[..., Any] | None = None  # what it does instead while training; see dtem.py
-    options: Mapping[str, Any] = field(default_factory=dict)  # keys of `merge:` that it alone takes: their defaults
+    metric: Literal["keys", "learned"] = "keys"
+    soft: Callable[..., Any] | None = None
+    options: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = list(signature(self.assign).parameters.values())[3:]
+        object.__setattr__(self, "options", {parameter.name: parameter.default for parameter in parameters})
+
+    def at_most(self, patches: int) -> int:
+        """The largest r that the method can remove from so many patches, with its options as they are."""
+        return self.most(patches, **self.options)
 
     def bind(self, **options: Any) -> Merger:
-        """The same method with its options chosen."""
-        chosen = {**self.options, **options}
-        return replace(
-            self, assign=partial(self.assign, **chosen), at_most=partial(self.at_most, **chosen), options=chosen
-        )
+        """The same method with other values for some of its options."""
+        return replace(self, assign=partial(self.assign, **options))
+
+
+def declared_options(method: Assign) -> dict[str, tuple[Any, Option]]:
+    """The options that a method declares in its signature: name -> (type, Option)."""
+    declared = {}
+    for name, annotation in get_type_hints(method, include_extras=True).items():
+        for option in getattr(annotation, "__metadata__", ()):
+            if isinstance(option, Option):
+                declared[name] = (annotation.__origin__, option)
+    return declared

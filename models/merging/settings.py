@@ -1,34 +1,37 @@
-"""The `merge:` section of a model: which method, how many tokens, compared by what."""
+"""The `merge:` section of a model's settings: the method and its options, how many tokens to remove, and the metric."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from ..settings import Settings, UserError
-from . import MERGERS
-from .contract import Merger
-from .facility_location import SELECTIONS
+from .contract import Merger, declared_options
 from .layer import METRICS
+from .methods import MERGERS
 from .schedule import Plan
 
-OPTIONS = ("kth", "prune", "neighbours", "form")  # options that not every method takes
-BUDGETS = ("r", "keep", "target_gmacs", "target_ratio")  # ways to say how many tokens go: one of them
+BUDGETS = (
+    "r",
+    "keep",
+    "target_gmacs",
+    "target_ratio",
+)  # ways to say how many tokens to remove; they exclude each other
 
 
 class LinearSettings(Settings):
-    """r falls, or rises, evenly from the first block to the last."""
+    """r changes linearly from the first block to the last."""
 
     first: int = Field(ge=0, description="tokens that the first block removes")
     last: int = Field(ge=0, description="tokens that the last block removes")
 
 
 class AnySettings(Settings):
-    """r is drawn anew for every training step, so that one model serves every budget in between."""
+    """r is drawn anew for every training step, so that one model can be used with every budget in this range."""
 
     train: list[int] = Field(
-        description="the least and the most that each block removes", json_schema_extra={"minItems": 2, "maxItems": 2}
+        description="the smallest and the largest r of each block", json_schema_extra={"minItems": 2, "maxItems": 2}
     )
 
     @model_validator(mode="after")
@@ -41,21 +44,21 @@ class AnySettings(Settings):
 
 
 class KeepSettings(Settings):
-    """Chosen blocks keep a share of their patches (EViT; Haurum et al., 2023: blocks 4, 7 and 10)."""
+    """Some blocks keep a share of their patches (EViT; Haurum et al., 2023: blocks 4, 7 and 10)."""
 
     rate: float = Field(gt=0, le=1, description="share of the patches that each of the blocks keeps, rounded up")
-    blocks: list[int] = Field([4, 7, 10], min_length=1, description="which blocks, the first is 1")
+    blocks: list[int] = Field([4, 7, 10], min_length=1, description="the blocks that remove patches, counted from 1")
 
     @field_validator("blocks")
     @classmethod
     def _once(cls, blocks: list[int]) -> list[int]:
         if twice := sorted({block for block in blocks if blocks.count(block) > 1}):
-            raise ValueError(f"block {twice[0]} stands there twice; name each block once")
+            raise ValueError(f"block {twice[0]} is listed twice; list each block once")
         return blocks
 
 
 def _written_as(r: Any) -> str | None:
-    """Which way of writing r a value means to be, so that an error speaks of that one alone."""
+    """The form of r that a value is meant to be, so that an error message is about that form alone."""
     if isinstance(r, dict):
         ways = {SECTIONS[key] for key in r if key in SECTIONS}
         return ways.pop() if len(ways) == 1 else None
@@ -63,7 +66,7 @@ def _written_as(r: Any) -> str | None:
     return kinds.get(type(r))
 
 
-SECTIONS = {"first": "linear", "last": "linear", "train": "any"}  # r as a section: its keys
+SECTIONS = {"first": "linear", "last": "linear", "train": "any"}  # key of a section `r: {...}` -> form of r
 Removed = Annotated[
     Annotated[int, Tag("number")]
     | Annotated[list[int], Tag("list")]
@@ -78,73 +81,95 @@ Removed = Annotated[
 ]
 
 
-class MergeSettings(Settings):
-    """How tokens are merged."""
+class CommonSettings(Settings):
+    """The keys of the `merge:` section that every method accepts."""
 
-    method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")
+    method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")  # type: ignore[valid-type]
     r: Removed = Field(
         0, description="tokens removed by each block: n, one n per block, {first: n, last: n} or {train: [least, most]}"
     )
-    keep: KeepSettings | None = Field(None, description="in place of r: the share of patches that chosen blocks keep")
-    target_gmacs: float | None = Field(None, gt=0, description="in place of r: GMACs of one image, met within 0.5 %")
+    keep: KeepSettings | None = Field(None, description="instead of r: the share of patches that some blocks keep")
+    target_gmacs: float | None = Field(None, gt=0, description="instead of r: GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(
         None,
-        description="in place of r: MACs without merging over MACs with it, 1 or more",
+        description="instead of r: MACs without merging divided by MACs with merging, 1 or more",
         json_schema_extra={"minimum": 1},
     )
-    metric: Literal[METRICS] | None = Field(None, description="what tokens are compared by; null: the method's own")
-    prop_attn: bool = Field(True, description="weigh attention by token size")
-    kth: int | None = Field(None, ge=2, description="tome: every kth patch is a destination; null: 2")
-    prune: bool | None = Field(None, description="topk: drop patches instead of fusing them, their mass is lost")
-    neighbours: int | None = Field(None, ge=1, description="dpc_knn: nearest neighbours that make the density; null: 5")
-    form: Literal[SELECTIONS] | None = Field(None, description="facility_location: how it selects patches; null: auto")
+    metric: Literal[METRICS] | None = Field(None, description="what tokens are compared by; null: the method's own")  # type: ignore[valid-type]
+    prop_attn: bool = Field(True, description="weight attention by token size")
+
+
+def _option_fields() -> dict[str, Any]:
+    """A field for each option that a method declares; null stands for the method's default."""
+    fields: dict[str, Any] = {}
+    for name, merger in MERGERS.items():
+        for key, (kind, option) in declared_options(merger.assign).items():
+            default = str(merger.options[key]).lower()
+            text = f"{name}: {option.description}; null: {default}"
+            if key in fields:
+                raise TypeError(f"{key} is an option of two methods; rename the one of {name}")
+            fields[key] = (kind | None, Field(None, ge=option.least, description=text))
+    return fields
+
+
+OPTIONS = tuple(_option_fields())  # keys that only some methods accept
+if TYPE_CHECKING:
+    WithOptions = CommonSettings
+else:
+    WithOptions = create_model("WithOptions", __base__=CommonSettings, **_option_fields())
+
+
+class MergeSettings(WithOptions):
+    """How tokens are merged."""
 
     @field_validator("target_ratio")
     @classmethod
     def _is_a_saving(cls, ratio: float | None) -> float | None:
         if ratio is not None and ratio < 1:
-            raise ValueError("must be at least 1: MACs without merging over MACs with it; 2 halves them")
+            raise ValueError("must be at least 1: MACs without merging divided by MACs with it; 2 halves them")
         return ratio
 
     @model_validator(mode="after")
     def _goes_together(self) -> MergeSettings:
         if any(n < 0 for n in ([self.r] if isinstance(self.r, int) else self.r if isinstance(self.r, list) else [])):
             raise ValueError(f"merge.r = {self.r}: must not be negative")
-        given = [key for key in BUDGETS if getattr(self, key) not in (None, 0)]
-        if len(given) > 1:
-            stands, other = (f"merge.{key} = {self.model_dump()[key]}" for key in (given[1], given[0]))
-            raise ValueError(f"{stands}: it stands in place of {other}; give one of them")
+        budgets = [key for key in BUDGETS if getattr(self, key) not in (None, 0)]
+        if len(budgets) > 1:
+            first, second = (f"merge.{key} = {self.model_dump()[key]}" for key in budgets[:2])
+            raise ValueError(f"{second}: cannot be combined with {first}; give one of them")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
-                takers = " and ".join(name for name, merger in MERGERS.items() if key in merger.options)
-                raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {takers} has")
+                owner = next(name for name, merger in MERGERS.items() if key in merger.options)
+                raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {owner} has")
         if MERGERS[self.method].soft is not None:
             if self.compared_by() != "learned":
-                raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own; leave it out")
+                raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own metric; omit the key")
             if not self.prop_attn:
-                raise ValueError(f"merge.prop_attn = false: {self.method} learns through it; leave it true")
+                raise ValueError(f"merge.prop_attn = false: {self.method} learns through it; use true")
         return self
 
     @property
     def solved(self) -> bool:
-        """Whether it says how many tokens go, not only what that should cost."""
+        """Whether the section states how many tokens to remove, not only a budget."""
         return self.target_gmacs is None and self.target_ratio is None
 
     def merger(self) -> Merger:
-        """The method, its options bound."""
+        """The method with its options."""
         return MERGERS[self.method].bind(
             **{key: getattr(self, key) for key in OPTIONS if getattr(self, key) is not None}
         )
 
     def compared_by(self) -> str:
-        """One of METRICS."""
+        """What tokens are compared by: one of METRICS."""
         return self.metric or MERGERS[self.method].metric
 
     def plan(self, depth: int) -> Plan:
-        """What each of `depth` blocks is asked for. Where r is drawn while training: the middle of its range.
+        """The number of tokens, or share to keep, requested from each of `depth` blocks.
+
+        Where r is drawn during training, it is the middle of the range.
 
         Raises:
-            ValueError: a list of another length, a block that there is not, or a budget that has yet to be solved.
+            ValueError: a list of another length, a block that does not exist, or a budget that has not been solved yet.
         """
         if not self.solved:
             key = "target_ratio" if self.target_gmacs is None else "target_gmacs"

@@ -135,11 +135,11 @@ def test_nearest_names_the_near_or_all():
         ({"r": {"train": []}}, "merge.r.train = []: must be two numbers, the least and the most r"),
         (
             {"keep": {"rate": 0.5, "blocks": [1]}, "r": 3},
-            "merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands in place of merge.r = 3; give one of them",
+            "merge.keep = {'rate': 0.5, 'blocks': [1]}: cannot be combined with merge.r = 3; give one of them",
         ),
         (
             {"r": {"train": [0, 4]}, "target_ratio": 2},
-            "merge.target_ratio = 2.0: it stands in place of merge.r = {'train': [0, 4]}; give one of them",
+            "merge.target_ratio = 2.0: cannot be combined with merge.r = {'train': [0, 4]}; give one of them",
         ),
     ],
 )

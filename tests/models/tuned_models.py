@@ -8,7 +8,7 @@ from models import build_model
 from models.finetune import FinetuneSettings
 from models.merging import wrap
 from models.settings import check
-from tests.models.wrapped_models import built
+from tests.models.merging.wrapped_models import built
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}

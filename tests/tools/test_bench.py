@@ -9,7 +9,7 @@ from engine.cost import speed as benchmark
 from engine.cost.formulas import formula_macs
 from engine.settings.layers import load_settings
 from models.merging import MERGERS
-from models.merging.selection import select
+from models.merging.methods.selection import select
 from tools import bench
 
 

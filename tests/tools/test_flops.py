@@ -121,16 +121,15 @@ def test_command_and_its_mistakes(configs: list[str], tmp_path: Path) -> None:
 
 
 def test_a_method_that_is_added_is_counted(tmp_path):
-    """The example of docs/merging.md, added as the page says to a copy of the project: a file and two lines."""
+    """The example of docs/merging.md, added as the page says to a copy of the project: a file and an entry."""
     page = (ROOT / "docs" / "merging.md").read_text()
     example = next(block for block in page.split("```python")[1:] if "def first(" in block).split("```")[0]
     for part in ("models", "engine", "tools", "configs"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "models/merging/first.py").write_text(example)
+    (tmp_path / "models/merging/methods/first.py").write_text(example)
     for path, before, line in (
-        ("models/merging/__init__.py", "MERGERS: dict[str, Merger] = {\n", '    "first": Merger(first),\n'),
-        ("models/merging/__init__.py", "from .grid import", "from .first import first\n"),
-        ("engine/cost/formulas.py", "MATCHING: dict[str, Callable[[Cut], int]] = {\n", '    "first": _nothing,\n'),
+        ("models/merging/methods/__init__.py", "MERGERS: dict[str, Merger] = {\n", '    "first": FIRST,\n'),
+        ("models/merging/methods/__init__.py", "from .grid import", "from .first import FIRST\n"),
     ):
         text = (tmp_path / path).read_text()
         assert text.count(before) == 1

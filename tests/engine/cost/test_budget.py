@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -164,9 +165,8 @@ def test_what_cannot_be_solved_is_said(monkeypatch):
 
 def test_a_method_that_costs_more_than_a_few_removals_save_is_moved_to_the_front(monkeypatch):
     """All pairs compared twelve times over: one removal in each block would cost more than no merging."""
-    from engine.cost import formulas as analytic
-
-    monkeypatch.setitem(analytic.MATCHING, "tome", lambda cut: 12 * cut.patches**2 * cut.dim)
+    costly = replace(MERGERS["tome"], macs=lambda counts, kth: 12 * counts.patches**2 * counts.metric_dim)
+    monkeypatch.setitem(MERGERS, "tome", costly)
     unmerged = macs(vit({"method": "none"}))
     for share in (0.97, 0.99):
         solved = solve(vit({"target_gmacs": share * unmerged / 1e9}))

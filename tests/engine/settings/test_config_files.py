@@ -311,7 +311,7 @@ def test_a_written_file_s_budget_and_options_are_dropped_too(tmp_path, stored):
 
 
 def test_two_budgets_in_one_layer_or_a_stranger_s_option_stay_errors(tmp_path):
-    said = "model.merge.target_gmacs = 1.0: it stands in place of merge.r = 4; give one of them"
+    said = "model.merge.target_gmacs = 1.0: cannot be combined with merge.r = 4; give one of them"
     assert refusal("hybrid_merge", "merge.r=4", "merge.target_gmacs=1") == said
     assert refusal("hybrid_merge", "merge.prune=true") == "model.merge.prune = True: tome has no such option, topk has"
     assert refusal("hybrid_merge", "merge.method=tome", "merge.prune=true").startswith("model.merge.prune = True")

@@ -1,4 +1,4 @@
-"""Merging by similarity, informativeness and size at once.
+"""Merging by similarity, informativeness and size combined.
 
 Lee, Choi, Kim: Multi-criteria Token Fusion with One-step-ahead Attention for Efficient Vision Transformers (MCTF).
 CVPR 2024, section 3.
@@ -10,37 +10,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .contract import Assignment, MergeContext
-from .tokens import take
+from ..contract import Assignment, Counts, MergeContext, Merger, halves_macs
+from ..tokens import take
 from .topk import LEAST_ATTENTION
 
 SIMILARITY, INFORMATION, SIZE = 1, 1 / 20, 1 / 40  # tau of each criterion, for ImageNet
 
 
 def mctf(metric: Tensor, r: int, context: MergeContext) -> Assignment:
-    """Merges what is similar, little attended to and small, in both directions of a bipartite matching.
+    """Merges patches that are similar, small and receive little attention, in both directions of a bipartite matching.
 
-    With unit vectors v, attention received a (mean over heads and queries) and sizes s, a pair scores
+    With unit vectors v, received attention a (averaged over heads and queries) and sizes s, the score of a pair is
 
         W_ij = ((v_i . v_j + 1) / 2)^tau_sim  (1 / (a_i a_j))^tau_info  (1 / (s_i s_j))^tau_size
 
     Of A = patches 0, 2, 4, ... and B = patches 1, 3, 5, ..., the r // 2 of A that score best with their best partner
-    in B merge into it; then the r - r // 2 of B that score best with their best partner among those left of A merge
-    into that, together with what they took up. A fused patch is sum a_i s_i x_i / sum a_i s_i over its parts. The
-    output holds what is left of A, then of B, in their old order. Ties go to the lower position.
+    in B merge into it; then the r - r // 2 of B that score best with their best partner among the remaining patches of
+    A merge into that partner, together with the patches that they absorbed. A fused patch is
+    sum a_i s_i x_i / sum a_i s_i over its parts. The output holds the remaining patches of A, then of B, in their
+    original order. Ties go to the lower position.
 
     The second direction uses the scores of the first, as in the public code, not those of the fused patches. That code
-    stops at r = N // 2; matching in both directions goes on to N - 1. Left out: one-step-ahead attention (a is this
-    block's attention, where the paper takes the next one's and reuses it there) and the consistency loss.
+    stops at r = N // 2; matching in both directions can go up to N - 1. Not implemented: one-step-ahead attention (a is
+    this block's attention, where the paper computes the next block's and reuses it there) and the consistency loss.
 
     Args:
         metric: (B, N, D) float32.
-        r: tokens to remove, 0 <= r < N.
-        context: its attention, over all tokens, and its sizes.
+        r: patches to remove, 0 <= r < N.
+        context: provides the attention from all tokens, and the sizes.
 
     Returns:
         An assignment to N - r output patches.
     """
+    assert context.attention is not None
     patches, first = metric.shape[1], r // 2
     attention = context.attention.clamp(min=LEAST_ATTENTION)
     score = log_score(metric, attention, context.size)  # (B, A, B)
@@ -67,3 +69,11 @@ def log_score(metric: Tensor, attention: Tensor, size: Tensor) -> Tensor:
     own = -INFORMATION * attention.log() - SIZE * size.log()
     similarity = SIMILARITY * ((cosine + 1) / 2).clamp(min=0).log()
     return similarity + own[:, 0::2, None] + own[:, None, 1::2]
+
+
+def macs(counts: Counts) -> int:
+    """MACs of all tokens' attention to all tokens, and of comparing one half of the patches with the other."""
+    return (counts.patches + counts.prefix) ** 2 * counts.embed_dim + halves_macs(counts)
+
+
+MCTF = Merger(mctf, macs=macs, attention="all")

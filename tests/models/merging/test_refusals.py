@@ -14,7 +14,7 @@ from models.merging import unwrap, wrap
 from models.merging.families import SERVED
 from models.merging.wrapping import blocks_of, schedule_of, trace
 from models.settings import UserError
-from tests.models.wrapped_models import TINY, built, container, gradients, images
+from tests.models.merging.wrapped_models import TINY, built, container, gradients, images
 
 
 def with_blocks(block_fn, **options):

@@ -1,11 +1,11 @@
-"""Which patches to keep: greedy maximisation of facility location over a whole batch, one image beside the other.
+"""The operator that selects which patches to keep: greedy maximisation of facility location, for a batch of images.
 
-`select` is the operator. Its kernel for CPUs updates, in each step, only the rows of the similarity matrix that the
-last step changed: few, after the first steps. They are another number in each image, which NumPy handles with a part of
-torch's overhead for small operations. The kernel for all other devices is dense and never waits for the device. Both
-select the same patches: ties, which are no accident, do not hang on rounding. Two patches that are nearest to each
-other, and to nobody else, gain or lose exactly the same, whichever of them is taken; so whatever comes within TIE of
-the best counts as tied with it, and the lower position wins, whatever the kernel and whatever else is in the batch.
+The CPU kernel of `select` updates, in each step, only the rows of the similarity matrix that the last step changed,
+which are few after the first steps. Their number differs between images; NumPy has much less overhead than torch for
+such small operations. The kernel for all other devices is dense and never synchronises with the device. Both kernels
+select the same patches, because ties do not depend on rounding. Exact ties are common: two patches that are nearest to
+each other and to no other patch gain or lose exactly the same, whichever of them is taken. So any value within TIE of
+the best counts as tied with it, and the lower position wins, for every kernel and every batch.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tokens import take
+from ..tokens import take
 
-TIE = 1e-6  # of the size of all patches together, which is F of all patches
-EPSILON = 0.05  # what the stochastic form may lose of the bound, in expectation
+TIE = 1e-6  # as a fraction of the total size of all patches, which is the value of F for all patches
+EPSILON = 0.05  # expected loss of the stochastic form relative to the bound
 
 
 @torch.library.custom_op("hybridmerge::select", mutates_args=())
 def select(similarity: Tensor, size: Tensor, count: int, form: str) -> Tensor:
-    """The patches to keep.
+    """Selects the patches to keep.
 
     Args:
         similarity: (B, N, N) float32, symmetric, at least 0.
         size: (B, N) float32.
-        count: how many to keep, 1 to N.
+        count: number of patches to keep, 1 to N.
         form: "greedy", "elimination" or "stochastic".
 
     Returns:
@@ -51,8 +51,8 @@ def _(similarity: Tensor, size: Tensor, count: int, form: str) -> Tensor:
 
 
 def greedy_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
-    """Forward greedy: `count` times the patch j with the greatest sum_i size_i max(sim_ij - best_i, 0)."""
-    weighted = similarity * size.unsqueeze(-1)  # (B, N, N): what patch i is worth if represented by patch j
+    """Forward greedy: takes, `count` times, the patch j with the greatest sum_i size_i max(sim_ij - best_i, 0)."""
+    weighted = similarity * size.unsqueeze(-1)  # (B, N, N): value of patch i if represented by patch j
     best = torch.zeros_like(size)
     taken = torch.zeros_like(size)
     tie = TIE * size.sum(dim=1, keepdim=True)
@@ -67,7 +67,8 @@ def greedy_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
 
 
 def elimination_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
-    """Backward: from all patches, drop the one that loses least, size_i (best_i - second_i) over those i it serves."""
+    """Backward: repeatedly drops the patch with the smallest loss, sum_i size_i (best_i - second_i) over the patches i
+    that it represents."""
     alive = similarity.clone()
     dropped = torch.zeros_like(size)
     tie = TIE * size.sum(dim=1, keepdim=True)
@@ -81,10 +82,10 @@ def elimination_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
 
 
 def stochastic_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
-    """Forward greedy, each step from a sample of the patches not taken yet, drawn by position and step alone."""
+    """Forward greedy where each step considers a sample of the remaining patches, drawn by position and step alone."""
     patches = size.shape[1]
     sample = min(ceil(patches / count * log(1 / EPSILON)), patches)
-    weighted = similarity * size.unsqueeze(1)  # row j: what each patch i is worth if represented by j
+    weighted = similarity * size.unsqueeze(1)  # row j: value of each patch i if represented by j
     best = torch.zeros_like(size)
     taken = torch.zeros_like(size)
     tie = TIE * size.sum(dim=1, keepdim=True)
@@ -104,7 +105,7 @@ def stochastic_dense(similarity: Tensor, size: Tensor, count: int) -> Tensor:
 
 
 def _first_largest(value: Tensor, tie: Tensor) -> Tensor:
-    """Positions (B, 1) of the first of value (B, N) that is its greatest, or within tie (B, 1) of it."""
+    """The first position (B, 1) whose value (B, N) is the greatest, or within tie (B, 1) of it."""
     return (value >= value.amax(dim=1, keepdim=True) - tie).to(torch.uint8).argmax(dim=1, keepdim=True)
 
 
@@ -114,7 +115,7 @@ def _column(matrix: Tensor, column: Tensor) -> Tensor:
 
 
 def greedy_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
-    """`greedy_dense`, where a step takes from the gains only what the patches that it serves better no longer need."""
+    """The same selection as `greedy_dense`; a step updates only gains of patches that are better represented now."""
     batch, patches = size.shape
     weighted = (similarity * size[:, :, None]).reshape(batch * patches, patches)
     offers = np.ascontiguousarray((similarity * size[:, None, :]).reshape(batch * patches, patches))  # row j: to each i
@@ -138,14 +139,14 @@ def greedy_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> np.nd
 
 
 def _subtract_by_image(gain: np.ndarray, lost: np.ndarray, image: np.ndarray) -> None:
-    """gain (B, N) less, for each image, the sum of its rows of lost (A, N); `image` (A,) ascends."""
+    """Subtracts from gain (B, N), for each image, the sum of its rows of lost (A, N); `image` (A,) is ascending."""
     if len(image):
         starts = np.flatnonzero(np.diff(image, prepend=-1))
         gain[image[starts]] -= np.add.reduceat(lost, starts, axis=0, dtype=np.float64)
 
 
 def elimination_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
-    """`elimination_dense`, where a step looks only at the patches that had the dropped one as best or second."""
+    """The same selection as `elimination_dense`; a step updates only patches whose best or second was dropped."""
     batch, patches = size.shape
     rows_of = similarity.reshape(batch * patches, patches)
     weight = size.reshape(-1).astype(np.float64)

@@ -15,7 +15,7 @@ from torch import nn
 from models.merging import unwrap, wrap
 from models.merging.wrapping import MergingBlocks, blocks_of, schedule_of, trace
 from models.settings import UserError
-from tests.models.wrapped_models import built, container, gradients, images
+from tests.models.merging.wrapped_models import built, container, gradients, images
 
 # Loops over the blocks
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models.merging import MergeContext
-from models.merging.facility_location import chosen_form, facility_location
-from models.merging.selection import DENSE, SPARSE, TIE, select
+from models.merging.methods.facility_location import chosen_form, facility_location
+from models.merging.methods.selection import DENSE, SPARSE, TIE, select
 
 seeds = st.integers(0, 2**32 - 1)
 

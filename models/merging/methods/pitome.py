@@ -1,4 +1,4 @@
-"""Merging of what has many like it, by an energy that spectral graph theory motivates.
+"""Merging patches that have many similar ones, by an energy motivated by spectral graph theory.
 
 Tran, Nguyen, Nguyen, Nguyen, Le, Xie, Sonntag, Zou, Nguyen, Niepert: Accelerating Transformers with
 Spectrum-Preserving Token Merging (PiToMe). NeurIPS 2024, section 3.
@@ -10,31 +10,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .contract import Assignment, MergeContext
-from .tokens import take
+from ..contract import Assignment, MergeContext, Merger, all_pairs_macs, half
+from ..tokens import take
 
 ALPHA = 1.0
 
 
 def pitome(metric: Tensor, r: int, context: MergeContext) -> Assignment:
-    """The 2r patches of highest energy merge in pairs or more; all others are protected.
+    """Merges the 2r patches of highest energy in pairs or larger groups; all others are protected.
 
     With unit vectors v, the energy of patch i is
 
         E_i = 1/N sum_j f_m(v_i . v_j),   f_m(x) = x where x >= m, else alpha (exp(x - m) - 1),
 
-    high in large clusters, low for what stands alone. The margin m = 0.9 - 0.9 depth falls from block to block, alpha
-    is 1. By falling energy the 2r patches go in turn to A and to B; each of A merges into the most similar of B.
-    The output holds the protected patches, then B, both by falling energy. Ties go to the lower position.
+    high in large clusters, low for isolated patches. The margin m = 0.9 - 0.9 depth decreases from block to block;
+    alpha is 1. In order of decreasing energy, the 2r patches are assigned alternately to A and B; each patch of A
+    merges into the most similar patch of B. The output holds the protected patches, then B, both in order of
+    decreasing energy. Ties go to the lower position.
 
-    The sum takes j = i in: that adds the same to every patch but a zero vector. The public code computes
-    f_m(x) = x - m where x >= m, without the paper's jump at m, and in places margins that begin at 0.75.
-    As for all methods here, means go by size, and attention is proportional unless that is turned off.
+    The sum includes j = i, which adds the same to every patch except a zero vector. The public code computes
+    f_m(x) = x - m where x >= m, without the paper's jump at m, and in places margins that start at 0.75.
+    As for all methods here, means are weighted by size, and attention is proportional unless that is turned off.
 
     Args:
         metric: (B, N, D) float32.
-        r: tokens to remove, 0 <= r <= N // 2.
-        context: its depth.
+        r: patches to remove, 0 <= r <= N // 2.
+        context: provides the depth.
 
     Returns:
         An assignment to N - r output patches.
@@ -54,6 +55,9 @@ def pitome(metric: Tensor, r: int, context: MergeContext) -> Assignment:
 
 
 def energy(similarity: Tensor, margin: float) -> Tensor:
-    """E of each patch, (B, N), from all similarities (B, N, N)."""
+    """The energy E of each patch, (B, N), from all similarities (B, N, N)."""
     below = ALPHA * (torch.exp(similarity - margin) - 1)
     return torch.where(similarity >= margin, similarity, below).mean(dim=-1)
+
+
+PITOME = Merger(pitome, half, all_pairs_macs)

@@ -18,7 +18,7 @@ from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace
 from models.settings import UserError, check
 from models.vit import ViTSettings
-from tests.models.wrapped_models import ALL, MODELS, PATCHES, TINY, built, container, images, prefix_of
+from tests.models.merging.wrapped_models import ALL, MODELS, PATCHES, TINY, built, container, images, prefix_of
 
 
 @ALL

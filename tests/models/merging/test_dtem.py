@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from engine.cost.macs import measure
 from models import build_model
 from models.merging import MERGERS, initial_tokens, log_size, merge, size_bias, unmerge
-from models.merging.dtem import NEAREST, SPREAD, grouped, soften
+from models.merging.methods.dtem import NEAREST, SPREAD, grouped, soften
 from models.settings import UserError, check
 from models.vit import ViTSettings
 

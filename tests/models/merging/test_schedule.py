@@ -137,21 +137,21 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         ({"keep": {"rate": 0.5, "blocks": [0]}}, "model.merge.keep.blocks = [0]: no block 0; use 1 to 3"),
         (
             {"keep": {"rate": 0.5, "blocks": [1, 2, 1]}},
-            "model.merge.keep.blocks = [1, 2, 1]: block 1 stands there twice; name each block once",
+            "model.merge.keep.blocks = [1, 2, 1]: block 1 is listed twice; list each block once",
         ),
         ({"keep": 0.7}, "model.merge.keep = 0.7: must be a section, as in keep: {key: value}"),
         (
             {"keep": {"rate": 0.5, "blocks": [1]}, "r": 3},
-            "model.merge.keep = {'rate': 0.5, 'blocks': [1]}: it stands in place of merge.r = 3; give one of them",
+            "model.merge.keep = {'rate': 0.5, 'blocks': [1]}: cannot be combined with merge.r = 3; give one of them",
         ),
         ({"target_gmacs": 0}, "model.merge.target_gmacs = 0: must be greater than 0"),
         (
             {"target_ratio": 0.5},
-            "model.merge.target_ratio = 0.5: must be at least 1: MACs without merging over MACs with it; 2 halves them",
+            "model.merge.target_ratio = 0.5: must be at least 1: MACs without merging divided by MACs with it",
         ),
         (
             {"target_gmacs": 1, "target_ratio": 2},
-            "model.merge.target_ratio = 2.0: it stands in place of merge.target_gmacs = 1.0; give one of them",
+            "model.merge.target_ratio = 2.0: cannot be combined with merge.target_gmacs = 1.0; give one of them",
         ),
         ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: not solved yet; build from engine.cost.budget.solve"),
         ({"target_ratio": 2}, "model.merge.target_ratio = 2.0: not solved yet; build from engine.cost.budget.solve"),

@@ -1,0 +1,28 @@
+"""All merging methods by name. A new method is a file in this folder and an entry in MERGERS."""
+
+from __future__ import annotations
+
+from ..contract import Merger
+from .baselines import NONE, POOL, RANDOM
+from .dpc_knn import DPC_KNN
+from .dtem import DTEM
+from .facility_location import FACILITY_LOCATION
+from .grid import GRID
+from .mctf import MCTF
+from .pitome import PITOME
+from .tome import TOME
+from .topk import TOPK
+
+MERGERS: dict[str, Merger] = {
+    "none": NONE,
+    "random": RANDOM,
+    "pool": POOL,
+    "tome": TOME,
+    "facility_location": FACILITY_LOCATION,
+    "pitome": PITOME,
+    "dpc_knn": DPC_KNN,
+    "topk": TOPK,
+    "mctf": MCTF,
+    "dtem": DTEM,
+    "grid": GRID,
+}
