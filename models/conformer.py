@@ -287,7 +287,7 @@ def patches_alone(tokens: Tokens, prefix: int) -> Tokens:
     soft = tokens.soft
     if soft is not None:
         soft = Soft(soft.share[:, prefix:, prefix:], soft.active - prefix)
-    return Tokens(tokens.index[:, prefix:] - prefix, tokens.size[:, prefix:], tokens.grid, soft)
+    return Tokens(tokens.index[:, prefix:] - prefix, tokens.size[:, prefix:], tokens.grid, soft, tokens.input_grid)
 
 
 def mean_by_token(x: Tensor, patches: Tokens) -> Tensor:

@@ -20,6 +20,7 @@ class MergeContext(NamedTuple):
     attention: Tensor | None = None  # (B, N) float32: see Merger.attention; None for methods that do not request it
     grid: Grid | None = None  # rows and columns, as long as the patches form a grid in row order
     depth: float = 0.0  # the block's number divided by the number of blocks: 0 in the first block
+    position: Tensor | None = None  # (B, N, 2) float32: see Merger.position; None for methods that do not request it
 
 
 class Assignment(NamedTuple):
@@ -94,6 +95,8 @@ class Merger:
         attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
             heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
             separately, and costs include it.
+        position: whether the method needs `context.position`: the mean row and column, in patches, of the input patches
+            that each patch stands for. Unlike `context.grid` it is known after every merge.
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
         metric: what the method compares patches by, unless the settings choose another metric.
         soft: what it does instead during training; see dtem.py.
@@ -106,6 +109,7 @@ class Merger:
     most: Callable[..., int] = all_but_one
     macs: Callable[..., int] | None = None
     attention: Literal["class", "all"] | None = None
+    position: bool = False
     shrink: Callable[[Grid, int], Grid] | None = None
     metric: Literal["keys", "learned"] = "keys"
     soft: Callable[..., Any] | None = None

@@ -1,9 +1,9 @@
 """The state of merged tokens, and the two operations on it: merge and unmerge.
 
-Merging is an assignment. A method answers with one integer per token, the index of the output token that it joins;
-means, sizes, maps and pictures all follow from that integer.
+Merging is an assignment. A method returns one integer per token, the index of the output token that it joins; means,
+sizes, maps and pictures all follow from these integers.
 
-Shapes: B images, P prefix tokens (class token), N patches, T tokens now (prefix included), C channels.
+Shapes: B images, P prefix tokens (class token), N input patches, T current tokens (prefix included), C channels.
 """
 
 from __future__ import annotations
@@ -17,34 +17,60 @@ from .contract import Assignment, Grid, MergeContext, Merger
 
 
 class Soft(NamedTuple):
-    """A soft state, which a method in training may leave (dtem.py): input tokens are divided among tokens."""
+    """A soft state, which a method may produce in training (dtem.py): input tokens are divided among tokens."""
 
     share: Tensor  # (B, P + N, T) float32: how much of each input token is in each token; rows sum to one
-    active: int  # how many tokens, from the first, still take part in merging
+    active: int  # how many tokens, counted from the first, still take part in merging
 
 
 class Tokens(NamedTuple):
-    """What became of the input tokens. Travels through the network beside `x`, as a value.
+    """The token that each input token became part of. Passed through the network next to `x`, as a value.
 
-    In a soft state `index` names the token with the largest share, and `size` is the shares' sum over the input tokens.
+    In a soft state, `index` is the token with the largest share, and `size` is the sum of shares over input tokens.
     """
 
     index: Tensor  # (B, P + N) int64: the token that each input token is now part of
-    size: Tensor  # (B, T) float32: how many input tokens each token stands for; bincount(index), if none was dropped
-    grid: Grid | None = None  # rows and columns of the T - P patches, as long as they are a grid in row order
+    size: Tensor  # (B, T) float32: how many input tokens each token stands for; bincount(index) if none was dropped
+    grid: Grid | None = None  # rows and columns of the T - P patches, as long as they form a grid in row order
     soft: Soft | None = None
+    input_grid: Grid | None = None  # rows and columns of the N input patches, where they are known
 
     @property
     def merged(self) -> bool:
-        """Whether any token was merged so far. Static: it is a matter of shapes."""
+        """Whether any token has been merged so far. Static: it depends on shapes alone."""
         return self.soft is not None or self.size.shape[1] < self.index.shape[1]
 
 
 def initial_tokens(x: Tensor, grid: Grid | None = None) -> Tokens:
-    """The state of tokens x (B, T, C) before any merging: each stands for itself."""
+    """The state of tokens x (B, T, C) before any merging: each token stands for itself."""
     batch, count = x.shape[:2]
     index = torch.arange(count, device=x.device).expand(batch, count)
-    return Tokens(index, torch.ones(batch, count, device=x.device), grid)
+    return Tokens(index, torch.ones(batch, count, device=x.device), grid, input_grid=grid)
+
+
+def mean_positions(tokens: Tokens, prefix: int) -> Tensor:
+    """Where each patch lies in the image: the mean row and column of the input patches that it stands for.
+
+    Args:
+        tokens: the state, not soft. A pruned patch counts as a member of the token that it is shown as.
+        prefix: number of leading tokens that are not patches.
+
+    Returns:
+        (B, T - prefix, 2) float32: row and column in units of patches; the first patch is at (0, 0).
+
+    Raises:
+        ValueError: the grid of the input patches is not known.
+    """
+    if tokens.input_grid is None:
+        raise ValueError("merge.method: it uses the positions of patches, and the grid of these patches is not known")
+    rows, columns = tokens.input_grid
+    number = torch.arange(rows * columns, device=tokens.index.device)
+    place = torch.stack([number // columns, number % columns], dim=-1).float()  # (N, 2)
+    batch, count = tokens.size.shape[0], tokens.size.shape[1] - prefix
+    index = (tokens.index[:, prefix:] - prefix).unsqueeze(-1).expand(-1, -1, 3)
+    values = torch.cat([place, torch.ones_like(place[:, :1])], dim=1).expand(batch, -1, -1)
+    total = place.new_zeros(batch, count, 3).scatter_add(1, index, values)
+    return total[..., :2] / total[..., 2:]
 
 
 def merge(
@@ -57,28 +83,29 @@ def merge(
     attention: Tensor | None = None,
     depth: float = 0.0,
 ) -> tuple[Tensor, Tokens]:
-    """Lets a method take r patches away from x and replaces the tokens that it joins by their size-weighted mean.
+    """Removes r patches from x: replaces the tokens that a method joins by their size-weighted mean.
 
     Args:
         x: tokens (B, T, C), the `prefix` protected ones first.
         tokens: their state.
         metric: what the method compares tokens by, (B, T, D).
-        r: how many tokens fewer, as `effective_schedule` says for T - prefix patches; 0 changes nothing.
+        r: number of tokens to remove, as `effective_schedule` returns it for T - prefix patches; 0 changes nothing.
         merger: an entry of MERGERS.
-        prefix: how many leading tokens are protected.
-        attention: the attention that each token gets, (B, T), for methods that ask for it.
-        depth: the block's number over the number of blocks.
+        prefix: number of leading tokens that are protected.
+        attention: the attention that each token receives, (B, T), for methods that request it.
+        depth: the block's number divided by the number of blocks.
 
     Returns:
         x (B, T - r, C) and its state, prefix tokens first.
     """
     if r == 0:
         return x, tokens
-    # Matched in fp32 whatever autocast says: bf16 scores tie and swap pairs, and fp16 cannot count above 2,048.
+    # Matched in fp32 even under autocast: bf16 scores tie and swap pairs, and fp16 cannot count above 2,048.
     with torch.autocast(x.device.type, enabled=False):
         patches_attention = None if attention is None else attention[:, prefix:].float()
-        context = MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth)
-        # The choice of pairs has no derivative, so nothing of it is recorded for the backward pass.
+        position = mean_positions(tokens, prefix) if merger.position else None
+        context = MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth, position)
+        # The choice of pairs has no derivative, so it is not recorded for the backward pass.
         with torch.no_grad():
             assignment = merger.assign(metric[:, prefix:].float(), r, context)
         return apply_assignment(x, tokens, assignment, prefix)
@@ -87,7 +114,7 @@ def merge(
 def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: int) -> tuple[Tensor, Tokens]:
     """Merges x (B, T, C) by an assignment of its patches: a weighted mean over the tokens that share an index.
 
-    A token weighs its size, times the weight that the assignment gives it, if it gives one.
+    A token's weight is its size, multiplied by the weight in the assignment if there is one.
     """
     batch, channels, count = x.shape[0], x.shape[2], prefix + assignment.count
     protected = torch.arange(prefix, device=x.device).expand(batch, prefix)
@@ -99,24 +126,26 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
         kept, weight = tokens.size * (factor > 0), tokens.size * factor
     size = _sum_by_index(kept, index, count)
     total = size if assignment.weight is None else _sum_by_index(weight, index, count)
-    # Each token's share in its mean comes first: what is then added up needs no division, and a token alone stays as
-    # it is. index_add over all rows of the batch takes a tenth of a scatter_add along dimension 1 (docs/merging.md).
+    # Tokens are multiplied by their share in the mean before they are added up: no division is needed afterwards, and a
+    # token that merges with no other stays as it is. index_add over all rows of the batch takes a tenth of the time of
+    # a scatter_add along dimension 1 (docs/merging.md).
     parts = x * (weight / total.gather(1, index)).unsqueeze(-1)  # float32, whatever x is
     rows = (index + count * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()
     mean = parts.new_zeros(batch * count, channels).index_add(0, rows, parts.flatten(0, 1))
     mean = mean.view(batch, count, channels).to(x.dtype)
-    return mean, Tokens(index.gather(1, tokens.index), size, assignment.grid)
+    state = Tokens(index.gather(1, tokens.index), size, assignment.grid, input_grid=tokens.input_grid)
+    return mean, state
 
 
 def _sum_by_index(value: Tensor, index: Tensor, count: int) -> Tensor:
-    """(B, T) -> (B, count): the sum of the values that share an index."""
+    """Sums the values that share an index: (B, T) -> (B, count)."""
     return value.new_zeros(value.shape[0], count).scatter_add(1, index, value)
 
 
 def unmerge(x: Tensor, tokens: Tokens, prefix: int = 0) -> Tensor:
-    """Gives every input token its output token: (B, T, C) -> (B, P + N - prefix, C), the first `prefix` left out.
+    """Returns the output token of every input token except the first `prefix`: (B, T, C) -> (B, P + N - prefix, C).
 
-    In a soft state: the mean of the tokens that it is in, by its shares.
+    In a soft state: the mean of the tokens that it is part of, weighted by its shares.
     """
     if tokens.soft is not None:
         return tokens.soft.share[:, prefix:].to(x.dtype) @ x
@@ -124,21 +153,21 @@ def unmerge(x: Tensor, tokens: Tokens, prefix: int = 0) -> Tensor:
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of each image: x (B, T, C), index (B, K) -> (B, K, C).
+    """Selects rows of each image: x (B, T, C), index (B, K) -> (B, K, C).
 
-    What x.gather(1, ...) gives, in a part of the time: whole rows are copied, and added up in the backward pass.
+    The same as x.gather(1, ...), but faster: whole rows are copied, and added up in the backward pass.
     """
     rows = index + x.shape[1] * torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     return x.flatten(0, 1).index_select(0, rows.flatten()).view(*index.shape, x.shape[2])
 
 
 def log_size(tokens: Tokens) -> Tensor:
-    """log size, (B, T) float32; in a soft state, which can leave nothing of a token, at least log 1e-6."""
+    """The logarithm of the sizes, (B, T) float32; in a soft state, where sizes can reach 0, at least log 1e-6."""
     return tokens.size.log() if tokens.soft is None else tokens.size.clamp(min=1e-6).log()
 
 
 def size_bias(tokens: Tokens) -> Tensor | None:
-    """The bias of proportional attention, log size, (B, 1, 1, T) float32; None while nothing is merged.
+    """The bias of proportional attention, log size, (B, 1, 1, T) float32; None as long as nothing is merged.
 
     softmax(q k^T / sqrt(d) + log size) is attention over the duplicated tokens (Bolya et al., 2023, eq. 1).
     """

@@ -75,7 +75,8 @@ def soften(
     values = values.gather(1, order.unsqueeze(-1).expand_as(values)).to(x.dtype)
     share = torch.cat([share[:, :, :prefix], ceded, received, share[:, :, active:]], dim=2)
     share = share.gather(2, order.unsqueeze(1).expand_as(share))
-    return values, Tokens(share.argmax(-1), share.sum(1), soft=Soft(share, active - r))
+    soft = Soft(share, active - r)
+    return values, Tokens(share.argmax(-1), share.sum(1), soft=soft, input_grid=tokens.input_grid)
 
 
 def grouped(sources: Tensor, destinations: Tensor, r: int, temperature: float) -> tuple[Tensor, Tensor]:
