@@ -7,9 +7,9 @@ from math import prod
 from torch import Tensor, nn
 
 from .merging.contract import Grid
-from .merging.families import family_of
 from .merging.tokens import Tokens
 from .merging.wrapping import MergingBlocks, blocks_of, trace
+from .merging.wrapping.families import family_of
 from .settings import ModelSettings, UserError
 
 

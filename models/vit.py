@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .merging import Tokens, effective_schedule, initial_tokens, size_bias
 from .merging.contract import Grid
-from .merging.layer import MergeLayer, attend
+from .merging.layer import Attended, MergeLayer, Scores, attend
 from .merging.schedule import Plan
 from .merging.settings import MergeSettings
 from .settings import ModelSettings
@@ -106,7 +106,7 @@ class Block(nn.Module):
         source, bias = self.norm1(x), size_bias(tokens) if self.prop_attn else None
         attended, q, k = self.attn(source, bias)
         x = x + self.drop_path(attended)
-        x, tokens = self.merge(x, tokens, r, source, q, k, bias)
+        x, tokens = self.merge(x, tokens, r, Attended(source, lambda: Scores(q, k, bias)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x, tokens
 

@@ -1,6 +1,9 @@
-"""One block's attention by size, and its merging: what tokens are compared by, what attention they get, the merge."""
+"""Merging inside one block: the layer between attention and MLP, and attention with a bias for token sizes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,20 +14,51 @@ from .contract import Merger
 from .tokens import Tokens, merge
 
 METRICS = ("keys", "tokens", "learned")
-# Exporting needs a torch that has it.
+# Exporting needs a torch version that has this function.
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
-class MergeLayer(nn.Module):
-    """Merging as a block does it, between attention and MLP.
+class Scores(NamedTuple):
+    """What a block's attention scores are computed from: softmax(q k^T / sqrt(head_dim) + bias)."""
+
+    q: Tensor  # (B, heads, T, head_dim)
+    k: Tensor  # (B, heads, T, head_dim)
+    bias: Tensor | None  # broadcastable to (B, heads, T, T); None: no bias
+
+
+class Attended:
+    """A block's attention, as its MergeLayer and the hooks on it receive it.
 
     Args:
-        merger: the method, its options bound.
-        metric: "keys": the keys' mean over the heads (Bolya et al., 2023); "tokens": the tokens themselves; "learned":
-            a linear head on the attention's input, as wide as one attention head (Lee and Hong, 2024). It learns from
-            the soft form of a method that has one alone; with all others it stays as it is.
-        prefix: how many leading tokens are protected.
-        depth: the block's number over the number of blocks.
+        source: the attention's input, (B, T, C).
+        compute: returns the scores. It is called when they are first used, since a wrapped block in which nothing is
+            merged calls its own attention, which does not return them.
+    """
+
+    def __init__(self, source: Tensor, compute: Callable[[], Scores]) -> None:
+        self.source, self._compute, self._scores = source, compute, None
+
+    @property
+    def scores(self) -> Scores:
+        """Queries, keys and bias."""
+        if self._scores is None:
+            self._scores: Scores | None = self._compute()
+        return self._scores
+
+
+class MergeLayer(nn.Module):
+    """Merging in a block, between attention and MLP.
+
+    Every block with merging calls its layer in every forward pass, also where it removes no patch (r = 0), so that a
+    hook on it sees the tokens and the attention of every block.
+
+    Args:
+        merger: the method with its options.
+        metric: what tokens are compared by. "keys": the keys averaged over the heads (Bolya et al., 2023); "tokens":
+            the tokens themselves; "learned": a linear head on the attention's input, as wide as one attention head
+            (Lee and Hong, 2024). The head learns only from a method with a soft form; with others it stays as it is.
+        prefix: number of leading tokens that are protected.
+        depth: the block's number divided by the number of blocks.
         dim: width of a token.
         head_dim: width of an attention head.
     """
@@ -34,25 +68,24 @@ class MergeLayer(nn.Module):
         self.merger, self.metric, self.prefix, self.depth = merger, metric, prefix, depth
         self.head = nn.Linear(dim, head_dim) if metric == "learned" else None
 
-    def forward(
-        self, x: Tensor, tokens: Tokens, r: int, source: Tensor, q: Tensor, k: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tokens]:
-        """Merges r patches away.
+    def forward(self, x: Tensor, tokens: Tokens, r: int, attended: Attended) -> tuple[Tensor, Tokens]:
+        """Removes r patches by merging.
 
         Args:
             x: tokens after attention, (B, T, C).
             tokens: their state.
-            r: how many.
-            source: what attention saw, (B, T, C).
-            q, k: its queries and keys, (B, heads, T, head_dim).
-            bias: what it added to its scores, broadcastable to (B, heads, T, T); None: nothing.
+            r: number of patches to remove; 0 changes nothing.
+            attended: the block's attention.
+
+        Returns:
+            Tokens (B, T - r, C) and their state.
         """
         if r == 0:
             return x, tokens
-        attention = None
+        scores, attention = attended.scores, None
         if self.merger.attention is not None:
-            attention = attention_received(q, k, bias, self.merger.attention)
-        metric = self.compared(x, source, k)
+            attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attention)
+        metric = self.compared(x, attended.source, scores.k)
         if self.training and self.merger.soft is not None:
             with torch.autocast(x.device.type, enabled=False):
                 return self.merger.soft(x, tokens, metric, r, self.prefix)
@@ -62,33 +95,36 @@ class MergeLayer(nn.Module):
         """What the method compares tokens by, (B, T, D) float32."""
         if self.metric == "keys":
             return k.mean(1, dtype=torch.float32)
-        return (x if self.metric == "tokens" else self.head(source.detach())).float()
+        if self.head is None:
+            return x.float()
+        return self.head(source.detach()).float()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
     """Fused attention: q, k, v (B, heads, T, head_dim), bias broadcastable to (B, heads, T, T) -> (B, T, heads x dim).
 
-    On a CPU it is computed in fp32 while training: in bf16 the fused kernel's backward pass takes up to four times that
-    (docs/performance.md).
+    On a CPU it is computed in fp32 during training: in bf16 the fused kernel's backward pass takes up to four times as
+    long (docs/performance.md).
     """
     dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else v.dtype
     mask = None if bias is None else bias.to(dtype)
     with torch.autocast(q.device.type, enabled=False):
         out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout)
     out = out.to(v.dtype)
-    if _exporting():  # what a converter puts in the place of the fused kernel has strides that do not allow the view
+    if _exporting():  # the operator that a converter substitutes for the fused kernel returns strides without this view
         out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
     return rearrange(out, "b h t d -> b t (h d)")
 
 
 @torch.no_grad()
 def attention_received(q: Tensor, k: Tensor, bias: Tensor | None, of: str) -> Tensor:
-    """The share of attention that each token gets, mean over the heads, (B, T) float32.
+    """The share of attention that each token receives, averaged over the heads, (B, T) float32.
 
     Args:
         q, k: queries and keys, (B, heads, T, head_dim).
         bias: added to the scores, broadcastable to (B, heads, T, T).
-        of: "class": from the first token alone, T x head_dim MACs a head; "all": mean over all T tokens, T times that.
+        of: "class": from the first token alone, T x head_dim MACs per head; "all": averaged over all T tokens, which
+            costs T times as much.
     """
     if of == "class":
         q = q[:, :, :1]

@@ -11,8 +11,8 @@ from torch import nn
 
 from models import build_model
 from models.merging import unwrap, wrap
-from models.merging.families import SERVED
 from models.merging.wrapping import blocks_of, schedule_of, trace
+from models.merging.wrapping.families import SERVED
 from models.settings import UserError
 from tests.models.merging.wrapped_models import TINY, built, container, gradients, images
 
@@ -73,7 +73,7 @@ REFUSED = {
     "ConvNeXt convolves": lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
     "Eva rotates queries and keys": lambda: timm.models.Eva(**TINY, use_rot_pos_emb=True),
     "VisionTransformer merges by itself": lambda: build_model("vit", **TINY),
-    f"Linear is not a model that merging knows; wrap takes {SERVED}": lambda: nn.Linear(1, 1),
+    f"Linear is not a model that wrap supports; wrap takes {SERVED}": lambda: nn.Linear(1, 1),
     "OptimizedModule holds the model already": lambda: torch.compile(built()),
     "blocks.0 is a ParallelScalingBlock, which computes attention and MLP side by side": lambda: with_blocks(
         vision_transformer.ParallelScalingBlock
@@ -81,15 +81,15 @@ REFUSED = {
     "blocks.0 is a ParallelThingsBlock, which has several attentions": lambda: with_blocks(
         vision_transformer.ParallelThingsBlock
     ),
-    "blocks.0 is a OwnBlock, which merging does not know": lambda: with_blocks(OwnBlock),
+    "blocks.0 is a OwnBlock, which wrap does not support": lambda: with_blocks(OwnBlock),
     "OwnFlow has a forward_features of its own": lambda: OwnFlow(**TINY),
     "blocks.1.attn has hooks or a forward of its own": lambda: changed(replace_forward),
     "blocks.2 has hooks": lambda: changed(lambda m: m.blocks[2].register_forward_hook(lambda *_: None)),
-    "blocks is a Twice, which merging does not know; it stands in for a Sequential": lambda: changed(replace_container),
+    "blocks is a Twice, which wrap does not support; it replaces a Sequential": lambda: changed(replace_container),
     "blocks has hooks or a forward of its own": lambda: changed(replace_container_s_forward),
     "blocks has hooks": lambda: changed(lambda m: m.blocks.register_forward_hook(lambda *_: None)),
     "blocks has hooks or a forward of its own, which": lambda: changed(hook_wrapped_blocks),
-    "blocks.1.attn has relative, which merging does not know": lambda: changed(add_part),
+    "blocks.1.attn has relative, which wrap does not support": lambda: changed(add_part),
 }
 
 
@@ -105,7 +105,7 @@ def test_lora_in_place_of_torchvision_s_attention_is_refused():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["self_attention"])
     adapted = peft.get_peft_model(wrap(built("torchvision"), r=4), config)
-    with pytest.raises(UserError, match="block encoder_layer_0.self_attention is a MultiheadAttention; merging knows"):
+    with pytest.raises(UserError, match="block encoder_layer_0.self_attention is a MultiheadAttention; wrap supports"):
         adapted(images())
 
 
@@ -148,7 +148,7 @@ def test_lora_in_beit_s_qkv_takes_part_where_it_is_called(separate):
 
 @pytest.mark.skipif(not hasattr(vision_transformer, "DiffAttention"), reason="this timm has no differential attention")
 def test_differential_attention_is_refused():
-    with pytest.raises(UserError, match="blocks.0.attn is a DiffAttention; merging knows .*Attention"):
+    with pytest.raises(UserError, match="blocks.0.attn is a DiffAttention; wrap supports .*Attention"):
         wrap(VisionTransformer(**TINY, attn_layer="diff"), r=2)
 
 
@@ -176,7 +176,9 @@ def test_settings_that_do_not_fit_are_refused(name, options, line):
 @pytest.mark.parametrize("method", ["pool", "grid"])
 def test_patch_dropout_leaves_no_grid(method):
     model = built(patch_drop_rate=0.25)
-    line = f"merge.method = '{method}': it keeps a grid, and patch_drop_rate = 0.25 leaves none in training; build the"
+    line = (
+        f"merge.method = '{method}': it keeps a grid, and patch_drop_rate = 0.25 leaves no grid in training; build the"
+    )
     with pytest.raises(UserError, match=line):
         wrap(model, method=method, r=12)
     assert wrap(model, r=2).train()(images()).isfinite().all()
@@ -218,7 +220,7 @@ def test_a_model_without_an_image_size_merges_images_of_any():
     wrap(model, r=4)
     for size in (32, 48):
         assert trace(model, images(size=size))[1].size.shape[1] == 1 + (size // 8) ** 2 - 12
-    with pytest.raises(UserError, match="img_size = None: how many patches there are is known with an image"):
+    with pytest.raises(UserError, match="img_size = None: the number of patches depends on the image"):
         schedule_of(model)
     with pytest.raises(UserError, match="this VisionTransformer takes images of any size"):
         wrap(model, method="grid", r=4)

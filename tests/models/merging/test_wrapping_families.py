@@ -13,9 +13,10 @@ from engine.cost.formulas import formula_macs
 from engine.cost.macs import measure
 from models import build_model
 from models.merging import MERGERS, Tokens, initial_tokens, unwrap, wrap
-from models.merging.families import KINDS, attention_width, between_tokens
 from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace
+from models.merging.wrapping.equations import between_tokens
+from models.merging.wrapping.families import KINDS, attention_width
 from models.settings import UserError, check
 from models.vit import ViTSettings
 from tests.models.merging.wrapped_models import ALL, MODELS, PATCHES, TINY, built, container, images, prefix_of
@@ -97,7 +98,7 @@ def test_a_block_s_equations_are_the_block_with_its_dropout(name):
         torch.manual_seed(3)
         expected = block(x, **given)
         torch.manual_seed(3)
-        out, _ = KINDS[type(block)].run(block, x, initial_tokens(x), 0, layer, None, **given)
+        out, _ = KINDS[type(block)].run(block, x, initial_tokens(x), 0, layer, None, own=False, **given)
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(expected, block.eval()(x, **given), atol=1e-2)
 

@@ -1,0 +1,164 @@
+"""Merging for ViTs of other libraries: `wrap` adds it, `unwrap` removes it.
+
+    model = timm.create_model("deit3_base_patch16_224", pretrained=True)
+    wrap(model, method="tome", r=13)
+
+Only the container of the blocks is replaced: the blocks are the same modules under the same names, and between them
+tokens and their state are local values. The output of the container is as long as its input: each input token's place
+holds the token that it became part of. So whatever the model does next works without knowledge of merging: a mean over
+patches weights tokens by size, a pooling attention is proportional, and a map is a map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ...settings import UserError, check
+from ..layer import MergeLayer
+from ..schedule import Plan
+from ..settings import MergeSettings
+from ..tokens import Tokens
+from .blocks import MergingBlocks
+from .families import attention_width, family_of, kind_of
+from .refusals import check_block, check_container, check_hooks, check_needs
+
+__all__ = ["MergingBlocks", "blocks_of", "schedule_of", "trace", "unwrap", "wrap"]
+
+
+def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> nn.Module:
+    """Adds token merging to a timm VisionTransformer or Beit, or a torchvision VisionTransformer, in place.
+
+    Parameters and their names stay as they are; a learned metric adds its heads, `<blocks>.merging.<i>.head`. Blocks
+    call their own attention until something is merged: with r=0 the output of the model is the same to the last bit.
+    Wrapping a wrapped model replaces its settings; learned heads are kept if the new settings have a learned metric
+    too, and removed otherwise. Add LoRA before wrapping: peft freezes all parameters that it finds, learned heads
+    included.
+
+    Relative position biases (Beit) between merged tokens are means, see `between_tokens` in equations.py.
+    A hook on a block's merge layer, `<blocks>.merging[i]`, runs in every forward pass, with r=0 too; so do hooks on the
+    block's parts. Hooks on a block itself do not run, and hooks on its attention only until something is merged. A
+    patch that `topk` pruned becomes, after the last block, the kept patch that is most similar to it.
+
+    Args:
+        model: the model, or peft's model around it.
+        method: a key of MERGERS.
+        r: tokens that each block removes: n, a list, {"first": n, "last": n}; of {"train": [a, b]} the middle.
+        others: other keys of the `merge:` section: keep, metric, prop_attn, and a method's own options.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: invalid settings or a model that is not supported, with the reason.
+    """
+    settings = check(MergeSettings, {"method": method, "r": r, **others}, where="merge")
+    vit = _inside(model)
+    family = family_of(vit)
+    old = vit.get_submodule(family.blocks)
+    wrapped = isinstance(old, MergingBlocks)
+    (check_hooks if wrapped else check_container)(old, family.blocks)
+    # Not named_children(), which omits the second occurrence of a block.
+    blocks = {name: block for name, block in old._modules.items() if not wrapped or name in old.names}
+    for name, block in blocks.items():
+        path = f"{family.blocks}.{name}"
+        check_block(block, path, kind_of(block, path))
+    check_needs(settings.merger(), settings.method, vit, family)
+    merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
+    new = MergingBlocks(
+        blocks,
+        merging,
+        settings,
+        _plan(settings, len(blocks)),
+        family.prefix(vit),
+        family.layout(vit),
+        old.container if wrapped else type(old),
+    )
+    if wrapped:
+        for layer, before in zip(new.merging, old.merging, strict=True):
+            layer.head = before.head if layer.head is not None and before.head is not None else layer.head
+    if new.layout()[0] is not None:
+        new.schedule()
+    new.merging.train(old.training)
+    _replace(vit, family.blocks, new)
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Removes merging, in place: the blocks go back into a container of their original class.
+
+    Raises:
+        UserError: a model that is not wrapped, or whose container has hooks.
+    """
+    vit = _inside(model)
+    merging = blocks_of(model)
+    check_hooks(merging, family_of(vit).blocks)
+    container = merging.container()
+    for name in merging.names:
+        container.add_module(name, merging.get_submodule(name))
+    _replace(vit, family_of(vit).blocks, container)
+    return model
+
+
+def blocks_of(model: nn.Module) -> MergingBlocks:
+    """The blocks of a wrapped model: `blocks_of(model).plan = [8] * 12` changes the numbers of patches to remove.
+
+    Raises:
+        UserError: a model that is not wrapped.
+    """
+    vit = _inside(model)
+    blocks = vit.get_submodule(family_of(vit).blocks)
+    if not isinstance(blocks, MergingBlocks):
+        raise UserError(f"this {type(vit).__name__} is not wrapped; {__package__.rpartition('.')[0]}.wrap does that")
+    return blocks
+
+
+def schedule_of(model: nn.Module) -> list[int]:
+    """The number of patches that each block of a wrapped model removes, at the model's image size."""
+    return blocks_of(model).schedule()
+
+
+def trace(model: nn.Module, *inputs: Any) -> tuple[Any, Tokens]:
+    """Runs a wrapped model and returns which tokens were merged.
+
+    Returns:
+        The output of the model, and the state after the last block: `index` maps input tokens to tokens.
+    """
+    seen: list[Tokens] = []
+    hook = blocks_of(model).unmerge.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    try:
+        output = model(*inputs)
+    finally:
+        hook.remove()
+    return output, seen[-1]
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The model inside peft's model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _plan(settings: MergeSettings, depth: int) -> Plan:
+    if not settings.solved:
+        key = "target_ratio" if settings.target_gmacs is None else "target_gmacs"
+        raise UserError(f"merge.{key} = {getattr(settings, key)}: wrap solves no budget; say it by r or keep")
+    try:
+        return settings.plan(depth)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _layers(settings: MergeSettings, prefix: int, width: int, blocks: list[nn.Module]) -> list[MergeLayer]:
+    merger, metric, layers = settings.merger(), settings.compared_by(), []
+    for i, block in enumerate(blocks):
+        layer = MergeLayer(merger, metric, prefix, i / len(blocks), width, attention_width(block))
+        weight = next(p for p in block.parameters() if p.is_floating_point())
+        layers.append(layer.to(device=weight.device, dtype=weight.dtype))
+    return layers
+
+
+def _replace(model: nn.Module, path: str, container: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    container.training = model.get_submodule(path).training
+    setattr(model.get_submodule(parent), name, container)

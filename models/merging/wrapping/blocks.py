@@ -1,0 +1,192 @@
+"""The container that `wrap` substitutes: the model's own blocks, with merging between attention and MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...settings import UserError
+from ..contract import Grid
+from ..layer import MergeLayer
+from ..schedule import Plan, check_plan, effective_schedule
+from ..settings import MergeSettings
+from ..tokens import Tokens, initial_tokens, size_bias, unmerge
+from .families import kind_of
+from .kinds import Layout
+
+
+class Unmerge(nn.Module):
+    """Returns to one token for each input token. A module, so that a hook on it sees the state (see `trace`)."""
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Tokens (B, T, C) and their state -> (B, P + N, C)."""
+        return unmerge(x, tokens) if tokens.merged else x
+
+
+class MergingBlocks(nn.Module):
+    """A model's blocks with merging inside; replaces their container.
+
+    Args:
+        blocks: the blocks by name.
+        layers: the blocks' merge layers.
+        settings: how tokens are merged.
+        plan: the number of patches to remove, or the share to keep, requested from each block.
+        prefix: number of leading tokens that are protected.
+        layout: returns rows and columns of the patches.
+        container: class of the container that this module replaces.
+
+    Attributes:
+        plan: may be set to another plan at any time.
+        merging: the merge layers, one per block. Each is called in every forward pass, also where r = 0.
+    """
+
+    def __init__(
+        self,
+        blocks: dict[str, nn.Module],
+        layers: list[MergeLayer],
+        settings: MergeSettings,
+        plan: Plan,
+        prefix: int,
+        layout: Layout,
+        container: type[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.names = tuple(blocks)
+        for name, block in blocks.items():
+            self.add_module(name, block)
+        self.merging, self.unmerge = nn.ModuleList(layers), Unmerge()
+        self.settings, self.merger, self.plan = settings, settings.merger(), plan
+        self.prefix, self.layout, self.container = prefix, layout, container
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        check_plan(plan)
+        self._plan = list(plan)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """Tokens (B, P + N, C) through all blocks -> (B, P + N, C)."""
+        tokens, schedule = self.begin(x)
+        for position, r in enumerate(schedule):
+            x, tokens = self.run(position, x, tokens, r, **options)
+        return self.unmerge(x, tokens)
+
+    def begin(self, x: Tensor) -> tuple[Tokens, list[int]]:
+        """The state of tokens x (B, P + N, C) before the first block, and the number of patches each block removes."""
+        patches = x.shape[1] - self.prefix
+        return initial_tokens(x, self.grid(patches)), self.schedule(patches)
+
+    def run(self, position: int, x: Tensor, tokens: Tokens, r: int, **options: Any) -> tuple[Tensor, Tokens]:
+        """Runs one block: with its own attention as long as nothing is merged, with its kind's equations afterwards."""
+        block = self[position]
+        kind = kind_of(block, f"block {self.names[position]}")
+        options = {key: value for key, value in options.items() if value is not None and value is not False}
+        own = r == 0 and not tokens.merged
+        if not own and (unsupported := sorted(options.keys() - kind.options)):
+            raise UserError(f"{unsupported[0]}: does not follow merged tokens; omit it, or unwrap the model")
+        bias = size_bias(tokens) if self.settings.prop_attn else None
+        return kind.run(block, x, tokens, r, self.merging[position], bias, own=own, **options)
+
+    def grid(self, patches: int) -> Grid | None:
+        """Rows and columns of so many patches; None where they are not known: images of any size, patch dropout."""
+        grid, fixed = self.layout()
+        return grid if fixed and prod(grid) == patches else None
+
+    def schedule(self, patches: int | None = None) -> list[int]:
+        """The number of patches that each block removes.
+
+        Args:
+            patches: number of patches that enter the first block; None: as many as the model's image size has.
+
+        Raises:
+            UserError: a plan of another length, or a model without an image size and no number of patches.
+        """
+        if patches is None:
+            grid, _ = self.layout()
+            if grid is None:
+                raise UserError("img_size = None: the number of patches depends on the image; use `trace`")
+            patches = prod(grid)
+        if len(self.plan) != len(self):
+            raise UserError(f"plan has {len(self.plan)} entries; the model has {len(self)} blocks")
+        return effective_schedule(self.plan, patches, self.merger, self.grid(patches))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int | slice) -> nn.Module:
+        """The block itself; for a slice, these blocks with their merging."""
+        if isinstance(key, slice):
+            blocks = {name: self._modules[name] for name in self.names[key]}
+            layers, plan = list(self.merging[key]), self.plan[key]
+            part = MergingBlocks(blocks, layers, self.settings, plan, self.prefix, self.layout, self.container)
+            part.training = self.training
+            return part
+        return self._modules[self.names[key]]
+
+    def __iter__(self) -> Iterator[Step]:
+        """For models that loop over their blocks: one step per block; the steps of one loop share the state."""
+        run = Run()
+        return iter([Step(self, position, run) for position in range(len(self))])
+
+
+@dataclass
+class Run:
+    """The state of one loop over the blocks.
+
+    Attributes:
+        schedule: the number of patches that each block removes.
+        after: by block, its output tokens, their state, and what the step returned.
+    """
+
+    schedule: list[int] = field(default_factory=list)
+    after: dict[int, tuple[Tensor, Tokens, Tensor]] = field(default_factory=dict)
+
+
+class Step:
+    """A block as a loop over the blocks sees it: its call takes and returns one token for each input token.
+
+    All attributes are those of the block, so that `for block in model.blocks: block.attn ...` works as before.
+    """
+
+    def __init__(self, blocks: MergingBlocks, position: int, run: Run) -> None:
+        vars(self).update(_blocks=blocks, _position=position, _run=run, _block=blocks[position])
+
+    def __call__(self, x: Tensor, **options: Any) -> Tensor:
+        blocks, position, run = self._blocks, self._position, self._run
+        name = f"block {blocks.names[position]}"
+        if position == 0:
+            tokens, run.schedule = blocks.begin(x)
+        elif position - 1 not in run.after:
+            raise UserError(f"{name}: merged tokens go through every block, in order")
+        else:
+            before, tokens, returned = run.after[position - 1]
+            # A checkpointed block is run a second time, on the tensor that autograd saved for it.
+            if tokens.merged and x is not returned and position not in run.after:
+                raise UserError(
+                    f"{name}: its input is not the output of the block before it, and merged tokens cannot follow"
+                )
+            if tokens.merged and x.requires_grad and not before.requires_grad:
+                raise UserError(
+                    f"{name}: gradient checkpointing with use_reentrant=True would lose merged tokens' "
+                    "gradients; timm before 1.0.13 has no other kind"
+                )
+            x = before if tokens.merged else x
+        x, tokens = blocks.run(position, x, tokens, run.schedule[position], **options)
+        out = blocks.unmerge(x, tokens)
+        run.after.setdefault(position, (x, tokens, out))
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_block" not in vars(self):  # looked up by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._block, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._block, name, value)

@@ -1,0 +1,126 @@
+"""The families of ViTs that `wrap` supports, and their kinds of blocks, in timm and torchvision.
+
+A new family is an entry in FAMILIES; a new kind of block is an entry in KINDS and its equations in equations.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from timm.models import beit, vision_transformer
+from torch import nn
+from torchvision.models import vision_transformer as torchvision_vit
+
+from ...settings import UserError
+from ..contract import Grid
+from .equations import beit_block, post_norm_block, torchvision_block, vit_block
+from .kinds import Family, Kind
+from .refusals import check_by_weight, why_not
+
+SERVED = "timm's VisionTransformer and Beit, and torchvision's VisionTransformer"
+
+
+def _timm_layout(patch_embed: Any) -> tuple[Grid | None, bool]:
+    if patch_embed.grid_size is None:
+        return None, False
+    rows, columns = patch_embed.grid_size
+    return (rows, columns), getattr(patch_embed, "strict_img_size", False)
+
+
+def _fixed_layout(side: int) -> tuple[Grid, bool]:
+    return (side, side), True
+
+
+FAMILIES = {
+    vision_transformer.VisionTransformer: Family(
+        blocks="blocks",
+        width=lambda model: model.embed_dim,
+        prefix=lambda model: model.num_prefix_tokens,
+        class_token=lambda model: model.has_class_token,
+        # Evaluated on every call, since set_input_size changes it.
+        layout=lambda model: partial(_timm_layout, model.patch_embed),
+    ),
+    beit.Beit: Family(
+        blocks="blocks",
+        width=lambda model: model.embed_dim,
+        prefix=lambda model: model.num_prefix_tokens,
+        class_token=lambda model: True,
+        layout=lambda model: partial(_timm_layout, model.patch_embed),
+    ),
+    torchvision_vit.VisionTransformer: Family(
+        blocks="encoder.layers",
+        width=lambda model: model.hidden_dim,
+        prefix=lambda model: 1,
+        class_token=lambda model: True,
+        layout=lambda model: partial(_fixed_layout, model.image_size // model.patch_size),
+    ),
+}
+
+
+def family_of(model: nn.Module) -> Family:
+    """Returns the family of a model.
+
+    Raises:
+        UserError: a model of no family, or of a class with a forward of its own.
+    """
+    cls = type(model)
+    base = next((base for base in cls.__mro__ if base in FAMILIES), None)
+    if base is None:
+        raise UserError(f"{cls.__name__} {why_not(cls, 'is not a model that wrap supports')}; wrap takes {SERVED}")
+    for method in ("forward", "forward_features"):
+        if getattr(cls, method, None) is not getattr(base, method, None) or method in vars(model):
+            raise UserError(f"{cls.__name__} has a {method} of its own; wrap supports that of {base.__name__} alone")
+    return FAMILIES[base]
+
+
+_TIMM = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
+_BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
+KINDS = {
+    vision_transformer.Block: Kind(vit_block, ("attn", vision_transformer.Attention), _BLOCK | {"ls1", "ls2"}, _TIMM),
+    vision_transformer.ResPostBlock: Kind(post_norm_block, ("attn", vision_transformer.Attention), _BLOCK, _TIMM),
+    beit.Block: Kind(
+        beit_block,
+        ("attn", beit.Attention),
+        _BLOCK | {"gamma_1", "gamma_2"},
+        frozenset({"qkv", "q_bias", "v_bias", "relative_position_bias_table", "attn_drop", "proj", "proj_drop"}),
+        frozenset({"shared_rel_pos_bias"}),
+        by_weight=lambda attn: "" if attn.q_bias is None or attn.qkv_bias_separate else "qkv",
+        adaptable=("proj", "fc1", "fc2"),
+    ),
+    torchvision_vit.EncoderBlock: Kind(
+        torchvision_block,
+        ("self_attention", nn.MultiheadAttention),
+        frozenset({"ln_1", "self_attention", "dropout", "ln_2", "mlp"}),
+        frozenset({"in_proj_weight", "in_proj_bias", "out_proj"}),
+        by_weight=lambda attn: "out_proj",
+        adaptable=("mlp.0", "mlp.3"),
+    ),
+}
+
+
+def kind_of(block: nn.Module, name: str) -> Kind:
+    """Returns the kind of a block.
+
+    Raises:
+        UserError: a block or an attention of an unknown class, which includes subclasses of known ones, or an adapter
+            where it would have no effect.
+    """
+    kind = KINDS.get(type(block))
+    if kind is None:
+        raise UserError(f"{name} is a {type(block).__name__}, which {why_not(type(block), 'wrap does not support')}")
+    where, expected = kind.attention
+    attn = getattr(block, where)
+    if type(attn) is not expected:
+        raise UserError(
+            f"{name}.{where} is a {type(attn).__name__}; wrap supports {expected.__module__}.{expected.__name__}"
+        )
+    check_by_weight(attn, f"{name}.{where}", kind)
+    return kind
+
+
+def attention_width(block: nn.Module) -> int:
+    """Width of an attention head."""
+    attn = getattr(block, kind_of(block, "block").attention[0])
+    width = attn.embed_dim if isinstance(attn, nn.MultiheadAttention) else attn.proj.in_features
+    return width // attn.num_heads
