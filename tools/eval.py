@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds what would keep the files from being written before anything is computed."""
     from engine.files import demand_writable
-    from engine.runs.folder import FILES
+    from engine.runs.folder import RunFolder
     from models.settings import UserError
 
     given = {"--json": args.json, "--plot": args.plot}
@@ -79,7 +79,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if path is None:
             continue
         demand_writable(option, path, f"evaluated.{'json' if option == '--json' else 'png'}")
-        if path.name in FILES and (path.parent / "settings.yaml").exists():
+        if RunFolder(path.parent).owns(path):
             raise UserError(f"{option} {path}: is a file of the run itself; give another name")
     if args.json and args.plot and args.json.resolve() == args.plot.resolve():
         raise UserError(f"--plot {args.plot}: is the file of --json; give another")
@@ -88,13 +88,13 @@ def check_outputs(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from engine.files import write_json_atomic
     from engine.measure.ensembles import load_folds
-    from engine.runs.folds import holds_folds
+    from engine.runs.folder import RunFolder
     from engine.runs.restore import load_run, read_settings
     from models.settings import UserError
 
     if twice := [run for i, run in enumerate(args.run) if run.resolve() in [r.resolve() for r in args.run[:i]]]:
         raise UserError(f"--run {twice[0]}: given twice; give it once")
-    whole = [holds_folds(folder) for folder in args.run]
+    whole = [RunFolder(folder).holds_folds for folder in args.run]
     if any(whole) and not all(whole):
         one, folds = (args.run[whole.index(kind)] for kind in (False, True))
         raise UserError(f"--run {one}: is one run, and {folds} holds folds; give folders of one kind")
@@ -181,7 +181,7 @@ def compare(args: argparse.Namespace, folder: Path, run: FinishedRun, found: Eva
             f"tokens removed by each block: {removed_per_block(run.model)}; {gmacs:.4f} GMACs"
         )
     elif found and run.results and args.split == "test" and args.weights == "best" and not args.tta:
-        stored = run.results[f"test_{next(iter(found.metrics))}"]
+        stored = run.results.test_score
         said = f"results.json says {100 * stored:.2f} %"
         if found.score != stored:
             return f"{folder}: {said}"
@@ -214,7 +214,7 @@ def evaluated(
     from engine.measure.ensembles import evaluate_run
     from engine.measure.metrics import METRICS
 
-    thresholds = (run.results or {}).get("thresholds")
+    thresholds = run.results.thresholds if run.results else None
     if not thresholds:
         return evaluate_run(run, split, keep_logits=keep_logits, mirror=mirror), None
     found = evaluate_run(run, split, keep_logits=True, mirror=mirror)

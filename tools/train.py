@@ -24,6 +24,8 @@ from engine.settings.schema import schema
 from models.settings import UserError
 
 if TYPE_CHECKING:
+    from engine.runs.folder import RunFolder
+    from engine.runs.results import Results
     from engine.settings.schema import RunSettings
 
 
@@ -49,90 +51,89 @@ def main(argv: list[str]) -> None:
 
         write_text_atomic(args.schema, json.dumps(schema(), indent=2) + "\n")
         return
-    stored = Path(args.resume) / "settings.yaml" if isinstance(args.resume, str) else None
-    if stored and not stored.is_file():
-        raise UserError(f"--resume {args.resume}: no run (no settings.yaml); give the folder that training printed")
-    settings = load_settings(args.cfg or str(stored), args.overrides)
+    from engine.runs.folder import RunFolder
+
+    stored = RunFolder(args.resume) if isinstance(args.resume, str) else None
+    if stored and not stored.is_run:
+        name = stored.settings_file.name
+        raise UserError(f"--resume {stored}: no run (no {name}); give the folder that training printed")
+    settings = load_settings(args.cfg, args.overrides) if args.cfg else stored.settings_with(args.overrides)
     if args.print:
         print(to_yaml(settings), end="")
         return
 
-    from engine.runs.folder import open_run
     from engine.train.experiment import run_experiment
 
-    folder = stored.parent if stored else Path(settings.out) / settings.name
+    run = stored or RunFolder(Path(settings.out) / settings.name)
     if settings.split.folds:
-        if stored:
-            folder = parent_of(folder, settings)
-        train_folds(settings, folder, bool(args.resume))
+        train_folds(settings, folder_of_folds(stored, settings) if stored else run, resume=bool(args.resume))
         return
-    with open_run(folder, resume=bool(args.resume)):
-        results = run_experiment(settings, folder, resume=bool(args.resume))
-    report(results, folder)
+    with run.lock(resume=bool(args.resume)):
+        results = run_experiment(settings, run.path, resume=bool(args.resume))
+    report(results, run.path)
 
 
-def parent_of(folder: Path, settings: RunSettings) -> Path:
+def folder_of_folds(run: RunFolder, settings: RunSettings) -> RunFolder:
     """The folder of all folds, where --resume names it or one of the folds."""
-    fold = load_settings(str(folder / "settings.yaml")).split.fold
+    fold = run.settings.split.fold
     if fold is None:
-        return folder
+        return run
     if settings.split.fold != fold:
-        others = folder.absolute().parent
-        raise UserError(f"split.fold = {settings.split.fold}: {folder} is fold {fold}; resume {others}")
-    if folder.absolute().name != f"fold{fold}":
-        raise UserError(f"--resume {folder}: fold {fold} of split.folds; give the folder its name fold{fold} again")
-    return folder.parent if folder.name else folder.absolute().parent
+        others = run.path.absolute().parent
+        raise UserError(f"split.fold = {settings.split.fold}: {run} is fold {fold}; resume {others}")
+    return run.folder_of_folds()
 
 
-def train_folds(settings: RunSettings, folder: Path, resume: bool) -> None:
-    from engine.runs.folds import fold_folders, unfinished
+def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool) -> None:
     from engine.train.folds import run_folds, summarise
 
+    folder = run.path
     ran = run_folds(settings, folder, resume)
     if settings.split.fold is not None:
-        report(ran[settings.split.fold], fold_folders(folder, settings)[settings.split.fold])
-    if missing := unfinished(settings, folder):
+        report(ran[settings.split.fold], run.fold(settings.split.fold).path)
+    if missing := run.unfinished_folds():
         names = ", ".join(map(str, missing))
         print(f"folds           {names} not finished; all of them: tools/train.py --resume {folder}")
     else:
         report_folds(summarise(settings, folder), folder)
 
 
-def report(results: dict, folder: Path) -> None:
-    """Prints what `results.json` holds. An older run's has no metric, which was top-1, and no share: all learnt."""
+def report(results: Results, folder: Path) -> None:
+    """Prints what a run measured."""
     print()
     report_test(results)
-    share = results.get("trained_share", 1)
+    share = results.trained_share
     learnt = "" if share == 1 else f", of which {100 * share:.2f} % learnt"
-    print(f"parameters      {results['params'] / 1e6:.3f} M{learnt}")
-    print(f"GMACs           {results['gmacs']:.4f}  (one MAC is two FLOPs)")
-    print(f"training        {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s")
+    print(f"parameters      {results.params / 1e6:.3f} M{learnt}")
+    print(f"GMACs           {results.gmacs:.4f}  (one MAC is two FLOPs)")
+    print(f"training        {results.seconds:.0f} s, {results.images_per_second:.0f} images/s")
     print(f"run folder      {folder}")
     print(f"curves          tensorboard --logdir {folder}")
 
 
-def report_test(results: dict) -> None:
+def report_test(results: Results) -> None:
     """Prints what the test images say, or that there are none."""
     from engine.measure.intervals import percent, wilson
-    from engine.tasks import ONE_LABEL, task_with_metric
+    from engine.tasks import task_with_metric
 
-    metric = results.get("metric", ONE_LABEL.main_metric)
+    metric = results.metric
     task = task_with_metric(metric)
     title = task.score_title
-    if results["test_images"]:
+    if results.test_images:
         others = [
-            f"{task.titles[name]} {100 * results[f'test_{name}']:.2f} %, " for name in task.titles if name != metric
+            f"{task.titles[name]} {100 * score:.2f} %, "
+            for name, score in results.test_metrics.items()
+            if name != metric and name in task.titles
         ]
         print(
-            f"{f'test {title}':<14}  {100 * results[f'test_{metric}']:.2f} %  "
-            f"({''.join(others)}{results['test_images']} images)"
+            f"{f'test {title}':<14}  {100 * results.test_score:.2f} %  ({''.join(others)}{results.test_images} images)"
         )
-        if results.get("test_interval"):
-            print(f"95 % interval   {percent(results['test_interval'])} %")
+        if results.test_interval:
+            print(f"95 % interval   {percent(results.test_interval)} %")
         return
     print(f"{f'test {title}':<14}  not measured: no test images (split.test = 0)")
-    if (best := results[f"val_{metric}"]) is not None:
-        n = results["val_images"]
+    if (best := results.val_score) is not None:
+        n = results.val_images
         print(f"{f'val {title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {n} images)")
         if task.counts_images:
             print(f"95 % interval   {percent(wilson(round(best * n), n))} %  (of one epoch; the best one's is lower)")

@@ -13,10 +13,10 @@ from engine.data.loader import eval_batches
 from engine.machine import pick_autocast
 from engine.measure.evaluate import Evaluation, Mirrored, evaluate, evaluate_logits
 from engine.measure.predictions import read_tested
-from engine.runs.folds import finished_folders
+from engine.runs.folder import RunFolder
+from engine.runs.folds import finished_runs
 from engine.runs.restore import FinishedRun, load_run, read_settings, same_images, warn_of_other_data
-from engine.runs.results import read_results
-from engine.settings.layers import load_settings, parse_overrides
+from engine.settings.layers import parse_overrides
 from engine.tasks import Task
 from models.settings import UserError
 
@@ -27,19 +27,19 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
     The data are read once. A fold is tested on what it has not learnt: of overrides none may be of the split, and the
     images must be those that tested it, by their names and labels; other pixels are a warning.
     """
-    folders = finished_folders(folder)
+    runs = finished_runs(RunFolder(folder))
     if "split" in parse_overrides(overrides):
         raise UserError(
-            f"split: each fold is tested on its own images; for another split give one, such as --run {folders[0]}"
+            f"split: each fold is tested on its own images; for another split give one, such as --run {runs[0]}"
         )
     raw = load_raw(read_settings(folder, overrides)[0].data)
-    for path in folders:
-        settings, _ = read_settings(path, overrides)
+    for run in runs:
+        settings, _ = read_settings(run.path, overrides)
         data = build_data(settings.data, settings.split, settings.seed, raw)
         if data.task.one_class:  # else there is no predictions.csv
-            read_tested(path, data.test, data.classes)
-        warn_of_other_data(path, load_settings(str(path / "settings.yaml")), settings, data, read_results(path))
-        yield path, load_run(path, overrides, which, data)
+            read_tested(run.path, data.test, data.classes)
+        warn_of_other_data(run.path, run.settings, settings, data, run.read_results())
+        yield run.path, load_run(run.path, overrides, which, data)
 
 
 def evaluate_together(

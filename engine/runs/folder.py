@@ -1,111 +1,202 @@
-"""The run folder: one process at a time works in it, and each file in it is whole, old or new, after any crash."""
+"""`RunFolder`: a run on disk, the one place that knows what the files in it are called and how they are read.
+
+Training writes a run folder; every other tool needs nothing but one. With `split.folds` there is a folder of all folds
+as well, which holds a run folder for each fold (`fold0`, `fold1`, ...) and no model of its own.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
-import socket
+import json
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from engine.files import replacing, writing
-from engine.runs.results import RESULTS
+from engine.cost.budget import solve
+from engine.files import write_json_atomic, write_text_atomic
+from engine.runs.lock import Lock, take_lock
+from engine.runs.results import Results
+from engine.settings.layers import load_settings, to_yaml
+from engine.settings.schema import RunSettings
 from models.settings import UserError
 
-LOCK = ".lock"
+Which = Literal["best", "last"]
 
 
-# What training writes into a run folder, or into that of all folds.
-FILES = {
-    "settings.yaml",
-    RESULTS,
-    "folds.json",
-    "metrics.jsonl",
-    "predictions.csv",
-    "confusion.png",
-    "confused.png",
-    "best.pt",
-    "last.pt",
-    "log.txt",
-}
+class RunFolder:
+    """A run folder, or the folder of all folds of a run; whether it exists is asked of it.
 
+    The settings are parsed, and a budget in them is solved, once for each object.
 
-logger = logging.getLogger("hybridmerge.run")
-
-
-class Run:
-    """A run folder that this process holds.
-
-    The lock lasts until `close`, the end of a `with` block, or the end of the process, whichever comes first; the
-    kernel releases it, so that kill -9 leaves nothing to clean up.
+    Args:
+        path: the folder.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path = path
-        self._lock: int | None = lock
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings_file = self.path / "settings.yaml"
+        self.results_file = self.path / "results.json"
+        self.folds_file = self.path / "folds.json"  # the report on all folds, in their common folder
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.predictions_file = self.path / "predictions.csv"
+        self.confusion_picture = self.path / "confusion.png"
+        self.confused_picture = self.path / "confused.png"
+        self.log_file = self.path / "log.txt"
+        self._changed: dict[tuple[str, ...], RunSettings] = {}
+        self._solved: dict[tuple[str, ...], RunSettings] = {}
 
-    def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def __str__(self) -> str:
+        return str(self.path)
 
-    def __enter__(self) -> Run:
-        return self
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def checkpoint(self, which: Which = "best") -> Path:
+        """Returns the path of a checkpoint: the best weights by validation, or the last, from which a run resumes."""
+        return self.path / f"{which}.pt"
 
+    def owns(self, file: Path) -> bool:
+        """Whether `file` is one that training writes into this run folder, which no tool may overwrite."""
+        files = (
+            self.settings_file,
+            self.results_file,
+            self.folds_file,
+            self.metrics_file,
+            self.predictions_file,
+            self.confusion_picture,
+            self.confused_picture,
+            self.log_file,
+            self.checkpoint("best"),
+            self.checkpoint("last"),
+        )
+        return self.is_run and file.name in {own.name for own in files}
 
-def open_run(path: str | Path, resume: bool = False) -> Run:
-    """Makes the run folder `path` where it is missing, and takes it for this process alone.
+    def lock(self, *, resume: bool = False) -> Lock:
+        """Makes the folder if it is missing and takes it for this process alone; see `take_lock`."""
+        return take_lock(self.path, resume=resume)
 
-    Raises:
-        UserError: another process is in it; it holds a run and `resume` is off; there is none and `resume` is on; or
-            files cannot be made, replaced and deleted in it.
-    """
-    path = Path(path)
-    with writing(path):
-        if resume and not path.is_dir():
-            raise UserError(f"{path}: no run to resume here; start one without --resume, or check name= and out=")
-        if not resume and not (path / LOCK).exists():
-            _check_empty(path)  # before anything is written into a folder that may not be ours
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+    # Settings
+
+    @property
+    def is_run(self) -> bool:
+        """Whether training has begun here, of a run or of all folds."""
+        return self.settings_file.is_file()
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings that the run was trained with, as they were asked for: a budget is not solved.
+
+        Raises:
+            UserError: this is not a run folder.
+        """
+        return self.settings_with(())
+
+    @property
+    def solved_settings(self) -> RunSettings:
+        """The settings with `merge.target_gmacs` or `target_ratio` solved: what the model is built from."""
+        return self.solved_settings_with(())
+
+    def settings_with(self, overrides: tuple[str, ...] | list[str]) -> RunSettings:
+        """Returns the run's settings with overrides such as "merge.r=4" applied; a budget is not solved.
+
+        Raises:
+            UserError: this is not a run folder, or an override is wrong.
+        """
+        key = tuple(overrides)
+        if key not in self._changed:
+            if not self.is_run:
+                raise UserError(
+                    f"{self}: not a run folder (it has no {self.settings_file.name}); give the folder that training "
+                    "printed"
+                )
+            self._changed[key] = load_settings(str(self.settings_file), key)
+        return self._changed[key]
+
+    def solved_settings_with(self, overrides: tuple[str, ...] | list[str]) -> RunSettings:
+        """Returns `settings_with(overrides)` with a budget solved."""
+        key = tuple(overrides)
+        if key not in self._solved:
+            settings = self.settings_with(key)
+            self._solved[key] = settings.model_copy(update={"model": solve(settings.model)})
+        return self._solved[key]
+
+    def write_settings(self, settings: RunSettings) -> None:
+        """Writes the settings of a run that begins or goes on.
+
+        Raises:
+            UserError: the disk is full, or the folder is read-only or gone.
+        """
+        write_text_atomic(self.settings_file, to_yaml(settings))
+        self._changed, self._solved = {}, {}
+
+    # Results
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was trained and tested to its end."""
+        return self.results_file.is_file()
+
+    def read_results(self) -> Results | None:
+        """Returns what the run measured; None if it has not come to its end.
+
+        Raises:
+            UserError: results.json is damaged, or was written by a newer version.
+        """
         try:
-            if not resume:
-                _check_empty(path)
-            _check_writable(path)
-        except BaseException:
-            os.close(lock)
-            raise
-    return Run(path, lock)
+            values = json.loads(self.results_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{self.results_file}: cannot be read; delete it and test the run again with --resume {self}"
+            )
+        try:
+            return Results.from_json(values)
+        except UserError as error:
+            raise UserError(f"{self.results_file}: {error}; or delete it and test again with --resume {self}") from None
 
+    def write_results(self, results: Results) -> None:
+        """Writes `results.json`.
 
-def _lock(path: Path) -> int:
-    """Takes the lock file of the folder and writes process and host into it; returns its file descriptor."""
-    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-        os.close(lock)
-        raise UserError(f"{path}: in use by {holder}; wait for it or stop it, or use another name=") from None
-    except OSError as error:  # some network file systems have no locks
-        logger.warning("%s: cannot be locked (%s); start no second run in it", path, error.strerror)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return lock
+        Raises:
+            UserError: the disk is full, or the folder is read-only or gone.
+        """
+        write_json_atomic(self.results_file, results.to_json())
 
+    # Folds
 
-def _check_empty(path: Path) -> None:
-    if path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
-        raise UserError(f"{path}: holds files already; continue that run with --resume, or use another name= or out=")
+    @property
+    def holds_folds(self) -> bool:
+        """Whether this is the folder of all folds and not a run of its own.
 
+        Raises:
+            UserError: this is not a run folder.
+        """
+        return self.settings.split.all_folds
 
-def _check_writable(path: Path) -> None:
-    """Makes, replaces and deletes a file: what every checkpoint will need, better tried now than after an epoch."""
-    probe = path / ".probe"
-    for _ in range(2):
-        with replacing(probe) as file:
-            file.write(b"probe")
-    probe.unlink()
+    def fold(self, number: int) -> RunFolder:
+        """Returns the run folder of a fold, counted from 0, in this folder of all folds."""
+        return RunFolder(self.path / f"fold{number}")
+
+    @cached_property
+    def folds(self) -> list[RunFolder]:
+        """The run folders of all folds in this folder, whether or not they exist yet."""
+        assert self.settings.split.folds
+        return [self.fold(number) for number in range(self.settings.split.folds)]
+
+    def unfinished_folds(self) -> list[int]:
+        """Returns the numbers of the folds that have not come to their end."""
+        return [number for number, fold in enumerate(self.folds) if not fold.is_finished]
+
+    def folder_of_folds(self) -> RunFolder:
+        """Returns the folder of all folds that this fold's run folder lies in.
+
+        Raises:
+            UserError: the folder was renamed, so that it no longer says which fold it is.
+        """
+        number = self.settings.split.fold
+        name = f"fold{number}"
+        if self.path.absolute().name != name:
+            raise UserError(f"--resume {self}: fold {number} of split.folds; give the folder its name {name} again")
+        return RunFolder(self.path.parent if self.path.name else self.path.absolute().parent)

@@ -14,8 +14,8 @@ from engine.cost.budget import solve
 from engine.data import Data, build_data
 from engine.machine import pick_device, seed_step
 from engine.runs import checkpoint
-from engine.runs.results import read_results
-from engine.settings.layers import load_settings
+from engine.runs.folder import RunFolder
+from engine.runs.results import Results
 from engine.settings.schema import RunSettings
 from models import build
 from models.finetune import Tuning, frozen_state
@@ -141,7 +141,7 @@ class FinishedRun:
     settings: RunSettings  # what the model was built from: a budget is solved
     data: Data
     model: nn.Module  # with the checkpoint's weights, on its device
-    results: dict | None  # results.json, if the run came to its end
+    results: Results | None  # if the run came to its end
     as_trained: bool  # merging is what it was in training
 
 
@@ -160,7 +160,7 @@ def load_run(folder: Path, overrides: Iterable[str] = (), which: str = "best", d
     settings, as_trained = read_settings(folder, overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    stored, results = _of_one(folder), read_results(folder)
+    stored, results = _of_one(folder), RunFolder(folder).read_results()
     if stored.data.name == settings.data.name and splits_of(stored) != splits_of(settings):
         may = "has" if same_images(stored, settings) else "may have"
         log.warning("%s: split into others than in training: it %s learnt images that it is tested on now", folder, may)
@@ -187,12 +187,12 @@ def _of_one(folder: Path) -> RunSettings:
 
 
 def warn_of_other_data(
-    folder: Path, stored: RunSettings, settings: RunSettings, data: Data, results: dict | None
+    folder: Path, stored: RunSettings, settings: RunSettings, data: Data, results: Results | None
 ) -> None:
     """Says it where data, read and split as for training, wherever they are now, are not those of training."""
     where = ("path", "root", "images", "workers")
     read = [(run.data.model_dump(exclude=set(where)), run.split, run.seed) for run in (stored, settings)]
-    if results and read[0] == read[1] and results.get("data_sha256") not in (None, data.fingerprint()):
+    if results and read[0] == read[1] and results.data_sha256 not in (None, data.fingerprint()):
         log.warning(
             "%s: was run on other images, labels or pixels than are read here and now; it may have learnt some "
             "that test it",
@@ -225,7 +225,7 @@ class TrainedModel:
     classes: list[str]  # names, in the order of the logits
     mean: tuple[float, ...]  # of each channel, of pixels in [0, 1], as the model was trained
     std: tuple[float, ...]
-    results: dict | None  # results.json, if the run came to its end
+    results: Results | None  # if the run came to its end
     as_trained: bool  # merging is what it was in training
 
 
@@ -251,7 +251,7 @@ def load_model(folder: Path, overrides: Iterable[str] = ()) -> TrainedModel:
         )
     model = model.to(pick_device(settings.device))
     mean, std = tuple(state["mean"]), tuple(state["std"])
-    return TrainedModel(settings, model, state["classes"], mean, std, read_results(folder), as_trained)
+    return TrainedModel(settings, model, state["classes"], mean, std, RunFolder(folder).read_results(), as_trained)
 
 
 def _trained_model(folder: Path, settings: RunSettings, classes: list[str] | None, file: str) -> tuple[nn.Module, dict]:
@@ -275,10 +275,8 @@ def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSetti
     Raises:
         UserError: no run there, a wrong override, or merging by a learned metric that its weights do not have.
     """
-    file = folder / "settings.yaml"
-    if not file.is_file():
-        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
-    stored, settings = load_settings(str(file)), load_settings(str(file), overrides)
+    run = RunFolder(folder)
+    stored, settings = run.settings, run.settings_with(tuple(overrides))
     trained, merge = (getattr(s.model, "merge", None) for s in (stored, settings))
     if trained and merge and (trained.compared_by() == "learned") != (merge.compared_by() == "learned"):
         has, fix = "has no", "use a method and a merge.metric that learn nothing"

@@ -1,29 +1,118 @@
-"""A run's results.json."""
+"""`Results`: what training and testing one model gave, as `results.json` in its run folder keeps it.
+
+A field is a number with its unit; comparisons are tables over these fields. A new field goes here, with a default that
+says what held for runs written before it, and is filled in by `engine.train.experiment`.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.settings import UserError
 
-RESULTS = "results.json"
+VERSION = 2  # of the record: 1 has no `version` and may lack every field that has a default
 
 
-def read_results(folder: Path) -> dict[str, Any] | None:
-    """What a run's `results.json` holds; None where the run has not come to its end.
+class Results(BaseModel):
+    """What one run measured. Accuracies and shares are fractions; None means not measured, or not recorded.
 
-    Raises:
-        UserError: it is damaged.
+    In JSON the metrics have keys of their own: `test_metrics` becomes `test_top1`, `test_top5`, ..., and `val_score`
+    becomes `val_top1`, or whatever `metric` names.
     """
-    file = folder / RESULTS
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: cannot be read; delete it and test the run again with --resume {folder}")
-    return found
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    version: int = Field(VERSION, description="of this record")
+    name: str = Field(description="the run's name")
+    model: str = Field(description="the network's name, such as hybrid or timm:resnet18")
+    data: str = Field(description="the dataset's name")
+    seed: int = Field(description="of everything random")
+    metric: str = Field("top1", description="name of the main metric, by which validation chooses the best weights")
+    method: str = Field("from scratch", description="how the weights were trained: from scratch, full, head, lora, ...")
+    fold: int | None = Field(None, description="the fold that tested the run; None without k-fold")
+    test_images: int = Field(description="number of test images; 0 if there are none")
+    test_loss: float | None = Field(None, description="mean cross-entropy on the test images")
+    test_metrics: dict[str, float | None] = Field(description="metrics on the test images by name, fractions")
+    test_interval: tuple[float, float] | None = Field(None, description="95 % interval of the accuracy, fractions")
+    val_score: float | None = Field(None, description="best main metric on the validation images, a fraction")
+    thresholds: dict[str, float] | None = Field(
+        None, description="for many labels: the probability above which each label is predicted"
+    )
+    val_images: int | None = Field(None, description="number of validation images")
+    best_step: int = Field(description="optimizer step of the best weights, which are the ones tested")
+    steps: int = Field(description="optimizer steps of the whole training")
+    epochs: int = Field(description="passes over the training images")
+    train_images: int = Field(description="number of training images")
+    data_sha256: str | None = Field(None, description="fingerprint of the run's images, labels and split")
+    params: int = Field(description="number of the model's parameters")
+    trained_params: int = Field(description="number of parameters that were trained")
+    trained_share: float = Field(1.0, description="trained parameters as a fraction of all, adapters included")
+    saved_mib: float | None = Field(None, description="size of best.pt, MiB")
+    gmacs: float = Field(description="multiply-adds for one image, billions")
+    target_gmacs: float | None = Field(None, description="the multiply-adds that merging was asked for, billions")
+    activations: int | None = Field(None, description="number of values that the layers output for one image")
+    tokens: list[int] = Field(default=[], description="tokens after each block; empty for models without tokens")
+    removed: list[int] = Field(default=[], description="tokens that each block merges away")
+    seconds: float = Field(description="training time without validation and saving, seconds")
+    images_per_second: float = Field(description="training images per second")
+    peak_memory_mib: float = Field(description="peak memory of the process or of the accelerator, MiB")
+    class_accuracy: dict[str, float | None] | None = Field(
+        None, description="accuracy on each class's test images, fractions; None for many labels"
+    )
+    precision: str | None = Field(None, description="what the model computed in: fp32 or bf16")
+    device: str | None = Field(None, description="name of the processor or accelerator")
+    versions: dict[str, str | None] | None = Field(None, description="of Python and the libraries")
+    finished: str | None = Field(None, description="when the run ended, ISO 8601 with the time zone")
+    commit: str | None = Field(None, description="git commit of the code that trained")
+
+    @property
+    def test_score(self) -> float | None:
+        """The main metric on the test images, a fraction; None without test images."""
+        return self.test_metrics.get(self.metric)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as `results.json` holds it."""
+        values: dict[str, Any] = {}
+        for key, value in self.model_dump(mode="json").items():
+            if key == "test_metrics":
+                values |= {f"test_{name}": score for name, score in value.items()}
+            elif key == "val_score":
+                values[f"val_{self.metric}"] = value
+            elif value is not None or key not in ("thresholds", "class_accuracy"):
+                values[key] = value
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Results:
+        """Reads what `to_json` returned, or what an older version of the code wrote.
+
+        Raises:
+            UserError: the record is of a newer version, or a field is missing or of another type.
+        """
+        version = values.get("version", 1)
+        if not isinstance(version, int) or version > VERSION:
+            raise UserError(f"version = {version!r}: this code reads versions 1 to {VERSION}; update HybridMerge")
+        metric = values.get("metric", "top1")
+        scores = {
+            key.removeprefix("test_"): value
+            for key, value in values.items()
+            if key.startswith("test_") and key not in cls.model_fields
+        }
+        older = {"trained_params": values.get("params")}  # before fine-tuning every parameter was trained
+        try:
+            return cls.model_validate(
+                {
+                    **older,
+                    **values,
+                    "version": VERSION,
+                    "test_metrics": scores,
+                    "val_score": values.get(f"val_{metric}"),
+                }
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None

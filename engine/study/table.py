@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from engine.runs.results import read_results
-from engine.settings.layers import load_settings
-from engine.settings.schema import RunSettings
+from engine.runs.folder import RunFolder
+from engine.runs.results import Results
 from models.settings import UserError
 
 SEED = ("name", "out", "seed")  # what may differ within a row
@@ -45,10 +44,10 @@ def compare(folders: Sequence[Path]) -> list[Row]:
     Raises:
         UserError: a folder that holds no finished run, or the same seed and fold of one kind twice.
     """
-    kinds: dict[str, list[dict]] = {}
+    kinds: dict[str, list[Results]] = {}
     for folder in runs_in(folders):
         alike = kinds.setdefault(kind(folder), [])
-        results = read_results(folder)
+        results = RunFolder(folder).read_results()
         if results is None:
             raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
         if any(_place(results) == _place(other) for other in alike):
@@ -67,12 +66,11 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for folder in folders:
-        split = _settings(folder).split
-        parts = range(split.folds) if split.all_folds else None
-        found += [folder] if parts is None else [folder / f"fold{fold}" for fold in parts]
-        for path in found[-len(parts) :] if parts else []:
-            if not (path / "results.json").is_file():
-                raise UserError(f"{path}: this fold is not finished; finish it with --resume {folder}")
+        run = RunFolder(folder)
+        runs = run.folds if run.holds_folds else [run]
+        if run.holds_folds and (missing := run.unfinished_folds()):
+            raise UserError(f"{runs[missing[0]]}: this fold is not finished; finish it with --resume {folder}")
+        found += [run.path for run in runs]
     return found
 
 
@@ -82,38 +80,33 @@ def kind(folder: Path) -> str:
     Raises:
         UserError: no run folder.
     """
-    return _settings(folder).model_dump_json(exclude={**dict.fromkeys(SEED, True), "split": {"fold"}})
+    return RunFolder(folder).settings.model_dump_json(exclude={**dict.fromkeys(SEED, True), "split": {"fold"}})
 
 
-def _settings(folder: Path) -> RunSettings:
-    if not (folder / "settings.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (it has no settings.yaml); give the folder that training printed")
-    return load_settings(str(folder / "settings.yaml"))
-
-
-def _place(results: dict) -> tuple[int, int | None]:
+def _place(results: Results) -> tuple[int, int | None]:
     """A run's seed and fold."""
-    return results["seed"], results.get("fold")
+    return results.seed, results.fold
 
 
-def _row(alike: list[dict]) -> Row:
-    metric = alike[0].get("metric", "top1")
-    top1 = [100 * results[f"test_{metric}"] for results in alike if results[f"test_{metric}"] is not None]
-    averages = {key: mean(r[key] for r in alike) for key in ("images_per_second", "seconds", "peak_memory_mib")}
+def _row(alike: list[Results]) -> Row:
+    first = alike[0]
+    scores = [100 * results.test_score for results in alike if results.test_score is not None]
     return Row(
-        name=_common_name([results["name"] for results in alike]),
-        seeds=list(dict.fromkeys(results["seed"] for results in alike)),
-        folds=sorted({results["fold"] for results in alike if results.get("fold") is not None}),
-        model=alike[0].get("model", "-"),
-        method=alike[0].get("method", "from scratch"),
-        metric=metric,
-        top1=mean(top1) if top1 else None,
-        spread=stdev(top1) if len(top1) > 1 else None,
-        params=alike[0]["params"],
-        gmacs=alike[0]["gmacs"],
-        trained_params=alike[0].get("trained_params", alike[0]["params"]),
-        saved_mib=alike[0].get("saved_mib"),
-        **averages,
+        name=_common_name([results.name for results in alike]),
+        seeds=list(dict.fromkeys(results.seed for results in alike)),
+        folds=sorted({results.fold for results in alike if results.fold is not None}),
+        model=first.model,
+        method=first.method,
+        metric=first.metric,
+        top1=mean(scores) if scores else None,
+        spread=stdev(scores) if len(scores) > 1 else None,
+        params=first.params,
+        gmacs=first.gmacs,
+        images_per_second=mean(results.images_per_second for results in alike),
+        seconds=mean(results.seconds for results in alike),
+        peak_memory_mib=mean(results.peak_memory_mib for results in alike),
+        trained_params=first.trained_params,
+        saved_mib=first.saved_mib,
     )
 
 

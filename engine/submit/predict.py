@@ -19,7 +19,8 @@ from engine.data.reading import decode, refuse
 from engine.machine import pick_autocast, to_device
 from engine.measure.evaluate import eval_mode
 from engine.runs import checkpoint
-from engine.runs.folds import finished_folders
+from engine.runs.folder import RunFolder
+from engine.runs.folds import finished_runs
 from engine.runs.restore import TrainedModel, load_model, read_settings
 from engine.settings.layers import parse_overrides
 from engine.tasks import Task
@@ -123,8 +124,8 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
         raise UserError(f"--weights {given}: must be numbers greater than 0, of finite sum")
     members = []
     for folder, weight in zip(folders, weights):
-        folds = finished_folders(folder)
-        members += [Member(fold, weight / sum(weights) / len(folds)) for fold in folds]
+        folds = finished_runs(RunFolder(folder))
+        members += [Member(fold.path, weight / sum(weights) / len(folds)) for fold in folds]
     count = Counter(member.folder.resolve() for member in members)
     if twice := [member.folder for member in members if count[member.folder.resolve()] > 1]:
         raise UserError(f"--run {twice[-1]}: given twice; give it once, and what it counts by --weights")
@@ -203,7 +204,7 @@ def _by_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: S
 
 def _thresholds(run: TrainedModel, folder: Path) -> Tensor:
     """The probability from which on each label is said yes to, float64 (K,)."""
-    known = (run.results or {}).get("thresholds")
+    known = run.results.thresholds if run.results else None
     if known is None:
         log.warning("%s: has no thresholds (no validation images, or not at its end); 1/2 is taken for all", folder)
         known = dict.fromkeys(run.classes, 0.5)

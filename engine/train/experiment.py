@@ -15,13 +15,13 @@ from engine.cost.macs import Complexity, measure
 from engine.data import build_data
 from engine.figures.confusion import confusion_figure
 from engine.figures.drawing import draw
-from engine.files import write_json_atomic, write_text_atomic
 from engine.machine import commit, device_name, peak_memory, pick_device, versions
 from engine.measure.confusion import class_accuracy, confusion_matrix
 from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import wilson
 from engine.measure.predictions import predictions_of, write_predictions
 from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
 from engine.runs.log import log_to, start_log
 from engine.runs.restore import (
     built,
@@ -33,10 +33,9 @@ from engine.runs.restore import (
     with_budget,
     with_statistics,
 )
-from engine.runs.results import read_results
+from engine.runs.results import Results
 from engine.runs.tracking import Tracker
 from engine.settings.changes import changed_on_resume
-from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from engine.train.trainer import Trainer
 from models.interface import model_name, removed_per_block, tokens_per_block
@@ -48,7 +47,7 @@ log = logging.getLogger("hybridmerge")
 
 def run_experiment(
     settings: RunSettings, folder: Path, resume: bool = False, begin: Callable[[], None] = lambda: None
-) -> dict:
+) -> Results:
     """Trains by `settings` in an opened run folder, tests once at the end, and writes `results.json`.
 
     Beside it lie `predictions.csv`, what was said of each test image, and `confusion.png`; neither where an image has
@@ -66,9 +65,10 @@ def run_experiment(
     Raises:
         UserError: device, data, model and checkpoint that do not go together, in one line.
     """
+    run = RunFolder(folder)
     if resume:
-        check_unchanged(settings, folder)
-        if (results := read_results(folder)) is not None:
+        check_unchanged(settings, run)
+        if (results := run.read_results()) is not None:
             return results  # it came to its end; the test set is used once
     kept, code = start_log(), commit()  # now: the files may be other ones when the run ends
     if settings.threads:
@@ -76,7 +76,7 @@ def run_experiment(
     device = pick_device(settings.device)
     with limits_in_words(settings, device):
         solved = with_budget(settings)
-        state = checkpoint.load(folder / "last.pt") if resume and (folder / "last.pt").exists() else None
+        state = checkpoint.load(run.checkpoint("last")) if resume and run.checkpoint("last").exists() else None
         model = built(solved)
         if state is None or state.get("partial"):  # else the checkpoint has all that they became
             start_weights(model, settings)
@@ -93,16 +93,18 @@ def run_experiment(
         # Nothing is written before everything fits together: a mistake corrected, the same command runs.
         begin()
         log_to(folder, kept)
-        write_text_atomic(folder / "settings.yaml", to_yaml(settings))
+        run.write_settings(settings)
         with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:
             describe(trainer)
             tracker.curve("tokens_left_after_block", tokens_per_block(model))
             trainer.fit(tracker)
-            results = {**test(trainer, cost, tracker), "commit": code}
-            write_json_atomic(folder / "results.json", results)
-            keys = (f"test_{results['metric']}", "gmacs", "params", "seconds")
-            measured = {f"hparam/{key}": results[key] for key in keys if results[key] is not None}
-            tracker.hparams(results["steps"], settings.model_dump(mode="json"), measured)
+            results = test(trainer, cost, tracker, code)
+            run.write_results(results)
+            measured = {"gmacs": results.gmacs, "params": results.params, "seconds": results.seconds}
+            if results.test_score is not None:
+                measured = {f"test_{results.metric}": results.test_score, **measured}
+            measured = {f"hparam/{key}": value for key, value in measured.items()}
+            tracker.hparams(results.steps, settings.model_dump(mode="json"), measured)
     return results
 
 
@@ -128,17 +130,16 @@ def limits_in_words(settings: RunSettings, device: torch.device) -> Iterator[Non
         raise
 
 
-def check_unchanged(settings: RunSettings, folder: Path) -> None:
+def check_unchanged(settings: RunSettings, run: RunFolder) -> None:
     """Demands that a resumed run computes what it started to compute.
 
     Raises:
         UserError: the first setting that differs and may not.
     """
-    stored = folder / "settings.yaml"
-    if not stored.exists():
+    if not run.is_run:
         return  # it was stopped before it began
-    if changed := changed_on_resume(load_settings(str(stored)), settings):
-        raise UserError(f"{changed}, in {folder}; resume without this change, or start a run under another name=")
+    if changed := changed_on_resume(run.settings, settings):
+        raise UserError(f"{changed}, in {run}; resume without this change, or start a run under another name=")
 
 
 def warn_of_seen(settings: RunSettings) -> None:
@@ -147,11 +148,10 @@ def warn_of_seen(settings: RunSettings) -> None:
     if settings.model.weights is None:
         return
     source = Path(settings.model.weights)
-    file = (source if source.is_dir() else source.parent) / "settings.yaml"
-    if not file.is_file():
+    run = RunFolder(source if source.is_dir() else source.parent)
+    if not run.is_run:
         return
-
-    before = load_settings(str(file))
+    before = run.settings
     if same_images(before, settings) and test_set_of(before) != test_set_of(settings):
         log.warning(
             "model.weights: %s was trained on the same data with another test set: it has seen images that "
@@ -200,15 +200,21 @@ def describe(trainer: Trainer) -> None:
         log.info("this is the middle: each training step draws r from %d to %d; validation and test stay there", *drawn)
 
 
-def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
-    """Tests the best weights; returns what `results.json` holds: accuracies as fractions, MACs in G, memory in MiB.
+def test(trainer: Trainer, cost: Complexity, tracker: Tracker, code: str | None) -> Results:
+    """Tests the best weights and returns what the run measured.
 
     `test_interval` is Wilson's for the accuracy, at 95 %; there is none for average precision. Without test images all
     that begins with `test_` is None, and `test_images` 0. `target_gmacs` is what merging was asked to cost, also where
     it was a ratio; None where no budget was asked for.
+
+    Args:
+        trainer: after its last step.
+        cost: what the model costs.
+        tracker: gets the confusion matrix.
+        code: the git commit of the code.
     """
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
-    best = trainer.folder / "best.pt"
+    best = RunFolder(trainer.folder).checkpoint("best")
     best_step = load_weights(model, trainer.data, best, trainer.saved_names)["step"]
     trained, parameters = trainer.tuning.trained(), sum(p.numel() for p in model.parameters())
     if settings.finetune and settings.finetune.mode == "lora":
@@ -218,51 +224,52 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker) -> dict:
     interval = None
     task = trainer.data.task
     if n and task.counts_images:
-        interval = list(wilson(round(test.score * n), n))
+        interval = wilson(round(test.score * n), n)
     thresholds = None
     if task.has_thresholds and len(trainer.data.val):
         found = trainer.evaluate(trainer.data.val, keep_logits=True)
         thresholds = task.thresholds(task.probabilities(found.logits), trainer.data.val.labels)
     images = progress.step * settings.train.batch_size * settings.train.accumulate
     asked = target_macs(settings.model)
-    return {
-        "name": settings.name,
-        "model": model_name(settings.model),
-        "data": settings.data.name,
-        "seed": settings.seed,
-        "metric": metric,
-        "method": method_of(settings),
-        "fold": settings.split.fold,
-        "test_images": n,
-        "test_loss": test.loss,
-        **{f"test_{name}": value for name, value in test.metrics.items()},
-        "test_interval": interval,
-        f"val_{metric}": progress.best if len(trainer.data.val) else None,
-        **({"thresholds": dict(zip(trainer.data.classes, thresholds, strict=True))} if thresholds else {}),
-        "val_images": len(trainer.data.val),
-        "best_step": best_step,
-        "steps": progress.step,
-        "epochs": trainer.epochs,
-        "train_images": len(trainer.data.train),
-        "data_sha256": trainer.fingerprint,
-        "params": cost.params,
-        "trained_params": trained,
-        "trained_share": trained / parameters,
-        "saved_mib": best.stat().st_size / 2**20,
-        "gmacs": cost.macs / 1e9,
-        "target_gmacs": None if asked is None else asked / 1e9,
-        "activations": cost.activations,
-        "tokens": cost.tokens,
-        "removed": removed_per_block(model),
-        "seconds": progress.seconds,
-        "images_per_second": images / progress.seconds,
-        "peak_memory_mib": peak_memory(trainer.device),
-        **({"class_accuracy": by_class} if by_class else {}),
-        "precision": trainer.precision,
-        "device": device_name(trainer.device),
-        "versions": versions(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    return Results(
+        name=settings.name,
+        model=model_name(settings.model),
+        data=settings.data.name,
+        seed=settings.seed,
+        metric=metric,
+        method=method_of(settings),
+        fold=settings.split.fold,
+        test_images=n,
+        test_loss=test.loss,
+        test_metrics=test.metrics,
+        test_interval=interval,
+        val_score=progress.best if len(trainer.data.val) else None,
+        thresholds=dict(zip(trainer.data.classes, thresholds, strict=True)) if thresholds else None,
+        val_images=len(trainer.data.val),
+        best_step=best_step,
+        steps=progress.step,
+        epochs=trainer.epochs,
+        train_images=len(trainer.data.train),
+        data_sha256=trainer.fingerprint,
+        params=cost.params,
+        trained_params=trained,
+        trained_share=trained / parameters,
+        saved_mib=best.stat().st_size / 2**20,
+        gmacs=cost.macs / 1e9,
+        target_gmacs=None if asked is None else asked / 1e9,
+        activations=cost.activations,
+        tokens=cost.tokens,
+        removed=removed_per_block(model),
+        seconds=progress.seconds,
+        images_per_second=images / progress.seconds,
+        peak_memory_mib=peak_memory(trainer.device),
+        class_accuracy=by_class or None,
+        precision=trainer.precision,
+        device=device_name(trainer.device),
+        versions=versions(),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        commit=code,
+    )
 
 
 def tested(trainer: Trainer, tracker: Tracker) -> tuple[Evaluation, dict[str, float | None]]:

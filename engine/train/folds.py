@@ -20,17 +20,17 @@ from engine.data import Data, RawData, Split, load_raw
 from engine.data.split import folded, split_data, with_test_set
 from engine.figures.confusion import confused_figure, confusion_figure
 from engine.figures.drawing import draw
-from engine.files import write_json_atomic, write_text_atomic, writing
+from engine.files import write_json_atomic, writing
 from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
 from engine.measure.intervals import spread
 from engine.measure.predictions import Predictions, read_tested
-from engine.runs.folder import LOCK, open_run
-from engine.runs.folds import demand_alike, fold_folders, of_all, of_fold, unfinished
+from engine.runs.folder import RunFolder
+from engine.runs.folds import demand_alike, of_all, of_fold
+from engine.runs.lock import LOCK
 from engine.runs.log import start_log
-from engine.runs.results import read_results
+from engine.runs.results import Results
 from engine.runs.tracking import Tracker
 from engine.settings.changes import changed_on_resume
-from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from engine.tasks import task_with_metric
 from engine.train.experiment import run_experiment
@@ -38,7 +38,6 @@ from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
 
-REPORT = "folds.json"
 # What the runs of all folds have in common, taken from the first.
 SHARED = (
     "name",
@@ -59,7 +58,7 @@ SHARED = (
 )
 
 
-def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, dict]:
+def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, Results]:
     """Runs all folds one after the other, or with `split.fold` that one alone, each as `run_experiment` does.
 
     A signal that stops one of them stops all.
@@ -76,28 +75,29 @@ def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict
         UserError: other settings than those of the folds that are there already; a folder that holds files while
             `resume` is off, or none while it is on; and what `run_experiment` says.
     """
-    whole, one = of_all(settings), settings.split.fold
-    _demand_same(whole, folder)
+    whole, one, run = of_all(settings), settings.split.fold, RunFolder(folder)
+    _demand_same(whole, run)
     if resume and not folder.is_dir():
         raise UserError(f"{folder}: no run to resume here; start one without --resume, or check name= and out=")
     if not resume:
-        _demand_room(folder, alone=one is not None)
+        _demand_room(run, alone=one is not None)
 
     def begin() -> None:
-        _demand_same(whole, folder)  # another process may have begun meanwhile
-        if not (folder / "settings.yaml").exists():
-            write_text_atomic(folder / "settings.yaml", to_yaml(whole))
-        with writing(folder / REPORT):
-            (folder / REPORT).unlink(missing_ok=True)  # of another run of this fold, whose folder was deleted
+        _demand_same(whole, run)  # another process may have begun meanwhile
+        if not run.is_run:
+            run.write_settings(whole)
+        with writing(run.folds_file):
+            run.folds_file.unlink(missing_ok=True)  # of another run of this fold, whose folder was deleted
 
     results = {}
-    for fold, path in enumerate(fold_folders(folder, settings)):
+    for fold in range(settings.split.folds):
         if one not in (None, fold):
             continue
-        go_on = resume and path.is_dir()
-        with open_run(path, resume=go_on):
+        part = run.fold(fold)
+        go_on = resume and part.path.is_dir()
+        with part.lock(resume=go_on):
             try:
-                results[fold] = run_experiment(of_fold(settings, fold), path, resume=go_on, begin=begin)
+                results[fold] = run_experiment(of_fold(settings, fold), part.path, resume=go_on, begin=begin)
             except SystemExit:  # a signal; the fold's own way to go on is said already
                 if one is None:
                     print(f"all folds go on with: tools/train.py --resume {folder}", flush=True)
@@ -116,22 +116,23 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     Raises:
         UserError: a fold that is not finished or was run with other settings, or the data are no longer the same.
     """
-    if missing := unfinished(settings, folder):
+    run = RunFolder(folder)
+    if missing := run.unfinished_folds():
         names = ", ".join(map(str, missing))
         raise UserError(f"{folder}: not finished: fold {names}; go on with --resume {folder}")
-    if (report := _written(folder)) is not None:
+    if (report := _written(run)) is not None:
         return report
-    whole, folders = of_all(settings), fold_folders(folder, settings)
-    demand_alike(settings, folder)
-    runs = [read_results(path) for path in folders]
+    whole, folders = of_all(settings), [fold.path for fold in run.folds]
+    demand_alike(run)
+    runs = [fold.read_results() for fold in run.folds]
     start_log()  # the last fold's has ended with it
-    report, metric = together(whole, runs), runs[0]["metric"]
+    report, metric = together(whole, runs), runs[0].metric
     raw = load_raw(whole.data)
     for fold, path in enumerate(folders):
-        if fingerprint(raw, of_fold(whole, fold)) != runs[fold]["data_sha256"]:  # on another machine, or of other data
+        if fingerprint(raw, of_fold(whole, fold)) != runs[fold].data_sha256:  # on another machine, or of other data
             log.warning("%s: was run on other labels or pixels than are read here and now", path)
     with Tracker(folder) as tracker:
-        tracker.curve(f"fold/test_{metric}", [run[f"test_{metric}"] for run in runs])
+        tracker.curve(f"fold/test_{metric}", [results.test_score for results in runs])
         tracker.scalars(0, {f"folds/{key}": report[key] for key in ("mean", "std")})
         if whole.data.task.one_class:
             images, found = pooled(raw, whole, folders)
@@ -143,18 +144,18 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
             figure = confused_figure(most_confused(matrix), found, images, raw.classes, f"{whole.name}: confused most")
             draw(folder, tracker, 0, "folds/confused", figure)
     report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_json_atomic(folder / REPORT, report)
+    write_json_atomic(run.folds_file, report)
     return report
 
 
-def _written(folder: Path) -> dict | None:
+def _written(run: RunFolder) -> dict | None:
     """The report that is there already; None where there is none, or it is damaged, so that it is written again."""
     try:
-        return json.loads((folder / REPORT).read_text())
+        return json.loads(run.folds_file.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
-        log.warning("%s: cannot be read; it is written again", folder / REPORT)
+        log.warning("%s: cannot be read; it is written again", run.folds_file)
         return None
 
 
@@ -165,37 +166,31 @@ def fingerprint(raw: RawData, settings: RunSettings) -> str:
     return Data(train, val, raw.test, raw.classes, (), ()).fingerprint()
 
 
-def together(settings: RunSettings, runs: Sequence[dict]) -> dict:
+def together(settings: RunSettings, runs: Sequence[Results]) -> dict:
     """What the results of all folds say, but for what needs each image: mean, spread, intervals, the pooled accuracy.
 
     Average precision, of many labels, has a mean and a spread; what counts images is None.
     """
-    metric = runs[0]["metric"]
-    accuracies, sizes = [run[f"test_{metric}"] for run in runs], [run["test_images"] for run in runs]
-    return {key: runs[0].get(key) for key in SHARED} | {
+    metric, records = runs[0].metric, [run.to_json() for run in runs]
+    accuracies, sizes = [run.test_score for run in runs], [run.test_images for run in runs]
+    of_each = (
+        f"test_{metric}",
+        "test_loss",
+        "test_interval",
+        f"val_{metric}",
+        "best_step",
+        "train_images",
+        "seconds",
+        "data_sha256",
+    )
+    return {key: records[0][key] for key in SHARED} | {
         "folds": len(runs),
         "test_seed": settings.split.test_seed,
         **spread(accuracies, sizes, counted=task_with_metric(metric).counts_images),
-        "seconds": sum(run["seconds"] for run in runs),
+        "seconds": sum(run.seconds for run in runs),
         "fold": [
-            {
-                "fold": i,
-                "images": run["test_images"],
-                f"test_{metric}": run[f"test_{metric}"],
-                **{
-                    key: run[key]
-                    for key in (
-                        "test_loss",
-                        "test_interval",
-                        f"val_{metric}",
-                        "best_step",
-                        "train_images",
-                        "seconds",
-                        "data_sha256",
-                    )
-                },
-            }
-            for i, run in enumerate(runs)
+            {"fold": i, "images": record["test_images"], **{key: record[key] for key in of_each}}
+            for i, record in enumerate(records)
         ],
     }
 
@@ -233,26 +228,27 @@ def _confusions(found: Predictions, classes: Sequence[str]) -> dict:
     return {"class_accuracy": class_accuracy(matrix, classes), "confused": pairs, "confusion": confusion}
 
 
-def _demand_same(whole: RunSettings, folder: Path) -> None:
+def _demand_same(whole: RunSettings, run: RunFolder) -> None:
     """Refuses settings other than those that the folds in the folder are run with."""
-    stored = folder / "settings.yaml"
-    if stored.is_file() and (changed := changed_on_resume(load_settings(str(stored)), whole)):
+    if run.is_run and (changed := changed_on_resume(run.settings, whole)):
         raise UserError(
-            f"{changed}, in {folder}; all folds have the same settings: leave this change out, or start "
+            f"{changed}, in {run}; all folds have the same settings: leave this change out, or start "
             "them under another name="
         )
 
 
-def _demand_room(folder: Path, alone: bool) -> None:
-    """Refuses a folder that holds more than folds that never began, or, for one fold alone, than folds."""
-    if not folder.is_dir():
+def _demand_room(run: RunFolder, *, alone: bool) -> None:
+    """Checks that nothing in the folder is in the way: of one fold alone, anything that is neither a fold nor of these
+    folds; of all of them, anything but folds that never began.
+    """
+    folder = run.path
+    if not folder.is_dir() or (alone and run.is_run):
         return
     with writing(folder):
         inside = sorted(folder.iterdir())
     folds = [path for path in inside if path.name.startswith("fold") and path.is_dir()]
     if alone:
-        begun = (folder / "settings.yaml").is_file()
-        strangers = [] if begun else [path for path in inside if path not in folds and not path.name.startswith(".")]
+        strangers = [path for path in inside if path not in folds and not path.name.startswith(".")]
     else:
         strangers = [path for path in inside if path not in folds or {entry.name for entry in path.iterdir()} - {LOCK}]
     if strangers:

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from engine.data.loader import Normalise
-from engine.files import write_json_atomic, write_text_atomic
 from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
 from engine.runs.restore import built
-from engine.settings.layers import to_yaml
 from engine.settings.schema import RunSettings
 from models.settings import check
+from tests.results import results_of
 
 RED, GREEN, BLUE = (220, 40, 40), (40, 220, 40), (40, 40, 220)
 COLOURS = {"1": RED, "10": GREEN, "2": BLUE}  # names as folders sort them, not as people count
@@ -47,7 +47,7 @@ def colour_run(
         folder: is made.
         colours: by name.
         model: its settings, without the number of classes.
-        results: what `results.json` holds; None: nothing.
+        results: fields of `Results` that matter to the test.
         seed: of the weights before the head.
         sharp: how sure the model is.
         sections: other settings.
@@ -72,8 +72,9 @@ def colour_run(
         head.weight.copy_(away)
         head.bias.copy_(-(away * features).sum(dim=1) / 2 - (away * features.mean(dim=0)).sum(dim=1) / 2)
     folder.mkdir(parents=True)
-    write_text_atomic(folder / "settings.yaml", to_yaml(settings))
+    run = RunFolder(folder)
+    run.write_settings(settings)
     state = {"model": dict(net.state_dict()), "partial": False, "frozen": None, "classes": list(colours)}
-    checkpoint.save(folder / "best.pt", {**state, "mean": list(mean), "std": list(std), "step": 1})
-    write_json_atomic(folder / "results.json", {"metric": "top1", **(results or {})})
+    checkpoint.save(run.checkpoint("best"), {**state, "mean": list(mean), "std": list(std), "step": 1})
+    run.write_results(results_of(**(results or {})))
     return folder

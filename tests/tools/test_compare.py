@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
+from engine.runs.folder import RunFolder
 from engine.settings.layers import load_settings, to_yaml
 from engine.study.table import compare
 from models.settings import UserError
+from tests.results import results_of
 from tools import compare as tool
 
 
@@ -20,17 +22,8 @@ def make_run(tmp_path):
         folder.mkdir()
         settings = load_settings("digits/vit", [f"name={name}", f"seed={seed}", *overrides])
         (folder / "settings.yaml").write_text(to_yaml(settings))
-        results = {
-            "name": name,
-            "seed": seed,
-            "test_top1": top1,
-            "params": 2_000_000,
-            "gmacs": 0.5,
-            "images_per_second": 100 + seed,
-            "seconds": 10,
-            "peak_memory_mib": 300,
-        }
-        (folder / "results.json").write_text(json.dumps(results))
+        results = results_of(name=name, seed=seed, test_metrics={"top1": top1}, images_per_second=100 + seed)
+        RunFolder(folder).write_results(results)
         lines = [{"step": s, "train/loss": 2.0 / s, "train/accuracy": 0.1 * s} for s in (1, 2, 3, 4)]
         lines += [{"step": s, "val/loss": 2.5 / s, "val/top1": 0.1 * s} for s in (2, 4)]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

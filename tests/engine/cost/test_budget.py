@@ -179,13 +179,13 @@ def test_a_run_keeps_what_was_asked_and_says_what_was_done(tiny, folder):
     kept = load_settings(str(folder / "settings.yaml")).model.merge
     assert kept.target_ratio == 1.2 and kept.r == 0
     unmerged = macs(with_r(settings.model, 0)) / 1e9
-    assert results["gmacs"] == pytest.approx(unmerged / 1.2, rel=0.005)
-    assert results["target_gmacs"] == unmerged / 1.2
+    assert results.gmacs == pytest.approx(unmerged / 1.2, rel=0.005)
+    assert results.target_gmacs == unmerged / 1.2
     text = (folder / "log.txt").read_text()
-    assert results["removed"] == solve(settings.model).merge.r and sum(results["removed"]) > 0
-    assert f"tome removes {results['removed']}" in text and text.count("model.merge.target_ratio = 1.2") == 1
+    assert results.removed == solve(settings.model).merge.r and sum(results.removed) > 0
+    assert f"tome removes {results.removed}" in text and text.count("model.merge.target_ratio = 1.2") == 1
     run = load_run(folder)
-    assert run.as_trained and run.model.schedule == results["removed"]
+    assert run.as_trained and run.model.schedule == results.removed
     with pytest.raises(UserError, match=r"model\.merge\.target_ratio = 1\.3"):
         run_experiment(tiny(model={"merge": {"method": "tome", "target_ratio": 1.3}}), folder, resume=True)
 
@@ -228,8 +228,8 @@ def test_each_step_has_its_own_budget_and_validation_the_middle(tiny, folder, mo
     steps = [drawn_schedule(settings.model, settings.seed, step) for step in range(10)]
     assert trained == [schedule for schedule in steps for _ in range(2)]
     assert len({tuple(schedule) for schedule in steps}) > 3
-    assert evaluated == [[4, 4]] * 2 and results["removed"] == [4, 4]
-    assert results["gmacs"] * 1e9 == macs(with_r(settings.model, 4)) and results["target_gmacs"] is None
+    assert evaluated == [[4, 4]] * 2 and results.removed == [4, 4]
+    assert results.gmacs * 1e9 == macs(with_r(settings.model, 4)) and results.target_gmacs is None
     said = "each training step draws r from 0 to 8; validation and test stay there"
     assert said in (folder / "log.txt").read_text()
 

@@ -30,7 +30,7 @@ STATE = {
 KILLED_WHILE_SAVING = """
 import os, random, signal, sys, time
 import torch
-from engine import checkpoint
+from engine.runs import checkpoint
 path, rounds = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 state = {"step": 0, "weights": [torch.full((50_000,), 0.0) for _ in range(4)]}

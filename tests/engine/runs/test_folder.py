@@ -1,158 +1,111 @@
-"""The run folder: one process in it, whole files in it."""
+"""`RunFolder`: what it says about a folder, and what it reads once."""
 
-import errno
-import fcntl
 import json
-import math
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from engine.files import write_json_atomic, write_text_atomic
-from engine.runs.folder import open_run
+from engine.runs import folder as folder_module
+from engine.runs.folder import RunFolder
+from engine.runs.folds import demand_alike, finished_runs, of_fold
 from models.settings import UserError
-
-HOLD = """
-import sys, time
-from engine.run import open_run
-open_run(sys.argv[1])
-print("held", flush=True)
-time.sleep(60)
-"""
+from tests.results import results_of
 
 
-@pytest.fixture
-def closed_folder(request):
-    """A folder that nothing can be written into, for root too; of mode 0o555 or the test's own."""
-    with tempfile.TemporaryDirectory() as parent:  # pytest's own folders let nobody but their owner in
-        folder = Path(parent, "closed")
-        folder.mkdir()
-        os.chmod(parent, 0o755)
-        os.chmod(folder, getattr(request, "param", 0o555))
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        yield folder
-        os.seteuid(user)
-        os.chmod(folder, 0o755)
+def test_a_folder_that_is_no_run(tmp_path):
+    run = RunFolder(tmp_path)
+    assert not run.is_run and not run.is_finished and run.read_results() is None
+    for ask in (lambda: run.settings, lambda: run.holds_folds, lambda: run.solved_settings_with(["seed=1"])):
+        with pytest.raises(UserError, match=r"not a run folder \(it has no settings.yaml\); give the folder that"):
+            ask()
 
 
-def names(folder):
-    return sorted(entry.name for entry in folder.iterdir())
+def test_settings_are_parsed_and_solved_once(tmp_path, tiny, monkeypatch):
+    RunFolder(tmp_path).write_settings(tiny(model={"merge": {"method": "tome", "target_ratio": 1.2}}))
+    calls = []
+    for name in ("load_settings", "solve"):
+        whole = getattr(folder_module, name)
+        monkeypatch.setattr(folder_module, name, lambda *a, n=name, f=whole: calls.append(n) or f(*a))
+    run = RunFolder(tmp_path)
+    for _ in range(3):
+        assert run.settings.model.merge.target_ratio == 1.2
+        assert run.solved_settings.model.merge.r is not None and not run.holds_folds
+    assert calls == ["load_settings", "solve"]
+    assert run.settings_with(["merge.method=random"]) is run.settings_with(["merge.method=random"])
+    assert run.settings.model.merge.method == "tome" and calls.count("load_settings") == 2
 
 
-def test_a_new_folder_is_made_with_its_parents(tmp_path):
-    with open_run(tmp_path / "runs" / "a") as run:
-        assert names(run.path) == [".lock"]
+def test_settings_written_later_are_read(tmp_path, tiny):
+    run = RunFolder(tmp_path)
+    for seed in (1, 2):
+        run.write_settings(tiny(seed=seed))
+        assert run.settings == tiny(seed=seed) == RunFolder(tmp_path).settings
 
 
-def test_a_second_process_is_refused_until_kill_9_ends_the_first(tmp_path):
-    folder = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            with pytest.raises(UserError, match=rf"run: in use by process {holder.pid} on .*name="):
-                open_run(folder, resume=True)
-        finally:
-            holder.kill()
-    open_run(folder, resume=True).close()
+def test_files_of_the_run_are_its_own(tmp_path, tiny):
+    run = RunFolder(tmp_path)
+    assert not run.owns(run.results_file)  # anybody may have a results.json
+    run.write_settings(tiny())
+    assert all(run.owns(file) for file in (run.results_file, run.checkpoint("last"), run.confusion_picture))
+    assert not run.owns(tmp_path / "mine.json")
 
 
-def test_the_lock_outlives_the_name_it_was_given(tmp_path):
-    open_run(tmp_path / "run")
-    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-        open_run(tmp_path / "run")
+def test_results_are_written_and_read_back(tmp_path):
+    run, results = RunFolder(tmp_path), results_of(test_loss=float("nan"), tokens=[9, 5], class_accuracy={"a": None})
+    run.write_results(results)
+    assert run.is_finished and run.read_results() == results.model_copy(update={"test_loss": None})
 
 
-def test_closing_frees_the_folder(tmp_path):
-    run = open_run(tmp_path)
-    run.close()
-    run.close()
-    open_run(tmp_path).close()
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "results.json: cannot be read; delete it and test the run again with --resume"),
+        ("[]", "results.json: cannot be read; delete it"),
+        ("\xff", "results.json: cannot be read; delete it"),
+        ("{}", r"results.json: name: field required; or delete it and test again with --resume"),
+        ('{"version": 99}', "results.json: version = 99: this code reads versions 1 to 2; update HybridMerge"),
+    ],
+)
+def test_damaged_results(tmp_path, text, message):
+    run = RunFolder(tmp_path)
+    run.results_file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message):
+        run.read_results()
 
 
-def test_an_existing_run_is_resumed_but_never_overwritten(tmp_path):
-    with open_run(tmp_path) as run:
-        write_text_atomic(run.path / "settings.yaml", "seed: 0\n")
-    with pytest.raises(UserError, match="holds files already; continue that run with --resume"):
-        open_run(tmp_path)
-    with open_run(tmp_path, resume=True):  # the refusal has let go of the lock
-        assert names(tmp_path) == [".lock", "settings.yaml"]
+def test_folds(tmp_path, tiny):
+    run, settings = RunFolder(tmp_path), tiny(split={"folds": 2, "val": 0.1})
+    run.write_settings(settings)
+    assert run.holds_folds and [fold.path.name for fold in run.folds] == ["fold0", "fold1"]
+    with pytest.raises(UserError, match="fold0: has no settings.yaml; delete it"):
+        demand_alike(run)
+    for number, fold in enumerate(run.folds):
+        fold.path.mkdir()
+        fold.write_settings(of_fold(settings, number))
+        assert not fold.holds_folds and fold.folder_of_folds().path == tmp_path
+    run.folds[0].write_results(results_of())
+    assert run.unfinished_folds() == [1]
+    with pytest.raises(UserError, match="1 of 2 folds are not done: fold1; go on with tools/train.py --resume"):
+        finished_runs(run)
+    run.folds[1].write_results(results_of())
+    assert finished_runs(run) == run.folds
+    moved = RunFolder(run.fold(1).path.rename(tmp_path / "moved"))
+    with pytest.raises(UserError, match="fold 1 of split.folds; give the folder its name fold1 again"):
+        moved.folder_of_folds()
 
 
-def test_a_folder_that_is_no_run_stays_untouched(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds files already"):
-        open_run(tmp_path)
-    assert names(tmp_path) == ["thesis.tex"]
+def test_a_run_without_weights_is_not_finished(tmp_path, tiny):
+    run = RunFolder(tmp_path)
+    run.write_settings(tiny())
+    with pytest.raises(UserError, match="has no best.pt; let the run come to its end"):
+        finished_runs(run)
+    run.checkpoint("best").touch()
+    assert finished_runs(run) == [run]
 
 
-def test_resuming_nothing_is_an_error_and_makes_nothing(tmp_path):
-    with pytest.raises(UserError, match="no run to resume here"):
-        open_run(tmp_path / "run", resume=True)
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("inside", ["", "run"])
-def test_a_file_in_the_way(tmp_path, inside):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file.*: cannot be written"):
-        open_run(tmp_path / "file" / inside)
-
-
-def test_a_read_only_folder(closed_folder):
-    with pytest.raises(UserError, match=r"closed/run: cannot be written, permission denied; .*out="):
-        open_run(closed_folder / "run")
-    with pytest.raises(UserError, match=r"closed: cannot be written, permission denied"):
-        open_run(closed_folder, resume=True)
-
-
-@pytest.mark.parametrize("closed_folder", [0], indirect=True)
-def test_a_folder_that_may_not_even_be_looked_into(closed_folder):
-    for resume in (False, True):
-        with pytest.raises(UserError, match=r"closed/run: cannot be written, permission denied"):
-            open_run(closed_folder / "run", resume)
-
-
-def test_a_folder_where_files_cannot_be_replaced(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(UserError, match="cannot be written, operation not permitted"):
-        open_run(tmp_path)
-    monkeypatch.undo()
-    open_run(tmp_path).close()
-    assert names(tmp_path) == [".lock"]
-
-
-def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    open_run(tmp_path).close()
-    assert "cannot be locked" in caplog.text
-
-
-def test_text_is_replaced_whole(tmp_path):
-    path = tmp_path / "note.txt"
-    write_text_atomic(path, "a" * 100)
-    write_text_atomic(path, "é\n")
-    assert path.read_bytes() == "é\n".encode()
-    assert names(tmp_path) == ["note.txt"]
-
-
-def test_json_has_no_nan(tmp_path):
-    write_json_atomic(tmp_path / "r.json", {"loss": math.nan, "all": [1.5, (math.inf, 2)], "name": "é"})
-    text = (tmp_path / "r.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "all": [1.5, [None, 2]], "name": "é"}
-
-
-def test_writing_into_a_folder_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match=r"gone/a\.txt: cannot be written, .*its folder is not there"):
-        write_text_atomic(tmp_path / "gone" / "a.txt", "")
+def test_the_json_of_results_has_the_keys_of_before(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_results(results_of(metric="map", test_metrics={"map": 0.5, "f1": 0.25}, val_score=0.75))
+    values = json.loads(run.results_file.read_text())
+    assert values["version"] == 2 and (values["test_map"], values["test_f1"], values["val_map"]) == (0.5, 0.25, 0.75)
+    assert "thresholds" not in values and "class_accuracy" not in values and values["fold"] is None
+    assert "test_metrics" not in values and "val_score" not in values

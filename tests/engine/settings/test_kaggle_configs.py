@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from engine.runs.folder import open_run
+from engine.runs.folder import RunFolder
 from engine.runs.restore import with_budget
 from engine.settings.layers import load_settings
 from models import build
@@ -83,12 +83,12 @@ def test_two_steps_of_a_narrow_model(recipe, narrow, tmp_path):
             *late_groups(recipe),
         ],
     )
-    with open_run(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").lock():
         results = run_experiment(settings, tmp_path / "run")
-    assert results["steps"] == 2 and results["test_images"] == 4
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["method"] == results["method"]
+    assert results.steps == 2 and results.test_images == 4
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["method"] == results.method
     frozen = {"vit_l16_swag": 0.01, "beit_l384_lora": 0.5}.get(recipe, 1)
-    assert 0 < results["trained_share"] <= frozen
+    assert 0 < results.trained_share <= frozen
 
 
 def late_groups(recipe: str) -> list[str]:

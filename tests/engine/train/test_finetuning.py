@@ -104,7 +104,7 @@ def state_of(run) -> dict:
 def test_a_tuned_run_is_read_back_from_its_folder(mode, tuned, folder, start):
     results = run_experiment(tuned(mode), folder)
     run = load_run(folder)
-    assert evaluate_run(run, "test").metrics["top1"] == results["test_top1"]
+    assert evaluate_run(run, "test").metrics["top1"] == results.test_metrics["top1"]
     before, after = state_of(Path(start)), load_run(folder, which="last").model.state_dict()
     assert before.keys() == after.keys(), "adapters are gone, names are the plain model's"
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -122,10 +122,10 @@ def test_what_learnt_is_saved_alone_and_counted(tuned, folder, tmp_path):
     for mode in ("head", "lora", "full"):
         (tmp_path / mode).mkdir()
         results = run_experiment(tuned(mode), tmp_path / mode)
-        sizes[mode] = results["saved_mib"]
+        sizes[mode] = results.saved_mib
         learnt = sum(value.numel() for value in state_of(tmp_path / mode).values())
-        assert results["trained_params"] == learnt
-        assert 0 < results["trained_share"] <= 1 and results["peak_memory_mib"] > 0 and results["seconds"] > 0
+        assert results.trained_params == learnt
+        assert 0 < results.trained_share <= 1 and results.peak_memory_mib > 0 and results.seconds > 0
     assert sizes["head"] < sizes["lora"] < sizes["full"]
 
 
@@ -282,7 +282,7 @@ def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, 
 def test_steps_and_warmup_ratio(tuned, folder):
     """13 steps, of which the epoch has 20: a part of an epoch is validated and kept like a whole one."""
     results = run_experiment(tuned("full", train={"steps": 33, "warmup_ratio": 0.1}), folder)
-    assert (results["steps"], results["epochs"]) == (33, 2)
+    assert (results.steps, results.epochs) == (33, 2)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val/top1" in line] == [20, 33]
     rates = [line["lr"] for line in lines if "lr" in line]
@@ -377,13 +377,13 @@ def test_textures_then_scenes(folder, tmp_path):
     results = run_experiment(load_settings("digits/vit", second), tmp_path / "second")
     said = (tmp_path / "second" / "log.txt").read_text()
     assert "head left as initialised: head.weight [file (3, 16), model (2, 16)]" in said
-    assert results["method"] == "full" and "100.0% of the parameters before the head" in said
+    assert results.method == "full" and "100.0% of the parameters before the head" in said
 
 
 def test_batches_are_brought_to_the_models_size(folder):
     settings = settings_of(model={**VIT, "img_size": 12}, data={"name": "digits", "resize": 12}, train={"epochs": 1})
     results = run_experiment(settings, folder)
-    assert results["test_images"] == 360 and load_run(folder).data.shape == (1, 12, 12)
+    assert results.test_images == 360 and load_run(folder).data.shape == (1, 12, 12)
 
 
 def test_conformer_learns_by_both_heads(folder, monkeypatch):
@@ -419,9 +419,9 @@ def test_many_labels(folder, tmp_path):
     data = {"name": "csv", "path": str(tmp_path / "images" / "table.csv"), "labels": "many", "size": 8}
     given = {"data": data, "model": {**VIT, "in_chans": 3, "num_classes": 3}, "split": {"val": 0.2}}
     results = run_experiment(settings_of(**given, train={"batch_size": 8}), folder)
-    assert results["metric"] == "map" and 0 < results["test_map"] <= 1 and results["test_images"] == 12
-    assert len(results["thresholds"]) == 3 and results["thresholds"]["never"] == 0.5
-    assert evaluate_run(load_run(folder), "test").metrics["map"] == results["test_map"]
+    assert results.metric == "map" and 0 < results.test_metrics["map"] <= 1 and results.test_images == 12
+    assert len(results.thresholds) == 3 and results.thresholds["never"] == 0.5
+    assert evaluate_run(load_run(folder), "test").metrics["map"] == results.test_metrics["map"]
     for key, sections in (("mixup", {"augment": {"mixup": 0.2}}), ("smoothing", {"train": {"label_smoothing": 0.1}})):
         with pytest.raises(UserError, match=key):
             run_experiment(settings_of(**{**given, "train": {"batch_size": 8}, **sections}), tmp_path)

@@ -23,7 +23,7 @@ from engine.data.loader import Normalise
 from engine.files import write_json_atomic
 from engine.measure.ensembles import evaluate_run, load_folds
 from engine.measure.intervals import mean_interval, prediction_interval, wilson
-from engine.runs.folder import open_run
+from engine.runs.folder import RunFolder
 from engine.runs.folds import of_fold
 from engine.runs.restore import load_run
 from engine.settings.layers import load_settings
@@ -36,6 +36,7 @@ from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
 from tests.quiet import end_log
+from tests.results import results_of
 from tests.tools.runs import PLAIN
 from tools import compare as compare_tool
 from tools import eval as eval_tool
@@ -106,7 +107,7 @@ def test_the_report_is_what_the_folds_say(finished):
 
 def test_every_fold_is_a_run_that_can_be_read_back(finished):
     run = load_run(finished / "fold1")
-    assert evaluate_run(run, "test").metrics["top1"] == run.results["test_top1"]
+    assert evaluate_run(run, "test").metrics["top1"] == run.results.test_score
     with pytest.raises(UserError, match="holds 3 folds, .*fold0"):
         load_run(finished)
 
@@ -208,12 +209,12 @@ def test_a_fold_by_itself_is_the_same_and_the_last_one_reports(finished, copied,
     shutil.rmtree(copied / "fold1")
     (copied / "fold0" / "results.json").unlink()  # stopped in its test
     old, fold2 = (copied / "folds.json").read_text(), stamps(copied / "fold2")
-    train_tool.train_folds(settings_of({"fold": 1}), copied, resume=False)
+    train_tool.train_folds(settings_of({"fold": 1}), RunFolder(copied), resume=False)
     said = capsys.readouterr().out
     assert "95 % interval   " in said
     assert f"folds           0 not finished; all of them: tools/train.py --resume {copied}\n" in said
     assert not (copied / "folds.json").exists()  # it was of another fold 1
-    train_tool.train_folds(settings_of({}), copied, resume=True)
+    train_tool.train_folds(settings_of({}), RunFolder(copied), resume=True)
     said = capsys.readouterr().out
     same = ("test_top1", "test_loss", "test_images", "data_sha256", "best_step", "class_accuracy")
     for one, other in zip(results(finished), results(copied)):
@@ -262,7 +263,7 @@ def test_folders_that_hold_something(copied, tmp_path):
         with pytest.raises(UserError, match=r"mine: holds files already \(thesis.tex\)"):
             run_folds(settings_of(split), tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-    with open_run(copied / "fold1", resume=True), pytest.raises(UserError, match="fold1: in use by process"):
+    with RunFolder(copied / "fold1").lock(resume=True), pytest.raises(UserError, match="fold1: in use by process"):
         run_folds(settings_of({"fold": 1}), copied, resume=True)
 
 
@@ -289,7 +290,7 @@ def test_a_signal_in_a_fold_ends_all(tmp_path, monkeypatch, capsys):
         run_folds(settings_of({}), tmp_path / "tiny")
     assert ran == [0, 1]
     assert f"all folds go on with: tools/train.py --resume {tmp_path / 'tiny'}" in capsys.readouterr().out
-    open_run(tmp_path / "tiny" / "fold1", resume=True).close()  # nothing is locked
+    RunFolder(tmp_path / "tiny" / "fold1").lock(resume=True).close()  # nothing is locked
 
 
 @pytest.mark.parametrize("text", ["", "{", "\ufffd"])
@@ -377,19 +378,7 @@ def test_folds_are_one_row_of_a_comparison(finished, copied, capsys):
 
 def test_many_labels_have_a_mean_and_no_matrix(tmp_path):
     runs = [
-        {
-            "metric": "map",
-            "test_map": score,
-            "test_f1": 0.5,
-            "test_images": 10,
-            "test_interval": None,
-            "val_map": None,
-            "test_loss": 1.0,
-            "best_step": 1,
-            "train_images": 20,
-            "seconds": 2.0,
-            "data_sha256": "",
-        }
+        results_of(metric="map", test_metrics={"map": score, "f1": 0.5}, test_images=10, seconds=2.0, data_sha256="")
         for score in (0.5, 0.6, 0.7)
     ]
     report = folds.together(settings_of({}), runs)

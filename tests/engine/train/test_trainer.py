@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine.measure.ensembles import evaluate_run
 from engine.measure.evaluate import Evaluation
 from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
 from engine.runs.restore import load_run
 from engine.runs.tracking import Tracker
 from engine.train.experiment import run_experiment
@@ -121,7 +122,7 @@ def test_a_signal_ends_the_step_and_saves(reference, tiny, folder, monkeypatch, 
 def test_resuming_a_finished_run_changes_nothing(reference, tiny, folder):
     before = (reference / "last.pt").read_bytes(), (reference / "results.json").read_text()
     results = run_experiment(tiny(), reference, resume=True)
-    assert results["steps"] == 3 * STEPS_PER_EPOCH
+    assert results.steps == 3 * STEPS_PER_EPOCH
     assert (reference / "last.pt").read_bytes() == before[0]
 
 
@@ -137,12 +138,12 @@ def test_the_run_folder_holds_everything(reference):
     names = {path.name for path in reference.iterdir()}
     assert {"settings.yaml", "log.txt", "metrics.jsonl", "results.json", "last.pt", "best.pt"} <= names
     assert {"predictions.csv", "confusion.png"} <= names
-    results = json.loads((reference / "results.json").read_text())
-    assert results["steps"] == 3 * STEPS_PER_EPOCH and results["train_images"] == 325 and results["test_images"] == 360
-    assert 0 < results["test_top1"] < results["test_top5"] <= 1
-    assert results["params"] > 0 and results["gmacs"] > 0 and results["seconds"] > 0
-    assert results["images_per_second"] == pytest.approx(results["steps"] * 32 / results["seconds"])
-    assert results["peak_memory_mib"] > 50 and results["versions"]["torch"] and results["tokens"] == [14, 11]
+    results = RunFolder(reference).read_results()
+    assert results.steps == 3 * STEPS_PER_EPOCH and results.train_images == 325 and results.test_images == 360
+    assert 0 < results.test_metrics["top1"] < results.test_metrics["top5"] <= 1
+    assert results.params > 0 and results.gmacs > 0 and results.seconds > 0
+    assert results.images_per_second == pytest.approx(results.steps * 32 / results.seconds)
+    assert results.peak_memory_mib > 50 and results.versions["torch"] and results.tokens == [14, 11]
     assert "tokens removed by each block: [3, 3]" in (reference / "log.txt").read_text()
     lines = metrics(reference)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 31))
@@ -173,8 +174,8 @@ def test_tensorboard_shows_what_the_issue_names(reference):
 
 def test_a_run_folder_alone_reproduces_its_accuracy(reference):
     run = load_run(reference)
-    assert evaluate_run(run, "test").metrics["top1"] == run.results["test_top1"]
-    assert evaluate_run(run, "val").metrics["top1"] == run.results["val_top1"]
+    assert evaluate_run(run, "test").metrics["top1"] == run.results.test_metrics["top1"]
+    assert evaluate_run(run, "val").metrics["top1"] == run.results.val_score
 
 
 def test_best_is_the_best_and_is_the_average(tiny, folder, monkeypatch):
@@ -189,7 +190,7 @@ def test_best_is_the_best_and_is_the_average(tiny, folder, monkeypatch):
     monkeypatch.setattr(Trainer, "_validate", scripted)
     results = run_experiment(tiny(), folder)
     best, last = checkpoint.load(folder / "best.pt"), checkpoint.load(folder / "last.pt")
-    assert results["best_step"] == best["step"] == 2 * STEPS_PER_EPOCH and results["val_top1"] == 0.9
+    assert results.best_step == best["step"] == 2 * STEPS_PER_EPOCH and results.val_score == 0.9
     assert all(torch.equal(value, averages[1][name]) for name, value in best["model"].items())
     assert all(torch.equal(value, averages[2][name]) for name, value in last["ema"]["shadow"].items())
     assert not torch.equal(last["model"]["vit.head.weight"], averages[2]["vit.head.weight"])
