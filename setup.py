@@ -43,6 +43,7 @@ setup(
             "matplotlib>=3.7",
             "Pillow>=10.1",
             "tqdm>=4.65",
+            "rich>=13",  # tables on a terminal
         ],
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
         "dev": [
