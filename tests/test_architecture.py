@@ -68,7 +68,8 @@ def test_engine_imports_go_down(name):
     for other, _ in imports(name):
         if other.startswith("engine."):
             same_room = other.split(".")[1] == name.split(".")[1]
-            assert same_room or floor(other) < floor(name), f"{name} imports {other}"
+            below_all = floor(name) == floor(other) == 0  # those may import each other, and none of the rooms
+            assert same_room or below_all or floor(other) < floor(name), f"{name} imports {other}"
 
 
 @pytest.mark.parametrize("name", MODULES)
