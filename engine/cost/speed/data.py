@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from engine.cost.speed import timed
+from engine.cost.speed.timing import timed
 from engine.data import Arrays, AugmentSettings, SplitSettings, build_data
 from engine.data.loader import TrainLoader
 from engine.data.sources.cifar import CIFAR10_MEAN, CIFAR10_STD
@@ -21,8 +21,9 @@ from engine.data.transforms import compose
 from models.settings import check
 
 CPU = torch.device("cpu")
-CLASSES = 4
-# What is compared: a crop brought to size, mirroring, colours, erasing.
+CLASSES = 4  # folders of write_photographs
+PLAIN = "plain DataLoader"
+# What both pipelines compute for each image.
 TRANSFORMS = [
     {"name": "RandomResizedCrop", "scale": [0.35, 1.0]},
     {"name": "RandomHorizontalFlip"},
@@ -31,19 +32,35 @@ TRANSFORMS = [
 ]
 
 
-def data_speeds(images: int, shape: tuple[int, int, int], batch_size: int, repeats: int) -> list[float]:
-    """Images per second of each of `repeats` epochs of the training loader: crop by 4 pixels, flip, normalise."""
+def memory_speeds(images: int, shape: tuple[int, int, int], batch_size: int, repeats: int) -> list[float]:
+    """Measures the training loader on images in memory: crop by 4 pixels, flip, normalise.
+
+    Args:
+        images: how many random images an epoch has.
+        shape: (C, H, W) of each.
+        batch_size: images of a batch.
+        repeats: timed epochs.
+
+    Returns:
+        Images per second of each epoch.
+    """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, *shape), dtype=torch.uint8, generator=generator)
     arrays = Arrays(pixels, torch.zeros(images, dtype=torch.int64))
     loader = TrainLoader(arrays, batch_size, AugmentSettings(crop=4, flip=True), CIFAR10_MEAN, CIFAR10_STD, seed=0)
-    epoch = iter(range(repeats + 1))
-    times = timed({"": lambda: sum(len(labels) for _, labels in loader.epoch(next(epoch)))}, repeats, CPU)
-    return [1e3 * images / ms for ms in times[""]]
+    epochs = iter(range(repeats + 1))
+    times = timed({"epoch": lambda: sum(len(labels) for _, labels in loader.epoch(next(epochs)))}, repeats, CPU)
+    return [1e3 * images / ms for ms in times["epoch"]]
 
 
 def write_photographs(folder: Path, count: int, side: int) -> None:
-    """Square JPEG files, `side` pixels a side, in CLASSES folders: parts of scikit-learn's two sample photographs."""
+    """Writes square JPEG files into CLASSES folders: parts of scikit-learn's two sample photographs.
+
+    Args:
+        folder: where the folders of classes are made.
+        count: how many files.
+        side: their width and height, in pixels.
+    """
     draw, photographs = np.random.default_rng(0), load_sample_images().images
     for i in range(count):
         photograph = photographs[i % len(photographs)]
@@ -55,20 +72,25 @@ def write_photographs(folder: Path, count: int, side: int) -> None:
 
 
 def file_speeds(folder: Path, size: int, batch_size: int, workers: int, repeats: int) -> dict[str, list[float]]:
-    """Images per second of epochs over JPEG files, in turns: ours, decoding anew and from images kept at `size`; and a
-    plain DataLoader over torchvision's ImageFolder with the same transforms.
+    """Measures epochs over JPEG files: with our loader, which decodes each file anew or keeps images in memory, and
+    with a plain DataLoader over torchvision's ImageFolder that does the same to each image.
 
     Args:
-        folder: of class folders.
-        size: pixels that the model takes.
-        workers: processes of each.
+        folder: holds a folder of images for each class.
+        size: height and width that the images are brought to, in pixels.
+        batch_size: images of a batch.
+        workers: processes of each loader.
+        repeats: timed epochs of each.
+
+    Returns:
+        Images per second of each epoch; the plain DataLoader's under PLAIN.
     """
     augment = check(AugmentSettings, {"transforms": TRANSFORMS}, "augment")
     loaders = {}
     for name, cache in (("decoded anew", "none"), (f"kept at {size} px", "memory")):
         data = build_data(FolderSettings(path=str(folder), size=size, cache=cache), SplitSettings(test=0, val=0), 0)
         loaders[name] = TrainLoader(data.train, batch_size, augment, data.mean, data.std, 0, workers=workers)
-    chain = v2.Compose(
+    transform = v2.Compose(
         [
             v2.PILToTensor(),
             compose(augment.transforms, (3, size, size), whole=True),
@@ -77,19 +99,20 @@ def file_speeds(folder: Path, size: int, batch_size: int, workers: int, repeats:
         ]
     )
     plain = DataLoader(
-        ImageFolder(str(folder), chain),
+        ImageFolder(str(folder), transform),
         batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    counter = {name: iter(range(repeats + 1)) for name in loaders}
+    epochs = {name: iter(range(repeats + 1)) for name in loaders}
     calls = {
-        name: lambda name=name: sum(len(y) for _, y in loaders[name].epoch(next(counter[name]))) for name in loaders
+        name: lambda name=name, loader=loader: sum(len(labels) for _, labels in loader.epoch(next(epochs[name])))
+        for name, loader in loaders.items()
     }
-    times = timed({**calls, "plain DataLoader": lambda: sum(len(y) for _, y in plain)}, repeats, CPU)
+    times = timed({**calls, PLAIN: lambda: sum(len(labels) for _, labels in plain)}, repeats, CPU)
     for loader in loaders.values():
         loader.close()
     images = len(plain) * batch_size
-    return {name: [1e3 * images / ms for ms in found] for name, found in times.items()}
+    return {name: [1e3 * images / ms for ms in milliseconds] for name, milliseconds in times.items()}
