@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.cost.table import COLUMNS
 from models.settings import UserError
+from tests.tools.tables import read_markdown
 from tools import flops
 
 ROOT = Path(__file__).parents[2]
@@ -38,19 +40,21 @@ def configs(tmp_path: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def rows(output: str) -> list[list[str]]:
-    return [re.split(r"\s{2,}", line.strip()) for line in output.splitlines()]
-
-
 def test_table(configs: list[str], capsys: pytest.CaptureFixture) -> None:
     flops.main(["--cfg", *configs, "model.embed_dim=64"])
-    header, _, merging, plain, *_ = rows(capsys.readouterr().out)
-    assert header == list(flops.COLUMNS) and "1 MAC = 2 FLOPs" in header[4]
+    header, merging, plain = read_markdown(capsys.readouterr().out)
+    assert header == [column.title for column, _ in COLUMNS] and "1 MAC = 2 FLOPs" in header[4]
     assert [merging[0], merging[-1]] == ["merging", "2x4"]
     assert [plain[0], plain[-1]] == ["plain", "2x5"]
     for row in (merging, plain):
         assert row[2] == row[3]  # counted, by formula
         assert float(row[4]) == pytest.approx(2 * float(row[2]), abs=1e-4)
+
+
+def test_tiny_models_have_significant_digits(configs: list[str], capsys: pytest.CaptureFixture) -> None:
+    flops.main(["--cfg", *configs])
+    _, merging, _ = read_markdown(capsys.readouterr().out)
+    assert float(merging[2]) == pytest.approx(MERGING_MACS / 1e9, rel=0.005) and merging[2] == "0.00000766"
 
 
 def test_norms_stand_below_the_table(configs: list[str], capsys: pytest.CaptureFixture) -> None:
@@ -73,7 +77,7 @@ def test_json(configs: list[str], tmp_path: Path) -> None:
 
 def test_by_module(configs: list[str], capsys: pytest.CaptureFixture) -> None:
     flops.main(["--cfg", configs[0], "--by-module"])
-    broken_down = {row[0]: row[1:] for row in rows(capsys.readouterr().out.split("\n\n")[0])}
+    broken_down = {row[0]: row[1:] for row in read_markdown(capsys.readouterr().out.split("\n\n")[0])}
     assert broken_down["(all)"][1:] == [f"{MERGING_MACS:,}", "100.00 %"]
     assert broken_down["patch_embed.proj"][:2] == ["136", "512"]
     assert broken_down["blocks.0"][1] == f"{4 * 5 * 64 + 8 * 4 * 64 + 400 + 16:,}"
@@ -82,7 +86,7 @@ def test_by_module(configs: list[str], capsys: pytest.CaptureFixture) -> None:
 
 def test_by_module_deeper(configs: list[str], capsys: pytest.CaptureFixture) -> None:
     flops.main(["--cfg", configs[0], "--by-module", "--depth", "4"])
-    broken_down = {row[0]: row[1:] for row in rows(capsys.readouterr().out.split("\n\n")[0])}
+    broken_down = {row[0]: row[1:] for row in read_markdown(capsys.readouterr().out.split("\n\n")[0])}
     assert broken_down["blocks.0.attn.qkv"][:2] == [f"{24 * 8 + 24}", f"{5 * 8 * 24}"]
     assert not any(path.endswith("act") for path in broken_down)  # neither parameters nor MACs
 

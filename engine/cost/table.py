@@ -1,0 +1,104 @@
+"""The cost of models as rows: of a table, of a JSON file, and of a breakdown by modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from engine.cost.budget import solve
+from engine.cost.macs import Complexity, measure
+from engine.tables import Column
+from engine.wording import fixed
+from models import build
+from models.settings import ModelSettings
+
+
+class ModelCost(NamedTuple):
+    """A model, built with random weights, and what one image through it costs."""
+
+    name: str
+    model: nn.Module
+    cost: Complexity
+
+
+def cost_of(name: str, settings: ModelSettings) -> ModelCost:
+    """Builds a model and counts what it costs; a budget in its settings is solved first.
+
+    Args:
+        name: what to call it.
+        settings: the model's.
+
+    Raises:
+        UserError: a budget that cannot be met.
+        CountError: an operation that multiplies is not counted, or the formula disagrees with the count.
+    """
+    solved = solve(settings)
+    model = build(solved)
+    return ModelCost(name, model, measure(model, settings=solved))
+
+
+def record(model: ModelCost) -> dict[str, Any]:
+    """Returns a model's entry in the JSON file of tools/flops.py; `gflops` counts two FLOPs for each MAC."""
+    gmacs = model.cost.macs / 1e9
+    return {
+        "name": model.name,
+        "params": model.cost.params,
+        "gmacs": gmacs,
+        "gflops": 2 * gmacs,
+        "activations": model.cost.activations,
+        "tokens": model.cost.tokens,
+    }
+
+
+def tokens_left(tokens: list[int]) -> str:
+    """Returns the tokens that leave each block, equal neighbours together: [5, 4, 4] -> "5 2x4"."""
+    lengths = [(count, len(list(blocks))) for count, blocks in groupby(tokens)]
+    return " ".join(str(count) if blocks == 1 else f"{blocks}x{count}" for count, blocks in lengths) or "-"
+
+
+def _formula(model: ModelCost) -> str:
+    return "-" if model.cost.formula_macs is None else fixed(model.cost.formula_macs / 1e9, 4)
+
+
+# Columns of the table, and the text of each for a model.
+COLUMNS: tuple[tuple[Column, Callable[[ModelCost], str]], ...] = (
+    (Column("model", words=True), lambda model: model.name),
+    (Column("params M"), lambda model: fixed(model.cost.params / 1e6, 3)),
+    (Column("GMACs"), lambda model: fixed(model.cost.macs / 1e9, 4)),
+    (Column("by formula"), _formula),
+    (Column("GFLOPs (1 MAC = 2 FLOPs)"), lambda model: fixed(2 * model.cost.macs / 1e9, 4)),
+    (Column("activations M"), lambda model: fixed(model.cost.activations / 1e6, 3)),
+    (Column("tokens left", words=True), lambda model: tokens_left(model.cost.tokens)),
+)
+
+MODULE_COLUMNS = (Column("module", words=True), Column("params"), Column("MACs"), Column("share of MACs"))
+
+
+def breakdown(model: ModelCost, depth: int) -> list[tuple[str, ...]]:
+    """Returns the cells of MODULE_COLUMNS for each module.
+
+    Args:
+        model: a model and its cost.
+        depth: levels of modules; 1 is the model's own children.
+
+    Returns:
+        A row for the whole model, then one for each module that has parameters or MACs.
+    """
+    rows = []
+    for path, macs in model.cost.by_module.items():
+        params = sum(parameter.numel() for parameter in model.model.get_submodule(path).parameters())
+        if path.count(".") < depth and (macs or params):
+            share = f"{100 * macs / model.cost.macs:.2f} %" if model.cost.macs else "-"
+            rows.append((path or "(all)", f"{params:,}", f"{macs:,}", share))
+    return rows
+
+
+def other_estimates(model: ModelCost) -> str | None:
+    """Returns fvcore's estimates for what GMACs leave out, norms, pooling and resizing, in millions; None: nothing."""
+    if not model.cost.other:
+        return None
+    estimates = ", ".join(f"{operation} {fixed(count / 1e6, 3)}" for operation, count in model.cost.other.items())
+    return f"apart from these, {model.name}, M by fvcore's estimate: {estimates}"
