@@ -20,6 +20,7 @@ import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.cli import cli
+from engine.tables import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -230,15 +231,14 @@ def sweep(args: argparse.Namespace) -> None:
     from engine.study.curves import accuracy_by_cost
     from engine.tasks import title_of
 
-    key, _ = sweep.values_of(args.sweep)
+    key, _ = sweep.parse_sweep(args.sweep)
     rows = sweep.sweep(args.run[0], args.sweep, args.overrides, args.weights, args.split)
-    print(sweep.markdown(key, rows))
+    print_table(*sweep.table(key, rows))
     if args.json:
-        write_json_atomic(args.json, rows)
+        write_json_atomic(args.json, [row.to_json() for row in rows])
     if args.plot:
-        metric = rows[0]["metric"]
-        points = [(sweep.written(row["value"]), row["gmacs"], row[metric]) for row in rows]
-        save_figure(accuracy_by_cost(points, key, title_of(metric)), args.plot)
+        points = [(row.label, row.gmacs, row.score) for row in rows]
+        save_figure(accuracy_by_cost(points, key, title_of(rows[0].metric)), args.plot)
 
 
 if __name__ == "__main__":

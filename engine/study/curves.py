@@ -1,31 +1,33 @@
-"""Pictures of runs, drawn from their `metrics.jsonl`."""
+"""Pictures of runs: their curves over training, and accuracy against cost."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from engine.runs.restore import read_settings
 from engine.runs.tracking import METRICS
 from engine.study.table import kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
 
-# tags of training and validation
+# Tags in metrics.jsonl, of training and of validation.
 LOSS = ("train/loss", "val/loss")
-
-
 SCORES = {task.main_metric: ("train/accuracy", f"val/{task.main_metric}") for task in TASKS.values()}
 
 
 def curves(folders: Sequence[Path]) -> Figure:
-    """Loss and the main metric by optimizer step, at the end of each epoch: training dashed, validation solid.
+    """Draws loss and main metric at the end of each epoch, by optimizer step: training dashed, validation solid.
 
-    Runs that differ in nothing but the seed have one colour. Beside validation's mean average precision training's line
-    is the share of labels that are right: it computes no other metric.
+    Runs that differ in nothing but the seed have one colour. Training logs no average precision: its line beside
+    that of validation is then another score, which the caption names.
+
+    Args:
+        folders: run folders.
 
     Raises:
         UserError: a folder without the metrics of a single epoch with validation.
@@ -35,10 +37,10 @@ def curves(folders: Sequence[Path]) -> Figure:
     colours: dict[str, str] = {}
     metrics: dict[str, None] = {}  # in the order in which they appear
     for folder in folders:
-        (metric, epochs), alike = _epochs(folder), kind(folder)
+        (metric, epochs), group = _epochs(folder), kind(folder)
         metrics[metric] = None
-        name = None if alike in colours else folder.name  # one entry of the legend for all seeds
-        colour = colours.setdefault(alike, f"C{len(colours) % 10}")
+        name = None if group in colours else folder.name  # one entry of the legend for all seeds
+        colour = colours.setdefault(group, f"C{len(colours) % 10}")
         steps = [epoch["step"] for epoch in epochs]
         for axes, (training, validation), unit in ((left, LOSS, 1), (right, SCORES[metric], 100)):
             axes.plot(steps, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=1)
@@ -48,16 +50,23 @@ def curves(folders: Sequence[Path]) -> Figure:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, fontsize=8, loc="lower right")
-    legend = "dashed: training, on augmented images; solid: validation"
-    for task in map(task_with_metric, metrics):
-        if task.training_score_title:
-            legend += f" ({task.score_title}; training: {task.training_score_title})"
-    figure.suptitle(legend, fontsize=9, color="0.35")
+    figure.suptitle(_caption(folders, metrics), fontsize=9, color="0.35")
     return figure
 
 
+def _caption(folders: Sequence[Path], metrics: Iterable[str]) -> str:
+    """Says what the two kinds of lines are."""
+    augmented = any(any(read_settings(folder)[0].augment.model_dump().values()) for folder in folders)
+    training = "training, on augmented images" if augmented else "training"
+    caption = f"dashed: {training}; solid: validation"
+    for task in map(task_with_metric, metrics):
+        if task.training_score_title:
+            caption += f" ({task.score_title}; training: {task.training_score_title})"
+    return caption
+
+
 def _epochs(folder: Path) -> tuple[str, list[dict]]:
-    """The main metric, and one record an epoch: what training and validation said at its last step."""
+    """Returns the name of the main metric and, for each epoch with validation, the metrics of its last step."""
     if not (folder / METRICS).is_file():
         raise UserError(f"{folder}: no {METRICS}; give run folders")
     records: dict[int, dict] = {}
@@ -73,8 +82,13 @@ def _epochs(folder: Path) -> tuple[str, list[dict]]:
 
 
 def accuracy_by_cost(points: Sequence[tuple[str, float, float]], title: str, metric: str = "accuracy") -> Figure:
-    """Accuracy, or the metric of that name, against cost: a line through points of label, GMACs of an image, and the
-    metric as a fraction."""
+    """Draws accuracy, or another metric, against cost.
+
+    Args:
+        points: label, GMACs of an image, and the metric as a fraction, for each point; a line joins them by cost.
+        title: the figure's.
+        metric: name of the metric, for the axis.
+    """
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     labels, gmacs, accuracies = zip(*sorted(points, key=lambda point: point[1]))

@@ -1,26 +1,71 @@
-"""One run evaluated with several ways of merging: a row each of accuracy, cost and speed."""
+"""One run evaluated with several ways of merging: accuracy, cost and speed of each.
+
+A sweep is written as one key of the settings' `merge:` section and a list of values, such as "merge.r=[0,4,8]".
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.cost.macs import measure
 from engine.measure.ensembles import evaluate_run
-from engine.runs.restore import load_run, read_settings
+from engine.runs.restore import FinishedRun, load_run, read_settings
 from engine.settings.layers import parse_overrides
+from engine.tables import Column
 from engine.tasks import title_of
+from engine.wording import fixed
 from models.interface import merging_method, removed_per_block, tokens_per_block
 from models.settings import UserError
 
 EXAMPLE = "write a key of merge: and a list of values, as in merge.r=[0,4,8]"
 
 
-def values_of(item: str) -> tuple[str, list[Any]]:
-    """What a sweep is over: `merge.r=[0,4,8]` -> the key "merge.r" and its values.
+@dataclass(frozen=True)
+class SweepRow:
+    """A run evaluated with one way of merging."""
+
+    value: Any  # of the key that is swept
+    method: str | None  # of merging
+    removed: list[int]  # patches that each block merges away
+    tokens: int  # left after the last block
+    gmacs: float  # of one image
+    loss: float
+    metric: str  # name of the main metric
+    metrics: dict[str, float]  # fractions, the main metric first
+    images_per_second: float  # of the whole evaluation, after a batch to warm up
+
+    @property
+    def score(self) -> float:
+        """The main metric, a fraction."""
+        return self.metrics[self.metric]
+
+    @property
+    def label(self) -> str:
+        """The value as it is written on the command line."""
+        return self.value if isinstance(self.value, str) else json.dumps(self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as tools/eval.py --json writes it: each metric under a key of its own."""
+        return {
+            "value": self.value,
+            "method": self.method,
+            "removed": self.removed,
+            "tokens": self.tokens,
+            "gmacs": self.gmacs,
+            "loss": self.loss,
+            "metric": self.metric,
+            **self.metrics,
+            "images_per_second": self.images_per_second,
+        }
+
+
+def parse_sweep(item: str) -> tuple[str, list[Any]]:
+    """Parses a sweep: "merge.r=[0,4,8]" -> ("merge.r", [0, 4, 8]).
 
     Raises:
         UserError: it is not of that form.
@@ -37,71 +82,72 @@ def values_of(item: str) -> tuple[str, list[Any]]:
     return ".".join(path[1:]), values
 
 
-def sweep(folder: Path, item: str, overrides: Sequence[str] = (), which: str = "best", split: str = "test") -> list:
+def sweep(
+    folder: Path, item: str, overrides: Sequence[str] = (), which: str = "best", split: str = "test"
+) -> list[SweepRow]:
     """Evaluates a run once for each value of one key of its `merge:` section. The data are loaded once.
 
     Args:
         folder: the run's.
         item: the key and its values, such as "merge.r=[0,4,8]".
-        overrides: of other settings.
-        which: of the run's checkpoints.
-        split: which images.
+        overrides: changes of other settings, such as "data.root=DIR".
+        which: "best" or "last", the run's checkpoint.
+        split: "test" or "val", the images.
 
     Returns:
-        For each value a dict of `value`, `method`, `removed` by each block, `tokens` left after the last, `gmacs`,
-        `loss`, `metric`: the name of the main one, the metrics as fractions, and `images_per_second`: of evaluation as
-        a whole, after a batch to warm up.
+        A row for each value, in their order.
 
     Raises:
-        UserError: a value that is none, before anything is evaluated; no run, or one that does not fit.
+        UserError: a value that the settings refuse, before anything is evaluated; the folder is no run, or its
+            weights do not fit.
     """
-    key, values = values_of(item)
+    key, values = parse_sweep(item)
     changes = [[*overrides, f"{key}={json.dumps(value)}"] for value in values]
     for change in changes:
         read_settings(folder, change)
     rows, data = [], None
-    for value, change in zip(values, changes):
+    for value, change in zip(values, changes, strict=True):
         run = load_run(folder, change, which, data)
         data = run.data
-        evaluate_run(run, split, first=1)
-        start = time.perf_counter()
-        found = evaluate_run(run, split)
-        seconds = time.perf_counter() - start
-        rows.append(
-            {
-                "value": value,
-                "method": merging_method(run.settings.model),
-                "removed": removed_per_block(run.model),
-                "tokens": tokens_per_block(run.model)[-1],
-                "gmacs": measure(run.model, settings=run.settings.model).macs / 1e9,
-                "loss": found.loss,
-                "metric": run.data.task.main_metric,
-                **found.metrics,
-                "images_per_second": found.n / seconds,
-            }
-        )
+        rows.append(_evaluated(value, run, split))
     return rows
 
 
-def written(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
+    evaluate_run(run, split, first=1)
+    start = time.perf_counter()
+    evaluation = evaluate_run(run, split)
+    seconds = time.perf_counter() - start
+    return SweepRow(
+        value=value,
+        method=merging_method(run.settings.model),
+        removed=removed_per_block(run.model),
+        tokens=tokens_per_block(run.model)[-1],
+        gmacs=measure(run.model, settings=run.settings.model).macs / 1e9,
+        loss=evaluation.loss,
+        metric=run.data.task.main_metric,
+        metrics=evaluation.metrics,
+        images_per_second=evaluation.n / seconds,
+    )
 
 
-def markdown(key: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    metric = rows[0]["metric"]
-    header = [key, "tokens left", "GMACs", f"{title_of(metric)}, %", "loss", "images/s"]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    for row in rows:
-        lines.append(
-            [
-                written(row["value"]),
-                str(row["tokens"]),
-                f"{row['gmacs']:.4f}",
-                f"{100 * row[metric]:.2f}",
-                f"{row['loss']:.4f}",
-                f"{row['images_per_second']:.0f}",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[str]]]:
+    """Returns the columns and the cells of a sweep's table.
+
+    Args:
+        key: the key that was swept.
+        rows: one or more.
+    """
+    titles = ("tokens left", "GMACs", f"{title_of(rows[0].metric)}, %", "loss", "images/s")
+    cells = [
+        [
+            row.label,
+            str(row.tokens),
+            fixed(row.gmacs, 4),
+            f"{100 * row.score:.2f}",
+            f"{row.loss:.4f}",
+            f"{row.images_per_second:.0f}",
+        ]
+        for row in rows
+    ]
+    return [Column(key, words=True), *map(Column, titles)], cells

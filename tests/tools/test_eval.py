@@ -16,12 +16,13 @@ from engine.machine import pick_autocast
 from engine.measure.ensembles import evaluate_run
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
-from engine.study.sweep import values_of
+from engine.study.sweep import parse_sweep
 from engine.train.experiment import run_experiment
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
 from tests.tools.runs import TIMM, folder_run, many_labels_run
+from tests.tools.tables import read_markdown
 from tools import eval as tool
 
 pytestmark = pytest.mark.precision
@@ -128,9 +129,8 @@ def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
         "--sweep", "merge.r=[0, 4, {first: 8, last: 0}, [1, 2]]", "--json", str(files[0]), "--plot", str(files[1])
     )
     assert code == 0 and err == ""
-    head, _, *lines = out.splitlines()
-    assert head == "| merge.r | tokens left | GMACs | top-1, % | loss | images/s |"
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    head, *cells = read_markdown(out)
+    assert head == ["merge.r", "tokens left", "GMACs", "top-1, %", "loss", "images/s"]
     assert [row[0] for row in cells] == ["0", "4", '{"first": 8, "last": 0}', "[1, 2]"]
     assert [int(row[1]) for row in cells] == [17, 9, 9, 14]
     rows = json.loads(files[0].read_text())
@@ -152,10 +152,10 @@ def test_a_sweep_of_many_labels_goes_by_mean_average_precision(tmp_path, monkeyp
     monkeypatch.setattr("engine.figures.drawing.save_figure", lambda figure, path: drawn.append(figure))
     monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), "--sweep", "merge.r=[0, 3]", "--plot", "a.png"])
     assert cli(tool.main) == 0
-    head, _, *lines = capsys.readouterr().out.splitlines()
-    assert head == "| merge.r | tokens left | GMACs | mAP, % | loss | images/s |" and len(lines) == 2
+    head, *rows = read_markdown(capsys.readouterr().out)
+    assert head == ["merge.r", "tokens left", "GMACs", "mAP, %", "loss", "images/s"] and len(rows) == 2
     score = f"{100 * json.loads((folder / 'results.json').read_text())['test_map']:.2f}"
-    assert lines[1].split(" | ")[3] == score
+    assert rows[1][3] == score
     assert drawn[0].axes[0].get_ylabel() == "mAP, %"
     assert f"{drawn[0].axes[0].lines[0].get_ydata()[0]:.2f}" == score  # fewer MACs come first
 
@@ -243,7 +243,7 @@ def test_mistakes_are_one_line(tell, args, words):
 
 
 def test_what_a_sweep_is_over():
-    assert values_of("merge.r=[0, [1, 2]]") == ("merge.r", [0, [1, 2]])
-    assert values_of("merge={keep: {rate: [0.5]}}") == ("merge.keep.rate", [0.5])
+    assert parse_sweep("merge.r=[0, [1, 2]]") == ("merge.r", [0, [1, 2]])
+    assert parse_sweep("merge={keep: {rate: [0.5]}}") == ("merge.keep.rate", [0.5])
     with pytest.raises(UserError):
-        values_of("merge={r: [1], method: [tome]}")
+        parse_sweep("merge={r: [1], method: [tome]}")
