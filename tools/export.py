@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes a finished run's model as a file that needs none of this code: tools/export.py --run DIR --to onnx|exported.
+"""Exports a finished run's model to a file that runs without this code, as ONNX or as a program of torch.export.
 
-onnx: for onnxruntime and whatever else reads ONNX. exported: torch.export's program, for torch.export.load.
-fp32, in evaluation mode, for batches of any size; the images' size and the tokens removed (merge.r=4) are fixed in it.
-The file is read back by its own runtime and compared with the model on test images before it takes its name.
+The model is exported in fp32 and in evaluation mode, for batches of any size. The size of the images and the number
+of tokens that merging removes (such as merge.r=4) are fixed in the file. Before the file takes its name it is loaded by
+its own runtime, and its predictions on test images are compared with the model's.
 """
 
 from __future__ import annotations
@@ -20,38 +20,57 @@ import argparse
 
 from engine.cli import cli
 
+EXAMPLE = "example: tools/export.py --run runs/hybrid_merge --to onnx"
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run folder")
+    parser.add_argument(
+        "--to",
+        choices=["onnx", "exported"],
+        required=True,
+        help="onnx: for onnxruntime and all that reads ONNX; exported: for torch.export.load",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file to write (default: DIR/model.onnx or DIR/model.pt2)"
+    )
+    parser.add_argument(
+        "--weights", choices=["best", "last"], default="best", help="the checkpoint, best.pt or last.pt (default: best)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changed settings, such as merge.r=4 or data.root=DIR"
+    )
+    return parser.parse_intermixed_args(argv)
+
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run folder")
-    parser.add_argument("--to", choices=["onnx", "exported"], required=True, help="what to write")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/model.onnx or DIR/model.pt2")
-    parser.add_argument("--weights", choices=["best", "last"], default="best", help="best.pt or last.pt")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as merge.r=4, data.root=DIR")
-    args = parser.parse_intermixed_args(argv)
-
+    args = parse(argv)
     from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
     from engine.runs.restore import load_run
     from models.interface import merging_method, removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)
     path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
-    found = export_model(run.model, args.to, path, sample(run.data), metadata_of(run, args.weights))
-    print(f"checked on {found.images} test images, in batches of {' and '.join(map(str, found.batch_sizes))}")
+    agreement = export_model(run.model, args.to, path, sample(run.data), metadata_of(run, args.weights))
+    print(f"checked on {agreement.images} test images, in batches of {' and '.join(map(str, agreement.batch_sizes))}")
     print(
-        f"largest difference  {found.difference:.1e} of a logit (allowed {ABSOLUTE:.0e}; images differ by up to "
-        f"{found.spread:.1f})"
+        f"largest difference  {agreement.difference:.1e} of a logit (allowed {ABSOLUTE:.0e}; images differ by up to "
+        f"{agreement.spread:.1f})"
     )
-    print(f"same prediction     {found.same_prediction} of {found.images}")
-    if found.ties:
+    print(f"same prediction     {agreement.same_prediction} of {agreement.images}")
+    if agreement.ties:
         print(
-            f"ties                {found.ties} images where rounding decides what merges: under noise of {NOISE:.0e} "
-            "the model gives their logits too"
+            f"ties                {agreement.ties} images where rounding decides which tokens merge: with noise of "
+            f"{NOISE:.0e} added, the model gives the file's logits"
         )
-    if found.operators:
-        print(f"operators           {', '.join(found.operators)}: import models.merging, then torch.export.load")
+    if agreement.operators:
+        print(f"operators           {', '.join(agreement.operators)}: import models.merging, then torch.export.load")
     removed = removed_per_block(run.model)
-    print(f"tokens removed      {f'{removed} by {merging_method(run.settings.model)}' if removed else 'none'}")
+    removal = f"{removed} by {merging_method(run.settings.model)}" if removed else "none"
+    print(f"tokens removed      {removal}")
     print(f"file                {path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
