@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from models.settings import UserError
 
@@ -32,3 +34,21 @@ def cli(main: Callable[[list[str]], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
         code = code or 141
     return code
+
+
+def take_overrides(args: argparse.Namespace, *options: str) -> argparse.Namespace:
+    """Moves `section.key=value` out of list options and into `args.overrides`.
+
+    In `--images a.jpg b.jpg merge.r=4` argparse takes the override for another image: it cannot know where the list
+    ends. A value with "=" that is an existing file stays in its list.
+
+    Args:
+        args: parsed arguments, changed and returned; `overrides` is a list.
+        options: names of the list options; one that was not given becomes an empty list.
+    """
+    for option in options:
+        values = getattr(args, option) or []
+        taken = [value for value in values if "=" in str(value) and not Path(value).exists()]
+        setattr(args, option, [value for value in values if value not in taken])
+        args.overrides = [*args.overrides, *map(str, taken)]
+    return args

@@ -64,14 +64,14 @@ def validate_file(args: argparse.Namespace) -> None:
 
     classes, many = None, None
     if args.run:
-        from engine.submit.predict import classes_of
+        from engine.submit.ensemble import classes_of
 
         classes, task = classes_of(args.run)
         many = not task.one_class
     elif args.classes:
         classes, many = class_folders(args.classes), False
     sample = read_sample(args.sample)
-    report = validate(args.file, sample, classes, many, args.formulas == "keep")
+    report = validate(args.file, sample, classes, many=many, keep_formulas=args.formulas == "keep")
     for line in report.problems:
         print(f"wrong: {line}")
     for line in report.warnings:
@@ -88,25 +88,22 @@ def validate_file(args: argparse.Namespace) -> None:
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a folder of images, or a CSV file of paths and labels")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how it is read, as in training")
-    kinds = ("folder", "csv", "kaggle")
-    parser.add_argument("--kind", choices=kinds, help="data.name in training (default: what PATH looks like)")
+    parser.add_argument("--kind", help="data.name in training: folder, csv, kaggle ... (default: what PATH looks like)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write check.png there: images of each class, sizes")
 
 
 def check(args: argparse.Namespace) -> None:
-    from engine.data.check.preflight import SOURCES, check_source, kind_of
+    from engine.data.check.preflight import check_source, source_settings
     from engine.data.check.words import words
     from engine.figures.check import picture
     from engine.settings.layers import parse_overrides
-    from models import settings
     from models.settings import UserError
 
     given = parse_overrides(args.overrides)
     if strange := next((key for key in given if key != "data"), None):
         raise UserError(f"{strange}: not a setting of the data; write data.key=value, as in data.max_pixels=1000000")
-    kind = args.kind or kind_of(Path(args.path).expanduser())
-    values = {"size": 224, **given.get("data", {}), "name": kind, "path": args.path}
-    report = check_source(settings.check(SOURCES[kind][0], values, "data"))
+    settings = source_settings(args.path, args.kind, given.get("data"))
+    report = check_source(settings)
     for line in words(report):
         print(line)
     if args.out:
@@ -121,7 +118,7 @@ def check(args: argparse.Namespace) -> None:
     if report.errors:
         first = "; ".join(finding.text for finding in report.errors)
         raise UserError(f"{report.where}: training cannot start: {first}; see above")
-    print(f"training can start: data.name={kind}")
+    print(f"training can start: data.name={settings.name}")
 
 
 def preview_arguments(parser: argparse.ArgumentParser) -> None:

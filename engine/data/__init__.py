@@ -1,23 +1,25 @@
-"""Datasets: images in memory, split, augmented and normalised.
+"""Datasets: where images come from, by the name in `data.name`; loaded, and split for a run.
 
-A new one is a settings class with `name: Literal[...]`, a function that loads it, and one line in DATASETS.
+A new dataset is a settings class with `name: Literal[...]`, a function, and one line in DATASETS; see docs/data.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 from engine.data.arrays import Arrays, Data, RawData, Split, channel_stats
-from engine.data.settings import AugmentSettings, FileSettings, SplitSettings
+from engine.data.check.findings import Source
+from engine.data.reading import read_source
+from engine.data.settings import AugmentSettings, DataSettings, FileSettings, SplitSettings
 from engine.data.sources.cifar import Cifar10Settings, Cifar100Settings, load_cifar10, load_cifar100
 from engine.data.sources.digits import DigitsSettings, load_digits
-from engine.data.sources.dtd import DtdSettings, load_dtd
-from engine.data.sources.folder import FolderSettings, load_folder
-from engine.data.sources.kaggle import KaggleSettings, load_kaggle
+from engine.data.sources.dtd import DtdSettings, find_dtd
+from engine.data.sources.folder import FolderSettings, find_folder
+from engine.data.sources.kaggle import KaggleSettings, find_kaggle
 from engine.data.sources.npz import NpzSettings, load_npz
-from engine.data.sources.table import CsvSettings, load_csv
+from engine.data.sources.table import CsvSettings, find_csv
 from engine.data.split import split_data, with_test_set
-from models.settings import Settings
 
 __all__ = [
     "DATASETS",
@@ -26,45 +28,75 @@ __all__ = [
     "Data",
     "FileSettings",
     "RawData",
+    "Source",
     "Split",
     "SplitSettings",
     "build_data",
     "load_raw",
 ]
 
-DATASETS: dict[str, tuple[type[Settings], Callable[..., RawData]]] = {
+# name -> its settings, and a function of these that returns images in memory (RawData), or image files and their labels
+# (Source), which are then decoded, checked and reported in the same way for every dataset.
+DATASETS: dict[str, tuple[type[DataSettings], Callable[..., RawData | Source]]] = {
     "digits": (DigitsSettings, load_digits),
     "cifar10": (Cifar10Settings, load_cifar10),
     "cifar100": (Cifar100Settings, load_cifar100),
     "npz": (NpzSettings, load_npz),
-    "folder": (FolderSettings, load_folder),
-    "dtd": (DtdSettings, load_dtd),
-    "kaggle": (KaggleSettings, load_kaggle),
-    "csv": (CsvSettings, load_csv),
+    "folder": (FolderSettings, find_folder),
+    "dtd": (DtdSettings, find_dtd),
+    "kaggle": (KaggleSettings, find_kaggle),
+    "csv": (CsvSettings, find_csv),
 }
 
 
-def load_raw(data: Settings) -> RawData:
-    """The dataset that the settings name, as its source gives it."""
-    return DATASETS[data.name][1](data)
+def check_datasets(table: Mapping[str, Any]) -> None:
+    """Raises TypeError, which says what to write, for an entry that is no pair of settings class and function."""
+    for name, entry in table.items():
+        form = (
+            f"write ({name.capitalize()}Settings, find_{name}), a class derived from FileSettings or ArraySettings and "
+            "a function; see docs/data.md"
+        )
+        if not isinstance(entry, tuple) or len(entry) != 2:
+            raise TypeError(f"DATASETS[{name!r}] is {entry!r}; {form}")
+        settings, function = entry
+        if not (isinstance(settings, type) and issubclass(settings, DataSettings) and callable(function)):
+            raise TypeError(f"DATASETS[{name!r}] is {entry!r}; {form}")
+        field = settings.model_fields.get("name")
+        if field is None or get_args(field.annotation) != (name,):
+            raise TypeError(
+                f"DATASETS[{name!r}]: {settings.__name__} needs the field name: Literal[{name!r}] = {name!r}"
+            )
 
 
-def build_data(data: Settings, split: SplitSettings, seed: int, raw: RawData | None = None) -> Data:
+check_datasets(DATASETS)
+
+
+def load_raw(data: DataSettings) -> RawData:
+    """Loads the dataset that the settings name, with the splits that it has.
+
+    Raises:
+        UserError: the dataset is not there, or not what it should be.
+    """
+    images = DATASETS[data.name][1](data)
+    return read_source(images, data) if isinstance(images, Source) else images
+
+
+def build_data(data: DataSettings, split: SplitSettings, seed: int, raw: RawData | None = None) -> Data:
     """Loads a dataset and splits it.
 
     Args:
-        data: the settings of one of DATASETS; those of image files have a size by now.
+        data: settings of one of DATASETS, with `size` filled in for image files.
         split: what is held out for test and validation where the dataset does not say, or which fold is the test set,
-            and which part trains.
+            and how much of the rest trains.
         seed: of the validation split; the test set has its own.
-        raw: the dataset, where it is loaded already.
+        raw: the dataset, if it is loaded already.
 
     Returns:
         The splits, and the mean and standard deviation that the dataset has published, or else those of the images
         that train.
 
     Raises:
-        UserError: the dataset is not there, or not what it should be; folds, but not which of them.
+        UserError: the dataset is not there, or not what it should be; or there are folds and none is chosen.
     """
     raw = with_test_set(load_raw(data) if raw is None else raw, split)
     train, val = split_data(raw, split, seed)

@@ -121,7 +121,7 @@ def read_splits(
         start = part.stop
     if bad and settings.on_error == "skip":
         bad = _skipped(splits, bad, classes, where, task)
-    refuse(paths, bad, where, fix)
+    refuse(paths, bad, where, repair(bad, fix, samples["train"][1], classes, settings, task))
     tell(of_contents(samples, classes, facts, digests, task), where)
     return RawData(splits["train"], splits.get("test"), classes, val=splits.get("val"), task=task)
 
@@ -171,6 +171,32 @@ def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str], tas
     kept = {label for i, label in enumerate(labels.tolist()) if i not in skipped}
     gone = [repr(classes[label]) for label in sorted(set(labels.tolist()) - kept)]
     return f"no image of {len(gone)} classes can be read: {few(gone)}; repair them" if gone else ""
+
+
+def repair(
+    unreadable: Mapping[int, str],
+    fix: str,
+    train_labels: Tensor,
+    classes: list[str],
+    settings: FileSettings,
+    task: Task,
+) -> str:
+    """Returns what to do about images that cannot be read, with data.on_error = skip only where that helps.
+
+    Args:
+        unreadable: positions, the training images first, and reasons.
+        fix: what to do in any case.
+        train_labels: of the training images.
+        classes: names in the order of the labels.
+        settings: of the data.
+        task: what the labels mean.
+    """
+    training, others = parted(unreadable, len(train_labels))
+    if settings.on_error == "skip" or not training or all_lost(train_labels, training, classes, task):
+        return fix
+    if others:
+        return f"{fix}; data.on_error=skip leaves out those of the training images, never validation or test images"
+    return f"{fix}, or set data.on_error=skip to train without them"
 
 
 def refuse(paths: Sequence[Path], bad: Mapping[int, str], where: str, fix: str) -> None:

@@ -1,4 +1,4 @@
-"""The images that a submission is about: found in a folder, and in the order of a sample's ids."""
+"""The images to predict: found in files and folders, and matched with the ids of a competition's sample file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hybridmerge")
 
-# How a sample's ids may name an image, whose path starts from the folder of images.
+# How a sample's ids may name an image, whose name is its path from the folder of images.
 SPELLINGS: dict[str, Callable[[PurePosixPath], str]] = {
     "path": str,
     "file name": lambda path: path.name,
@@ -27,19 +27,54 @@ SPELLINGS: dict[str, Callable[[PurePosixPath], str]] = {
 }
 
 
-def find_images(folder: Path) -> list[str]:
-    """The images in a folder and the folders in it, as paths from there, in natural order: 2 before 10.
+def images_of(sources: Sequence[Path]) -> dict[str, Path]:
+    """Finds the images to predict.
 
-    Images are told by their first bytes; a file with an image's extension is one in any case: that it cannot be read
-    has to be found later, not passed over. Links to folders, which the log names, and names that begin with a dot are
-    passed over.
+    Args:
+        sources: image files and folders of images (see `find_images`), in any mixture.
+
+    Returns:
+        The file of each image by its name, in natural order of the names (2 before 10). The name of an image in a
+        folder is its path from that folder; the name of a file that was given by itself is its file name.
 
     Raises:
-        UserError: no folder, nothing in it, or names that are not UTF-8 or begin or end with a blank.
+        UserError: a file or folder that is not there, a folder without images, two images of one name, or names that
+            cannot be written into a CSV file.
+    """
+    files: dict[str, Path] = {}
+    for source in sources:
+        if source.is_file():
+            named = {source.name: source}
+            _check_names(list(named), f"--images {source}")
+        else:
+            named = {name: source / name for name in find_images(source)}
+        for name, path in named.items():
+            if name in files:
+                raise UserError(
+                    f"--images {source}: {name!r} is also the name of {files[name]}, and rows need names of their own; "
+                    "give the folder that holds both"
+                )
+            files[name] = path
+    return {name: files[name] for name in sorted(files, key=natural)}
+
+
+def find_images(folder: Path) -> list[str]:
+    """Finds the images in a folder and its subfolders.
+
+    A file is an image if its extension or its first bytes say so. One that has an image's extension and cannot be read
+    is listed too, so that it is reported later and not silently left out. Names that begin with a dot and links to
+    folders are passed over; the log names the links.
+
+    Returns:
+        Paths relative to the folder, in natural order: 2 before 10.
+
+    Raises:
+        UserError: no such folder, no image in it, or names that are not UTF-8 or begin or end with a blank.
     """
     where = f"--images {folder}"
     if not folder.is_dir():
-        raise UserError(f"{where}: {'is a file' if folder.exists() else 'not found'}; give the folder of test images")
+        reason = "is a file" if folder.exists() else "not found"
+        raise UserError(f"{where}: {reason}; give image files, or the folder that holds them")
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{where}: {error.filename} cannot be read ({error.strerror}); make it readable")
@@ -50,26 +85,31 @@ def find_images(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(".") and (is_image(name) or _begins_as_one(path)):
+            if not name.startswith(".") and (is_image(name) or _has_image_content(path)):
                 found.append(path.relative_to(folder).as_posix())
     if links:
         log.warning("%s: %d links to folders are not followed: %s", where, len(links), few(links))
     if not found:
-        raise UserError(f"{where}: no image in it; give the folder of test images")
-    odd = [repr(path) for path in found if not _is_utf8(path)]
-    if odd:
-        raise UserError(f"{where}: {len(odd)} names are not UTF-8: {few(odd)}; rename them")
-    blank = [repr(path) for path in found if any(name != name.strip() for name in (path, PurePosixPath(path).stem))]
-    if blank:
-        raise UserError(
-            f"{where}: {len(blank)} names begin or end with a blank, which readers of CSV leave out: "
-            f"{few(blank)}; rename them"
-        )
+        raise UserError(f"{where}: no image in it; give image files, or the folder that holds them")
+    _check_names(found, where)
     return sorted(found, key=natural)
 
 
-def _begins_as_one(path: Path) -> bool:
-    if not path.is_file():  # a pipe would never end
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Raises UserError for names that a CSV file cannot hold unchanged."""
+    odd = [repr(name) for name in names if not _is_utf8(name)]
+    if odd:
+        raise UserError(f"{where}: {len(odd)} names are not UTF-8: {few(odd)}; rename them")
+    blank = [repr(name) for name in names if any(part != part.strip() for part in (name, PurePosixPath(name).stem))]
+    if blank:
+        raise UserError(
+            f"{where}: {len(blank)} names begin or end with a blank, which readers of CSV files strip: "
+            f"{few(blank)}; rename them"
+        )
+
+
+def _has_image_content(path: Path) -> bool:
+    if not path.is_file():  # reading a pipe would never end
         return False
     try:
         with open(path, "rb") as file:
@@ -78,10 +118,10 @@ def _begins_as_one(path: Path) -> bool:
         return False
 
 
-def _holds(folder: Path, name: str) -> bool:
-    """Whether a text names a file in a folder; one that no file can have does not."""
+def _holds(folders: Sequence[Path], name: str) -> bool:
+    """Returns whether one of the folders has a file of this name; a text that cannot be a file name has none."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and os.path.isfile(folder / name)
+    return not path.is_absolute() and ".." not in path.parts and any(os.path.isfile(f / name) for f in folders)
 
 
 def _is_utf8(text: str) -> bool:
@@ -93,61 +133,65 @@ def _is_utf8(text: str) -> bool:
 
 
 def natural(text: str) -> tuple:
-    """A key that sorts numbers in texts by their value."""
+    """Returns a sort key by which numbers in texts are ordered by their value: 2 before 10."""
     parts = re.split(r"([0-9]+)", text)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 
-def spelled(ids: Sequence[str], paths: Sequence[str]) -> tuple[str, int]:
-    """The one of SPELLINGS by which most different ids name an image, the first of equals; and how many do."""
-    known = {way: {spell(PurePosixPath(path)) for path in paths} for way, spell in SPELLINGS.items()}
-    counts = {way: len(set(ids) & names) for way, names in known.items()}
-    best = max(counts, key=counts.__getitem__)
+def spelled(ids: Sequence[str], names: Sequence[str]) -> tuple[str, int]:
+    """Returns the entry of SPELLINGS by which most ids name an image, and how many different ids do."""
+    spellings = {way: {spell(PurePosixPath(name)) for name in names} for way, spell in SPELLINGS.items()}
+    counts = {way: len(set(ids) & texts) for way, texts in spellings.items()}
+    best = max(counts, key=counts.__getitem__)  # the first of equals
     return best, counts[best]
 
 
-def match(sample: Sample, paths: Sequence[str], folder: Path, ignore_extra: bool = False) -> list[str]:
-    """The image of each of the sample's ids, in its order.
+def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, ignore_extra: bool = False) -> list[str]:
+    """Finds the image of each of the sample's ids.
 
-    All ids are spelled alike: as path, as file name, or as one of these without extension.
+    All ids must be spelled in the same way: as path or as file name, with or without extension.
 
     Args:
-        sample: whose ids name images.
-        paths: of the images, from the folder.
-        folder: for errors.
-        ignore_extra: leave out images that no id names, with a warning.
+        sample: its ids name images.
+        names: of the images, as `images_of` returns them.
+        sources: the files and folders that they are from, for errors.
+        ignore_extra: leave out images that no id names, with a warning, instead of raising an error.
+
+    Returns:
+        Names of images, in the order of the ids.
 
     Raises:
-        UserError: ids without an image or with several, or images without an id; counted, the first few named.
+        UserError: ids without an image or with several, or images without an id; counts them and names the first few.
     """
-    way, _ = spelled(sample.ids, paths)
-    by_name: dict[str, list[str]] = {}
-    for path in paths:
-        by_name.setdefault(SPELLINGS[way](PurePosixPath(path)), []).append(path)
-    where, column = f"{sample.where}: column {sample.columns[sample.ids_at]!r}", f"--images {folder}"
-    missing = [repr(name) for name in sample.ids if name not in by_name]
-    others = [repr(name) for name in sample.ids if name not in by_name and _holds(folder, name)]
-    if others:
+    way, _ = spelled(sample.ids, names)
+    by_spelling: dict[str, list[str]] = {}
+    for name in names:
+        by_spelling.setdefault(SPELLINGS[way](PurePosixPath(name)), []).append(name)
+    where, place = f"{sample.where}: column {sample.columns[sample.ids_at]!r}", few(list(map(str, sources)))
+    missing = [name for name in sample.ids if name not in by_spelling]
+    not_images = [repr(name) for name in missing if _holds(sources, name)]
+    if not_images:
         raise UserError(
-            f"{where}: {len(others)} ids are files in {folder} that are no images: {few(others)}; put the images there"
+            f"{where}: {len(not_images)} ids are files in {place} that are no images: {few(not_images)}; "
+            "put the images there"
         )
     if missing:
         raise UserError(
-            f"{where}: {len(missing)} of {len(sample.ids)} ids have no image in {folder}: {few(missing)}; "
-            f"of its {len(paths)} images the first are {few(list(map(repr, paths)))}; "
-            "give the folder that the sample is of"
+            f"{where}: {len(missing)} of {len(sample.ids)} ids have no image in {place}: "
+            f"{few(list(map(repr, missing)))}; of its {len(names)} images the first are "
+            f"{few(list(map(repr, names)))}; give the folder that the sample belongs to"
         )
-    several = [f"{name!r} ({few(by_name[name])})" for name in sample.ids if len(by_name[name]) > 1]
+    several = [f"{name!r} ({few(by_spelling[name])})" for name in sample.ids if len(by_spelling[name]) > 1]
     if several:
         raise UserError(
             f"{where}: {len(several)} ids name more than one image, by {way}: {few(several)}; keep one file of each"
         )
-    chosen = [by_name[name][0] for name in sample.ids]
+    chosen = [by_spelling[name][0] for name in sample.ids]
     named = set(chosen)
-    extra = [repr(path) for path in paths if path not in named]
+    extra = [repr(name) for name in names if name not in named]
     if extra:
-        said = f"{column}: {len(extra)} images have no row in {sample.where}: {few(extra)}"
+        text = f"--images {place}: {len(extra)} images have no row in {sample.where}: {few(extra)}"
         if not ignore_extra:
-            raise UserError(f"{said}; is it the folder that the sample is of? --extra ignore leaves them out")
-        log.warning("%s; left out", said)
+            raise UserError(f"{text}; is it the folder that the sample belongs to? --extra ignore leaves them out")
+        log.warning("%s; left out", text)
     return chosen

@@ -1,12 +1,7 @@
-"""Files that are handed in: what a sample file asks for, written in that form, read back.
-
-A spreadsheet computes a cell that begins with one of FORMULA, also where it was meant as a name. Such a cell is written
-with an apostrophe before it, which spreadsheets take for "this is text"; whoever reads one here takes it off again.
-"""
+"""A competition's sample file: the columns, ids and spelling that a submission must have."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,24 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.sources.table import read_table
-from engine.files import replacing
+from engine.submit.cells import NUMBER, TOGETHER, unguarded
 from engine.wording import few
 from models.settings import UserError
-
-log = logging.getLogger("hybridmerge")
-
-FORMULA = "=+-@\t\r＝＋－＠"  # wide ones too: some spreadsheets take them for the others
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-QUOTED = re.compile(r"[\",;\t\r\n]|^\s|\s$")  # more than one separator: a spreadsheet may split at another than ours
-TOGETHER = ";"  # between the labels of an image that has many
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a submission looks like: its columns, which of them has the ids, and the ids in the order of the rows.
+    """The form of a submission, with apostrophes for spreadsheets removed from all texts.
 
-    `labels` are the cells of the other column where there is one, each once; `numeric` tells whether the cells of all
-    other columns are numbers. None of the texts has an apostrophe for spreadsheets any more.
+    Attributes:
+        where: start of an error, such as the file's name.
+        columns: the header.
+        ids_at: position of the column of ids.
+        ids: of the images, in the order of the rows.
+        separator: of cells.
+        labels: the distinct cells of the other column, where there is only one.
+        numeric: whether the cells of all other columns are numbers.
     """
 
     where: str
@@ -44,16 +38,18 @@ class Sample:
 
     @property
     def others(self) -> list[str]:
-        """The columns beside the ids."""
+        """The columns other than that of the ids."""
         return self.columns[: self.ids_at] + self.columns[self.ids_at + 1 :]
 
-    def spelling(self, classes: Sequence[str], many: bool = False) -> dict[str, str]:
-        """How the sample spells each class, where all of its columns or labels stand for one class each and none is
-        left out; else as it is. Spellings may differ in case, in leading zeros, and in blanks, - or _ between words.
+    def spelling(self, classes: Sequence[str], *, many: bool = False) -> dict[str, str]:
+        """Returns how the sample spells each class.
+
+        Spellings may differ in case, in leading zeros, and in blanks, hyphens or underscores between words. Unless the
+        sample's columns or labels correspond one to one to the classes, every class keeps its own name.
 
         Args:
             classes: names.
-            many: whether labels of an image are joined.
+            many: whether a cell may hold several labels, joined by TOGETHER.
         """
         by_key = {_key(name): name for name in classes}
         labels = [name for cell in self.labels for name in (cell.split(TOGETHER) if many else [cell])]
@@ -62,36 +58,36 @@ class Sample:
                 return {by_key[_key(name)]: name for name in theirs}
         return {name: name for name in classes}
 
-    def asks_for_probabilities(self, classes: Sequence[str], many: bool) -> bool:
-        """Whether there is a column of probabilities for each class, rather than one column of labels.
+    def asks_for_probabilities(self, classes: Sequence[str], *, many: bool) -> bool:
+        """Returns whether the sample has a column of probabilities for each class, rather than one column of labels.
 
         Args:
             classes: names.
-            many: whether any number of them apply to an image.
+            many: whether an image can have any number of labels.
 
         Raises:
-            UserError: neither is what the columns are, or labels are not joined as they are here.
+            UserError: its columns are neither, or its labels are not joined by TOGETHER.
         """
-        asked, has = set(self.others), {name.strip() for name in self.spelling(classes, many).values()}
+        asked, has = set(self.others), {name.strip() for name in self.spelling(classes, many=many).values()}
         if asked == has and len(self.others) == len(classes):
             return True
         if len(self.others) > 1:
             unknown, missing = (sorted(map(repr, names)) for names in (asked - has, has - asked))
-            said = [
+            differences = [
                 f"{len(names)} {what} ({few(names)})"
                 for names, what in ((unknown, "are no class"), (missing, "classes have none"))
                 if names
             ]
             raise UserError(
                 f"{self.where}: {len(self.others)} columns beside {self.columns[self.ids_at]!r}, but not "
-                f"one for each of the {len(classes)} classes: {', '.join(said)}; "
+                f"one for each of the {len(classes)} classes: {', '.join(differences)}; "
                 "give a sample with one column of labels, or one for each class"
             )
         (name,) = self.others
         if name in has and self.numeric and not set(self.labels) <= has:
             raise UserError(
                 f"{self.where}: column {name!r} is one of {len(classes)} classes and holds numbers: it "
-                "asks for that class alone; write --probabilities, and keep its column"
+                "asks for that class alone; write --probabilities, and keep that column"
             )
         if many:
             _check_together(self, has)
@@ -99,12 +95,13 @@ class Sample:
 
 
 def _key(name: str) -> str:
-    """What spellings of one name have in common; a sign or a decimal point sets two numbers apart."""
+    """Returns what all spellings of one name share; numbers that differ in sign or decimal point differ here too."""
     words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", name.casefold().strip())
     return re.sub(r"(?<![0-9.,])0+(?=[0-9])", "", words)
 
 
 def _check_together(sample: Sample, classes: set[str]) -> None:
+    """Raises UserError where labels cannot be joined by TOGETHER, or are not in the sample."""
     odd = [repr(name) for name in sorted(classes) if TOGETHER in name]
     if odd:
         raise UserError(
@@ -124,11 +121,11 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
 
     Args:
         path: CSV in UTF-8, separated by commas, semicolons or tabs.
-        matching: tells how many of the texts name an image. The column of ids is the first of those where most do, if
-            that is half of the rows or more; else, and without it, the first in which no text is there twice.
+        matching: counts how many of a column's cells name an image. The column of ids is the one with the highest
+            count, if that is at least half of the rows; else, and without `matching`, the first without repetitions.
 
     Raises:
-        UserError: no such file, fewer than two columns, or ids that are missing or there twice.
+        UserError: no such file, fewer than two columns, or missing or repeated ids.
     """
     table = read_table(path, str(path))
     if len(table.columns) < 2:
@@ -139,9 +136,10 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
     columns = [[unguarded(row[i]) for row in table.rows] for i in range(len(table.columns))]
 
     def fitness(cells: list[str]) -> tuple[int, bool]:
-        found = matching(cells) if matching else 0
-        # Labels such as 1 and 2 may name images by chance: where no column's cells do, ids are told by being unique.
-        return found if 2 * found >= len(cells) else 0, len(set(cells)) == len(cells)
+        matches = matching(cells) if matching else 0
+        if 2 * matches < len(cells):
+            matches = 0  # labels such as 1 and 2 may name images by chance
+        return matches, len(set(cells)) == len(cells)
 
     ids_at = max(range(len(columns)), key=lambda i: fitness(columns[i]))  # the first of equals
     ids, name = columns[ids_at], table.columns[ids_at]
@@ -152,82 +150,3 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
     labels = tuple(dict.fromkeys(rest[0])) if len(rest) == 1 else ()
     numeric = all(NUMBER.fullmatch(cell) for cells in rest for cell in cells)
     return Sample(str(path), list(map(unguarded, table.columns)), ids_at, ids, table.separator, labels, numeric)
-
-
-def is_formula(cell: str) -> bool:
-    """Whether a spreadsheet would compute a cell."""
-    text = cell.lstrip(" \n")
-    return text[:1] != "" and text[0] in FORMULA and not NUMBER.fullmatch(text)
-
-
-def guarded(cell: str) -> str:
-    """A cell as text for spreadsheets: an apostrophe before a formula, and before what `unguarded` would change."""
-    return "'" + cell if is_formula(cell.lstrip("'")) else cell
-
-
-def unguarded(cell: str) -> str:
-    """What `guarded` was given."""
-    return cell[1:] if cell.startswith("'") and is_formula(cell.lstrip("'")) else cell
-
-
-def number(value: float) -> str:
-    """A probability as it is written."""
-    return f"{value:.9g}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found in a submission: mistakes of each kind, what is odd but may be meant, and a line about it."""
-
-    problems: list[str]
-    warnings: list[str]
-    summary: str = ""
-
-
-def write(
-    path: Path,
-    sample: Sample,
-    rows: Sequence[Sequence[str]],
-    keep_formulas: bool = False,
-    check: Callable[[Path], Report] | None = None,
-) -> None:
-    """Writes a submission: UTF-8, lines ended by a line feed. It takes its name when it was read back and is right.
-
-    Args:
-        path: the file, which may exist.
-        sample: for header, separator and ids.
-        rows: for each id the cells beside it.
-        keep_formulas: write cells that a spreadsheet would compute as they are.
-        check: judges the whole file.
-
-    Raises:
-        UserError: the file cannot be written, or what was read back is not what should stand there; the old file stays.
-    """
-    assert len(rows) == len(sample.ids)
-    at = sample.ids_at
-    cells = [sample.columns, *([*row[:at], name, *row[at:]] for name, row in zip(sample.ids, rows, strict=True))]
-    formulas = sorted({repr(cell) for row in cells for cell in row if guarded(cell) != cell})
-    if formulas:
-        what = "are written as they are (--formulas keep): open the file in no spreadsheet"
-        if not keep_formulas:
-            what = "are written with an apostrophe before them; a scorer that compares texts needs --formulas keep"
-        log.warning(
-            "%s: %d texts would be computed by a spreadsheet and %s: %s", path, len(formulas), what, few(formulas)
-        )
-        if not keep_formulas:
-            cells = [[guarded(cell) for cell in row] for row in cells]
-    text = "".join(sample.separator.join(map(_quoted, row)) + "\n" for row in cells)
-    with replacing(path) as file:
-        file.write(text.encode())
-        file.flush()
-        table = read_table(Path(file.name), str(path), strip=False, separator=sample.separator)
-        if [table.columns, *table.rows] != cells:
-            raise UserError(f"{path}: not written: read back, it has other cells than were predicted; this is a bug")
-        if check is not None and (problems := check(Path(file.name)).problems):
-            raise UserError(f"{path}: not written: {'; '.join(problems)}")
-
-
-def _quoted(cell: str) -> str:
-    if QUOTED.search(cell) or guarded(cell) != cell or unguarded(cell) != cell:
-        return '"' + cell.replace('"', '""') + '"'
-    return cell

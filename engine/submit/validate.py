@@ -1,4 +1,4 @@
-"""A submission held against its sample: everything that is wrong with it, and what is odd but may be meant."""
+"""Checks a submission against the competition's sample file: all mistakes at once, and warnings of what looks odd."""
 
 from __future__ import annotations
 
@@ -6,34 +6,46 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from engine.data.sources.table import Table, read_table
+from engine.submit.cells import NUMBER, TOGETHER, is_formula, unguarded
 from engine.submit.images import natural
-from engine.submit.sample import NUMBER, TOGETHER, Report, Sample, is_formula, unguarded
+from engine.submit.sample import Sample
 from engine.wording import few
 from models.settings import UserError
 
-SUM = 1e-3  # how far probabilities, which may be rounded to a few digits, may sum up to something else than 1
+SUM = 1e-3  # allowed deviation of a sum of probabilities from 1: they may be rounded to a few digits
 NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
 NOT_ONE = "probabilities that do not sum up to 1"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of checking a submission: mistakes, warnings, and one line that summarises it."""
+
+    problems: list[str]
+    warnings: list[str]
+    summary: str = ""
 
 
 def validate(
     path: Path,
     sample: Sample,
     classes: Sequence[str] | None = None,
+    *,
     many: bool | None = None,
     keep_formulas: bool = False,
 ) -> Report:
-    """Checks a submission against its sample: columns, every id once and in order, labels or probabilities, formulas.
+    """Checks a submission against its sample: columns, ids and their order, labels or probabilities, formulas.
 
     Args:
         path: the submission.
-        sample: what it should look like.
-        classes: the labels that are allowed; None: not known, so that labels are compared with the sample's alone.
-        many: whether any number of labels apply to an image; None: not known.
-        keep_formulas: cells that a spreadsheet would compute are no mistake.
+        sample: the form that it should have.
+        classes: the allowed labels; None: unknown, labels are compared with the sample's only.
+        many: whether an image can have any number of labels; None: unknown.
+        keep_formulas: allow cells that a spreadsheet would compute.
     """
     try:
         table = _read_as(path, sample)
@@ -51,7 +63,7 @@ def validate(
         return Report(problems, warnings)
     counts, probabilities = None, len(sample.others) > 1 and sample.numeric
     try:
-        probabilities = probabilities if classes is None else sample.asks_for_probabilities(classes, bool(many))
+        probabilities = probabilities if classes is None else sample.asks_for_probabilities(classes, many=bool(many))
     except UserError as error:
         return Report([*problems, str(error)], warnings)
     if probabilities:
@@ -59,12 +71,12 @@ def validate(
     elif len(sample.others) == 1:
         wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, many)
     else:
-        wrong, odd = [], ["what its columns should hold is not known, and not checked; give --run or --classes"]
+        wrong, odd = [], ["what its columns should hold is unknown and not checked; give --run or --classes"]
     return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
 
 
 def _read_as(path: Path, sample: Sample) -> Table:
-    """The table, by the sample's separator if that gives the sample's columns, else by its own."""
+    """Reads the table with the sample's separator if that gives the sample's columns, else with its own."""
     try:
         table = read_table(path, str(path), strip=False, separator=sample.separator)
         if [unguarded(name.strip()) for name in table.columns] == sample.columns:
@@ -114,42 +126,42 @@ def _ids(table: Table, ids: Sequence[str], sample: Sample) -> list[str]:
 
 def _raw_formulas(table: Table) -> list[str]:
     lines = [1, *table.lines]
-    found = [
+    cells = [
         f"{cell!r} (line {line})"
         for line, row in zip(lines, (table.columns, *table.rows))
         for cell in row
         if is_formula(cell)
     ]
-    if not found:
+    if not cells:
         return []
-    return [f"{len(found)} cells would be computed by a spreadsheet: {few(found)}; write an apostrophe before them"]
+    return [f"{len(cells)} cells would be computed by a spreadsheet: {few(cells)}; write an apostrophe before them"]
 
 
 def _blanks(table: Table, names: set[str]) -> list[str]:
-    """A warning about cells that are not written as they are meant, unless a name has these blanks itself."""
+    """Returns a warning about cells with blanks around them, except where these belong to one of the names."""
     lines = [1, *table.lines]
-    found = [
+    cells = [
         f"{cell!r} (line {line})"
         for line, row in zip(lines, (table.columns, *table.rows))
         for cell in row
         if cell != cell.strip() and unguarded(cell) not in names
     ]
-    if not found:
+    if not cells:
         return []
-    return [f"{len(found)} cells have blanks around them, which many scorers take for a part of the name: {few(found)}"]
+    return [f"{len(cells)} cells have blanks around them, which many scorers take for part of the name: {few(cells)}"]
 
 
 def _labels(
     table: Table, cells: Sequence[str], sample: Sample, classes: Sequence[str] | None, many: bool | None
 ) -> tuple[list[str], list[str], Counter]:
-    """Problems, warnings, and how often each label is there."""
+    """Returns problems, warnings, and how often each label occurs."""
     problems, warnings = [], []
     empty = [f"line {line}" for line, cell in zip(table.lines, cells) if not cell]
     if empty and not many and (classes is not None or "" not in sample.labels):
         problems.append(f"{len(empty)} rows have no label: {few(empty)}")
     rows = [[name.strip() for name in cell.split(TOGETHER)] if many else [cell] for cell in cells]
     counts = Counter(name for row in rows for name in row if name)
-    spelled = sample.labels if classes is None else sample.spelling(classes, bool(many)).values()
+    spelled = sample.labels if classes is None else sample.spelling(classes, many=bool(many)).values()
     known = {name.strip() for name in spelled}
     unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in known]
     if classes is not None and unknown:
@@ -164,7 +176,7 @@ def _labels(
 def _probabilities(
     table: Table, columns: Sequence[Sequence[str]], names: Sequence[str], many: bool | None
 ) -> tuple[list[str], list[str], Counter]:
-    """Problems, warnings, and how often each class is the most probable."""
+    """Returns problems, warnings, and how often each class is the most probable."""
     kinds: dict[str, list[str]] = {}
     counts: Counter = Counter()
     for line, row in zip(table.lines, zip(*columns)):
@@ -183,11 +195,11 @@ def _probabilities(
             kinds.setdefault(fault, []).append(f"line {line}")
     problems, warnings = [], []
     for fault, lines in kinds.items():
-        said = f"{len(lines)} rows have {fault}: {few(lines)}"
+        text = f"{len(lines)} rows have {fault}: {few(lines)}"
         if fault == NOT_ONE and many is None:
-            warnings.append(f"{said}; right only if an image can have many labels")
+            warnings.append(f"{text}; correct only if an image can have many labels")
         else:
-            problems.append(said)
+            problems.append(text)
     return problems, warnings + ([] if many else _lopsided(counts, len(table.rows), many)), counts
 
 
@@ -196,7 +208,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _lopsided(counts: Counter, rows: int, many: bool | None) -> list[str]:
-    """A warning where one label is nearly all there is."""
+    """Returns a warning where one label dominates."""
     if not counts or many or rows < 2:
         return []
     (name, most), *_ = counts.most_common(1)
@@ -216,20 +228,20 @@ def _distribution(counts: Counter | None, classes: Sequence[str] | None) -> str:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in a folder, or in its folder `train`.
+    """Returns the names of the class folders in a folder, or in its subfolder `train`.
 
     Raises:
-        UserError: no such folder, or none in it.
+        UserError: no such folder, or no class folder in it.
     """
 
     def folders(path: Path) -> list[str]:
         inside = path.iterdir() if path.is_dir() else ()
         return sorted((p.name for p in inside if p.is_dir() and not p.name.startswith(".")), key=natural)
 
-    found = folders(folder / "train") or folders(folder)
-    if not found:
+    names = folders(folder / "train") or folders(folder)
+    if not names:
         raise UserError(
             f"--classes {folder}: {'no folder in it' if folder.is_dir() else 'no such folder'}; "
             "give the folder that holds a folder for each class"
         )
-    return found
+    return names

@@ -9,9 +9,10 @@ from engine.cli import cli
 from engine.data.check import words as checks
 from engine.data.check.preflight import Report
 from engine.data.images import Facts
+from engine.figures.check import LABELS, picture
+from tests.engine.data.check.test_preflight import contents
 from tests.engine.data.conftest import save_image
-from tests.engine.data.test_folder import fill
-from tests.engine.data.test_preflight import contents
+from tests.engine.data.sources.test_folder import fill
 from tools import data
 
 
@@ -118,7 +119,7 @@ def test_a_hundred_classes_stay_readable():
 
 @pytest.mark.parametrize("classes", [1, 9, 60, 100, 300])
 def test_bars_are_named_while_they_can_be(classes):
-    figure = checks.picture(report(classes))
+    figure = picture(report(classes))
     bars = figure.axes[0]
     assert len(bars.patches) == classes and [bar.get_height() for bar in bars.patches] == list(range(classes))
-    assert len(bars.get_xticklabels()) == (classes if classes <= checks.LABELS else 0)
+    assert len(bars.get_xticklabels()) == (classes if classes <= LABELS else 0)

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from engine.cli import cli
+from engine.data.inputs import read_images, reading_settings
 from engine.data.loader import Normalise
-from engine.figures import merging as pictures
+from engine.figures import drawing
+from engine.figures.merging import painted
+from engine.figures.photographs import path_of
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
 from engine.train.experiment import run_experiment
@@ -18,8 +21,12 @@ from models.merging import MERGERS
 from models.merging.wrapping import trace
 from models.settings import check
 from tests.engine.conftest import TINY
+from tests.tools.colours import colour_run
 from tests.tools.runs import TIMM, folder_run
 from tools import picture as tool
+
+RESNET = {"name": "timm", "arch": "test_resnet", "img_size": 32}
+PARALLEL = {"name": "timm", "arch": "vit_pwee_patch16_reg1_gap_256", "img_size": 32, "options": {"depth": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +41,8 @@ def run(tmp_path_factory):
 def tell(capsys, monkeypatch, tmp_path):
     """Exit code and stderr of the tool, and the figure that it drew, if any; it writes out.png into `tmp_path`."""
     drawn = []
-    save = tool.save_figure
-    monkeypatch.setattr(tool, "save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
+    save = drawing.save_figure
+    monkeypatch.setattr(drawing, "save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
 
     def call(*args: str):
         monkeypatch.setattr(sys, "argv", ["picture.py", "--out", str(tmp_path / "out.png"), *args])
@@ -45,6 +52,12 @@ def tell(capsys, monkeypatch, tmp_path):
         return code, err, drawn[-1] if drawn else None
 
     return call
+
+
+def pixels(run, name: str, channels: int) -> torch.Tensor:
+    """A photograph, uint8 (1, channels, size, size), as the run reads files."""
+    reading = reading_settings(run.settings.data, run.settings.model)
+    return read_images([path_of(name)], reading, channels)[0]
 
 
 def titles(figure) -> dict[str, str]:
@@ -78,11 +91,10 @@ def test_a_runs_model_merges(run, tell):
     assert "Model: run tiny, hybrid on digits, merging as in training." in " ".join(figure.get_supxlabel().split())
 
     loaded = load_run(run)
-    photograph = pictures.read_image("grace_hopper")
-    grey = pictures.square(photograph, 8, 1)
+    grey, photograph = (pixels(loaded, "grace_hopper", channels) for channels in (1, 3))
     with torch.no_grad():
-        _, tokens = loaded.model.eval().forward_features(Normalise(loaded.data.mean, loaded.data.std)(grey[None]))
-    expected = pictures.painted(pictures.square(photograph, 8), tokens.index[0, 1:].view(4, 4))
+        _, tokens = loaded.model.eval().forward_features(Normalise(loaded.data.mean, loaded.data.std)(grey))
+    expected = painted(photograph[0], tokens.index[0, 1:].view(4, 4))
     torch.testing.assert_close(torch.as_tensor(figure.axes[1].images[0].get_array()), expected)
 
 
@@ -103,10 +115,11 @@ def test_a_wrapped_model_merges(tell, tmp_path):
     assert (code, err) == (0, "") and titles(figure) == {"photograph": "16 patches", "tome": "9 tokens"}
     assert "Model: run run, timm:test_vit on folder, merging otherwise" in " ".join(figure.get_supxlabel().split())
 
-    loaded, image = load_run(folder, change), pictures.square(pictures.read_image("china"), 64)
+    loaded = load_run(folder, change)
+    images = pixels(loaded, "china", 3)
     with torch.no_grad():
-        _, tokens = trace(loaded.model.eval(), Normalise(loaded.data.mean, loaded.data.std)(image[None]))
-    expected = pictures.painted(image, tokens.index[0, 1:].view(4, 4))
+        _, tokens = trace(loaded.model.eval(), Normalise(loaded.data.mean, loaded.data.std)(images))
+    expected = painted(images[0], tokens.index[0, 1:].view(4, 4))
     torch.testing.assert_close(torch.as_tensor(figure.axes[1].images[0].get_array()), expected)
 
     code, err, figure = tell("--run", str(folder), "--images", "china", "--methods", "tome", "random", "merge.r=3")
@@ -116,11 +129,22 @@ def test_a_wrapped_model_merges(tell, tmp_path):
     assert (code, err) == (2, f"error: {said}\n")
 
 
-def test_a_model_that_cannot_merge_is_refused(tell, tmp_path):
-    folder = folder_run(tmp_path, {"name": "lenet5", "img_size": 32})
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"name": "lenet5", "img_size": 32}, "LeNet5 is not a model that"),
+        (RESNET, "ResNet convolves: there are no tokens to merge"),
+        (PARALLEL, "computes attention and MLP side by side"),
+    ],
+)
+def test_a_model_that_cannot_merge_is_not_told_to(tell, tmp_path, model, why):
+    """Models of timm have a section `merge` whether they can merge or not."""
+    folder = colour_run(tmp_path / "run", model=model)
     code, err, _ = tell("--run", str(folder), "--images", "china")
-    said = "model.name = 'lenet5': run run merges no tokens; give the run of a transformer"
-    assert (code, err) == (2, f"error: {said}\n")
+    assert code == 2 and err.startswith("error: model.name = ") and err.count("\n") == 1
+    assert "run run merges no tokens and cannot (" in err and why in err
+    assert err.endswith("give a run of such a model, or of vit, hybrid or conformer\n")
+    assert "merge.method" not in err
 
 
 @pytest.mark.parametrize(
@@ -128,9 +152,12 @@ def test_a_model_that_cannot_merge_is_refused(tell, tmp_path):
     [
         (["--images", "nothing.jpg"], "nothing.jpg: no such image file"),
         (["--images", "chnia"], "did you mean china?"),
-        (["--images", __file__], "not an image, a damaged one"),
+        (["--images", __file__], "cannot be read (not JPEG, PNG"),
         (["--images", "china", "--methods", "tme"], "--methods tme: unknown; did you mean tome or pitome?"),
-        (["--images", "china", "--methods", "dtem"], "--methods dtem: compares by what it has learned"),
+        (
+            ["--images", "china", "--methods", "dtem"],
+            "--methods dtem: compares by a learned metric; give the --run that trained it",
+        ),
         (["--images", "china", "--keep", "0"], "--keep 0: must be greater than 0 and at most 1"),
         (["--images", "china", "--keep", "1.5"], "--keep 1.5: "),
         (["--images", "china", "--keep", "nan"], "--keep nan: "),

@@ -30,15 +30,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def tell(capsys, monkeypatch, folder, tmp_path):
+def tell(capsys, monkeypatch, caplog, folder, tmp_path):
     """Exit code, stdout and stderr of the tool, which writes out.csv into `tmp_path`."""
 
-    def call(*args, run=folder / "run", images=folder / "test", out=tmp_path / "out.csv"):
-        line = ["--run", str(run), "--images", str(images), "--out", str(out), *map(str, args)]
-        monkeypatch.setattr(sys, "argv", ["predict.py", *line])
+    def line(*args):
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, args)])
         code = cli(tool.main)
         return code, *capsys.readouterr()
 
+    def call(*args, run=folder / "run", images=folder / "test", out=tmp_path / "out.csv"):
+        return line("--run", run, "--images", images, "--out", out, *args)
+
+    call.line, call.log = line, lambda: caplog.text
     return call
 
 
@@ -65,6 +68,25 @@ def test_labels_are_names_not_places_in_a_list(tell, tmp_path, folder):
     for args in ((), ("--run", other), ("--run", other, "--weights", "1,5", "--tta", "flip,crops")):
         assert tell(*args)[0] == 0 and dict(rows(tmp_path / "out.csv")[1:]) == TRUTH
     assert tell(run=other)[0] == 0 and dict(rows(tmp_path / "out.csv")[1:]) == TRUTH
+
+
+def test_a_single_file_and_several(tell, tmp_path, folder):
+    """The tool is also for one's own photograph; an override after the files is no file."""
+    code, out, err = tell(images=folder / "test" / "4.png")
+    assert (code, err) == (0, "") and rows(tmp_path / "out.csv") == [["ID", "Label"], ["4.png", "10"]]
+    assert "1 images by 1 model in " in out
+    photo = save_colour(tmp_path / "mine" / "photo.jpg", BLUE)
+    line = ["--run", folder / "run", "--out", tmp_path / "out.csv", "--images", photo, folder / "test", "merge.r=2"]
+    code, out, err = tell.line(*line)
+    assert code == 0 and dict(rows(tmp_path / "out.csv")[1:]) == {**TRUTH, "photo.jpg": "2"}
+    assert "merging is not that of training" in tell.log()
+    path = sample(tmp_path / "sample.csv", "ID,Label", "photo,1")
+    assert tell("--sample", path, images=photo)[0] == 0 and rows(tmp_path / "out.csv")[1:] == [["photo", "2"]]
+    photo.write_bytes(b"no image")
+    code, _, err = tell(images=photo)
+    assert code == 2 and err.splitlines()[-1].startswith("error: --images: 1 of 1 images cannot be read: ")
+    with pytest.raises(SystemExit, match="2"):
+        tell.line("--run", folder / "run", "--out", tmp_path / "out.csv", "--images", "merge.r=2")
 
 
 def test_names_of_the_sample(tell, tmp_path):
@@ -200,7 +222,7 @@ def test_images_that_the_sample_does_not_name(tell, tmp_path, caplog):
         (["--weights", "a"], "--weights a: write numbers with commas between them"),
         (["--weights", "-1"], "--weights -1: must be numbers greater than 0"),
         (["--tta", "turn"], "--tta turn: turn is unknown; use flip, crops"),
-        (["--top-k", "2"], "--top-k 2: says what --probabilities holds"),
+        (["--top-k", "2"], "--top-k 2: limits what --probabilities holds"),
         (["--top-k", "0"], "--top-k 0: must be 1 or more"),
         (["--top-k", "4", "--probabilities", "OUT/p.csv"], "--top-k 4: there are 3 classes"),
         (["--out", "OUT"], ": is a folder; give a file in it"),
@@ -228,7 +250,7 @@ def test_what_is_no_table_is_not_replaced(tell, tmp_path):
         before = (tmp_path / name).read_bytes() if name != "pipe.csv" else None
         for args in ({"out": tmp_path / name}, {}):
             code, _, err = tell(*([] if args else ["--probabilities", tmp_path / name]), **args)
-            assert code == 2 and f"{name}: is there already and no text file" in err
+            assert code == 2 and f"{name}: exists and is no text file" in err
         assert before is None or (tmp_path / name).read_bytes() == before
     assert (tmp_path / "pipe.csv").is_fifo()
 

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from engine.data import DATASETS
 from engine.data.arrays import digest_of
 from engine.data.check.findings import Finding, Source, copies, of_contents
 from engine.data.images import Facts
-from engine.data.reading import all_lost, parted, read_each
+from engine.data.reading import all_lost, parted, read_each, repair
 from engine.data.settings import FileSettings
-from engine.data.sources.folder import FolderSettings, find_folder, folders_in
-from engine.data.sources.kaggle import SAMPLE, KaggleSettings, find_kaggle
-from engine.data.sources.table import CsvSettings, find_csv
-from models.settings import Settings
+from engine.data.sources.folder import folders_in
+from engine.data.sources.kaggle import SAMPLE
+from models.settings import UserError, check, nearest
 
 UNLABELLED = "unlabelled"  # the name of the images without labels among the splits
-
-# name: its settings, and what finds the files that its loader reads
-SOURCES: dict[str, tuple[type[Settings], Callable[..., Source]]] = {
-    "folder": (FolderSettings, find_folder),
-    "csv": (CsvSettings, find_csv),
-    "kaggle": (KaggleSettings, find_kaggle),
-}
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,34 @@ class Report:
         return [finding for finding in self.findings if not finding.error]
 
 
+def kinds() -> list[str]:
+    """Returns the datasets that can be checked: those of image files, in a folder or file named by `data.path`."""
+    return [
+        name
+        for name, (settings, _) in DATASETS.items()
+        if issubclass(settings, FileSettings) and "path" in settings.model_fields
+    ]
+
+
+def source_settings(path: str, kind: str | None = None, values: Mapping[str, Any] | None = None) -> FileSettings:
+    """Returns the data settings by which a folder or table is checked.
+
+    Args:
+        path: the folder or table.
+        kind: one of `kinds`; None: what the path looks like.
+        values: other keys of `data`; the size is 224 unless it is among them.
+
+    Raises:
+        UserError: an unknown kind or key, or a value out of range.
+    """
+    kind = kind or kind_of(Path(path).expanduser())
+    if kind not in kinds():
+        raise UserError(f"--kind {kind}: not a dataset of image files in a path; {nearest(kind, kinds())}")
+    return check(DATASETS[kind][0], {"size": 224, **(values or {}), "name": kind, "path": path}, "data")
+
+
 def kind_of(path: Path) -> str:
-    """The one of SOURCES that a path looks like.
+    """Returns which of folder, csv and kaggle a path looks like.
 
     Raises:
         UserError: a folder that cannot be read.
@@ -75,12 +95,12 @@ def check_source(settings: FileSettings) -> Report:
     """Finds and decodes every image of a source as training does, without keeping any; writes nothing.
 
     Args:
-        settings: of one of SOURCES; the size, at which images are compared, is known by now.
+        settings: of one of `kinds`, with a size, at which images are compared.
 
     Raises:
         UserError: a source of which nothing can be said: not there, or of another layout.
     """
-    source = SOURCES[settings.name][1](settings)
+    source = DATASETS[settings.name][1](settings)
     paths = [path for files, _ in source.samples.values() for path in files]
     labelled = len(paths)
     paths += source.unlabelled
@@ -124,7 +144,8 @@ def _of_bad(source: Source, paths: list[Path], bad: Mapping[int, str], settings:
         "repair them before predicting",
     )
     if settings.on_error == "stop":
-        return finding(f"of {labelled} images cannot be read", told, source.fix, error=True) + found
+        fix = repair(told, source.fix, train[1], source.classes, settings, source.task)
+        return finding(f"of {labelled} images cannot be read", told, fix, error=True) + found
     skipped, others = parted(told, len(train[0]))
     if skipped and (said := all_lost(train[1], skipped, source.classes, source.task)):
         found.append(Finding(said, error=True))

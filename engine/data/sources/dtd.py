@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from engine.data.arrays import RawData
-from engine.data.reading import read_splits
+from engine.data.check.findings import Source
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.cifar import FAILURES, downloading
 from models.settings import UserError
@@ -25,14 +24,14 @@ class DtdSettings(FileSettings):
     partition: int = Field(1, ge=1, le=10, description="which of the ten official splits")
 
 
-def load_dtd(settings: DtdSettings) -> RawData:
-    """The official training, validation and test images of one split, 40 of each class in each, through torchvision.
+def find_dtd(settings: DtdSettings) -> Source:
+    """Finds the official training, validation and test images of one split, 40 of each class in each, by torchvision.
 
     Returns:
-        Images, uint8 (N, 3, size, size), and labels, int64 (N,), in the order of the split's own lists.
+        Files and labels, int64 (N,), in the order of the split's own lists.
 
     Raises:
-        UserError: the dataset is not there and cannot be fetched, or is not whole; one line says what to do.
+        UserError: the dataset is not there and cannot be fetched, or is incomplete.
     """
     from torchvision.datasets import DTD  # a slow import that other datasets do without
 
@@ -61,7 +60,7 @@ def load_dtd(settings: DtdSettings) -> RawData:
                 f"the {len(classes)} of the training images; {fix}"
             )
     samples = {split: (found._image_files, torch.tensor(found._labels)) for split, found in sets.items()}
-    return read_splits(samples, classes, settings, where, fix)
+    return Source(where, classes, samples, fix)
 
 
 def _fetch(source: Any, root: Path, home: Path, where: str) -> None:

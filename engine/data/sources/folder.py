@@ -11,10 +11,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from engine.data.arrays import RawData
 from engine.data.check.findings import Finding, Source
 from engine.data.images import has_image, is_image, reason
-from engine.data.reading import read_source
 from engine.data.settings import DataPath, FileSettings
 from engine.wording import few
 from models.settings import UserError
@@ -24,36 +22,28 @@ LAYOUT = "expected PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and perhaps the s
 
 
 class FolderSettings(FileSettings):
-    """`path` is the folder; see load_folder for what must be in it."""
+    """`path` is the folder; see find_folder for what must be in it."""
 
     name: Literal["folder"] = "folder"
     path: DataPath = Field(description="the folder that holds a folder for each class, or train, val and test")
 
 
-def load_folder(settings: FolderSettings) -> RawData:
-    """Reads DIR/CLASS/**, or DIR/train/CLASS/** and, if they are there, DIR/val and DIR/test in the same way.
+def find_folder(settings: FolderSettings) -> Source:
+    """Finds the images in DIR/CLASS/**, or in DIR/train/CLASS/** and, if they exist, DIR/val and DIR/test.
 
-    A class is the name of its folder; classes are in the order of sorted names (1, 10, 2), as in torchvision's
-    ImageFolder. Images lie at any depth below the class. A file is one if its extension says so, and has to be one
-    then, or if it begins as one; other files are counted in a warning, names that begin with a dot are passed over. A
-    class may be a link to a folder elsewhere; links to folders inside a class are not followed, so that no image is met
-    twice. A folder `test` without class folders is an unlabelled one: it is not used, and a warning says so.
+    The class of an image is the name of its folder. Classes are sorted by name as text (1, 10, 2), as in torchvision's
+    ImageFolder. Images may lie at any depth below the folder of their class. A file is an image if its extension says
+    so or its content begins like one; other files are counted in a warning. Names that begin with a dot are passed
+    over. The folder of a class may be a link; links to folders inside a class are not followed, so that no image is
+    found twice. A folder `test` without class folders is taken for unlabelled images: it is not used, and a warning
+    says so.
 
     Returns:
-        Images, uint8 (N, 3, size, size), and labels, int64 (N,), in the order of classes and file names.
+        Files and labels, int64 (N,), in the order of classes and file names. A class without images, a single class,
+        and classes that only val or test has are among the findings.
 
     Raises:
-        UserError: no such folder, none inside, a class without images, a single class, a class that only val or test
-            has; or unreadable images (see read_splits).
-    """
-    return read_source(find_folder(settings), settings)
-
-
-def find_folder(settings: FolderSettings) -> Source:
-    """What load_folder reads, before an image is decoded.
-
-    Raises:
-        UserError: no such folder, none inside, or one that cannot be read; what else is wrong is among the findings.
+        UserError: no such folder, no class folders in it, or a folder that cannot be read.
     """
     root, where, passed = Path(settings.path), f"data.path = {settings.path!r}", Passed()
     if not os.path.isdir(root):

@@ -8,9 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from engine.data.arrays import RawData
 from engine.data.check.findings import Finding, Source
-from engine.data.reading import read_source
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.folder import Passed, as_samples, check_classes, class_files, folders_in, image_files
 from engine.data.sources.table import read_table
@@ -22,34 +20,24 @@ SAMPLE = "sample_submission.csv"
 
 
 class KaggleSettings(FileSettings):
-    """`path` is the folder; see load_kaggle for what must be in it."""
+    """`path` is the folder; see find_kaggle for what must be in it."""
 
     name: Literal["kaggle"] = "kaggle"
     path: DataPath = Field(description="the folder that holds train, with a folder for each label, and test")
 
 
-def load_kaggle(settings: KaggleSettings) -> RawData:
-    """Reads DIR/train/LABEL/** as load_folder does; DIR/test/* has no labels and takes no part in training.
+def find_kaggle(settings: KaggleSettings) -> Source:
+    """Finds the labelled images in DIR/train/LABEL/**, as find_folder does, and those to predict in DIR/test.
 
-    So there is neither a test nor a validation set: they, or folds, are held out of train. The sample file is compared
-    with labels and test images, in warnings.
+    The latter have no labels and take no part in training, so there is neither a test nor a validation set: they, or
+    folds, are held out of train. Where the sample file does not agree with labels or test images, a warning says so.
 
     Returns:
-        Images, uint8 (N, 3, size, size), and labels, int64 (N,), in the order of sorted labels and file names.
+        Files and labels, int64 (N,), in the order of sorted labels and file names. A label without images and a single
+        label are among the findings.
 
     Raises:
-        UserError: no such folder or no label folders in its train, a label without images, a single one; or unreadable
-            images (see read_splits).
-    """
-    return read_source(find_kaggle(settings), settings)
-
-
-def find_kaggle(settings: KaggleSettings) -> Source:
-    """What load_kaggle reads, and the images to predict, before an image is decoded.
-
-    Raises:
-        UserError: no such folder, no label folders in its train, or one that cannot be read; what else is wrong is
-            among the findings.
+        UserError: no such folder, no label folders in its train, or a folder that cannot be read.
     """
     root, where, passed = Path(settings.path), f"data.path = {settings.path!r}", Passed()
     if not os.path.isdir(root):

@@ -15,9 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from engine.data.arrays import RawData
 from engine.data.check.findings import Finding, Source
-from engine.data.reading import read_source
 from engine.data.settings import DataPath, FileSettings
 from engine.tasks import TASKS, Task
 from engine.wording import few
@@ -28,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 
 class CsvSettings(FileSettings):
-    """`path` is the table; see load_csv for what must be in it."""
+    """`path` is the table; see find_csv for what must be in it."""
 
     name: Literal["csv"] = "csv"
     path: DataPath = Field(description="the CSV file, with a header")
@@ -61,8 +59,8 @@ class Table:
             raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
 
 
-def load_csv(settings: CsvSettings) -> RawData:
-    """Reads a CSV file, separated by commas, semicolons or tabs, in UTF-8, whose first row names the columns.
+def find_csv(settings: CsvSettings) -> Source:
+    """Finds the images in a CSV file: UTF-8, separated by commas, semicolons or tabs, with a header.
 
     The first column, or the one called `path`, is the image's file. With labels "one", the column `label` holds the
     name of its class. With "many", either the column `labels` holds names separated by `;`, or every column other than
@@ -70,20 +68,11 @@ def load_csv(settings: CsvSettings) -> RawData:
     without test rows, and without val rows, images are held out (see engine.data.split).
 
     Returns:
-        Images, uint8 (N, 3, size, size), and labels, int64 (N,), or float32 (N, K) for "many", in the table's order.
-        Classes are sorted by name, or as the columns stand.
+        Files and labels, int64 (N,), or float32 (N, K) for "many", in the order of the rows. Classes are sorted by
+        name, or in the order of the columns. Missing files are among the findings.
 
     Raises:
-        UserError: not a table, columns missing, rows without what they need, files that are missing or unreadable.
-    """
-    return read_source(find_csv(settings), settings)
-
-
-def find_csv(settings: CsvSettings) -> Source:
-    """What load_csv reads, before an image is decoded.
-
-    Raises:
-        UserError: see load_csv; but files that are missing are among the findings.
+        UserError: not a table, missing columns, or rows without an entry that they need.
     """
     where = f"data.path = {settings.path!r}"
     table = read_table(Path(settings.path), where)

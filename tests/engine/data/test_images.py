@@ -281,7 +281,9 @@ def test_unreadable_files_are_counted_and_the_first_named(tmp_path, recwarn):
     text.write_text("<html>not found</html>")
     empty.touch()
     line = error_of([whole, cut, text, whole, empty, later])
-    assert line.startswith("data.path = 'x': 4 of 6 images cannot be read: ") and line.endswith(", ...; repair them")
+    assert line.startswith("data.path = 'x': 4 of 6 images cannot be read: ") and line.endswith(
+        ", ...; repair them, or set data.on_error=skip to train without them"
+    )
     assert "cut.jpg' (image file is truncated" in line and "text.png' (not JPEG, PNG" in line
     assert "whole" not in line and "later" not in line
     assert "(No such file or directory)" in error_of([later])

@@ -1,4 +1,4 @@
-"""Pictures of what was merged: reading, merging by colour, and what is painted where."""
+"""Pictures of what was merged: merging by colour, and what is painted where."""
 
 from __future__ import annotations
 
@@ -7,23 +7,11 @@ from math import cos, pi
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
-from engine.figures import merging as pictures
-from engine.figures.merging import (
-    Merged,
-    Row,
-    borders,
-    features,
-    merged_by_colour,
-    merging,
-    painted,
-    read_image,
-    square,
-)
+from engine.figures.merged import Merged, features, merged_by_colour
+from engine.figures.merging import Row, borders, merging, painted
 from models.merging import MERGERS
-from models.settings import UserError
 
 PATCH = 8
 COLOURS = [(220, 40, 30), (20, 60, 200), (240, 240, 230), (10, 20, 10)]
@@ -122,52 +110,3 @@ def test_the_figure_has_a_row_for_each_photograph_and_a_column_for_each_method(f
     lines = figure.axes[4].collections[-1].get_segments()
     assert {tuple(map(tuple, line.astype(int).tolist())) for line in lines} == CROSS
     assert max(map(len, figure.get_supxlabel().splitlines())) < 17 * figure.get_figwidth() + 1
-
-
-def test_images_are_read_the_right_way_up_and_in_their_colours(tmp_path):
-    path = tmp_path / "a.png"
-    turned = Image.new("RGB", (4, 2), (255, 0, 0))
-    turned.paste((0, 0, 255), (2, 0, 4, 2))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees: left becomes top
-    turned.save(path, exif=exif)
-    read = read_image(str(path))
-    assert read.size == (2, 4) and read.getpixel((0, 0)) == (255, 0, 0) and read.getpixel((0, 3)) == (0, 0, 255)
-
-    for image, colour in (
-        (Image.fromarray(np.full((2, 2), 128 * 256, np.uint16)), (128, 128, 128)),
-        (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), (255, 255, 255)),
-        (Image.new("L", (2, 2), 7), (7, 7, 7)),
-        (Image.new("RGB", (2, 2), (255, 0, 0)).convert("P"), (255, 0, 0)),
-    ):
-        image.save(path)
-        read = read_image(str(path))
-        assert read.mode == "RGB" and read.getpixel((1, 1)) == colour
-
-
-def test_the_square_is_the_images_centre():
-    image = Image.new("RGB", (40, 20), (255, 0, 0))
-    image.paste((0, 255, 0), (10, 0, 30, 20))
-    found = square(image, 10)
-    assert found.shape == (3, 10, 10) and found.dtype == torch.uint8
-    green = torch.tensor([0, 255, 0])[:, None, None]
-    assert (found[:, :, 1:-1] == green).all() and (found[1] > 200).all()  # at the edge its neighbours blend in
-    assert square(image, 10, 1).shape == (1, 10, 10)
-
-
-@pytest.mark.parametrize("name", pictures.PHOTOGRAPHS)
-def test_photographs_at_hand(name):
-    assert min(read_image(name).size) > 400
-    assert pictures.PHOTOGRAPHS[name].credit in pictures.credit_line([name, "mine.jpg", name])
-    assert pictures.credit_line(["mine.jpg"]) == ""
-
-
-def test_what_is_no_image_is_refused(tmp_path):
-    whole = tmp_path / "whole.png"
-    Image.effect_noise((64, 64), 50).save(whole)
-    for name, content in (("text.jpg", b"hello"), ("empty.jpg", b""), ("half.png", whole.read_bytes()[:2000])):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}: not an image, a damaged one"):
-            read_image(str(tmp_path / name))
-    with pytest.raises(UserError, match=r"chian: no such image file.*did you mean china\?"):
-        read_image("chian")

@@ -9,7 +9,8 @@ import torch
 from engine.data import Arrays
 from engine.measure.ensembles import evaluate_run, evaluate_together
 from engine.runs.restore import load_run
-from engine.submit.predict import gather, predict
+from engine.submit.ensemble import gather
+from engine.submit.predict import predict
 from engine.tasks import ONE_LABEL
 from models.settings import UserError
 from tests.tools.colours import BLUE, GREEN, RED, colour_run, save_colour

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 from engine.data import FileSettings
+from engine.data.inputs import read_images, to_grey
 from engine.data.loader import Normalise
 from engine.data.reading import decode
 from engine.runs import checkpoint
 from engine.runs.restore import load_model, load_run
 from engine.settings.schema import RunSettings
 from engine.submit import predict
-from engine.submit.predict import classes_of, gather, grey, views_of
+from engine.submit.ensemble import classes_of, gather
+from engine.submit.predict import views_of
 from engine.tasks import ONE_LABEL
 from engine.train.experiment import run_experiment
 from models.settings import UserError, check
@@ -68,8 +70,10 @@ def test_batches_do_not_matter(run, images):
 
 def test_never_more_than_two_batches_in_memory(run, images, monkeypatch):
     parts = []
-    monkeypatch.setattr(predict, "decode", lambda paths, settings: parts.append(len(paths)) or decode(paths, settings))
-    for i, (start, pixels, bad) in enumerate(predict.ahead(images, FileSettings(size=8), 2)):
+    monkeypatch.setattr(
+        predict, "read_images", lambda paths, *how: parts.append(len(paths)) or read_images(paths, *how)
+    )
+    for i, (start, pixels, bad) in enumerate(predict.ahead(images, FileSettings(size=8), 3, 2)):
         assert (start, len(pixels), bad) == (2 * i, min(2, 9 - 2 * i), {}) and len(parts) <= i + 2
     assert parts == [2, 2, 2, 2, 1]
 
@@ -127,7 +131,7 @@ def test_a_run_counts_once(tmp_path, run):
     for i in range(2):
         colour_run(folds / f"fold{i}", split={"folds": 2, "fold": i})
     for folders, name in (([run, run / ".." / run.name], "run"), ([folds, folds / "fold1"], "fold1")):
-        with pytest.raises(UserError, match=f"{name}: given twice; give it once, and what it counts by --weights"):
+        with pytest.raises(UserError, match=f"{name}: given twice; give it once, and set how much"):
             gather(folders)
     with pytest.raises(UserError, match="split: .* for one fold alone give its folder, such as --run .*fold0"):
         gather([folds], overrides=["split.fold=1"])
@@ -195,7 +199,7 @@ def test_grey_models_see_what_pil_makes_grey(tmp_path):
     paths = [save_colour(tmp_path / "8.png", (90, 160, 30), size=(8, 8))]
     pixels, _ = decode(paths, FileSettings(size=8))
     with Image.open(paths[0]) as image:
-        assert grey(pixels)[0, 0].flatten().tolist() == list(image.convert("L").tobytes())
+        assert to_grey(pixels)[0, 0].flatten().tolist() == list(image.convert("L").tobytes())
 
 
 def test_models_of_other_channels(tmp_path, images):

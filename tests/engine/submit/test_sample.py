@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.submit.images import find_images, match, natural, spelled
-from engine.submit.sample import Report, Sample, guarded, is_formula, number, read_sample, unguarded, write
-from engine.submit.validate import class_folders, validate
+from engine.submit.cells import guarded, is_formula, number, unguarded
+from engine.submit.images import find_images, images_of, match, natural, spelled
+from engine.submit.sample import Sample, read_sample
+from engine.submit.submission import write
+from engine.submit.validate import Report, class_folders, validate
 from models.settings import UserError
 from tests.engine.data.conftest import save_image
 
@@ -59,8 +61,12 @@ def test_what_is_asked_for():
     with pytest.raises(UserError, match=r"not one for each of the 2 classes: 1 are no class \('dog'\), 1 classes "):
         each.asks_for_probabilities(["cat", "cow"], many=False)
     with pytest.raises(UserError, match="column 'dog' is one of 2 classes and holds numbers"):
-        Sample("s", ["id", "dog"], 0, FILES, ",", ("0.5",), numeric=True).asks_for_probabilities(["cat", "dog"], 0)
-    assert not Sample("s", ["id", "1"], 0, FILES, labels=("2",), numeric=True).asks_for_probabilities(["1", "2"], 0)
+        Sample("s", ["id", "dog"], 0, FILES, ",", ("0.5",), numeric=True).asks_for_probabilities(
+            ["cat", "dog"], many=False
+        )
+    assert not Sample("s", ["id", "1"], 0, FILES, labels=("2",), numeric=True).asks_for_probabilities(
+        ["1", "2"], many=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_many_labels_are_joined_by_semicolons():
     fits = Sample("s", ["id", "labels"], 0, FILES, labels=("", "cat", "cat; dog"))
     assert not fits.asks_for_probabilities(["cat", "dog"], many=True)
     with pytest.raises(UserError, match="has 'cat dog', which is not names joined by ;"):
-        Sample("s", ["id", "l"], 0, FILES, labels=("cat dog",)).asks_for_probabilities(["cat", "dog"], True)
+        Sample("s", ["id", "l"], 0, FILES, labels=("cat dog",)).asks_for_probabilities(["cat", "dog"], many=True)
     with pytest.raises(UserError, match="joined by ;, which these have in them: 'a;b'"):
         fits.asks_for_probabilities(["a;b", "cat", "dog"], many=True)
 
@@ -170,6 +176,28 @@ def test_names_that_a_csv_would_change(tmp_path, name):
         find_images(tmp_path)
 
 
+def test_files_and_folders_together(tmp_path):
+    photo = save_image(tmp_path / "photo.jpg", 0)
+    save_image(tmp_path / "test" / "10.png", 0), save_image(tmp_path / "test" / "sub" / "2.png", 0)
+    assert images_of([photo]) == {"photo.jpg": photo}
+    both = images_of([photo, tmp_path / "test"])
+    assert list(both) == ["10.png", "photo.jpg", "sub/2.png"] and all(path.is_file() for path in both.values())
+    assert images_of([tmp_path / "test"]) == {
+        "10.png": tmp_path / "test/10.png",
+        "sub/2.png": tmp_path / "test/sub/2.png",
+    }
+    with pytest.raises(
+        UserError, match=r"'10.png' is also the name of .*test/10.png, .*; give the folder that holds both"
+    ):
+        images_of([tmp_path / "test", save_image(tmp_path / "other" / "10.png", 1)])
+    with pytest.raises(UserError, match="'photo.jpg' is also the name of"):
+        images_of([photo, photo])
+    with pytest.raises(UserError, match="no.jpg: not found; give image files, or the folder that holds them"):
+        images_of([photo, tmp_path / "no.jpg"])
+    with pytest.raises(UserError, match="1 names begin or end with a blank"):
+        images_of([save_image(tmp_path / " b.png", 0)])
+
+
 def test_natural_order():
     assert sorted(["b1", "10.jpg", "a", "2.jpg", "a10", "a9", "02.jpg"], key=natural) == [
         "02.jpg",
@@ -194,28 +222,28 @@ def test_natural_order():
 def test_ids_name_images_in_four_ways(tmp_path, ids, way):
     paths = ["x/1.jpg", "x/2.jpg"]
     assert spelled(ids, paths) == (way, 2)
-    assert match(Sample("s", ["id", "l"], 0, ids), paths, tmp_path) == ["x/2.jpg", "x/1.jpg"]
+    assert match(Sample("s", ["id", "l"], 0, ids), paths, [tmp_path]) == ["x/2.jpg", "x/1.jpg"]
 
 
 def test_ids_without_an_image_or_with_several(tmp_path):
     with pytest.raises(UserError, match=r"2 of 3 ids have no image in .*: '3', '4'; of its 2 images the first"):
-        match(Sample("s", ["id", "l"], 0, ["1", "3", "4"]), ["1.jpg", "2.jpg"], tmp_path)
+        match(Sample("s", ["id", "l"], 0, ["1", "3", "4"]), ["1.jpg", "2.jpg"], [tmp_path])
     with pytest.raises(UserError, match=r"1 ids name more than one image, by path.*: '1' \(1.jpg, 1.png\)"):
-        match(Sample("s", ["id", "l"], 0, ["1", "2"]), ["1.jpg", "1.png", "2.jpg"], tmp_path)
+        match(Sample("s", ["id", "l"], 0, ["1", "2"]), ["1.jpg", "1.png", "2.jpg"], [tmp_path])
     (tmp_path / "3.jpg.txt").write_text("no image")
     with pytest.raises(UserError, match="1 ids are files in .* that are no images: '3.jpg.txt'"):
-        match(Sample("s", ["id", "l"], 0, ["1.jpg", "3.jpg.txt"]), ["1.jpg"], tmp_path)
+        match(Sample("s", ["id", "l"], 0, ["1.jpg", "3.jpg.txt"]), ["1.jpg"], [tmp_path])
     (tmp_path / "test").mkdir()
     for strange in ("y" * 300, "../3.jpg.txt", str(tmp_path / "3.jpg.txt"), "3.jpg.txt\0"):
         with pytest.raises(UserError, match="1 of 2 ids have no image in"):
-            match(Sample("s", ["id", "l"], 0, ["1.jpg", strange]), ["1.jpg"], tmp_path / "test")
+            match(Sample("s", ["id", "l"], 0, ["1.jpg", strange]), ["1.jpg"], [tmp_path / "test"])
 
 
 def test_images_that_no_id_names(tmp_path, caplog):
     with pytest.raises(UserError, match=r"2 images have no row in sample.csv: 'x.jpg', 'y.jpg'; .*--extra ignore"):
-        match(SAMPLE, ["x.jpg", *FILES, "y.jpg"], tmp_path)
+        match(SAMPLE, ["x.jpg", *FILES, "y.jpg"], [tmp_path])
     with caplog.at_level(logging.WARNING, "hybridmerge"):
-        assert match(SAMPLE, ["x.jpg", *FILES], tmp_path, ignore_extra=True) == FILES
+        assert match(SAMPLE, ["x.jpg", *FILES], [tmp_path], ignore_extra=True) == FILES
     assert "1 images have no row" in caplog.text and "left out" in caplog.text
 
 
@@ -238,12 +266,12 @@ def test_written_guarded_and_quoted_or_kept(tmp_path, caplog):
     assert path.read_text() == '"\'@ID",Label\n"\'-a.jpg","\'=cmd()"\n+2,-3\n3,"\'\'=a"\n'
     assert "4 texts would be computed by a spreadsheet" in caplog.text and "'=cmd()'" in caplog.text
     classes = ["=cmd()", "-3", "'=a"]
-    assert validate(path, sample, classes, False).problems == []
+    assert validate(path, sample, classes, many=False).problems == []
     assert read_sample(path).ids == sample.ids and read_sample(path).columns == sample.columns
 
     write(path, sample, rows, keep_formulas=True)
     assert cells(path) == [["@ID", "Label"], ["-a.jpg", "=cmd()"], ["+2", "-3"], ["3", "'=a"]]
-    (said,) = validate(path, sample, classes, False).problems[:1]
+    (said,) = validate(path, sample, classes, many=False).problems[:1]
     assert said.startswith("3 cells would be computed by a spreadsheet: '@ID' (line 1), '-a.jpg' (line 2), '=cmd")
 
 
@@ -285,7 +313,7 @@ GOOD = ["ID,Label", "1.jpg,a", "2.jpg,b", "10.jpg,a"]
 
 
 def test_what_is_right(tmp_path):
-    report = validate(text_file(tmp_path / "a.csv", *GOOD), SAMPLE, ["a", "b", "c"], False)
+    report = validate(text_file(tmp_path / "a.csv", *GOOD), SAMPLE, ["a", "b", "c"], many=False)
     assert report == Report([], [], "3 rows, 2 of 3 labels; most often 'a' (2), least 'b' (1)")
 
 
@@ -369,7 +397,7 @@ def test_probabilities(tmp_path, row, words):
     (said,) = problems(tmp_path / "a.csv", *lines, sample=sample, classes=["a", "b"], many=False)
     assert words in said
     lines[2] = "2.jpg,3e-1,0.7"
-    report = validate(text_file(tmp_path / "a.csv", *lines), sample, ["a", "b"], False)
+    report = validate(text_file(tmp_path / "a.csv", *lines), sample, ["a", "b"], many=False)
     assert report.problems == [] and "most often 'a' (2)" in report.summary
 
 
@@ -382,7 +410,7 @@ def test_two_signs_make_no_number(tmp_path):
 def test_sums_matter_for_one_label_alone(tmp_path):
     sample = Sample("s", ["ID", "b", "a"], 0, FILES, numeric=True)
     path = text_file(tmp_path / "a.csv", "ID,b,a", *(f"{name},0.9,0.8" for name in FILES))
-    assert validate(path, sample, ["a", "b"], True) == Report(
+    assert validate(path, sample, ["a", "b"], many=True) == Report(
         [], [], "3 rows, 1 of 2 labels; most often 'b' (3), least 'b' (3)"
     )
     assert validate(path, sample).problems == [] and "do not sum up" in validate(path, sample).warnings[0]

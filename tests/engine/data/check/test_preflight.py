@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engine.data import DATASETS
-from engine.data.check.preflight import SOURCES, Report, check_source, kind_of
+from engine.data import DATASETS, load_raw
+from engine.data.check.preflight import Report, check_source, kind_of
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
-from tests.engine.data.test_folder import fill
+from tests.engine.data.sources.test_folder import fill
 
 
 def settings(path: Path, kind: str = "folder", **options):
-    return check(SOURCES[kind][0], {"name": kind, "path": str(path), "size": 8, **options}, "data")
+    return check(DATASETS[kind][0], {"name": kind, "path": str(path), "size": 8, **options}, "data")
 
 
 def report_of(path: Path, kind: str = "folder", **options) -> Report:
@@ -24,7 +24,7 @@ def report_of(path: Path, kind: str = "folder", **options) -> Report:
 
 def trains(path: Path, kind: str = "folder", **options) -> bool:
     try:
-        DATASETS[kind][1](settings(path, kind, **options))
+        load_raw(settings(path, kind, **options))
     except UserError:
         return False
     return True
@@ -51,6 +51,30 @@ def test_a_sound_source(root):
     assert report.classes == ["ant", "bee"] and report.counts == {"train": [6, 5], "test": [1, 2]}
     assert report.images == {"train": 11, "test": 3} and report.findings == [] and report.notes == []
     assert {known[:] for known in report.facts} == {("PNG", "RGB", 12, 9, False)} and len(report.facts) == 14
+
+
+def test_the_advice_for_bad_images_works(root):
+    """data.on_error=skip is named where it helps: for training images, unless a class would lose all of its own."""
+
+    def advice() -> str:
+        (error,) = report_of(root).errors
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            load_raw(settings(root))
+        assert str(caught.value).endswith(f"; {error.fix}"), "training gives the same advice"
+        return error.fix
+
+    (root / "train" / "ant" / "bad.jpg").write_bytes(b"")
+    assert advice() == "repair or delete them, or set data.on_error=skip to train without them"
+    assert trains(root, on_error="skip") and not report_of(root, on_error="skip").errors
+    (root / "test" / "bee" / "bad.jpg").write_bytes(b"")
+    fix = "; data.on_error=skip leaves out those of the training images, never validation or test images"
+    assert advice() == f"repair or delete them{fix}"
+    (root / "train" / "ant" / "bad.jpg").unlink()
+    assert advice() == "repair or delete them" and not trains(root, on_error="skip")
+    (root / "test" / "bee" / "bad.jpg").unlink()
+    for path in (root / "train" / "ant").iterdir():
+        path.write_bytes(b"")
+    assert advice() == "repair or delete them" and not trains(root, on_error="skip")
 
 
 def broken_files(root: Path) -> list[str]:
@@ -87,7 +111,7 @@ def test_every_bad_file_is_named_once_with_its_reason(root, caplog):
     assert error.text == "9 of 23 images cannot be read"
     for item, name in zip(error.items, names, strict=True):
         assert item.startswith(repr(str(root / "train" / "ant" / name)) + " (")
-    assert error.fix == "repair or delete them"
+    assert error.fix == "repair or delete them, or set data.on_error=skip to train without them"
     # Training names the same files, in its log, with the same reasons.
     assert not trains(root, max_pixels=5000)
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]

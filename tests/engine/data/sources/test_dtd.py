@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.data import DATASETS, SplitSettings, build_data
+from engine.data import DATASETS, SplitSettings, build_data, load_raw
 from engine.data.images import read_image
-from engine.data.sources.dtd import load_dtd
 from models.settings import UserError, check
 from tests.engine.data.conftest import files, save_image
 
@@ -47,14 +46,14 @@ def settings(root: Path, **options):
 def error_of(root: Path, **options) -> str:
     """The one line that a user sees."""
     with pytest.raises(UserError) as caught:
-        load_dtd(settings(root, **options))
+        load_raw(settings(root, **options))
     line = str(caught.value)
     assert "\n" not in line and line.startswith(f"data.root = {str(root)!r}: ")
     return line
 
 
 def test_the_official_split_is_used(root):
-    raw = load_dtd(settings(root))
+    raw = load_raw(settings(root))
     assert raw.classes == list(CLASSES) and raw.mean is None
     for i, arrays in enumerate((raw.train, raw.val, raw.test)):
         assert arrays.images.shape == (6, 3, 8, 8) and arrays.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -65,7 +64,7 @@ def test_the_official_split_is_used(root):
 
 
 def test_the_partition_decides(root):
-    first, second = (load_dtd(settings(root, partition=partition)) for partition in (1, 2))
+    first, second = (load_raw(settings(root, partition=partition)) for partition in (1, 2))
     assert first.val.images.equal(second.train.images) and not first.train.images.equal(second.train.images)
     for partition in (0, 11):
         with pytest.raises(UserError, match=r"data.partition = "):

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.data import DATASETS, SplitSettings, build_data
+from engine.data import DATASETS, SplitSettings, build_data, load_raw
 from engine.data.images import read_image
-from engine.data.sources.folder import load_folder
 from models.settings import UserError, check
 from tests.engine.data.conftest import files, save_image
 
@@ -29,7 +28,7 @@ def settings(path: Path, **options):
 def error_of(path: Path) -> str:
     """The one line that a user sees."""
     with pytest.raises(UserError) as caught:
-        load_folder(settings(path))
+        load_raw(settings(path))
     line = str(caught.value)
     assert "\n" not in line and line.startswith(f"data.path = {str(path)!r}: ")
     return line
@@ -37,12 +36,12 @@ def error_of(path: Path) -> str:
 
 def test_class_folders(tmp_path):
     fill(tmp_path, {"10": 3, "2": 2, "1": 4})
-    raw = load_folder(settings(tmp_path))
+    raw = load_raw(settings(tmp_path))
     assert raw.classes == ["1", "10", "2"] and raw.test is None and raw.val is None and raw.mean is None
     assert raw.train.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 2 and raw.train.images.shape == (9, 3, 8, 8)
     second = torch.tensor(read_image(tmp_path / "10" / "1.png", files(8, "crop"))).permute(2, 0, 1)
     assert raw.train.images[5].equal(second)
-    squashed = load_folder(settings(tmp_path, fit="squash")).train.images
+    squashed = load_raw(settings(tmp_path, fit="squash")).train.images
     assert not squashed.equal(raw.train.images)
 
 
@@ -55,7 +54,7 @@ def test_images_lie_at_any_depth_and_others_are_counted(tmp_path, caplog):
     save_image(tmp_path / "loose.jpg", 54)
     for name in ("notes.txt", "more.txt", "Thumbs.db"):
         (tmp_path / "a" / name).touch()
-    raw = load_folder(settings(tmp_path))
+    raw = load_raw(settings(tmp_path))
     assert raw.classes == ["a", "b"] and raw.train.labels.tolist() == [0, 0, 1]
     assert "3 files are no images and are ignored: 2 .txt, 1 .db" in caplog.text
     assert "1 images lie in" in caplog.text
@@ -65,7 +64,7 @@ def test_splits_that_are_there_are_used(tmp_path):
     fill(tmp_path / "train", {"a": 3, "b": 4})
     fill(tmp_path / "val", {"a": 1, "b": 1}, 20)
     fill(tmp_path / "test", {"a": 2, "b": 1}, 30)
-    raw = load_folder(settings(tmp_path))
+    raw = load_raw(settings(tmp_path))
     assert [part.labels.tolist() for part in (raw.train, raw.val, raw.test)] == [[0] * 3 + [1] * 4, [0, 1], [0, 0, 1]]
     data = build_data(settings(tmp_path), SplitSettings(test=0.5, val=0.5), seed=0)
     assert data.test is not None and len(data.test) == 3 and len(data.val) == 2 and len(data.train) == 7
@@ -82,19 +81,19 @@ def test_a_test_set_is_held_out_where_there_is_none(tmp_path):
 def test_a_test_folder_without_labels_is_not_used(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     save_image(tmp_path / "test" / "1.png", 90)
-    assert load_folder(settings(tmp_path)).test is None
+    assert load_raw(settings(tmp_path)).test is None
     assert "no class folders in test" in caplog.text
 
 
 def test_a_class_may_be_called_train(tmp_path):
     fill(tmp_path, {"train": 2, "car": 2})
-    assert load_folder(settings(tmp_path)).classes == ["car", "train"]
+    assert load_raw(settings(tmp_path)).classes == ["car", "train"]
 
 
 def test_other_folders_beside_train_are_named(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 2, "b": 2})
     fill(tmp_path, {"valid": 1})
-    load_folder(settings(tmp_path))
+    load_raw(settings(tmp_path))
     assert "only train, val and test are used, not 'valid'" in caplog.text
 
 
@@ -105,7 +104,7 @@ def test_links_do_not_multiply_images(tmp_path):
     (root / "again").symlink_to(root, target_is_directory=True)
     (root / "c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "a" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
-    raw = load_folder(settings(root))
+    raw = load_raw(settings(root))
     assert raw.classes == ["a", "b", "c"] and raw.train.labels.tolist() == [0, 0, 1, 2, 2]
 
 
@@ -119,7 +118,7 @@ def test_links_that_lead_nowhere_and_hidden_names_are_told_once(tmp_path, caplog
     save_image(root / "b" / "._0.png", 90)
     save_image(root / ".ipynb_checkpoints" / "0.png", 91)
     with caplog.at_level(logging.INFO, "hybridmerge.data"):
-        raw = load_folder(settings(root))
+        raw = load_raw(settings(root))
     assert raw.classes == ["a", "b"] and len(raw.train) == 10
     said = caplog.text
     broken = ", ".join(repr(str(root / name)) for name in ("gone", "a/notes", "a/round"))
@@ -139,7 +138,7 @@ def test_images_are_told_by_their_content(tmp_path, caplog):
     save_image(tmp_path / "b" / "x.png", 31).rename(tmp_path / "b" / "x.dat")
     (tmp_path / "b" / "x.txt").write_text("BM is how a bitmap begins")
     os.mkfifo(tmp_path / "b" / "pipe")
-    raw = load_folder(settings(tmp_path))
+    raw = load_raw(settings(tmp_path))
     assert raw.train.labels.tolist() == [0, 0, 1, 1] and raw.train.paths[1].endswith("no extension")
     assert "1 files are no images and are ignored: 1 .txt" in caplog.text
     assert "1 files cannot be opened and are ignored: " in caplog.text and "b/pipe' (not a file)" in caplog.text
@@ -154,7 +153,7 @@ def test_images_are_told_by_their_content(tmp_path, caplog):
 def test_any_name_works(tmp_path, name):
     fill(tmp_path, {name: 1, "other": 1})
     (tmp_path / name / "0.png").rename(tmp_path / name / f"{name}.png")
-    raw = load_folder(settings(tmp_path))
+    raw = load_raw(settings(tmp_path))
     assert sorted(raw.classes) == sorted([name, "other"])
     assert str(tmp_path / name / f"{name}.png") in raw.train.paths
     (tmp_path / name / f"{name}.png").write_bytes(b"")
@@ -207,7 +206,7 @@ def test_classes_that_differ_between_splits(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
     fill(tmp_path / "test", {"a": 1, "b": 0}, 10)
     with caplog.at_level(logging.WARNING):
-        assert load_folder(settings(tmp_path)).test.labels.tolist() == [0]
+        assert load_raw(settings(tmp_path)).test.labels.tolist() == [0]
     assert "test has no images of 2 classes: 'b', 'c'" in caplog.text
     fill(tmp_path / "test", {"zebra": 1}, 20)
     assert "test has classes that train has not: 'zebra'" in error_of(tmp_path)

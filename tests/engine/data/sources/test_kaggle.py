@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.data import DATASETS, SplitSettings, build_data
-from engine.data.sources.folder import load_folder
-from engine.data.sources.kaggle import find_kaggle, load_kaggle
+from engine.data import DATASETS, SplitSettings, build_data, load_raw
+from engine.data.sources.kaggle import find_kaggle
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
 
@@ -36,17 +35,17 @@ def settings(root: Path, **options):
 
 def warnings_of(root: Path, caplog) -> list[str]:
     caplog.clear()
-    load_kaggle(settings(root))
+    load_raw(settings(root))
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_only_train_trains(root, caplog):
     with caplog.at_level(logging.INFO, "hybridmerge.data"):
-        raw = load_kaggle(settings(root))
+        raw = load_raw(settings(root))
     assert raw.classes == ["1", "10", "2"] and raw.test is None and raw.val is None
     assert raw.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6 and raw.train.shape == (3, 8, 8)
     assert "reading 18 image files" in caplog.text and not [r for r in caplog.records if r.levelno > logging.INFO]
-    same = load_folder(check(DATASETS["folder"][0], {"path": str(root / "train"), "size": 8}, "data"))
+    same = load_raw(check(DATASETS["folder"][0], {"path": str(root / "train"), "size": 8}, "data"))
     assert same.classes == raw.classes and same.train.images.equal(raw.train.images)
     data = build_data(settings(root), SplitSettings(test=0.3, val=0.2), seed=0)
     assert torch.bincount(data.test.labels).tolist() == [2, 2, 2]
@@ -56,7 +55,7 @@ def test_only_train_trains(root, caplog):
 def test_images_to_predict_are_found_and_not_decoded(root):
     (root / "test" / "0.png").write_bytes(b"")
     assert [path.name for path in find_kaggle(settings(root)).unlabelled] == ["0.png", "1.png", "2.png", "3.png"]
-    assert len(load_kaggle(settings(root)).train) == 18
+    assert len(load_raw(settings(root)).train) == 18
 
 
 def test_training_needs_neither_test_images_nor_a_sample(root, caplog):
@@ -67,7 +66,7 @@ def test_training_needs_neither_test_images_nor_a_sample(root, caplog):
     (root / "sample_submission.csv").unlink()
     caplog.clear()
     with caplog.at_level(logging.INFO, "hybridmerge.data"):
-        load_kaggle(settings(root))
+        load_raw(settings(root))
     assert caplog.text.count("no folder test: training needs none, and there is nothing to predict") == 1
     assert "WARNING" not in caplog.text
 
@@ -83,7 +82,7 @@ def test_another_layout_is_shown_the_one_that_is_expected(root, tmp_path):
         (tmp_path / "flat", "no label folders in train"),
     ):
         with pytest.raises(UserError) as caught:
-            load_kaggle(settings(path))
+            load_raw(settings(path))
         line = str(caught.value)
         assert line.startswith(f"data.path = {str(path)!r}: {reason}") and "\n" not in line
         assert "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and perhaps PATH/sample_submission.csv" in line
@@ -124,8 +123,8 @@ def test_other_folders_are_named(root, caplog):
 def test_labels_without_images_and_a_single_one(root):
     (root / "train" / "bare").mkdir()
     with pytest.raises(UserError, match="1 class folders hold no image: 'bare'; fill or remove them"):
-        load_kaggle(settings(root))
+        load_raw(settings(root))
     for name in ("bare", "10", "2"):
         (root / "train" / name).rename(root / name)
     with pytest.raises(UserError, match="a single class, '1'; .*PATH/train/LABEL"):
-        load_kaggle(settings(root))
+        load_raw(settings(root))

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.data import DATASETS, SplitSettings, build_data
+from engine.data import DATASETS, SplitSettings, build_data, load_raw
 from engine.data.images import read_image
-from engine.data.sources.table import load_csv
 from engine.settings.layers import load_settings
 from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError, check
@@ -34,7 +33,7 @@ def write(tmp_path):
 
 def load(path: Path, **options):
     settings = check(DATASETS["csv"][0], {"name": "csv", "path": str(path), "size": 8, **options}, "data")
-    return load_csv(settings)
+    return load_raw(settings)
 
 
 def error_of(path: Path, **options) -> str:

@@ -1,0 +1,136 @@
+"""The picture of tools/picture.py: what merging methods do to photographs, with a run's model or by colours alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from engine.data import FileSettings
+from engine.data.inputs import read_images, reading_settings
+from engine.figures.merged import LEARNED, STEPS, THUMBNAIL, UNTRAINED, merged_by_colour, merged_by_run
+from engine.figures.merging import Row, merging
+from engine.figures.photographs import credit_line, path_of
+from engine.runs.restore import TrainedModel, load_model
+from models.interface import model_name
+from models.merging import MERGERS
+from models.settings import UserError, nearest
+
+SIZE, PATCH, KEEP = 224, 16, 0.25  # without a run: pixels per side, pixels per patch, share of the patches that remain
+MOST = 4096  # pixels per side, and patches
+EXPLAINED = "Every patch has the mean colour of the token that it was merged into; lines separate different tokens."
+
+
+def picture_by_colour(
+    names: Sequence[str], methods: Sequence[str] = (), size: int = SIZE, patch: int = PATCH, keep: float = KEEP
+) -> Figure:
+    """Draws what each method merges when patches are compared by their colours, without a model.
+
+    Args:
+        names: image files, or names of engine.figures.photographs.PHOTOGRAPHS.
+        methods: names of MERGERS; none: all that need no training.
+        size: height and width that the square in the middle of each photograph is resized to, pixels.
+        patch: side of a patch, pixels.
+        keep: share of the patches that should remain.
+
+    Raises:
+        UserError: unknown or trained methods, values out of range, or photographs that cannot be read.
+    """
+    _check_methods(methods)
+    if trained := [name for name in methods if name in LEARNED]:
+        raise UserError(f"--methods {trained[0]}: compares by a learned metric; give the --run that trained it")
+    _check_layout(size, patch, keep)
+    methods = list(methods) or UNTRAINED
+    rows = []
+    for name, image in zip(names, read_photographs(names, FileSettings(size=size))):
+        rows.append(Row(Path(name).stem, image, [merged_by_colour(image, patch, method, keep) for method in methods]))
+    return merging(rows, _caption(_how_by_colour(patch, methods), names))
+
+
+def picture_of_run(
+    folder: Path, names: Sequence[str], methods: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> Figure:
+    """Draws what a run's model merges, on the same pixels as tools/predict.py gives it. The run's data are not needed.
+
+    Args:
+        folder: a run folder.
+        names: image files, or names of engine.figures.photographs.PHOTOGRAPHS.
+        methods: names of MERGERS, a column for each, with the same weights; none: the run's own.
+        overrides: changes of the run's settings, such as "merge.r=4".
+
+    Raises:
+        UserError: no run, a model that merges nothing or takes no photographs, or photographs that cannot be read.
+    """
+    _check_methods(methods)
+    columns: list[list] = [[] for _ in names]
+    for change in [[f"merge.method={name}"] for name in methods] or [[]]:
+        run = load_model(folder, [*overrides, *change])
+        reading = reading_settings(run.settings.data, run.settings.model)
+        images = read_photographs(names, reading, run.settings.model.in_chans)
+        for column, image in zip(columns, images):
+            column.append(merged_by_run(run, image))
+    shown = read_photographs(names, reading)  # in colour, also where the model is given grey
+    rows = [Row(Path(name).stem, image, column) for name, image, column in zip(names, shown, columns)]
+    return merging(rows, _caption(_how_by_run(run, methods), names))
+
+
+def read_photographs(names: Sequence[str], reading: FileSettings, channels: int = 3) -> Tensor:
+    """Reads photographs as model input, before normalisation: uint8 (N, channels, size, size).
+
+    Raises:
+        UserError: a file that is not there or cannot be read; names the first.
+    """
+    images, unreadable = read_images([path_of(name) for name in names], reading, channels)
+    for position, why in unreadable.items():
+        raise UserError(f"{names[position]}: cannot be read ({why}); give a JPEG or PNG file")
+    return images
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    for name in methods:
+        if name not in MERGERS:
+            raise UserError(f"--methods {name}: unknown; {nearest(name, list(MERGERS))}")
+
+
+def _check_layout(size: int, patch: int, keep: float) -> None:
+    for key, value in (("size", size), ("patch", patch)):
+        if not 1 <= value <= MOST:
+            raise UserError(f"--{key} {value}: must be from 1 to {MOST}")
+    if size % patch:
+        near = " or ".join(str(n) for n in (size - size % patch, size - size % patch + patch) if n)
+        raise UserError(f"--size {size}: not divisible by --patch {patch}; use {near}")
+    if (size // patch) ** 2 > MOST:
+        raise UserError(f"--patch {patch}: makes {(size // patch) ** 2} patches, more than {MOST}; use a larger one")
+    if not 0 < keep <= 1:
+        raise UserError(f"--keep {keep:g}: must be greater than 0 and at most 1")
+
+
+def _caption(how: str, names: Sequence[str]) -> list[str]:
+    """Returns the paragraphs below a picture."""
+    return [f"{EXPLAINED} {how}", *filter(None, [credit_line(names)])]
+
+
+def _how_by_colour(patch: int, methods: Sequence[str]) -> str:
+    side = min(THUMBNAIL, patch)
+    text = (
+        f"No model, nothing trained: patches of {patch} × {patch} pixels are compared by the colours of their {side} × "
+        f"{side} thumbnails, as the mean of cos π(v - w) over their values in [0, 1], and merged in {STEPS} steps, "
+        "of equal size where the method can."
+    )
+    attending = [name for name in methods if MERGERS[name].attention is not None]
+    if attending:
+        text += (
+            f" The attention that {' and '.join(attending)} use is computed from the same features, with the mean of "
+            "all patches as class token: frequent colours get it, not what a trained model finds important."
+        )
+    return text
+
+
+def _how_by_run(run: TrainedModel, methods: Sequence[str]) -> str:
+    which = "merging as in training" if run.as_trained else "merging otherwise than in training"
+    if len(methods) > 1:
+        which = "each method with the same weights"
+    name = model_name(run.settings.model)
+    return f"Model: run {run.settings.name}, {name} on {run.settings.data.name}, {which}."

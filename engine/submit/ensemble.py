@@ -1,0 +1,114 @@
+"""Runs that predict together: which run folders they are, how much each counts, and whether their classes agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
+from engine.runs.folds import finished_runs
+from engine.runs.restore import read_settings
+from engine.settings.layers import parse_overrides
+from engine.tasks import Task
+from engine.wording import few
+from models.settings import UserError
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run folder of an ensemble, and its share of the averaged probabilities."""
+
+    folder: Path
+    share: float
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Runs with the same classes, whose probabilities are averaged.
+
+    Attributes:
+        members: their shares sum to 1.
+        classes: names, in the order of the first run's logits.
+        task: what the labels mean.
+        overrides: changes of every run's settings.
+    """
+
+    members: list[Member]
+    classes: list[str]
+    task: Task
+    overrides: tuple[str, ...] = ()
+
+
+def classes_of(folder: Path) -> tuple[list[str], Task]:
+    """Returns the names of a run's classes in the order of its logits, and what its labels mean.
+
+    Args:
+        folder: of a run, or of all folds of one.
+    """
+    ensemble = gather([folder])
+    return ensemble.classes, ensemble.task
+
+
+def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, overrides: Sequence[str] = ()) -> Ensemble:
+    """Finds the runs that predict together, and checks that they can.
+
+    Args:
+        folders: run folders, or folders of all folds (fold0, fold1, ...), of which each fold becomes a member.
+        weights: one for each folder, divided among its folds; None: equal.
+        overrides: changes of every run's settings.
+
+    Raises:
+        UserError: no run there; unfinished folds; a run given twice; weights that are not positive numbers; an override
+            that is wrong, concerns the split, or turns on merging in a model that cannot merge; or different classes.
+    """
+    weights = [1.0] * len(folders) if weights is None else list(weights)
+    if len(weights) != len(folders):
+        raise UserError(f"--weights: {len(weights)} numbers for {len(folders)} runs; give one for each --run")
+    if not all(weight > 0 for weight in weights) or not sum(weights) < float("inf"):  # also refuses nan
+        text = ",".join(f"{weight:g}" for weight in weights)
+        raise UserError(f"--weights {text}: must be numbers greater than 0, of finite sum")
+    members = []
+    for folder, weight in zip(folders, weights):
+        folds = finished_runs(RunFolder(folder))
+        members += [Member(fold.path, weight / sum(weights) / len(folds)) for fold in folds]
+    count = Counter(member.folder.resolve() for member in members)
+    if twice := [member.folder for member in members if count[member.folder.resolve()] > 1]:
+        raise UserError(f"--run {twice[-1]}: given twice; give it once, and set how much it counts with --weights")
+    if "split" in parse_overrides(overrides):
+        raise UserError(
+            f"split: has no effect on predictions, which use no data of the run; for one fold alone give its "
+            f"folder, such as --run {members[0].folder}"
+        )
+    labels = [_labels(member.folder, overrides) for member in members]
+    for member, other in zip(members[1:], labels[1:]):
+        _check_same(members[0].folder, labels[0], member.folder, other)
+    return Ensemble(members, *labels[0], tuple(overrides))
+
+
+def _labels(folder: Path, overrides: Sequence[str]) -> tuple[list[str], Task]:
+    """Returns a run's classes and what its labels mean; checks its settings with the overrides."""
+    settings, _ = read_settings(folder, overrides)
+    return checkpoint.load(folder / "best.pt")["classes"], settings.data.task
+
+
+def _check_same(
+    folder: Path, labels: tuple[list[str], Task], other: Path, other_labels: tuple[list[str], Task]
+) -> None:
+    (classes, task), (other_classes, other_task) = labels, other_labels
+    if set(classes) != set(other_classes):
+        only = {
+            folder: sorted(map(repr, set(classes) - set(other_classes))),
+            other: sorted(map(repr, set(other_classes) - set(classes))),
+        }
+        differences = [f"{len(names)} only {run} has ({few(names)})" for run, names in only.items() if names]
+        raise UserError(
+            f"--run {other}: its classes are not those of {folder}: {', '.join(differences)}; "
+            "give runs on the same classes"
+        )
+    if task is not other_task:
+        raise UserError(
+            f"--run {other}: {folder} and it differ in whether an image can have many labels; give runs of one kind"
+        )

@@ -1,0 +1,235 @@
+"""From predictions to files: the submission in the sample's form, and the table of probabilities.
+
+Every file is read back and validated before it takes its name; a file that was there stays until then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.data.sources.table import read_table
+from engine.files import demand_writable, replacing
+from engine.submit.cells import TOGETHER, guarded, number, quoted
+from engine.submit.ensemble import Ensemble
+from engine.submit.images import images_of, match, spelled
+from engine.submit.predict import Predictions
+from engine.submit.sample import Sample, read_sample
+from engine.submit.validate import Report, validate
+from engine.wording import few
+from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """What to predict: the form of the submission, and the image file of each of its rows."""
+
+    sample: Sample
+    files: list[Path]
+
+
+def target_rows(sources: Sequence[Path], sample: Path | None, *, ignore_extra: bool = False) -> TargetRows:
+    """Finds the images to predict and the form of the submission.
+
+    Args:
+        sources: image files and folders of images.
+        sample: the competition's sample file; None: columns ID and Label, and a row for each image in natural order.
+        ignore_extra: leave out images that the sample does not name, instead of raising an error.
+
+    Raises:
+        UserError: no images, a sample that is none, or ids and images that do not match.
+    """
+    images = images_of(sources)
+    names = list(images)
+    if sample is None:
+        return TargetRows(Sample("ID,Label", ["ID", "Label"], 0, names), list(images.values()))
+    form = read_sample(sample, lambda cells: spelled(cells, names)[1])
+    return TargetRows(form, [images[name] for name in match(form, names, sources, ignore_extra=ignore_extra)])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files to write.
+
+    Attributes:
+        submission: CSV, in the sample's form.
+        probabilities: CSV with the probability of every class, or None.
+        top_k: write the k most probable classes alone into `probabilities`.
+        keep_formulas: write cells that a spreadsheet would compute unchanged.
+    """
+
+    submission: Path
+    probabilities: Path | None = None
+    top_k: int | None = None
+    keep_formulas: bool = False
+
+    def check(self, sample: Path | None = None) -> None:
+        """Raises UserError, before anything is computed, where a file could not or should not be written."""
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"--top-k {self.top_k}: must be 1 or more")
+        if self.top_k is not None and not self.probabilities:
+            raise UserError(f"--top-k {self.top_k}: limits what --probabilities holds; give --probabilities FILE.csv")
+        taken = {"--sample": sample}
+        for option, path in (("--out", self.submission), ("--probabilities", self.probabilities)):
+            if path is None:
+                continue
+            demand_writable(option, path, "submission.csv")
+            if path.exists() and not _is_text(path):
+                raise UserError(
+                    f"{option} {path}: exists and is no text file, so it is not replaced; give another name"
+                )
+            for other, file in taken.items():
+                if file is not None and file.resolve() == path.resolve():
+                    raise UserError(f"{option} {path}: is the file of {other}; give another")
+            taken[option] = path
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raises UserError where more classes are asked for than there are."""
+        if self.top_k is not None and self.top_k > len(classes):
+            raise UserError(f"--top-k {self.top_k}: there are {len(classes)} classes; use that or less")
+
+
+def _is_text(path: Path) -> bool:
+    """Returns whether a file may be an older table: not an image, a checkpoint, a device or a pipe."""
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(4096)
+    except OSError:
+        return True  # the caller reports that it cannot be written
+
+
+def written_names(sample: Sample, ensemble: Ensemble) -> tuple[list[str], list[str]]:
+    """Returns the names of the ensemble's classes as the submission spells them, and notes for the user.
+
+    Raises:
+        UserError: the sample asks for neither labels nor a probability of each class.
+    """
+    many = not ensemble.task.one_class
+    sample.asks_for_probabilities(ensemble.classes, many=many)
+    spelling = sample.spelling(ensemble.classes, many=many)
+    other = [name for name in ensemble.classes if spelling[name] != name]
+    notes = []
+    if other:
+        notes.append(f"names are spelled as in {sample.where}, such as {spelling[other[0]]!r} for {other[0]!r}")
+    return [spelling[name] for name in ensemble.classes], notes
+
+
+def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions) -> tuple[str, list[str]]:
+    """Writes the submission; returns a line that summarises it, and notes for the user.
+
+    Args:
+        outputs: where to.
+        sample: the form.
+        predictions: of the sample's ids, in their order; its classes are spelled as the sample spells them.
+
+    Raises:
+        UserError: see `write`.
+    """
+    notes: list[str] = []
+    many = not predictions.task.one_class
+    if sample.asks_for_probabilities(predictions.classes, many=many):
+        position = {name.strip(): i for i, name in enumerate(predictions.classes)}
+        chosen = predictions.probabilities[:, [position[column] for column in sample.others]]
+        rows = [[number(value) for value in row] for row in chosen.tolist()]
+    else:
+        rows = [[TOGETHER.join(names)] for names in predictions.names()]
+        known = {name.strip() for name in predictions.classes}
+        strange = [label for label in sample.labels if label and label not in known]
+        if strange and not many:
+            notes.append(
+                f"{sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
+                f"the run's names are written, such as {predictions.classes[0]!r}"
+            )
+    reports: list[Report] = []
+
+    def check(path: Path) -> Report:
+        report = validate(path, sample, predictions.classes, many=many, keep_formulas=outputs.keep_formulas)
+        reports.append(report)
+        return report
+
+    write(outputs.submission, sample, rows, keep_formulas=outputs.keep_formulas, check=check)
+    return f"{reports[-1].summary}; read back and valid", [*notes, *reports[-1].warnings]
+
+
+def write_probabilities(outputs: Outputs, sample: Sample, predictions: Predictions) -> None:
+    """Writes the probabilities: a column for each class, or the names and probabilities of the `top_k` best.
+
+    Raises:
+        UserError: see `write`.
+    """
+    assert outputs.probabilities is not None
+    path, keep, ids = outputs.probabilities, outputs.keep_formulas, sample.columns[sample.ids_at]
+    if outputs.top_k is None:
+        form = Sample(str(path), [_unused(ids, predictions.classes), *predictions.classes], 0, sample.ids, numeric=True)
+        rows = [[number(value) for value in row] for row in predictions.probabilities.tolist()]
+
+        def check(written: Path) -> Report:
+            return validate(written, form, predictions.classes, many=not predictions.task.one_class, keep_formulas=keep)
+
+        write(path, form, rows, keep_formulas=keep, check=check)
+        return
+    columns = [f"{what}{i + 1}" for i in range(outputs.top_k) for what in ("label", "probability")]
+    rows = [[cell for name, value in row for cell in (name, number(value))] for row in predictions.top(outputs.top_k)]
+    write(path, Sample(str(path), [_unused(ids, columns), *columns], 0, sample.ids), rows, keep_formulas=keep)
+
+
+def _unused(header: str, columns: Sequence[str]) -> str:
+    """Returns a header that differs from the columns."""
+    while header in columns:
+        header = f"{header}_"
+    return header
+
+
+def write(
+    path: Path,
+    sample: Sample,
+    rows: Sequence[Sequence[str]],
+    *,
+    keep_formulas: bool = False,
+    check: Callable[[Path], Report] | None = None,
+) -> None:
+    """Writes a table in the form of a sample: UTF-8, lines that end in a line feed.
+
+    Args:
+        path: the file, which may exist.
+        sample: gives header, separator and ids.
+        rows: the other cells of each id.
+        keep_formulas: write cells that a spreadsheet would compute unchanged.
+        check: validates the whole file before it takes its name.
+
+    Raises:
+        UserError: the file cannot be written, or differs from the rows when read back, or `check` finds problems; an
+            existing file stays as it was.
+    """
+    assert len(rows) == len(sample.ids)
+    at = sample.ids_at
+    cells = [sample.columns, *([*row[:at], name, *row[at:]] for name, row in zip(sample.ids, rows, strict=True))]
+    formulas = sorted({repr(cell) for row in cells for cell in row if guarded(cell) != cell})
+    if formulas:
+        how = "unchanged (--formulas keep): do not open the file in a spreadsheet"
+        if not keep_formulas:
+            how = "with an apostrophe in front; a scorer that compares texts needs --formulas keep"
+        log.warning(
+            "%s: %d texts would be computed by a spreadsheet and are written %s: %s",
+            path,
+            len(formulas),
+            how,
+            few(formulas),
+        )
+        if not keep_formulas:
+            cells = [[guarded(cell) for cell in row] for row in cells]
+    text = "".join(sample.separator.join(map(quoted, row)) + "\n" for row in cells)
+    with replacing(path) as file:
+        file.write(text.encode())
+        file.flush()
+        table = read_table(Path(file.name), str(path), strip=False, separator=sample.separator)
+        if [table.columns, *table.rows] != cells:
+            raise UserError(f"{path}: not written: read back, it has other cells than were predicted; this is a bug")
+        if check is not None and (problems := check(Path(file.name)).problems):
+            raise UserError(f"{path}: not written: {'; '.join(problems)}")
