@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Finished runs in one table, seeds and folds averaged: tools/compare.py runs/a runs/b [--plot FILE.png]."""
+"""Compares finished runs in one table: accuracy, model, cost, speed, memory, and the size of what was saved.
+
+Runs that differ in nothing but seed and fold are one row, with the mean of their numbers. A folder of all folds counts
+as its folds. The columns are numbers of each run's results.json.
+"""
 
 from __future__ import annotations
 
@@ -14,73 +18,32 @@ if __name__ == "__main__":
 import argparse
 
 from engine.cli import cli
-from engine.study.table import Row, compare, runs_in
+from engine.tables import print_table
 
-COLUMNS = (
-    "run",
-    "seeds",
-    "test {}, %",
-    "model",
-    "training",
-    "params, M",
-    "learnt, M",
-    "learnt, %",
-    "GMACs",
-    "images/s",
-    "training, s",
-    "peak memory, MiB",
-    "saved, MiB",
-)
+EXAMPLE = "example: tools/compare.py runs/hybrid_s0 runs/hybrid_s1 runs/vit_s0 --plot curves.png"
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of all folds")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw loss and accuracy (or mAP) over the training"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of folds")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy, or mAP, by step as well")
-    args = parser.parse_args(argv)
-    from engine.tasks import title_of
+    args = parse(argv)
+    from engine.study.table import compare, runs_in, table
 
-    found = compare(args.runs)
-    metrics = " or ".join(dict.fromkeys(title_of(row.metric) for row in found))
-    header = tuple(title.format(metrics) for title in COLUMNS)
-    rows = [header, ("---",) * len(COLUMNS), *(cells(row) for row in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    print_table(*table(compare(args.runs)))
     if args.plot:
-        from engine.figures.drawing import save_figure
+        from engine.figures.drawing import save_figure  # only pictures need matplotlib
         from engine.study.curves import curves
 
         save_figure(curves(runs_in(args.runs)), args.plot)
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row of a Markdown table."""
-    spread = "" if row.spread is None else f" ± {row.spread:.2f}"
-    top1 = "-" if row.top1 is None else f"{row.top1:.2f}{spread}"
-    return (
-        row.name,
-        counted(row),
-        top1,
-        row.model,
-        row.method,
-        f"{row.params / 1e6:.3f}",
-        f"{row.trained_params / 1e6:.3f}",
-        f"{100 * row.trained_params / row.params:.2f}",
-        f"{row.gmacs:.4f}",
-        f"{row.images_per_second:.0f}",
-        f"{row.seconds:.0f}",
-        f"{row.peak_memory_mib:.0f}",
-        "-" if row.saved_mib is None else f"{row.saved_mib:.2f}",
-    )
-
-
-def counted(row: Row) -> str:
-    """How many runs the row is of: seeds, folds, or both."""
-    seeds, folds = len(row.seeds), f"{len(row.folds)} fold{'s' * (len(row.folds) > 1)}"
-    if not row.folds:
-        return str(seeds)
-    return folds if seeds == 1 else f"{seeds} x {folds}"
 
 
 if __name__ == "__main__":

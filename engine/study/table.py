@@ -1,117 +1,180 @@
-"""Finished runs side by side: those that differ in nothing but seed and fold are one row, with mean and spread."""
+"""Finished runs side by side in one table.
+
+Runs that differ in nothing but seed and fold share a row, with the mean of their numbers. A new column is a field of
+`engine.runs.results.Results` and a line in COLUMNS.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
+from engine.tables import Column
+from engine.tasks import title_of
+from engine.wording import fixed
 from models.settings import UserError
 
-SEED = ("name", "out", "seed")  # what may differ within a row
+MAY_DIFFER = ("name", "out", "seed")  # keys of settings that may differ within a row
+MISSING = "-"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one kind. `top1`, or the metric that `metric` names, in percent, None where there are no test images; the
-    spread is the sample standard deviation, None for one run. What older runs did not write down is None, or what held
-    for them."""
+    """Results of runs that differ in nothing but seed and fold."""
 
-    name: str
-    seeds: list[int]
-    folds: list[int]  # those that were run; empty where there are none
-    model: str
-    method: str  # how it was trained: from scratch, full, head, gradual, lora
-    metric: str
-    top1: float | None
-    spread: float | None
-    params: int
-    gmacs: float
-    images_per_second: float
-    seconds: float
-    peak_memory_mib: float
-    trained_params: int
-    saved_mib: float | None
+    results: list[Results]
+
+    @property
+    def name(self) -> str:
+        """What the names of the runs begin with: `vit_s0`, `vit_s1` -> `vit`."""
+        return _common_name([results.name for results in self.results])
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs, each once."""
+        return list(dict.fromkeys(results.seed for results in self.results))
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds that were run, each once; empty without k-fold."""
+        return sorted({results.fold for results in self.results if results.fold is not None})
+
+    @property
+    def metric(self) -> str:
+        """The name of the main metric."""
+        return self.results[0].metric
+
+    @property
+    def runs(self) -> str:
+        """How many seeds and folds the row is the mean of, such as "3", "5 folds" or "3 x 5 folds"."""
+        seeds, folds = len(self.seeds), len(self.folds)
+        if not folds:
+            return str(seeds)
+        counted = "1 fold" if folds == 1 else f"{folds} folds"
+        return counted if seeds == 1 else f"{seeds} x {counted}"
+
+    def value(self, field: str) -> Any:
+        """Returns the mean of a field over the runs that have it, or the first run's text; None if no run has it."""
+        values = self._values(field)
+        if not values or isinstance(values[0], str):
+            return values[0] if values else None
+        return mean(values)
+
+    def spread(self, field: str) -> float | None:
+        """Returns the sample standard deviation of a field; None for fewer than two runs that have it."""
+        values = self._values(field)
+        return stdev(values) if len(values) > 1 else None
+
+    def _values(self, field: str) -> list[Any]:
+        values = [getattr(results, field) for results in self.results]
+        return [value for value in values if value is not None]
+
+
+@dataclass(frozen=True)
+class ResultColumn:
+    """A column that shows a field of `Results`."""
+
+    title: str
+    text: Callable[[Any], str]  # of a value
+    words: bool = False  # not a number
+    spread: bool = False  # add the standard deviation, where a row has several runs
+
+    def cell(self, row: Row, field: str) -> str:
+        """Returns the text of a row's cell."""
+        value = row.value(field)
+        if value is None:
+            return MISSING
+        spread = row.spread(field) if self.spread else None
+        return self.text(value) if spread is None else f"{self.text(value)} ± {self.text(spread)}"
+
+
+def number(decimals: int, unit: float = 1.0) -> Callable[[float], str]:
+    """Returns a function that writes a number in a unit, with at least so many decimals; see `fixed`."""
+    return lambda value: fixed(value / unit, decimals) if decimals else f"{value / unit:.0f}"
+
+
+def percent(value: float) -> str:
+    """Returns a fraction as percent, with two decimals."""
+    return f"{100 * value:.2f}"
+
+
+# Field of Results, or property of it -> its column. `{metric}` in a title stands for the titles of the main metrics.
+COLUMNS: dict[str, ResultColumn] = {
+    "test_score": ResultColumn("test {metric}, %", percent, spread=True),
+    "model": ResultColumn("model", str, words=True),
+    "method": ResultColumn("method", str, words=True),
+    "params": ResultColumn("params, M", number(3, 1e6)),
+    "trained_params": ResultColumn("trained, M", number(3, 1e6)),
+    "trained_share": ResultColumn("trained, %", percent),
+    "gmacs": ResultColumn("GMACs", number(4)),
+    "images_per_second": ResultColumn("images/s", number(0)),
+    "seconds": ResultColumn("training, s", number(0)),
+    "peak_memory_mib": ResultColumn("peak memory, MiB", number(0)),
+    "saved_mib": ResultColumn("saved, MiB", number(2)),
+}
+
+
+def table(rows: Sequence[Row]) -> tuple[list[Column], list[list[str]]]:
+    """Returns the columns and the cells of a comparison: name, number of seeds and folds, then COLUMNS."""
+    metrics = " or ".join(dict.fromkeys(title_of(row.metric) for row in rows))
+    columns = [Column("run", words=True), Column("seeds")]
+    columns += [Column(column.title.format(metric=metrics), column.words) for column in COLUMNS.values()]
+    cells = [[row.name, row.runs, *(column.cell(row, field) for field, column in COLUMNS.items())] for row in rows]
+    return columns, cells
 
 
 def compare(folders: Sequence[Path]) -> list[Row]:
-    """Reads run folders, or folders of folds, and groups them, in the order in which each kind first appears.
+    """Reads run folders, or folders of all folds, and groups them, in the order in which each kind first appears.
 
     Raises:
         UserError: a folder that holds no finished run, or the same seed and fold of one kind twice.
     """
-    kinds: dict[str, list[Results]] = {}
+    groups: dict[str, list[Results]] = {}
     for folder in runs_in(folders):
-        alike = kinds.setdefault(kind(folder), [])
+        group = groups.setdefault(kind(folder), [])
         results = RunFolder(folder).read_results()
         if results is None:
             raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
-        if any(_place(results) == _place(other) for other in alike):
-            seed, fold = _place(results)
-            which = f"seed {seed}" + ("" if fold is None else f", fold {fold},")
-            raise UserError(f"{folder}: {which} of this kind is given twice; leave one out")
-        alike.append(results)
-    return [_row(alike) for alike in kinds.values()]
+        if any((results.seed, results.fold) == (other.seed, other.fold) for other in group):
+            fold = "" if results.fold is None else f", fold {results.fold},"
+            raise UserError(f"{folder}: seed {results.seed}{fold} of this kind is given twice; leave one out")
+        group.append(results)
+    return [Row(group) for group in groups.values()]
 
 
 def runs_in(folders: Sequence[Path]) -> list[Path]:
-    """The run folders, and in place of a folder of folds those of its folds.
+    """Returns the run folders, with a folder of all folds replaced by the run folders of its folds.
 
     Raises:
-        UserError: no run folder.
+        UserError: a folder is not a run folder, or a fold is not finished.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for folder in folders:
         run = RunFolder(folder)
         runs = run.folds if run.holds_folds else [run]
         if run.holds_folds and (missing := run.unfinished_folds()):
             raise UserError(f"{runs[missing[0]]}: this fold is not finished; finish it with --resume {folder}")
-        found += [run.path for run in runs]
-    return found
+        paths += [run.path for run in runs]
+    return paths
 
 
 def kind(folder: Path) -> str:
-    """A text that two run folders share if they differ in nothing but the seed and the fold.
+    """Returns a text that two run folders share if their settings differ in nothing but the seed and the fold.
 
     Raises:
-        UserError: no run folder.
+        UserError: not a run folder.
     """
-    return RunFolder(folder).settings.model_dump_json(exclude={**dict.fromkeys(SEED, True), "split": {"fold"}})
-
-
-def _place(results: Results) -> tuple[int, int | None]:
-    """A run's seed and fold."""
-    return results.seed, results.fold
-
-
-def _row(alike: list[Results]) -> Row:
-    first = alike[0]
-    scores = [100 * results.test_score for results in alike if results.test_score is not None]
-    return Row(
-        name=_common_name([results.name for results in alike]),
-        seeds=list(dict.fromkeys(results.seed for results in alike)),
-        folds=sorted({results.fold for results in alike if results.fold is not None}),
-        model=first.model,
-        method=first.method,
-        metric=first.metric,
-        top1=mean(scores) if scores else None,
-        spread=stdev(scores) if len(scores) > 1 else None,
-        params=first.params,
-        gmacs=first.gmacs,
-        images_per_second=mean(results.images_per_second for results in alike),
-        seconds=mean(results.seconds for results in alike),
-        peak_memory_mib=mean(results.peak_memory_mib for results in alike),
-        trained_params=first.trained_params,
-        saved_mib=first.saved_mib,
-    )
+    excluded = {**dict.fromkeys(MAY_DIFFER, True), "split": {"fold"}}
+    return RunFolder(folder).settings.model_dump_json(exclude=excluded)
 
 
 def _common_name(names: list[str]) -> str:
-    """What the names begin with: `vit_s0`, `vit_s1` -> `vit`."""
     shared = names[0]
     for name in names[1:]:
         while not name.startswith(shared):

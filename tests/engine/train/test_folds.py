@@ -364,7 +364,8 @@ def test_folds_are_one_row_of_a_comparison(finished, copied, capsys):
     (row,) = compare([finished])
     accuracies = [100 * run["test_top1"] for run in results(finished)]
     assert (row.name, row.seeds, row.folds) == ("tiny", [0], [0, 1, 2])
-    assert (row.top1, row.spread) == pytest.approx((mean(accuracies), stdev(accuracies)))
+    assert 100 * row.value("test_score") == pytest.approx(mean(accuracies))
+    assert 100 * row.spread("test_score") == pytest.approx(stdev(accuracies))
     compare_tool.main([str(finished)])
     cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")]
     assert cells[1:4] == ["tiny", "3 folds", f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}"]
