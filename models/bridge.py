@@ -1,4 +1,4 @@
-"""Merged tokens -> feature map: back onto the patches' grid, or on the grid that they still are."""
+"""Bridges: merged tokens -> feature map, on the grid of the patches or on the smaller grid that merging kept."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .merging import Assignment, Tokens, apply_assignment, initial_tokens, log_s
 
 
 class Bridge(nn.Module):
-    """Puts merged tokens back onto the grid that they came from.
+    """Puts merged tokens back onto the grid of the patches.
 
-    The map is piecewise constant: patches that were merged share a token. A 3x3 convolution would see nothing inside
-    such a cluster, so the stem's features, taken before any merging, are added; and an embedding of log size tells
-    what stands for how much. Tokens are projected before the gather, while they are few.
+    The map is piecewise constant, since merged patches share a token: a 3x3 convolution would see no structure inside
+    such a cluster. Therefore the stem's features from before merging are added, and an embedding of log size, which
+    tells how many patches a token stands for. Tokens are projected before the gather, while they are few.
 
     Args:
         embed_dim: width of tokens and of the stem's features.
         dim: channels of the map.
-        stride: patches per side of a cell of the map; the mean over each cell.
+        stride: patches per side of a cell of the map; a cell is the mean of its patches.
         skip: whether the stem's features are added.
     """
 
@@ -27,7 +27,7 @@ class Bridge(nn.Module):
         super().__init__()
         self.stride = stride
         self.proj = nn.Linear(embed_dim, dim)
-        self.size_embed = nn.Linear(1, dim, bias=False)  # log 1 = 0: nothing is added to a token of its own
+        self.size_embed = nn.Linear(1, dim, bias=False)  # log 1 = 0: nothing is added to an unmerged token
         self.skip = nn.Conv2d(embed_dim, dim, 1, bias=False) if skip else None
 
     def forward(self, x: Tensor, tokens: Tokens, features: Tensor, prefix: int) -> Tensor:
@@ -41,9 +41,9 @@ class Bridge(nn.Module):
 
 
 class DirectMap(Bridge):
-    """No bridge: tokens that merging left on a grid are the map, as small as it is. Parameter names are the bridge's.
+    """Uses tokens that merging left on a grid as the map, which is smaller. Parameter names are those of Bridge.
 
-    The stem's features follow the tokens: each token gets the mean over its patches.
+    The stem's features are averaged over the patches of each token.
 
     Args:
         embed_dim: width of tokens and of the stem's features.

@@ -1,4 +1,4 @@
-"""Convolutional blocks, each a residual that starts small beside the identity; and LeNet-5."""
+"""Convolutional blocks, whose residual branches are small at initialisation, and LeNet-5."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm (He et al., 2016), the second norm's scale starting small.
+    """Two 3x3 convolutions with BatchNorm (He et al., 2016), where the second norm has a small initial scale.
 
-    The ReLU stands inside the residual, not after the sum, so that a small residual is nearly the identity.
+    There is no ReLU after the sum, so that a block with a small residual is nearly the identity.
 
     Args:
         dim: channels.
@@ -60,7 +60,7 @@ CONV_BLOCKS: dict[str, type[nn.Module]] = {"convnext": ConvNeXtBlock, "residual"
 
 
 class LeNet5Settings(ModelSettings):
-    """LeNet-5, at any image size that leaves a map: from 16 px on, from 4 px with padding."""
+    """LeNet-5, for any image size that leaves a feature map: at least 16 px, or 4 px with padding."""
 
     name: Literal["lenet5"] = "lenet5"
     img_size: int = Field(32, gt=0, le=16384, description="height and width of the image, pixels")
@@ -72,32 +72,32 @@ class LeNet5Settings(ModelSettings):
     @model_validator(mode="after")
     def _leaves_a_map(self) -> LeNet5Settings:
         if self.sides[1] < 1:
-            least = 16 - 6 * self.padding  # 16, 10, 4: what leaves one pixel
+            least = 16 - 6 * self.padding  # 16, 10 or 4: leaves one pixel
             raise ValueError(
-                f"img_size = {self.img_size}: two convolutions with padding {self.padding} leave nothing of it; "
+                f"img_size = {self.img_size}: two convolutions with padding {self.padding} leave no feature map; "
                 f"use {least} or more" + (", or padding: 2" if self.padding < 2 and self.img_size >= 4 else "")
             )
         return self
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width of the map after the first and after the second pooling, pixels."""
+        """Side of the feature map after the first and after the second pooling, pixels."""
         first = _after(self.img_size, self.padding)
         return first, _after(first, self.padding)
 
 
 def _after(side: int, padding: int) -> int:
-    """A side of the map after a 5x5 convolution and 2x2 pooling."""
+    """Side of the feature map after a 5x5 convolution and 2x2 pooling."""
     return (side + 2 * padding - 4) // 2
 
 
 class LeNet5(nn.Module):
     """LeNet-5 (LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998).
 
-    As it is usually taught today: ReLU for the scaled tanh, max pooling for the trained mean, every map of the second
-    convolution sees all of the first, and a linear layer for the radial basis functions at the end. At 32 px without
-    padding the maps are the paper's (6 of 28 px, 16 of 10 px, 400 features); the first linear layer takes what other
-    sizes leave.
+    In the form that is usual today: ReLU instead of the scaled tanh, max pooling instead of the trained mean, a second
+    convolution that is connected to all channels of the first, and a linear layer instead of radial basis functions at
+    the end. At 32 px without padding the feature maps have the paper's sizes (6 of 28 px, 16 of 10 px, 400 features);
+    the first linear layer adapts to other sizes.
     """
 
     head_names = ("head",)

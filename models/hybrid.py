@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from .bridge import Bridge, DirectMap
 from .cnn import CONV_BLOCKS
 from .merging import MERGERS, Tokens
+from .merging.contract import Grid
 from .settings import Settings
 from .stem import STEMS, ConvStem
 from .vit import EncoderSettings, VisionTransformer
 
 
 class BridgeSettings(Settings):
-    """How merged tokens become a feature map."""
+    """How merged tokens are turned into a feature map."""
 
-    stride: int = Field(1, gt=0, le=16384, description="patches per side of a cell of the map; 1: the patches")
-    skip: bool = Field(True, description="add the stem's features, taken before merging")
+    stride: int = Field(1, gt=0, le=16384, description="patches per side of a cell of the map; 1: one cell per patch")
+    skip: bool = Field(True, description="add the stem's features from before merging")
 
 
 class CNNSettings(Settings):
@@ -33,14 +34,16 @@ class CNNSettings(Settings):
 
 
 class HybridSettings(EncoderSettings):
-    """A token-merging ViT that feeds a CNN stage."""
+    """A ViT with token merging, followed by a CNN stage."""
 
     name: Literal["hybrid"] = "hybrid"
-    stem: Literal[tuple(STEMS)] = Field("conv", description="image to patches: convolutions, or ViT's one projection")
-    bridge: BridgeSettings | None = Field(
-        BridgeSettings(), description="tokens to the patches' map; null: none, for merging that leaves a grid"
+    stem: Literal[tuple(STEMS)] = Field(
+        "conv", description="image to patches: convolutions, or one projection as in ViT"
     )
-    cnn: CNNSettings | None = Field(CNNSettings(), description="CNN stage; null: none, and no bridge to it")
+    bridge: BridgeSettings | None = Field(
+        BridgeSettings(), description="merged tokens to a feature map; null: no bridge, for merging that keeps a grid"
+    )
+    cnn: CNNSettings | None = Field(CNNSettings(), description="CNN stage; null: no CNN stage and no bridge")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> HybridSettings:
@@ -49,7 +52,7 @@ class HybridSettings(EncoderSettings):
         grid = self.grid[0]
         if self.bridge is not None and grid % self.bridge.stride:
             raise ValueError(f"bridge.stride = {self.bridge.stride}: does not divide the grid of {grid} patches a side")
-        # Decided by the method, not by what r is now: another schedule may be set at any time.
+        # This depends on the method, not on the present r: another schedule may be set at any time.
         fits = [name for name, m in MERGERS.items() if m.shrink is not None or m.at_most(prod(self.grid)) == 0]
         if self.bridge is None and self.cnn is not None and self.merge.method not in fits:
             raise ValueError(
@@ -60,7 +63,14 @@ class HybridSettings(EncoderSettings):
 
 
 class ConvHead(nn.Module):
-    """Bridge -> CNN stage -> mean -> norm -> linear. The linear layer starts at zero: at first it says nothing."""
+    """Bridge -> CNN stage -> mean -> norm -> linear layer. The linear layer is initialised to zero.
+
+    Args:
+        bridge: turns merged tokens into a feature map.
+        stages: the CNN stage.
+        dim: channels of the map.
+        num_classes: classes.
+    """
 
     def __init__(self, bridge: Bridge, stages: nn.Module, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -77,14 +87,14 @@ class ConvHead(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """A token-merging ViT, and a CNN over what it left, summed.
+    """A ViT with token merging and a CNN over the remaining tokens; the logits of both heads are added.
 
-    `hybrid.vit` is a VisionTransformer: with a patch stem, a ViT's state dict loads into it as it is, and since the
-    convolutional head starts at zero, the hybrid then starts as that ViT with the same merging.
+    `hybrid.vit` is a VisionTransformer: with a patch stem, a ViT's state dict can be loaded into it unchanged. The
+    convolutional head is initialised to zero, so the hybrid then starts as that ViT with the same merging.
 
     Args:
-        vit: the encoder, its stem and its class-token head included.
-        conv_head: the convolutional half; None leaves the ViT alone.
+        vit: the encoder, including its stem and its class-token head.
+        conv_head: the convolutional half; None: the ViT alone.
     """
 
     def __init__(self, vit: VisionTransformer, conv_head: ConvHead | None) -> None:
@@ -95,22 +105,32 @@ class Hybrid(nn.Module):
 
     @property
     def schedule(self) -> list[int]:
-        """Patches that each block removes. Another one may be set at any time."""
+        """The number of patches that each block removes. It may be set at any time."""
         return self.vit.schedule
 
     @schedule.setter
     def schedule(self, schedule: list[int]) -> None:
         self.vit.schedule = schedule
 
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of the patches before merging."""
+        return self.vit.grid
+
     def tokens_per_block(self) -> list[int]:
-        """Tokens that leave each block, the class token included."""
+        """The number of tokens that leave each block, the class token included."""
         return self.vit.tokens_per_block()
+
+    def trace(self, images: Tensor) -> Tokens:
+        """Images (B, C, H, W) -> the state of the tokens after the last block."""
+        return self.vit.trace(images)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tokens]:
         """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
         return self.vit.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes)."""
         features = self.vit.embed(images)
         x, tokens = self.vit.encode(features)
         logits = self.vit.forward_head(x)
@@ -120,6 +140,7 @@ class Hybrid(nn.Module):
 
 
 def build_hybrid(settings: HybridSettings) -> Hybrid:
+    """A hybrid with the stem, bridge and CNN stage of its settings."""
     stem = STEMS[settings.stem](settings.in_chans, settings.embed_dim, settings.patch_size)
     vit = VisionTransformer(settings, stem)
     if settings.cnn is None:

@@ -1,71 +1,173 @@
-"""What the engine asks of any model, ours or another library's."""
+"""The contract between models and the engine: what a model may offer beyond logits, and how to ask any model for it.
+
+Every model is an `nn.Module` that maps images (B, C, H, W) to logits (B, classes). Whatever else it offers is declared
+by one of the protocols below. A model offers it by having these members; no base class and no registration is needed.
+The functions below ask a model of ours or of another library, wrapped or not.
+"""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from .merging.contract import Grid
+from .merging.settings import MergeSettings
 from .merging.tokens import Tokens
 from .merging.wrapping import MergingBlocks, blocks_of, trace
 from .merging.wrapping.families import family_of
 from .settings import ModelSettings, UserError
 
 
+@runtime_checkable
+class MergingModel(Protocol):
+    """A model whose transformer blocks may merge tokens.
+
+    Attributes:
+        schedule: the number of patches that each block removes.
+        grid: rows and columns of the patches before merging; None for a model of images of any size.
+    """
+
+    schedule: list[int]
+    grid: Grid | None
+
+    def tokens_per_block(self) -> list[int]:
+        """The number of tokens that leave each block, prefix tokens included."""
+
+    def trace(self, images: Tensor) -> Tokens:
+        """Runs images (B, C, H, W) through the model. Returns the state of the tokens after the last block."""
+
+
+@runtime_checkable
+class SeveralHeads(Protocol):
+    """A model that is trained with one loss for each of its heads. Its `forward` returns the sum of their logits."""
+
+    def forward_heads(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) -> logits (B, classes) of each head."""
+
+
+@runtime_checkable
+class NamedHeads(Protocol):
+    """A model that names its classification layers.
+
+    Attributes:
+        head_names: paths of the layers that are replaced when the number of classes changes.
+    """
+
+    head_names: tuple[str, ...]
+
+
+@runtime_checkable
+class ExemptFromWeightDecay(Protocol):
+    """A model or part of one with parameters that weight decay must not apply to (timm's convention)."""
+
+    def no_weight_decay(self) -> Iterable[str]:
+        """Names of these parameters."""
+
+
+@runtime_checkable
+class LayerGroups(Protocol):
+    """A model that says which parameters form a layer (timm's convention), for learning rates that decay with depth."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions for the names of parameters, by group of layers."""
+
+
+@runtime_checkable
+class SettingsWithMerging(Protocol):
+    """Settings of models that can merge tokens: they have a `merge:` section, or null in place of it."""
+
+    merge: MergeSettings | None
+
+
+@runtime_checkable
+class SettingsWithArchitecture(Protocol):
+    """Settings of a model of another library, where `arch` is its name there."""
+
+    arch: str
+
+
 def model_name(settings: ModelSettings) -> str:
-    """A model's name as a settings file has it: `hybrid`, `timm:resnet18`."""
-    return ":".join(filter(None, (settings.name, getattr(settings, "arch", ""))))
+    """A model's name as written in a settings file: `hybrid`, `timm:resnet18`."""
+    if isinstance(settings, SettingsWithArchitecture):
+        return f"{settings.name}:{settings.arch}"
+    return settings.name
+
+
+def merge_settings(settings: object) -> MergeSettings | None:
+    """The `merge:` section of a model's settings; None where there is none."""
+    return settings.merge if isinstance(settings, SettingsWithMerging) else None
 
 
 def merging_method(settings: ModelSettings) -> str | None:
-    """The name of the merging method, "none" among them; None for settings without a `merge:` section."""
-    merge = getattr(settings, "merge", None)
+    """The name of the merging method, possibly "none"; None for settings without a `merge:` section."""
+    merge = merge_settings(settings)
     return None if merge is None else merge.method
 
 
+def as_merging_model(model: nn.Module) -> MergingModel | None:
+    """The model as a MergingModel: itself, or a view of a wrapped model; None for models that do not merge tokens."""
+    if isinstance(model, MergingModel):
+        return model
+    blocks = _wrapped_blocks(model)
+    return None if blocks is None else WrappedModel(model, blocks)
+
+
+class WrappedModel:
+    """A wrapped model of another library, seen as a MergingModel.
+
+    Args:
+        model: the model.
+        blocks: its blocks.
+    """
+
+    def __init__(self, model: nn.Module, blocks: MergingBlocks) -> None:
+        self._model, self._blocks = model, blocks
+
+    @property
+    def schedule(self) -> list[int]:
+        return self._blocks.schedule()
+
+    @schedule.setter
+    def schedule(self, schedule: list[int]) -> None:
+        self._blocks.plan = schedule
+
+    @property
+    def grid(self) -> Grid | None:
+        return self._blocks.layout()[0]
+
+    def tokens_per_block(self) -> list[int]:
+        return self._blocks.tokens_per_block()
+
+    def trace(self, images: Tensor) -> Tokens:
+        return trace(self._model, images)[1]
+
+
 def removed_per_block(model: nn.Module) -> list[int]:
-    """Patches that each transformer block merges away; empty for models that cannot merge, or were not asked to."""
-    if hasattr(model, "schedule"):
-        return model.schedule
-    blocks = _merging_blocks(model)
-    return blocks.schedule() if blocks is not None else []
+    """The number of patches that each transformer block merges away; empty for models that do not merge tokens."""
+    merging = as_merging_model(model)
+    return [] if merging is None else merging.schedule
 
 
 def tokens_per_block(model: nn.Module) -> list[int]:
-    """Tokens that leave each transformer block, prefix included; empty where `removed_per_block` is."""
-    if hasattr(model, "tokens_per_block"):
-        return model.tokens_per_block()
-    blocks = _merging_blocks(model)
-    if blocks is None:
-        return []
-    grid, _ = blocks.layout()
-    if grid is None:
-        return []  # images of any size
-    counts, left = [], blocks.prefix + prod(grid)
-    for removed in blocks.schedule():
-        left -= removed
-        counts.append(left)
-    return counts
+    """The number of tokens that leave each transformer block, prefix included; empty where it is not known."""
+    merging = as_merging_model(model)
+    return [] if merging is None or merging.grid is None else merging.tokens_per_block()
 
 
-def trace_tokens(model: nn.Module, images: Tensor) -> tuple[Tokens, Grid] | None:
-    """Runs a model on images (B, C, H, W): the tokens' state after the last block, and rows and columns of patches.
+def trace_tokens(model: nn.Module, images: Tensor) -> tuple[Tokens, Grid | None] | None:
+    """Runs a model on images (B, C, H, W) and returns which tokens were merged.
 
-    None for models that cannot merge, or that merging is not in.
+    Returns:
+        The state of the tokens after the last block, and rows and columns of the patches before merging. None for
+        models that do not merge tokens.
     """
-    if hasattr(model, "schedule"):
-        _, tokens = model.forward_features(images)
-        return tokens, getattr(model, "vit", model).grid  # a hybrid's are its ViT's
-    blocks = _merging_blocks(model)
-    if blocks is None:
-        return None
-    _, tokens = trace(model, images)
-    grid, _ = blocks.layout()
-    return tokens, grid
+    merging = as_merging_model(model)
+    return None if merging is None else (merging.trace(images), merging.grid)
 
 
-def _merging_blocks(model: nn.Module) -> MergingBlocks | None:
+def _wrapped_blocks(model: nn.Module) -> MergingBlocks | None:
     try:
         family_of(model)
         return blocks_of(model)

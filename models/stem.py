@@ -1,4 +1,4 @@
-"""Stems: image -> feature map of one vector per patch, (B, C, H, W) -> (B, D, H / patch, W / patch)."""
+"""Stems: image -> feature map with one vector per patch, (B, C, H, W) -> (B, D, H / patch, W / patch)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """A 3x3 convolution at full resolution, then one of stride 2 for each halving, then 1x1 to the tokens' width.
+    """A 3x3 convolution at full resolution, then one of stride 2 for each halving, then a 1x1 to the token width.
 
     After Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021; channels double as resolution
-    halves. The convolution at full resolution is ours: images of 32 px have no pixel to lose at once.
+    halves. The convolution at full resolution is an addition: images of 32 px should not lose resolution at once.
 
     Raises:
-        ValueError: a patch size that is no power of two.
+        ValueError: a patch size that is not a power of two.
     """
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int) -> None:
@@ -42,10 +42,14 @@ class ConvStem(nn.Module):
 
     @staticmethod
     def widths(embed_dim: int, patch_size: int) -> list[int]:
-        """Channels of each 3x3 convolution, the one at full resolution first."""
+        """Channels of each 3x3 convolution, starting with the one at full resolution.
+
+        Raises:
+            ValueError: a patch size that is not a power of two.
+        """
         halvings = patch_size.bit_length() - 1
         if patch_size != 2**halvings:
-            raise ValueError(f"patch_size = {patch_size}: a conv stem needs a power of two; or use stem: patch")
+            raise ValueError(f"patch_size = {patch_size}: a conv stem needs a power of two; use one, or stem: patch")
         return [max(embed_dim >> (halvings - i), 8) for i in range(halvings + 1)]
 
     def forward(self, x: Tensor) -> Tensor:

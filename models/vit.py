@@ -1,7 +1,8 @@
-"""The Vision Transformer with token merging. Parameter names are timm's."""
+"""The Vision Transformer with token merging. Parameter names are those of timm."""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -21,15 +22,15 @@ from .stem import PatchStem
 
 
 class EncoderSettings(ModelSettings):
-    """What the transformer encoder is made of: the options that `vit` and `hybrid` share."""
+    """The options of the transformer encoder, which `vit`, `hybrid` and `conformer` share."""
 
     patch_size: int = Field(16, gt=0, le=16384, description="height and width of a patch, pixels")
     embed_dim: int = Field(768, gt=0, le=65536, description="width of a token")
     depth: int = Field(12, gt=0, le=1000, description="transformer blocks")
-    num_heads: int = Field(12, gt=0, le=1024, description="attention heads; they divide embed_dim")
-    mlp_ratio: float = Field(4.0, gt=0, le=100, description="hidden width of the MLP over embed_dim")
+    num_heads: int = Field(12, gt=0, le=1024, description="attention heads; must divide embed_dim")
+    mlp_ratio: float = Field(4.0, gt=0, le=100, description="hidden width of the MLP divided by embed_dim")
     qkv_bias: bool = Field(True, description="bias in the query, key and value projections")
-    drop_path_rate: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, linear from 0")
+    drop_path_rate: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate of the last block, linear from 0")
     merge: MergeSettings = Field(MergeSettings(), description="token merging")
 
     @model_validator(mode="after")
@@ -43,7 +44,7 @@ class EncoderSettings(ModelSettings):
             near = min(fits, key=lambda n: abs(n - self.num_heads))
             raise ValueError(f"embed_dim = {self.embed_dim}: not divisible by num_heads {self.num_heads}; use {near}")
         if int(self.embed_dim * self.mlp_ratio) == 0:
-            raise ValueError(f"mlp_ratio = {self.mlp_ratio}: leaves the MLP no hidden unit; use a larger one")
+            raise ValueError(f"mlp_ratio = {self.mlp_ratio}: leaves the MLP without hidden units; use a larger value")
         if self.merge.solved:
             self.schedule()
         return self
@@ -55,12 +56,12 @@ class EncoderSettings(ModelSettings):
         return side, side
 
     def schedule(self) -> list[int]:
-        """Patches that each block really removes: as many as it is asked for, or as the method can."""
+        """The number of patches that each block removes: as many as requested, or as the method can."""
         return effective_schedule(self.merge.plan(self.depth), prod(self.grid), self.merge.merger(), self.grid)
 
 
 class ViTSettings(EncoderSettings):
-    """A plain Vision Transformer, with token merging if asked for."""
+    """A Vision Transformer, with token merging if `merge` requests it."""
 
     name: Literal["vit"] = "vit"
 
@@ -82,7 +83,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, merging, MLP."""
+    """A transformer block: attention, merging, MLP."""
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class Block(nn.Module):
         self.merge, self.prop_attn = merge, prop_attn
 
     def forward(self, x: Tensor, tokens: Tokens, r: int) -> tuple[Tensor, Tokens]:
+        """Tokens x (B, T, D) and their state -> tokens (B, T - r, D) and their state."""
         source, bias = self.norm1(x), size_bias(tokens) if self.prop_attn else None
         attended, q, k = self.attn(source, bias)
         x = x + self.drop_path(attended)
@@ -112,13 +114,16 @@ class Block(nn.Module):
 
 
 class MergingEncoder(nn.Module):
-    """What every transformer of ours has: its sizes, and how many patches each of its blocks merges away.
+    """Base of our transformers: their sizes, and the number of patches that each block merges away.
+
+    Subclasses are models of the protocol `interface.MergingModel`.
 
     Args:
         settings: the encoder's options.
 
     Attributes:
-        schedule: patches that each block removes. Another one may be set at any time; it is clamped likewise.
+        schedule: the number of patches that each block removes. It may be set at any time; a block that is asked for
+            more than the method can remove removes what it can.
     """
 
     prefix = 1  # the class token
@@ -126,13 +131,9 @@ class MergingEncoder(nn.Module):
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         s = settings
-        self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
-            s.img_size,
-            s.in_chans,
-            s.num_classes,
-            s.embed_dim,
-        )
-        self.grid, self.depth = s.grid, s.depth
+        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.num_classes
+        self.embed_dim, self.depth = s.embed_dim, s.depth
+        self.grid: Grid = s.grid
         self.merger = s.merge.merger()
         self.schedule = s.schedule()
 
@@ -147,12 +148,18 @@ class MergingEncoder(nn.Module):
         self._schedule = effective_schedule(schedule, prod(self.grid), self.merger, self.grid)
 
     def tokens_per_block(self) -> list[int]:
-        """Tokens that leave each block, the class token included."""
-        counts, left = [], self.prefix + prod(self.grid)
-        for r in self.schedule:
-            left -= r
-            counts.append(left)
-        return counts
+        """The number of tokens that leave each block, the class token included."""
+        entering = self.prefix + prod(self.grid)
+        return [entering - removed for removed in accumulate(self.schedule)]
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
+        raise NotImplementedError
+
+    def trace(self, images: Tensor) -> Tokens:
+        """Images (B, C, H, W) -> the state of the tokens after the last block."""
+        _, tokens = self.forward_features(images)
+        return tokens
 
 
 class VisionTransformer(MergingEncoder):
@@ -160,7 +167,7 @@ class VisionTransformer(MergingEncoder):
 
     Args:
         settings: the encoder's options.
-        patch_embed: image -> feature map (B, embed_dim, H, W) with one vector per patch.
+        patch_embed: maps images to a feature map (B, embed_dim, rows, columns) with one vector per patch.
     """
 
     head_names = ("head",)
@@ -194,11 +201,11 @@ class VisionTransformer(MergingEncoder):
                     nn.init.zeros_(module.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are tokens, not weights (timm's convention)."""
+        """Names of parameters that are tokens or position embeddings (timm's convention)."""
         return {"cls_token", "pos_embed"}
 
     def encode(self, features: Tensor) -> tuple[Tensor, Tokens]:
-        """The stem's map (B, D, H, W) -> normalised tokens (B, T, D) and their state."""
+        """The stem's feature map (B, D, rows, columns) -> normalised tokens (B, T, D) and their state."""
         x = rearrange(features, "b d h w -> b (h w) d")
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         tokens = initial_tokens(x, self.grid)
@@ -207,7 +214,11 @@ class VisionTransformer(MergingEncoder):
         return self.norm(x), tokens
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the stem's feature map (B, D, H / patch, W / patch)."""
+        """Images (B, C, H, W) -> the stem's feature map (B, D, H / patch, W / patch).
+
+        Raises:
+            ValueError: images of another size than the model's.
+        """
         if images.shape[1:] != (self.in_chans, self.img_size, self.img_size):
             wanted = (self.in_chans, self.img_size, self.img_size)
             raise ValueError(f"images are {tuple(images.shape[1:])}; the model takes {wanted} (in_chans, img_size)")
@@ -222,9 +233,11 @@ class VisionTransformer(MergingEncoder):
         return self.head(x[:, 0])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes)."""
         x, _ = self.forward_features(images)
         return self.forward_head(x)
 
 
 def build_vit(settings: ViTSettings) -> VisionTransformer:
+    """A Vision Transformer with a patch stem."""
     return VisionTransformer(settings, PatchStem(settings.in_chans, settings.embed_dim, settings.patch_size))

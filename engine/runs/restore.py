@@ -19,6 +19,7 @@ from engine.runs.results import Results
 from engine.settings.schema import RunSettings
 from models import build
 from models.finetune import Tuning, frozen_state
+from models.interface import merge_settings
 from models.lora import merge_lora
 from models.settings import UserError
 from models.weights import load_weights as load_weights_from
@@ -277,7 +278,7 @@ def read_settings(folder: Path, overrides: Iterable[str] = ()) -> tuple[RunSetti
     """
     run = RunFolder(folder)
     stored, settings = run.settings, run.settings_with(tuple(overrides))
-    trained, merge = (getattr(s.model, "merge", None) for s in (stored, settings))
+    trained, merge = (merge_settings(s.model) for s in (stored, settings))
     if trained and merge and (trained.compared_by() == "learned") != (merge.compared_by() == "learned"):
         has, fix = "has no", "use a method and a merge.metric that learn nothing"
         if merge.compared_by() != "learned":

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from models.interface import ExemptFromWeightDecay
+
 
 def param_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None) -> list[dict]:
     """Parameters in groups: those that decay, and those that do not, for each factor on the learning rate.
@@ -28,7 +30,7 @@ def param_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, flo
     exempt = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
-        if hasattr(module, "no_weight_decay")
+        if isinstance(module, ExemptFromWeightDecay)
         for name in module.no_weight_decay()
     }
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {

@@ -16,7 +16,7 @@ from engine.cost.budget import solve
 from engine.cost.formulas import formula_macs
 from engine.cost.macs import measure
 from models import MODELS, build, build_model
-from models.conformer import ConvBlock, ConvTransBlock, Expand, Squeeze, mean_by_token, patches_alone
+from models.conformer_blocks import ConvBlock, ConvTransBlock, Expand, Squeeze, mean_by_token, patches_alone
 from models.merging import MERGERS, Tokens, initial_tokens, unmerge
 from models.merging.layer import MergeLayer
 from models.merging.tokens import Soft

@@ -4,7 +4,21 @@ import pytest
 import torch
 
 from models import MODELS, build_model
-from models.interface import merging_method, model_name, removed_per_block, tokens_per_block, trace_tokens
+from models.interface import (
+    ExemptFromWeightDecay,
+    LayerGroups,
+    MergingModel,
+    NamedHeads,
+    SettingsWithMerging,
+    SeveralHeads,
+    as_merging_model,
+    merge_settings,
+    merging_method,
+    model_name,
+    removed_per_block,
+    tokens_per_block,
+    trace_tokens,
+)
 from models.merging import wrap
 from models.merging.wrapping import trace
 from models.settings import check
@@ -78,3 +92,39 @@ def test_a_wrapped_model_of_the_zoo():
         options={"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
     )
     assert removed_per_block(model) == [3, 3] and tokens_per_block(model) == [15, 12]
+
+
+PROTOCOLS = {
+    "vit": {MergingModel, NamedHeads, ExemptFromWeightDecay},
+    "hybrid": {MergingModel, NamedHeads},  # its ViT exempts parameters
+    "conformer": {MergingModel, NamedHeads, ExemptFromWeightDecay, SeveralHeads, LayerGroups},
+    "lenet5": {NamedHeads},
+    "timm:resnet18": {LayerGroups, NamedHeads},  # `build_model` names the heads of other libraries' models
+    "timm:vit_tiny_patch16_224": {ExemptFromWeightDecay, LayerGroups, NamedHeads},
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_what_each_model_offers(name):
+    with torch.device("meta"):
+        model = build_model(name)
+    every = (MergingModel, NamedHeads, ExemptFromWeightDecay, SeveralHeads, LayerGroups)
+    assert {protocol for protocol in every if isinstance(model, protocol)} == PROTOCOLS[name]
+    assert (as_merging_model(model) is model) == (MergingModel in PROTOCOLS[name])
+
+
+def test_settings_with_merging():
+    for name, (cls, _) in MODELS.items():
+        options = {"arch": "vit_tiny_patch16_224"} if name == "timm" else {"arch": "vit_b_16"}
+        settings = check(cls, {"name": name, **(options if name in ("timm", "torchvision") else {})})
+        assert isinstance(settings, SettingsWithMerging) == (name != "lenet5"), name
+        assert (merge_settings(settings) is None) == (name == "lenet5" or name in ("timm", "torchvision"))
+
+
+def test_a_wrapped_model_s_schedule_can_be_set():
+    model = wrap(built("torchvision"), r=1)
+    merging = as_merging_model(model)
+    assert isinstance(merging, MergingModel) and merging.schedule == [1, 1, 1] and merging.grid == (4, 4)
+    merging.schedule = [2, 0, 4]
+    assert removed_per_block(model) == [2, 0, 4] and tokens_per_block(model) == [15, 15, 11]
+    assert merging.trace(images()).size.shape[1] == 11

@@ -16,7 +16,7 @@ from engine.cost.macs import measure
 from engine.cost.speed.timing import synchronise, timed
 from engine.machine import pick_autocast
 from models import build
-from models.interface import merging_method, model_name
+from models.interface import SettingsWithMerging, merging_method, model_name
 from models.merging.layer import MergeLayer
 from models.merging.settings import MergeSettings
 from models.settings import ModelSettings, UserError
@@ -104,7 +104,7 @@ def _without_merging(settings: ModelSettings) -> ModelSettings:
         UserError: they have none.
     """
     name = model_name(settings)
-    if not hasattr(settings, "merge"):
+    if not isinstance(settings, SettingsWithMerging):
         raise UserError(f"model.name = {name!r}: has no tokens to merge; measure a ViT, such as --speedup digits/vit")
     if settings.merge is None:
         raise UserError(f"model.merge: missing, so that {name} does not merge; add model.merge.r=8, for example")

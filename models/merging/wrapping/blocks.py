@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -116,6 +117,12 @@ class MergingBlocks(nn.Module):
         if len(self.plan) != len(self):
             raise UserError(f"plan has {len(self.plan)} entries; the model has {len(self)} blocks")
         return effective_schedule(self.plan, patches, self.merger, self.grid(patches))
+
+    def tokens_per_block(self) -> list[int]:
+        """The number of tokens that leave each block at the model's image size, prefix tokens included."""
+        grid, _ = self.layout()
+        left = self.prefix + (0 if grid is None else prod(grid))
+        return [left - gone for gone in accumulate(self.schedule())]
 
     def __len__(self) -> int:
         return len(self.names)
