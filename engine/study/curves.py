@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from engine.runs.restore import read_settings
+from engine.runs.folder import RunFolder
 from engine.runs.tracking import METRICS
 from engine.study.table import kind
 from engine.tasks import TASKS, task_with_metric, title_of
@@ -56,7 +56,7 @@ def curves(folders: Sequence[Path]) -> Figure:
 
 def _caption(folders: Sequence[Path], metrics: Iterable[str]) -> str:
     """Says what the two kinds of lines are."""
-    augmented = any(any(read_settings(folder)[0].augment.model_dump().values()) for folder in folders)
+    augmented = any(any(RunFolder(folder).settings.augment.model_dump().values()) for folder in folders)
     training = "training, on augmented images" if augmented else "training"
     caption = f"dashed: {training}; solid: validation"
     for task in map(task_with_metric, metrics):

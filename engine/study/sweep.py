@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.cost.macs import measure
 from engine.measure.ensembles import evaluate_run
-from engine.runs.restore import FinishedRun, load_run, read_settings
+from engine.runs.folder import RunFolder
+from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_overrides
 from engine.tables import Column
 from engine.tasks import title_of
@@ -103,8 +104,9 @@ def sweep(
     """
     key, values = parse_sweep(item)
     changes = [[*overrides, f"{key}={json.dumps(value)}"] for value in values]
+    run_folder = RunFolder(folder)
     for change in changes:
-        read_settings(folder, change)
+        run_folder.solved_settings_with(change)
     rows, data = [], None
     for value, change in zip(values, changes, strict=True):
         run = load_run(folder, change, which, data)

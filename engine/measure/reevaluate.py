@@ -1,0 +1,150 @@
+"""Evaluates finished runs again, from their folders alone, and compares the scores with those that they recorded.
+
+One run is evaluated by itself, several runs together by their mean probabilities, and the runs of all folds fold by
+fold, each on the images that it was not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.cost.macs import measure
+from engine.measure.ensembles import evaluate_run, evaluate_together, load_folds
+from engine.measure.evaluate import Evaluation
+from engine.measure.intervals import spread
+from engine.measure.metrics import METRICS
+from engine.measure.predictions import Predictions, predictions_of
+from engine.runs.folder import RunFolder
+from engine.runs.restore import FinishedRun, load_run
+from engine.tasks import task_with_metric
+from engine.wording import fixed
+from models.interface import merging_method, removed_per_block
+from models.settings import UserError
+
+Group = Sequence[tuple[Path, FinishedRun]]  # runs that are evaluated together, with their folders
+F1_AT_THRESHOLDS = "f1 at the run's thresholds"
+
+
+@dataclass(frozen=True)
+class Reevaluation:
+    """The scores of a run, or of several together, on one split: on all its images, or on those of one fold."""
+
+    folders: list[Path]
+    evaluation: Evaluation
+    metrics: dict[str, float]  # fractions; with F1 at the run's thresholds, where it has them
+    labels: Tensor
+    classes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entry of tools/eval.py --json."""
+        folders = [str(folder) for folder in self.folders]
+        return {"runs": folders, "images": self.evaluation.n, "loss": self.evaluation.loss, **self.metrics}
+
+
+def load_groups(folders: Sequence[Path], overrides: Sequence[str] = (), which: str = "best") -> Iterator[Group]:
+    """Loads runs, grouped as they are evaluated together: all of them or, for folders of all folds, each fold's.
+
+    Args:
+        folders: run folders, or folders of all folds.
+        overrides: changes of the runs' settings, such as "merge.r=4".
+        which: "best" or "last", the checkpoints.
+
+    Yields:
+        One group of runs, or one for each fold, loaded when it is asked for.
+
+    Raises:
+        UserError: a folder is given twice, or folders are of both kinds; or a run cannot be loaded.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for number, folder in enumerate(folders):
+        if resolved[number] in resolved[:number]:
+            raise UserError(f"--run {folder}: given twice; give it once")
+    with_folds = [folder for folder in folders if RunFolder(folder).holds_folds]
+    single = [folder for folder in folders if folder not in with_folds]
+    if with_folds and single:
+        raise UserError(f"--run {single[0]}: is one run, and {with_folds[0]} holds folds; give folders of one kind")
+    if with_folds:
+        yield from zip(*(load_folds(folder, overrides, which) for folder in folders))
+    else:
+        yield [(folder, load_run(folder, overrides, which)) for folder in folders]
+
+
+def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: bool = False) -> Reevaluation:
+    """Evaluates a run, or several together.
+
+    Args:
+        group: the runs.
+        split: "test" or "val".
+        mirror: average probabilities over each image and its mirror image.
+        keep_logits: keep the logits of every image, for `pooled_predictions`.
+
+    Raises:
+        UserError: a run has no such images, or the runs' classes or images differ.
+    """
+    folders, runs = [folder for folder, _ in group], [run for _, run in group]
+    if len(runs) == 1:
+        evaluation, metrics = _evaluate_alone(runs[0], split, mirror=mirror, keep_logits=keep_logits)
+    else:
+        evaluation = evaluate_together(folders, runs, split, mirror)
+        metrics = evaluation.metrics
+    data = runs[0].data
+    return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes)
+
+
+def _evaluate_alone(
+    run: FinishedRun, split: str, *, mirror: bool, keep_logits: bool
+) -> tuple[Evaluation, dict[str, float]]:
+    """Evaluates one run; its metrics with F1 at the thresholds that its results hold."""
+    thresholds = run.results.thresholds if run.results else None
+    if not thresholds:
+        evaluation = evaluate_run(run, split, keep_logits=keep_logits, mirror=mirror)
+        return evaluation, evaluation.metrics
+    evaluation = evaluate_run(run, split, keep_logits=True, mirror=mirror)
+    assert evaluation.logits is not None
+    by_class = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
+    f1 = f1_at_thresholds(evaluation.logits, getattr(run.data, split).labels, by_class)
+    return evaluation, {**evaluation.metrics, F1_AT_THRESHOLDS: f1}
+
+
+def f1_at_thresholds(logits: Tensor, labels: Tensor, thresholds: Tensor) -> float:
+    """Returns the mean F1 score over labels, each of which is predicted from its own threshold on.
+
+    Args:
+        logits: (N, classes).
+        labels: (N, classes) of 0 and 1.
+        thresholds: float64 (classes,), probabilities. In float32 a threshold could round to a neighbouring probability.
+    """
+    predicted = logits.sigmoid().double() >= thresholds
+    return METRICS["f1"](len(thresholds))(predicted.long(), labels.long()).item()
+
+
+def describe_merging(run: FinishedRun) -> str:
+    """Returns the method, the tokens that each block removes, and the GMACs of a run's model."""
+    gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
+    method = merging_method(run.settings.model) or "none"
+    return f"{method}, tokens removed by each block: {removed_per_block(run.model)}; {fixed(gmacs, 4)} GMACs"
+
+
+def over_folds(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:
+    """Returns mean, spread and intervals over folds; see `engine.measure.intervals.spread`.
+
+    The best epoch was chosen by the validation images, so for them nothing is predicted about new images.
+    """
+    evaluations = [fold.evaluation for fold in folds]
+    task = task_with_metric(next(iter(evaluations[0].metrics)))
+    scores, sizes = [one.score for one in evaluations], [one.n for one in evaluations]
+    summary = spread(scores, sizes, task.counts_images)
+    return summary if split == "test" else {**summary, "pooled": None, "unseen": None}
+
+
+def pooled_predictions(parts: Sequence[Reevaluation]) -> Predictions:
+    """Returns the predictions on all images of several parts, which must have kept their logits."""
+    logits = [part.evaluation.logits for part in parts if part.evaluation.logits is not None]
+    assert len(logits) == len(parts), "keep_logits was not set"
+    return predictions_of(torch.cat([part.labels for part in parts]), torch.cat(logits))
