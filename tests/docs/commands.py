@@ -21,6 +21,7 @@ PLACEHOLDERS = {
     "DTD10": "dtd10",
     "RSSCN7": "rsscn7",
     "NAME": "name",
+    "K": "12",
 }
 # A stand-in for every tool: it writes its arguments down.
 STAND_IN = """#!/usr/bin/env python3
