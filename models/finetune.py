@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from timm.models import group_parameters
@@ -33,6 +33,8 @@ class GroupSettings(Settings):
 
 class FinetuneSettings(Settings):
     """What of a model learns."""
+
+    keys_by_choice: ClassVar = {"mode": OF_MODE}
 
     mode: Literal["head", "gradual", "full", "lora"] = Field(
         description="the head alone; groups from the head down; everything; adapters of low rank, and the head"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,9 +18,26 @@ class UserError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys refused, no silent conversion, no inf or nan, immutable once checked."""
+    """Base of all settings: unknown keys refused, no silent conversion, no inf or nan, immutable once checked.
+
+    Where one file of settings is put over another, some keys of the lower one lose their meaning. A class declares
+    which, and `engine.settings.layers` applies it:
+
+    Attributes:
+        alternatives: groups of keys of which one is given. A key of a group replaces the group's keys in lower files.
+        keys_by_choice: for a key that chooses, such as `method`, the keys that each of its values has. Another value
+            removes from lower files the keys that only the old value has.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    keys_by_choice: ClassVar[Mapping[str, Mapping[str, Collection[str]]]] = {}
+
+    @classmethod
+    def spelled_out(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns the keys and values of a file with their short forms written out; most classes have no short form."""
+        return values
 
 
 def _absolute(weights: str | None) -> str | None:
@@ -142,14 +159,14 @@ def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str],
     section: Any = None  # the last key's annotation, until a tag has chosen among its classes
     for i, part in enumerate(loc):
         holder = next((c for c in owners if part in c.model_fields), None)
-        tagged = [c for c in owners if part in _tags(c)] if len(owners) > 1 else []
+        tagged = [c for c in owners if part in names_of(c)] if len(owners) > 1 else []
         if marked := _marked(section, part):
             owners, section = marked, None
         elif tagged:
             owners, section = tagged, None
         elif holder is not None:
             owner, section = holder, holder.model_fields[part].annotation
-            owners = _classes(section)
+            owners = classes_in(section)
             path.append(str(part))
         elif isinstance(part, int) or (stranger and i == len(loc) - 1):
             owner = owners[0] if owners else None
@@ -159,14 +176,14 @@ def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str],
 
 def _names(field: FieldInfo | None) -> list[str]:
     """The names that a section such as `model: {name: ...}` can take."""
-    return [tag for c in (_classes(field.annotation) if field else []) for tag in _tags(c)]
+    return [tag for c in (classes_in(field.annotation) if field else []) for tag in names_of(c)]
 
 
 def _marked(annotation: Any, tag: int | str) -> list[type[BaseModel]]:
     """The classes that a union names by a tag of its own, as in `Annotated[A, Tag("a")] | Annotated[B, Tag("b")]`."""
     parts = get_args(annotation)
     if any(isinstance(part, Tag) and part.tag == tag for part in parts):
-        return _classes(annotation)
+        return classes_in(annotation)
     return [cls for part in parts for cls in _marked(part, tag)]
 
 
@@ -176,12 +193,13 @@ def _literals(annotation: Any) -> list[Any]:
     return list(parts) if get_origin(annotation) is Literal else [v for part in parts for v in _literals(part)]
 
 
-def _tags(cls: type[BaseModel]) -> tuple[str, ...]:
+def names_of(cls: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of `name` that choose this class; empty for a class without `name`."""
     return get_args(cls.model_fields["name"].annotation) if "name" in cls.model_fields else ()
 
 
-def _classes(annotation: Any) -> list[type[BaseModel]]:
-    """Every settings class inside an annotation such as `A | B | None`."""
+def classes_in(annotation: Any) -> list[type[BaseModel]]:
+    """Returns every settings class inside an annotation such as `A | B | None`."""
     if parts := get_args(annotation):  # first: Python 3.10 takes list[int] for a class
-        return [cls for part in parts for cls in _classes(part)]
+        return [cls for part in parts for cls in classes_in(part)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

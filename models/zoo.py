@@ -72,6 +72,11 @@ class ZooSettings(ModelSettings):
     options: dict[str, Option] = Field({}, description="keyword arguments of the library's constructor")
     merge: MergeSettings | None = Field(None, description="token merging, for models that merging can be put into")
 
+    @classmethod
+    def spelled_out(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns `name: timm:resnet18` as `name: timm, arch: resnet18`."""
+        return split_name(values)
+
     @model_validator(mode="before")
     @classmethod
     def _own_size(cls, values: Any) -> Any:

@@ -1,47 +1,41 @@
-"""YAML -> checked settings: files, what they inherit through `base:`, and `section.key=value` on a command line."""
+"""Reads settings: YAML files, the files that they inherit from through `base:`, and overrides from the command line.
+
+`load_settings` is the entry point. `layered` puts one layer of settings over another. Which keys of the lower layer
+lose their meaning is declared by the settings classes, see `models.settings.Settings`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from engine.data import DATASETS
 from engine.settings.schema import RunSettings
 from engine.settings.yaml12 import KEY, BadYAML, dump, parse
-from models import MODELS, split_name
-from models.finetune import OF_MODE
-from models.merging import MERGERS
-from models.merging.settings import BUDGETS, OPTIONS, MergeSettings
-from models.settings import Settings, UserError, check, nearest
+from models.settings import Settings, UserError, check, classes_in, names_of, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-TABLES = {"model": MODELS, "data": DATASETS}
-
-
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
 
 
 def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
-    """Reads a settings file, what it inherits, and overrides, the later over the earlier.
+    """Loads a settings file and the files it inherits from, applies overrides, and validates the result.
 
-    Sections are merged key by key; lists and values are replaced. Where a layer names another model, dataset, merging
-    method or mode of fine-tuning than those below it, keys that only the old one has go with it; where it says how many
-    tokens are merged away (`r`, `keep`, `target_gmacs`, `target_ratio`), what those below it say of that goes.
+    Sections are merged key by key; lists and single values are replaced. A layer that chooses another model, dataset,
+    merging method or mode of fine-tuning removes the keys that only the old choice has. A layer that gives one of
+    several alternatives, such as `r` and `target_gmacs`, removes the others.
 
     Args:
         cfg: a path, or a name under configs/ such as "digits/hybrid", with or without .yaml.
-        overrides: such as "train.lr=1e-3"; the value is YAML. "merge.r=4" is short for "model.merge.r=4".
+        overrides: strings such as "train.lr=1e-3", whose value is YAML. "merge.r=4" is short for "model.merge.r=4".
 
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
     """
-    settings = check(RunSettings, _layer(_load(_find(cfg)), parse_overrides(overrides)))
+    settings = check(RunSettings, layered(_load(_find(cfg)), parse_overrides(overrides)))
     if getattr(settings.data, "size", 0) is None:  # files are read at the size that the model takes
         data = settings.data.model_copy(update={"size": settings.model.img_size})
         settings = settings.model_copy(update={"data": data})
@@ -49,15 +43,15 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
 
 
 def to_yaml(settings: RunSettings) -> str:
-    """The settings, every key of them, as YAML that `load_settings` reads back as equal settings."""
+    """Returns all settings as YAML text, which `load_settings` reads back as equal settings."""
     return dump(settings.model_dump(mode="json"))
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Overrides as one nested mapping.
+    """Returns overrides as one nested dictionary; of equal keys the last one counts.
 
     Raises:
-        UserError: one that is not of the form section.key=value, or whose value is no YAML.
+        UserError: an override is not of the form section.key=value, or its value is not YAML.
     """
     values: dict[str, Any] = {}
     for item in overrides:
@@ -69,12 +63,12 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         except BadYAML as error:
             raise UserError(f"{item!r}: {error.problem}; a text may need quotes: '{key}=\"...\"'") from None
         key = f"model.{key}" if key.split(".")[0] == "merge" else key
-        values = _merge(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
+        values = layered(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value), ())
     return values
 
 
 def _find(cfg: str) -> Path:
-    """The file that `--cfg` means."""
+    """Returns the path of the file that `--cfg` names."""
     for path in (Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml"):
         if os.path.isfile(path):
             return path
@@ -85,7 +79,7 @@ def _find(cfg: str) -> Path:
 
 
 def _load(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file over what it inherits. `chain` is the files that led to it."""
+    """Reads a file and puts it over the files it inherits from. `chain` is the files that named it as their base."""
     names = " -> ".join(str(file) for file in (*chain, path))
     if not os.path.isfile(path):
         raise UserError(f"{names}: the last is no file; base: is relative to the file that it stands in")
@@ -96,12 +90,12 @@ def _load(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
         raise UserError(f"{path}: base = {bases!r}: must be a file, or a list of files")
-    below = reduce(_layer, [_load(path.parent / base, (*chain, path)) for base in bases], {})
-    return _layer(below, values)
+    below = reduce(layered, [_load(path.parent / base, (*chain, path)) for base in bases], {})
+    return layered(below, values)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What stands in one file."""
+    """Reads one file, without the files it inherits from."""
     try:
         values = parse(path.read_bytes().decode("utf-8"))
     except OSError as error:
@@ -112,70 +106,70 @@ def _read(path: Path) -> dict[str, Any]:
     except BadYAML as error:
         raise UserError(f"{path}:{error.line}: {error.problem}") from None
     if not isinstance(values, dict):
-        found = {type(None): "nothing", list: "a list"}.get(type(values), "a single value")
-        raise UserError(f"{path}:1: holds {found}; settings are lines of `key: value`")
+        content = {type(None): "nothing", list: "a list"}.get(type(values), "a single value")
+        raise UserError(f"{path}:1: holds {content}; settings are lines of `key: value`")
     return values
 
 
-def _layer(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` merged over `below`, less what belonged only to a model or dataset that `above` replaces."""
-    below, above = (_split_model(values) for values in (below, above))
-    for section, table in TABLES.items():
-        old, new = below.get(section), above.get(section)
-        if isinstance(old, dict) and isinstance(new, dict) and "name" in new:
-            gone = _options(table, old.get("name")) - _options(table, new["name"])
-            below = {**below, section: _without(old, gone)}
-    old, new = (_section(values, "model", "merge") for values in (below, above))
-    if gone := _superseded(old, new):
-        below = {**below, "model": {**below["model"], "merge": _without(old, gone)}}
-    old, mode = _section(below, "finetune"), _section(above, "finetune").get("mode")
-    if old and mode in OF_MODE:
-        gone = {key for other, keys in OF_MODE.items() if other != mode for key in keys}
-        below = {**below, "finetune": _without(old, gone)}
-    return _merge(below, above)
+def layered(
+    below: dict[str, Any], above: dict[str, Any], classes: Sequence[type[Settings]] = (RunSettings,)
+) -> dict[str, Any]:
+    """Puts one layer of settings over another, section by section; lists and single values are replaced.
 
-
-def _split_model(values: dict[str, Any]) -> dict[str, Any]:
-    """`model.name: timm:resnet18` as name and arch, which is how settings keep it."""
-    model = values.get("model")
-    return {**values, "model": split_name(model)} if isinstance(model, dict) else values
-
-
-def _superseded(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
-    """Keys of `model.merge` that a layer above puts out of force: other ways to say how many tokens go, and options
-    of a method that it replaces."""
-    gone: set[str] = set()
-    if any(new.get(key) is not None for key in BUDGETS):
-        gone |= set(BUDGETS) - new.keys()
-    before, now = _section(old, "r"), _section(new, "r")
-    if before and now and ("train" in before) != ("train" in now):
-        gone.add("r")  # {train: ...} and {first: n, last: n}: no mixture of them is anything
-    method, default = new.get("method"), MergeSettings.model_fields["method"].default
-    if method != old.get("method", default) and method in list(MERGERS):
-        gone |= set(OPTIONS) - MERGERS[method].options.keys()
-    return gone & old.keys()
-
-
-def _section(values: dict[str, Any], *path: str) -> dict[str, Any]:
-    """A section of nested settings; empty where there is none."""
-    for key in path:
-        inner = values.get(key)
-        values = inner if isinstance(inner, dict) else {}
-    return values
-
-
-def _without(values: dict[str, Any], gone: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in gone}
-
-
-def _options(table: Mapping[str, tuple[type[Settings], Any]], name: Any) -> set[str]:
-    return set(table[name][0].model_fields) if isinstance(name, str) and name in table else set()
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """A new mapping: `above` over `below`, sections key by key."""
-    merged = dict(below)
+    Args:
+        below: the lower layer: `{}`, or what this function returned. It is not changed.
+        above: the upper layer, as a file or the command line gives it. It is not changed.
+        classes: the settings classes that this section can be. Their declarations say which keys of the lower layer are
+            removed. None: all keys are kept.
+    """
+    for cls in classes:
+        above = cls.spelled_out(above)
+    removed = _superseded(below, above, classes)
+    merged = {key: value for key, value in below.items() if key not in removed}
     for key, value in above.items():
-        old = below.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(value, dict):
+            old = merged.get(key)
+            value = layered(old if isinstance(old, dict) else {}, value, _section_classes(key, classes))
+        merged[key] = value
     return merged
+
+
+def _section_classes(key: str, classes: Sequence[type[Settings]]) -> list[type[Settings]]:
+    """Returns the settings classes that the section `key` of these classes can be."""
+    fields = [cls.model_fields[key] for cls in classes if key in cls.model_fields]
+    return list(dict.fromkeys(inner for field in fields for inner in classes_in(field.annotation)))
+
+
+def _superseded(below: dict[str, Any], above: dict[str, Any], classes: Sequence[type[Settings]]) -> set[str]:
+    """Returns the keys of `below` that lose their meaning under `above`."""
+    removed: set[str] = set()
+    if len(classes) > 1:
+        removed |= _other_form(below, above, classes)
+        removed |= _other_choice(below, above, "name", {n: cls.model_fields for cls in classes for n in names_of(cls)})
+    for cls in classes:
+        for group in cls.alternatives:
+            if any(above.get(key) is not None for key in group):
+                removed |= set(group) - above.keys()
+        for key, keys_of_value in cls.keys_by_choice.items():
+            removed |= _other_choice(below, above, key, keys_of_value, cls.model_fields[key].default)
+    return removed
+
+
+def _other_choice(
+    below: dict[str, Any],
+    above: dict[str, Any],
+    key: str,
+    keys_of_value: Mapping[str, Collection[str]],
+    default: Any = None,
+) -> set[str]:
+    """Returns the keys that the lower layer's value of `key` has and the upper layer's value does not have."""
+    old, new = below.get(key, default), above.get(key)
+    if not (isinstance(old, str) and isinstance(new, str) and old in keys_of_value and new in keys_of_value):
+        return set()
+    return set(keys_of_value[old]) - set(keys_of_value[new])
+
+
+def _other_form(below: dict[str, Any], above: dict[str, Any], classes: Sequence[type[Settings]]) -> set[str]:
+    """Returns all keys of `below` where the layers can only be of different classes, such as two ways to write r."""
+    forms = [{cls for cls in classes if layer.keys() <= cls.model_fields.keys()} for layer in (below, above)]
+    return set(below) if all(forms) and not forms[0] & forms[1] else set()

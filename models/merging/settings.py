@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
@@ -83,6 +83,9 @@ Removed = Annotated[
 
 class CommonSettings(Settings):
     """The keys of the `merge:` section that every method accepts."""
+
+    alternatives: ClassVar = (BUDGETS,)
+    keys_by_choice: ClassVar = {"method": {name: tuple(merger.options) for name, merger in MERGERS.items()}}
 
     method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")  # type: ignore[valid-type]
     r: Removed = Field(

@@ -3,17 +3,19 @@
 import copy
 import os
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import create_model
 
 from engine.data.sources.npz import NpzSettings
 from engine.settings import layers as config
 from engine.settings.layers import CONFIGS, load_settings, to_yaml
 from models.hybrid import HybridSettings
 from models.merging.settings import AnySettings, LinearSettings, MergeSettings
-from models.settings import check
+from models.settings import Settings, check
 from models.vit import ViTSettings
 from tests.engine.settings.settings_files import BODY, QUICK, RUNS, refusal, write
 
@@ -161,10 +163,10 @@ def tree():
 @given(st.dictionaries(st.sampled_from("abc"), tree()), st.dictionaries(st.sampled_from("abc"), tree()))
 def test_merging_changes_neither_side_and_the_upper_wins(below, above):
     before = copy.deepcopy((below, above))
-    merged = config._merge(below, above)
+    merged = config.layered(below, above, ())
     assert (below, above) == before
-    assert config._merge(merged, above) == merged, "what is above is there already"
-    assert config._merge(below, {}) == below and config._merge({}, above) == above
+    assert config.layered(merged, above, ()) == merged, "what is above is there already"
+    assert config.layered(below, {}, ()) == below and config.layered({}, above, ()) == above
     assert merged.keys() == below.keys() | above.keys()
 
 
@@ -325,6 +327,67 @@ def test_two_budgets_in_one_layer_or_a_stranger_s_option_stay_errors(tmp_path):
 def test_layers_of_anything_are_put_together(below, above, key):
     layers = [{"model": {"merge": {key: value, "r": value}}} for value in (below, above)]
     before = copy.deepcopy(layers)
-    merged = config._layer(*layers)["model"]["merge"]
+    merged = config.layered(*layers)["model"]["merge"]
     assert layers == before
     assert merged[key] == above or isinstance(above, dict)
+
+
+# Rules that settings classes declare
+
+
+class Round(Settings):
+    radius: int = 0
+
+
+class Square(Settings):
+    side: int = 0
+    turned: bool = False
+
+
+class Drawing(Settings):
+    alternatives: ClassVar = (("width", "share"),)
+    keys_by_choice: ClassVar = {"pen": {"ink": ("colour", "blot"), "lead": ("grade",), "chalk": ("colour",)}}
+
+    width: int | None = None
+    share: float | None = None
+    pen: Literal["ink", "lead", "chalk"] = "ink"
+    colour: str | None = None
+    blot: int | None = None
+    grade: str | None = None
+    shape: Round | Square = Round()
+    extra: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "merged"),
+    [
+        ({"width": 3}, {"share": 0.5}, {"share": 0.5}),
+        ({"width": 3}, {"share": None}, {"width": 3, "share": None}),
+        ({"width": 3}, {"width": 4, "share": 0.5}, {"width": 4, "share": 0.5}),
+        ({"colour": "red", "blot": 1}, {"pen": "lead"}, {"pen": "lead"}),
+        ({"colour": "red", "blot": 1}, {"pen": "chalk"}, {"colour": "red", "pen": "chalk"}),
+        ({"pen": "chalk", "grade": "HB"}, {"pen": "chalk"}, {"pen": "chalk", "grade": "HB"}),
+        ({"pen": "lead", "colour": "red"}, {"pen": "ink"}, {"pen": "ink", "colour": "red"}),
+        ({"colour": "red"}, {"pen": "quill"}, {"colour": "red", "pen": "quill"}),
+        ({"shape": {"radius": 3}}, {"shape": {"side": 2}}, {"shape": {"side": 2}}),
+        ({"shape": {"side": 3}}, {"shape": {"turned": True}}, {"shape": {"side": 3, "turned": True}}),
+        ({"shape": {"side": 3}}, {"shape": {"sid": 2}}, {"shape": {"side": 3, "sid": 2}}),
+        ({"shape": 1}, {"shape": {"side": 2}}, {"shape": {"side": 2}}),
+        ({"extra": {"a": 1}}, {"extra": {"b": 2}}, {"extra": {"a": 1, "b": 2}}),
+    ],
+)
+def test_layers_follow_the_rules_that_a_settings_class_declares(below, above, merged):
+    assert config.layered(below, above, (Drawing,)) == merged
+    assert config.layered({"a": {"b": below}}, {"a": {"b": above}}, (nested(),))["a"]["b"] == merged
+
+
+def nested():
+    """A settings class whose section `a.b` is a Drawing, or nothing."""
+    inner = create_model("Inner", __base__=Settings, b=(Drawing | None, None))
+    return create_model("Outer", __base__=Settings, a=(inner, inner()))
+
+
+def test_layering_names_no_model_method_or_mode():
+    source = Path(config.__file__).read_text()
+    for word in ("MERGERS", "MODELS", "DATASETS", "finetune.", "target_gmacs ", '"method"', '"mode"', '"merge"]'):
+        assert word not in source, word

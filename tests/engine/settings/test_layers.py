@@ -16,10 +16,9 @@ from pydantic import Field, create_model
 from engine.cli import cli
 from engine.data.sources.digits import DigitsSettings
 from engine.data.sources.npz import NpzSettings
-from engine.settings import layers as config
 from engine.settings.changes import changed_on_resume
 from engine.settings.layers import CONFIGS, load_settings, to_yaml
-from engine.settings.schema import RunSettings, TrainSettings, schema
+from engine.settings.schema import RunSettings, TrainSettings, one_of, schema
 from engine.settings.yaml12 import parse
 from models import MODELS
 from models.settings import Settings, UserError, check
@@ -138,7 +137,7 @@ class Lone(Settings):
 
 @pytest.mark.parametrize("extra", [{}, {"vit": MODELS["vit"]}])
 def test_a_table_of_one_is_a_choice_too(extra):
-    cls = create_model("Whole", __base__=Settings, part=(config.one_of({"lone": (Lone, None), **extra}), ...))
+    cls = create_model("Whole", __base__=Settings, part=(one_of({"lone": (Lone, None), **extra}), ...))
     assert check(cls, {"part": {"name": "lone", "size": 2}}).part == Lone(size=2)
     with pytest.raises(UserError, match=r"part\.size = -1: must be at least 0"):
         check(cls, {"part": {"name": "lone", "size": -1}})
