@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -62,9 +62,10 @@ CONV_BLOCKS: dict[str, type[nn.Module]] = {"convnext": ConvNeXtBlock, "residual"
 class LeNet5Settings(ModelSettings):
     """LeNet-5, for any image size that leaves a feature map: at least 16 px, or 4 px with padding."""
 
+    default_classes: ClassVar[int] = 10
+
     name: Literal["lenet5"] = "lenet5"
     img_size: int = Field(32, gt=0, le=16384, description="height and width of the image, pixels")
-    num_classes: int = Field(10, gt=0, le=1000000, description="classes")
     padding: int = Field(
         0, ge=0, le=2, description="zeros around the map before each convolution: 0 as published, 2 for small images"
     )
@@ -105,13 +106,13 @@ class LeNet5(nn.Module):
     def __init__(self, settings: LeNet5Settings) -> None:
         super().__init__()
         s = settings
-        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.num_classes
+        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.classes
         self.conv1 = nn.Conv2d(s.in_chans, 6, 5, padding=s.padding)
         self.conv2 = nn.Conv2d(6, 16, 5, padding=s.padding)
         self.act, self.pool = nn.ReLU(), nn.MaxPool2d(2)
         self.fc1 = nn.Linear(16 * s.sides[1] ** 2, 120)
         self.fc2 = nn.Linear(120, 84)
-        self.head = nn.Linear(84, s.num_classes)
+        self.head = nn.Linear(84, s.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes).

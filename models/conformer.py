@@ -101,8 +101,8 @@ class Conformer(MergingEncoder):
             self.add_module(f"conv_trans_{i + 1}", block)
 
         self.trans_norm = nn.LayerNorm(s.embed_dim)
-        self.trans_cls_head = nn.Linear(s.embed_dim, s.num_classes)
-        self.conv_cls_head = nn.Linear(width << (STAGES - 1), s.num_classes)
+        self.trans_cls_head = nn.Linear(s.embed_dim, s.classes)
+        self.conv_cls_head = nn.Linear(width << (STAGES - 1), s.classes)
         self._init_weights()
 
     def _init_weights(self) -> None:

@@ -152,4 +152,4 @@ def build_hybrid(settings: HybridSettings) -> Hybrid:
         bridge = Bridge(settings.embed_dim, dim, settings.bridge.stride, settings.bridge.skip)
     block = CONV_BLOCKS[settings.cnn.block]
     stages = nn.Sequential(*[block(dim, settings.cnn.layer_scale) for _ in range(settings.cnn.depth)])
-    return Hybrid(vit, ConvHead(bridge, stages, dim, settings.num_classes))
+    return Hybrid(vit, ConvHead(bridge, stages, dim, settings.classes))

@@ -48,14 +48,27 @@ def _absolute(weights: str | None) -> str | None:
 
 
 class ModelSettings(Settings):
-    """What every model has. Their own classes add a `name`, which chooses them, and their options."""
+    """The options that all models share. A model's own class adds its options and a `name`, which chooses the class.
+
+    Attributes:
+        default_classes: the number of classes where neither the settings nor data say one.
+    """
+
+    default_classes: ClassVar[int] = 1000
 
     img_size: int = Field(224, gt=0, le=16384, description="height and width of the image, pixels")
     in_chans: int = Field(3, gt=0, le=1024, description="image channels")
-    num_classes: int = Field(1000, gt=0, le=1000000, description="classes")
+    num_classes: int | None = Field(
+        None, gt=0, le=1000000, description="number of classes; null: as many as the data have"
+    )
     weights: Annotated[str | None, AfterValidator(_absolute)] = Field(
         None, min_length=1, description="weights to start from: timm:NAME, torchvision:NAME, a file, or a run folder"
     )
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that a model of these settings has."""
+        return self.default_classes if self.num_classes is None else self.num_classes
 
 
 def nearest(word: str, known: list[str]) -> str:

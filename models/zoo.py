@@ -195,7 +195,7 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
     if settings.head != "linear":
         for path in paths:
             _replace_head(model, path, settings)
-    model.img_size, model.in_chans, model.num_classes = settings.img_size, settings.in_chans, settings.num_classes
+    model.img_size, model.in_chans, model.num_classes = settings.img_size, settings.in_chans, settings.classes
     model.head_names = paths
     if settings.merge is not None:
         try:
@@ -236,8 +236,8 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
             given = {"init_weights": True, "transform_input": hub, **given, "aux_logits": False}
     try:
         if settings.name == "torchvision":
-            return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.num_classes, **given)
-        given |= {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
+            return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.classes, **given)
+        given |= {"num_classes": settings.classes, "in_chans": settings.in_chans}
         try:
             return timm.create_model(settings.arch, img_size=img_size, **given)
         except TypeError as error:  # convolutional networks take images of any size, and no such argument
@@ -270,7 +270,7 @@ def _takes(settings: ZooSettings, img_size: int, device: str = "meta") -> bool:
         return device == "meta" and _takes(settings, img_size, "cpu")
     except (_Refused, RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError):
         return False
-    return isinstance(logits, torch.Tensor) and logits.shape == (1, settings.num_classes)
+    return isinstance(logits, torch.Tensor) and logits.shape == (1, settings.classes)
 
 
 def _refusal(settings: ZooSettings, own: int) -> str:
@@ -292,7 +292,7 @@ def _replace_head(model: nn.Module, path: str, settings: ZooSettings) -> None:
     features = convs[0].in_channels if convs else old.in_features
     sizes = {"hidden": settings.head_dim, "dropout": settings.head_dropout, "maps": bool(convs)}
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new_head(settings.head, features, settings.num_classes, **sizes))
+    setattr(model.get_submodule(parent), name, new_head(settings.head, features, settings.classes, **sizes))
 
 
 def _hub_name(weights: str | None, library: str) -> str | None:

@@ -24,7 +24,7 @@ def test_parses_and_builds(path):
     if model.img_size <= 32:
         model = build(settings.model).eval()
         logits = model(torch.zeros(2, model.in_chans, model.img_size, model.img_size))
-        assert logits.shape == (2, settings.model.num_classes) and logits.isfinite().all()
+        assert logits.shape == (2, settings.model.classes) and logits.isfinite().all()
     assert path.read_text().startswith("# tools/")
 
 

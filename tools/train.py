@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Trains a model: tools/train.py --cfg hybrid_merge.yaml [section.key=value ...].
+"""Trains a model from a settings file, tests it once at the end, and writes a run folder, runs/NAME.
 
-With split.folds=5 five of them, each tested on another fifth of the images: all, or with split.fold=2 that one alone.
+  tools/train.py --cfg hybrid_merge.yaml model.merge.r=4 train.lr=5e-4 name=r4
+
+Any setting can be overridden by section.key=value. With split.folds=5 five models are trained, each tested on another
+fifth of the images; split.fold=2 trains one of them. Ctrl-C saves the run; --resume goes on with it.
 """
 
 from __future__ import annotations
@@ -19,8 +22,6 @@ import json
 from typing import TYPE_CHECKING
 
 from engine.cli import cli
-from engine.settings.layers import load_settings, to_yaml
-from engine.settings.schema import schema
 from models.settings import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +32,22 @@ if TYPE_CHECKING:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", help="a YAML file, or its name under configs/")
+    parser.add_argument("--cfg", help="a YAML file, or its name under configs/, such as digits/hybrid")
     parser.add_argument(
-        "--resume", nargs="?", const=True, metavar="DIR", help="go on from the last checkpoint of DIR, or of this --cfg"
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="continue from the last checkpoint of the run folder DIR, or of the run that --cfg names",
     )
-    parser.add_argument("--print", action="store_true", help="show the resolved settings and stop")
-    parser.add_argument("--schema", metavar="FILE", help="write a JSON schema of the settings, for editors, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
+    parser.add_argument("--print", action="store_true", help="print all settings, with their defaults, and exit")
+    parser.add_argument("--schema", metavar="FILE", help="write a JSON schema of the settings, for editors, and exit")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that override the file's, such as train.epochs=5; --print shows all of them",
+    )
     args = parser.parse_intermixed_args(argv)
     if not (args.cfg or args.schema or isinstance(args.resume, str)):
         parser.error("give --cfg FILE, or --resume DIR")
@@ -46,8 +56,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
+    from engine.settings.layers import load_settings, to_yaml  # imports torch, which takes seconds
+
     if args.schema:
         from engine.files import write_text_atomic
+        from engine.settings.schema import schema
 
         write_text_atomic(args.schema, json.dumps(schema(), indent=2) + "\n")
         return

@@ -58,7 +58,7 @@ CONV_BLOCKS: dict[str, Callable[[int], int]] = {
 def _encoder(s: Any, stem: str) -> Counter:
     """Stem, transformer blocks, and the class token's head."""
     stem_macs = _entry(STEMS, stem, "STEMS")(s)
-    return Counter(convolution=stem_macs, linear=s.embed_dim * s.num_classes) + _transformer(s)
+    return Counter(convolution=stem_macs, linear=s.embed_dim * s.classes) + _transformer(s)
 
 
 def _transformer(s: Any) -> Counter:
@@ -100,7 +100,7 @@ def _hybrid(s: Any) -> Counter:
     else:
         cells = (s.img_size // s.patch_size // s.bridge.stride) ** 2
     skip = s.bridge is None or s.bridge.skip
-    total["linear"] += tokens * (s.embed_dim + 1) * dim + dim * s.num_classes
+    total["linear"] += tokens * (s.embed_dim + 1) * dim + dim * s.classes
     total["convolution"] += skip * s.embed_dim * dim * cells
     total["convolution"] += s.cnn.depth * cells * _entry(CONV_BLOCKS, s.cnn.block, "CONV_BLOCKS")(dim)
     return total
@@ -132,14 +132,14 @@ def _conformer(s: Any) -> Counter:
         end = -(-side // 2) if last else side  # the last map halves once more
         conv += _bottleneck(chans, width, before, side**2, first) + _bottleneck(width, width, side**2, end**2, last)
         conv += width // 4 * s.embed_dim * (side**2 + after - PREFIX)
-    return Counter(convolution=conv, linear=(s.embed_dim + width) * s.num_classes) + _transformer(s)
+    return Counter(convolution=conv, linear=(s.embed_dim + width) * s.classes) + _transformer(s)
 
 
 def _lenet5(s: Any) -> Counter:
     """Two 5x5 convolutions at every position that they have, three linear layers."""
     first, second = s.sides
     conv = 25 * (s.in_chans * 6 * (s.img_size + 2 * s.padding - 4) ** 2 + 6 * 16 * (first + 2 * s.padding - 4) ** 2)
-    return Counter(convolution=conv, linear=16 * second**2 * 120 + 120 * 84 + 84 * s.num_classes)
+    return Counter(convolution=conv, linear=16 * second**2 * 120 + 120 * 84 + 84 * s.classes)
 
 
 FORMULAS: dict[str, Callable[[Any], Counter]] = {

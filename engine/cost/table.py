@@ -12,7 +12,7 @@ from engine.cost.budget import solve
 from engine.cost.macs import Complexity, measure
 from engine.tables import Column
 from engine.wording import fixed
-from models import build
+from models.registry import build
 from models.settings import ModelSettings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Union
+from typing import Annotated, ClassVar, Literal, Union
 
 from PIL import ImageColor
 from pydantic import AfterValidator, Field, model_validator
@@ -32,7 +32,13 @@ DataPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
 class DataSettings(Settings):
-    """What the settings of every dataset have in common."""
+    """What the settings of every dataset have in common.
+
+    Attributes:
+        published_classes: the dataset's number of classes, where it is known before anything is read.
+    """
+
+    published_classes: ClassVar[int | None] = None
 
     @property
     def task(self) -> Task:

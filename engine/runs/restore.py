@@ -17,10 +17,10 @@ from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
 from engine.settings.schema import RunSettings
-from models import build
 from models.finetune import Tuning, frozen_state
 from models.interface import merge_settings
 from models.lora import merge_lora
+from models.registry import build
 from models.settings import UserError
 from models.weights import load_weights as load_weights_from
 from models.zoo import normalisation

@@ -20,7 +20,8 @@ def changed_on_resume(stored: RunSettings, given: RunSettings) -> str:
     """The first setting that keeps a resumed run from ending as it would have, in words; "" if there is none."""
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     for key in {**now, **before}:
-        if now.get(key) != before.get(key) and not FREE_ON_RESUME.fullmatch(key):
+        left_to_the_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
+        if now.get(key) != before.get(key) and not (left_to_the_data or FREE_ON_RESUME.fullmatch(key)):
             return f"{key} = {now.get(key)!r}: the run was begun with {before.get(key)!r}"
     return ""
 

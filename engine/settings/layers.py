@@ -13,6 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from engine.settings.recipes import recipe_for
 from engine.settings.schema import RunSettings
 from engine.settings.yaml12 import KEY, BadYAML, dump, parse
 from models.settings import Settings, UserError, check, classes_in, names_of, nearest
@@ -26,7 +27,8 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
 
     Sections are merged key by key; lists and single values are replaced. A layer that chooses another model, dataset,
     merging method or mode of fine-tuning removes the keys that only the old choice has. A layer that gives one of
-    several alternatives, such as `r` and `target_gmacs`, removes the others.
+    several alternatives, such as `r` and `target_gmacs`, removes the others. Below all layers lies the recipe of the
+    mode of fine-tuning, if there is one.
 
     Args:
         cfg: a path, or a name under configs/ such as "digits/hybrid", with or without .yaml.
@@ -35,11 +37,12 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
     """
-    settings = check(RunSettings, layered(_load(_find(cfg)), parse_overrides(overrides)))
+    values = layered(_load(_find(cfg)), parse_overrides(overrides))
+    settings = check(RunSettings, layered(recipe_for(values), values))
     if getattr(settings.data, "size", 0) is None:  # files are read at the size that the model takes
         data = settings.data.model_copy(update={"size": settings.model.img_size})
         settings = settings.model_copy(update={"data": data})
-    return settings
+    return settings.with_classes(settings.data.published_classes)
 
 
 def to_yaml(settings: RunSettings) -> str:

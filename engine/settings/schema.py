@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
-from models import MODELS
 from models.finetune import FinetuneSettings
+from models.registry import MODELS
 from models.settings import Settings
 
 
@@ -33,7 +33,11 @@ class TrainSettings(Settings):
     batch_size: int = Field(128, ge=1, description="images per micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
-    lr: float = Field(1e-3, gt=0, description="learning rate after the warm-up")
+    lr: float = Field(
+        1e-3,
+        gt=0,
+        description="learning rate after the warm-up; default with finetune: 2e-4 for lora, 5e-5 for full, else 1e-3",
+    )
     lr_batch: int | None = Field(None, ge=1, description="images per step that lr was chosen for; others are warned of")
     weight_decay: float = Field(0.05, ge=0, description="of weights; norms, biases and tokens have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
@@ -93,6 +97,12 @@ class RunSettings(Settings):
     finetune: FinetuneSettings | None = Field(None, description="what of the model learns; null: everything")
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="saving")
     log: LogSettings = Field(LogSettings(), description="reporting")
+
+    def with_classes(self, count: int | None) -> RunSettings:
+        """Returns the settings with `model.num_classes` filled in, where it is not given."""
+        if count is None or self.model.num_classes is not None:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"num_classes": count})})
 
     @property
     def title(self) -> str:

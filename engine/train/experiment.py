@@ -46,7 +46,10 @@ log = logging.getLogger("hybridmerge")
 
 
 def run_experiment(
-    settings: RunSettings, folder: Path, resume: bool = False, begin: Callable[[], None] = lambda: None
+    settings: RunSettings,
+    folder: Path,
+    resume: bool = False,
+    begin: Callable[[RunSettings], None] = lambda settings: None,
 ) -> Results:
     """Trains by `settings` in an opened run folder, tests once at the end, and writes `results.json`.
 
@@ -57,7 +60,7 @@ def run_experiment(
         settings: checked settings.
         folder: the run's own folder, locked by the caller.
         resume: go on from `last.pt` if there is one.
-        begin: called when everything fits together, before anything is written.
+        begin: called with the settings, complete by now, when everything fits together, before anything is written.
 
     Returns:
         What `results.json` holds.
@@ -75,13 +78,14 @@ def run_experiment(
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     with limits_in_words(settings, device):
+        data = build_data(settings.data, settings.split, settings.seed)
+        settings = settings.with_classes(len(data.classes))
         solved = with_budget(settings)
         state = checkpoint.load(run.checkpoint("last")) if resume and run.checkpoint("last").exists() else None
         model = built(solved)
         if state is None or state.get("partial"):  # else the checkpoint has all that they became
             start_weights(model, settings)
             warn_of_seen(settings)
-        data = build_data(settings.data, settings.split, settings.seed)
         check_fits(settings, data)
         data = with_statistics(data, settings, state)
         model = model.to(device)
@@ -91,7 +95,7 @@ def run_experiment(
             trainer.resume(state)
 
         # Nothing is written before everything fits together: a mistake corrected, the same command runs.
-        begin()
+        begin(settings)
         log_to(folder, kept)
         run.write_settings(settings)
         with Tracker(folder, trainer.progress.step, state["lines"]) if state else Tracker(folder) as tracker:

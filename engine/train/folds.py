@@ -82,7 +82,8 @@ def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict
     if not resume:
         _demand_room(run, alone=one is not None)
 
-    def begin() -> None:
+    def begin(of_one: RunSettings) -> None:
+        whole = of_all(of_one)  # with the number of classes, which the data have said by now
         _demand_same(whole, run)  # another process may have begun meanwhile
         if not run.is_run:
             run.write_settings(whole)

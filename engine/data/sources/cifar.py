@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,12 +34,16 @@ CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 class Cifar10Settings(ArraySettings):
     """`root` is the folder that holds cifar-10-batches-py or cifar-10-python.tar.gz; else they are downloaded to it."""
 
+    published_classes: ClassVar[int] = 10
+
     name: Literal["cifar10"] = "cifar10"
     root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
 
 
 class Cifar100Settings(ArraySettings):
     """`root` is the folder that holds cifar-100-python or cifar-100-python.tar.gz; else they are downloaded to it."""
+
+    published_classes: ClassVar[int] = 100
 
     name: Literal["cifar100"] = "cifar100"
     root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ TEST_IMAGES = 360
 
 class DigitsSettings(ArraySettings):
     """No options: the images come with scikit-learn."""
+
+    published_classes: ClassVar[int] = 10
 
     name: Literal["digits"] = "digits"
 

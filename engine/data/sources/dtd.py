@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,8 @@ from models.settings import UserError
 
 class DtdSettings(FileSettings):
     """`root` is the folder that holds dtd/dtd, with images and labels in it; else they are downloaded to it."""
+
+    published_classes: ClassVar[int] = 47
 
     name: Literal["dtd"] = "dtd"
     root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")

@@ -13,6 +13,7 @@ from pydantic import create_model
 from engine.data.sources.npz import NpzSettings
 from engine.settings import layers as config
 from engine.settings.layers import CONFIGS, load_settings, to_yaml
+from models.cnn import LeNet5Settings
 from models.hybrid import HybridSettings
 from models.merging.settings import AnySettings, LinearSettings, MergeSettings
 from models.settings import Settings, check
@@ -184,9 +185,9 @@ def test_a_child_file_drops_them_too_and_may_come_back(tmp_path):
     write(tmp_path, "one.yaml", "name: a\nmodel: {name: hybrid, cnn: {depth: 7}, depth: 3}\ndata: {name: npz, path: x}")
     write(tmp_path, "two.yaml", "base: one.yaml\nmodel: {name: vit}\ndata: {name: cifar10, root: y}\n")
     two = load_settings(str(tmp_path / "two.yaml"))
-    assert two.model == ViTSettings(depth=3) and two.data.root == os.path.abspath("y")
+    assert two.model == ViTSettings(depth=3, num_classes=10) and two.data.root == os.path.abspath("y")
     three = load_settings(write(tmp_path, "three.yaml", "base: two.yaml\nmodel: {name: hybrid}\n"))
-    assert three.model == HybridSettings(depth=3), "the base's cnn went with the first hybrid"
+    assert three.model == HybridSettings(depth=3, num_classes=10), "the base's cnn went with the first hybrid"
 
 
 @pytest.mark.parametrize("overrides", [["model.name=vit", "model.cnn.depth=2"], ["model.cnn=null", "model.name=vit"]])
@@ -391,3 +392,37 @@ def test_layering_names_no_model_method_or_mode():
     source = Path(config.__file__).read_text()
     for word in ("MERGERS", "MODELS", "DATASETS", "finetune.", "target_gmacs ", '"method"', '"mode"', '"merge"]'):
         assert word not in source, word
+
+
+# Recipes of fine-tuning, and what the data say
+
+
+@pytest.mark.parametrize(("mode", "lr"), [("head", 1e-3), ("lora", 2e-4), ("full", 5e-5)])
+def test_each_mode_of_fine_tuning_has_a_learning_rate_of_its_own_by_default(tmp_path, mode, lr):
+    path = write(tmp_path, "a.yaml", BODY + f"finetune: {{mode: {mode}}}\n")
+    assert load_settings(path).train.lr == load_settings("zoo/squeezenet", [f"finetune.mode={mode}"]).train.lr == lr
+    assert load_settings(path, ["train.lr=0.3"]).train.lr == 0.3
+    stored = write(tmp_path, "settings.yaml", to_yaml(load_settings(path)))
+    assert load_settings(stored) == load_settings(path)
+
+
+def test_a_file_s_own_learning_rate_wins_over_the_recipe(tmp_path):
+    path = write(tmp_path, "a.yaml", BODY + "finetune: {mode: head}\ntrain: {lr: 0.2, warmup_epochs: 1}\n")
+    assert (load_settings(path).train.lr, load_settings(path).train.warmup_epochs) == (0.2, 1)
+    assert load_settings(path, ["finetune=null"]).train.lr == 0.2
+
+
+def test_the_number_of_classes_is_the_dataset_s_where_it_is_published(tmp_path):
+    for name, classes in (("digits/hybrid", 10), ("hybrid_merge", 10), ("cifar100/vit", 100), ("transfer/dtd_vit", 47)):
+        assert load_settings(name).model.num_classes == classes
+    assert load_settings("zoo/squeezenet").model.num_classes is None, "the images say how many"
+    assert load_settings("hybrid_merge", ["data.name=npz", "data.path=x.npz"]).model.num_classes is None
+    assert load_settings("hybrid_merge", ["model.num_classes=7"]).model.num_classes == 7
+    body = write(tmp_path, "a.yaml", BODY)
+    assert load_settings(body).with_classes(3).model.num_classes == 10
+    assert load_settings("zoo/squeezenet").with_classes(3).model.num_classes == 3
+
+
+def test_a_model_without_a_number_of_classes_has_the_usual_one():
+    assert (ViTSettings().num_classes, ViTSettings().classes, ViTSettings(num_classes=7).classes) == (None, 1000, 7)
+    assert LeNet5Settings().classes == 10

@@ -1,0 +1,52 @@
+"""All models by name, and the functions that build one from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .cnn import LeNet5, LeNet5Settings
+from .conformer import Conformer, ConformerSettings
+from .hybrid import HybridSettings, build_hybrid
+from .settings import Settings, UserError, check, nearest
+from .vit import ViTSettings, build_vit
+from .weights import load_weights
+from .zoo import LIBRARIES, TimmSettings, TorchvisionSettings, build_zoo, split_name
+
+# The name of a model -> its settings class, and the function that builds it from such settings.
+MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {
+    "vit": (ViTSettings, build_vit),
+    "hybrid": (HybridSettings, build_hybrid),
+    "conformer": (ConformerSettings, Conformer),
+    "lenet5": (LeNet5Settings, LeNet5),
+    "timm": (TimmSettings, build_zoo),
+    "torchvision": (TorchvisionSettings, build_zoo),
+}
+
+
+def build(settings: Settings) -> nn.Module:
+    """Builds a model, with random weights, from an instance of one of the settings classes in MODELS."""
+    return MODELS[settings.name][1](settings)
+
+
+def build_model(name: str, **options: Any) -> nn.Module:
+    """Builds a model and loads its weights, if `weights` is among the options.
+
+    Args:
+        name: a key of MODELS, `timm:NAME` or `torchvision:NAME`.
+        options: the keys of the YAML's `model:` section.
+
+    Raises:
+        UserError: an unknown model or option, or a value out of range, in one line.
+    """
+    options = split_name({"name": name, **options})
+    if options["name"] not in MODELS:
+        known = [f"{known}:NAME" if known in LIBRARIES else known for known in sorted(MODELS)]
+        raise UserError(f"model.name = {name!r}: unknown; {nearest(name, known)}")
+    settings = check(MODELS[options["name"]][0], options, where="model")
+    model = build(settings)
+    if settings.weights is not None:
+        load_weights(model, settings.weights)
+    return model

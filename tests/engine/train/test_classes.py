@@ -1,0 +1,71 @@
+"""The number of classes is the data's where the settings do not give one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.runs.restore import load_run
+from engine.settings.layers import load_settings
+from models.settings import UserError
+from tests.engine.settings.settings_files import write
+from tests.quiet import end_log
+from tests.tools.colours import BLUE, GREEN, RED, save_colour
+from tools import train as train_tool
+
+TEXT = """
+name: colours
+threads: 1
+device: cpu
+model: {name: vit, img_size: 8, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2}
+data: {name: folder, path: images, workers: 0}
+split: {val: 0, test: 0.25}
+train: {epochs: 1, batch_size: 4, precision: fp32}
+log: {images: 0}
+"""
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch, capsys) -> str:
+    """A settings file beside a folder of three classes."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(8):
+        for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE)):
+            save_colour(Path("images") / name / f"{number}.png", colour, seed=number)
+    return write(tmp_path, "colours.yaml", TEXT)
+
+
+def train(*argv: str) -> None:
+    train_tool.main(list(argv))
+    end_log()
+
+
+def test_a_run_stores_the_data_s_number_and_goes_on_without_it_being_typed(cfg):
+    train("--cfg", cfg, "train.steps=2")
+    stored = load_settings("runs/colours/settings.yaml")
+    assert load_settings(cfg).model.num_classes is None and stored.model.num_classes == 3
+    assert load_run(Path("runs/colours")).model.num_classes == 3
+    before = torch.load("runs/colours/best.pt", weights_only=True)["model"]["head.weight"]
+    Path("runs/colours/results.json").unlink()
+    train("--resume", "--cfg", cfg, "train.steps=2")
+    train("--resume", "runs/colours")
+    assert torch.load("runs/colours/best.pt", weights_only=True)["model"]["head.weight"].equal(before)
+
+
+def test_folds_store_it_too(cfg):
+    train("--cfg", cfg, "split.folds=2", "split.test=0")
+    for folder in ("runs/colours", "runs/colours/fold0", "runs/colours/fold1"):
+        assert load_settings(f"{folder}/settings.yaml").model.num_classes == 3
+    train("--resume", "--cfg", cfg, "split.folds=2", "split.test=0")
+
+
+def test_another_number_stays_an_error(cfg):
+    with pytest.raises(UserError, match="model.num_classes = 4: the data has 3; set model.num_classes=3"):
+        train("--cfg", cfg, "model.num_classes=4")
+    assert not Path("runs/colours/settings.yaml").exists()
+
+
+def test_a_budget_is_solved_for_the_data_s_number(cfg):
+    budget = ["model.depth=4", "model.patch_size=1", "merge.target_ratio=1.2"]
+    train("--cfg", cfg, *budget, "train.steps=1")
+    assert load_run(Path("runs/colours")).model.num_classes == 3
