@@ -46,7 +46,7 @@ def narrow(monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_builds_at_its_size(recipe):
-    settings = load_settings(f"kaggle/{recipe}", ["model.weights=null"])
+    settings = load_settings(f"kaggle/{recipe}", ["model.weights=null", "model.num_classes=100"])
     assert settings.split.folds == 5 and settings.split.val == 0
     assert settings.data.name == "kaggle" and settings.data.size == settings.model.img_size == KNOWN[recipe][0]
     with torch.device("meta"):
