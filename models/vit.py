@@ -131,19 +131,9 @@ class MergingEncoder(nn.Module):
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         s = settings
-<<<<<<< HEAD
-        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.num_classes
+        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.classes
         self.embed_dim, self.depth = s.embed_dim, s.depth
         self.grid: Grid = s.grid
-=======
-        self.img_size, self.in_chans, self.num_classes, self.embed_dim = (
-            s.img_size,
-            s.in_chans,
-            s.classes,
-            s.embed_dim,
-        )
-        self.grid, self.depth = s.grid, s.depth
->>>>>>> c63f12b (The data say the number of classes, each mode of fine-tuning has a learning rate, and --help is quick)
         self.merger = s.merge.merger()
         self.schedule = s.schedule()
 

@@ -20,6 +20,8 @@ import yaml
 from engine.cli import cli
 from engine.runs import checkpoint
 from engine.runs.results import Results
+from engine.train.report import print_run
+from engine.wording import shown
 from tests.engine.data.conftest import save_image
 from tests.paths import CONFIGS, ROOT
 from tests.results import FIRST_VERSION
@@ -271,18 +273,18 @@ def test_a_mistake_in_the_data_leaves_nothing_in_the_way(tmp_path, monkeypatch, 
 
 
 def test_a_name_of_two_lines_takes_one():
-    assert train_tool.shown("new\nline") == "'new\\nline'" and train_tool.shown("é, ü") == "é, ü"
+    assert shown("new\nline") == "'new\\nline'" and shown("é, ü") == "é, ü"
 
 
 def test_a_run_finished_by_an_older_version_is_reported(capsys):
     measured = {"test_top1": 0.975, "test_top5": 1.0, "params": 293_000, "gmacs": 0.0164, "seconds": 34.0}
     old = {**FIRST_VERSION, **measured, "images_per_second": 763.0}
-    train_tool.report(Results.from_json(old), Path("runs/old"))
+    print_run(Results.from_json(old), Path("runs/old"))
     out = capsys.readouterr().out
     assert out.startswith("\ntest accuracy   97.50 %  (top-5 100.00 %, 360 images)\nparameters      0.293 M\n")
     many = {"test_images": 12, "test_map": 0.5, "test_f1": 0.25, "metric": "map", "trained_share": 0.125}
     without = {key: value for key, value in old.items() if key not in ("test_top1", "test_top5", "val_top1")}
-    train_tool.report(Results.from_json({**without, **many}), Path("runs/many"))
+    print_run(Results.from_json({**without, **many}), Path("runs/many"))
     out = capsys.readouterr().out
     assert out.startswith("\ntest mAP        50.00 %  (F1 25.00 %, 12 images)\n")
     assert "\nparameters      0.293 M, of which 12.50 % learnt\n" in out

@@ -15,12 +15,7 @@ from engine.cost.formulas import FORMULAS, formula_macs
 from engine.cost.macs import measure
 from engine.cost.speed.timing import synchronise, timed
 from engine.machine import pick_autocast
-<<<<<<< HEAD
-from models import build
 from models.interface import SettingsWithMerging, merging_method, model_name
-=======
-from models.interface import merging_method, model_name
->>>>>>> c63f12b (The data say the number of classes, each mode of fine-tuning has a learning rate, and --help is quick)
 from models.merging.layer import MergeLayer
 from models.merging.settings import MergeSettings
 from models.registry import build

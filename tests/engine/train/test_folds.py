@@ -32,6 +32,8 @@ from engine.study.table import compare
 from engine.train import folds
 from engine.train.experiment import warn_of_seen
 from engine.train.folds import run_folds, summarise
+from engine.train.report import print_folds
+from engine.train.session import train_folds
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
@@ -40,7 +42,6 @@ from tests.results import results_of
 from tests.tools.runs import PLAIN
 from tools import compare as compare_tool
 from tools import eval as eval_tool
-from tools import train as train_tool
 
 pytestmark = pytest.mark.precision
 
@@ -120,7 +121,7 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, tmp_path, monk
 
     report = json.loads((finished / "folds.json").read_text())
     with redirect_stdout(io.StringIO()) as said:
-        train_tool.report_folds(report, finished)
+        print_folds(report, finished)
     code, out, err = tell()
     assert code == 0 and err == "" and out.count(": the same\n") == K
     assert out.splitlines()[-3:] == [
@@ -209,12 +210,12 @@ def test_a_fold_by_itself_is_the_same_and_the_last_one_reports(finished, copied,
     shutil.rmtree(copied / "fold1")
     (copied / "fold0" / "results.json").unlink()  # stopped in its test
     old, fold2 = (copied / "folds.json").read_text(), stamps(copied / "fold2")
-    train_tool.train_folds(settings_of({"fold": 1}), RunFolder(copied), resume=False)
+    train_folds(settings_of({"fold": 1}), RunFolder(copied), resume=False)
     said = capsys.readouterr().out
     assert "95 % interval   " in said
     assert f"folds           0 not finished; all of them: tools/train.py --resume {copied}\n" in said
     assert not (copied / "folds.json").exists()  # it was of another fold 1
-    train_tool.train_folds(settings_of({}), RunFolder(copied), resume=True)
+    train_folds(settings_of({}), RunFolder(copied), resume=True)
     said = capsys.readouterr().out
     same = ("test_top1", "test_loss", "test_images", "data_sha256", "best_step", "class_accuracy")
     for one, other in zip(results(finished), results(copied)):
@@ -386,7 +387,7 @@ def test_many_labels_have_a_mean_and_no_matrix(tmp_path):
     assert report["mean"] == pytest.approx(0.6) and report["pooled"] is None and report["unseen"] is None
     write_json_atomic(tmp_path / "report.json", report)
     with redirect_stdout(io.StringIO()) as said:
-        train_tool.report_folds(report, tmp_path)
+        print_folds(report, tmp_path)
     assert "test mAP, %" in said.getvalue() and "confusion.png" not in said.getvalue()
 
 

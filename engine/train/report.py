@@ -1,0 +1,95 @@
+"""Prints what a training run measured, and what all folds measured together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.measure.intervals import percent, spread_lines, wilson
+from engine.runs.results import Results
+from engine.tasks import task_with_metric
+from engine.wording import fixed, shown
+
+WORST = 5  # classes, and pairs of classes, that the report on all folds names
+
+
+def print_run(results: Results, folder: Path) -> None:
+    """Prints the accuracy, size, cost and duration of one run.
+
+    Args:
+        results: what `results.json` holds.
+        folder: the run folder, which the last lines name.
+    """
+    print()
+    print_accuracy(results)
+    trained = "" if results.trained_share == 1 else f", of which {100 * results.trained_share:.2f} % learnt"
+    print(f"parameters      {results.params / 1e6:.3f} M{trained}")
+    print(f"GMACs           {fixed(results.gmacs, 4)}  (one MAC is two FLOPs)")
+    print(f"training        {results.seconds:.0f} s, {results.images_per_second:.0f} images/s")
+    print(f"run folder      {folder}")
+    print(f"curves          tensorboard --logdir {folder}")
+
+
+def print_accuracy(results: Results) -> None:
+    """Prints the metrics on the test images, or on the validation images where there are no test images."""
+    task = task_with_metric(results.metric)
+    if results.test_images:
+        others = [
+            f"{task.titles[name]} {100 * score:.2f} %, "
+            for name, score in results.test_metrics.items()
+            if name != results.metric and name in task.titles
+        ]
+        score = f"{100 * results.test_score:.2f} %"
+        print(f"{f'test {task.score_title}':<14}  {score}  ({''.join(others)}{results.test_images} images)")
+        if results.test_interval:
+            print(f"95 % interval   {percent(results.test_interval)} %")
+        return
+    print(f"{f'test {task.score_title}':<14}  not measured: no test images (split.test = 0)")
+    if results.val_score is None:
+        return
+    best, images = results.val_score, results.val_images
+    print(f"{f'val {task.score_title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {images} images)")
+    if task.counts_images:
+        interval = percent(wilson(round(best * images), images))
+        print(f"95 % interval   {interval} %  (of one epoch; the best one's is lower)")
+
+
+def print_folds(report: Mapping[str, Any], folder: Path) -> None:
+    """Prints the metric of each fold, of all folds together, and the classes that are confused most.
+
+    Args:
+        report: what `folds.json` holds.
+        folder: the folder of all folds, which the last lines name.
+    """
+    metric = report["metric"]
+    title = f"test {task_with_metric(metric).score_title}"
+    print(f"\nfold            {title}, %   95 % interval   images   training, s")
+    for fold in report["fold"]:
+        interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
+        print(
+            f"{fold['fold']:<14}  {100 * fold[f'test_{metric}']:>{len(title) + 3}.2f}   {interval:>13}   "
+            f"{fold['images']:>6}   {fold['seconds']:>11.0f}"
+        )
+    for line in spread_lines(report):
+        print(line)
+    if report["pooled"]:
+        _print_classes(report)
+    print(f"training        {report['seconds']:.0f} s in all")
+    pictures = ", confusion.png, confused.png" if report["pooled"] else ""
+    print(f"report          {folder}/folds.json{pictures}")
+    print(f"curves          tensorboard --logdir {folder}")
+
+
+def _print_classes(report: Mapping[str, Any]) -> None:
+    """Prints the classes with the lowest accuracy and the pairs that are confused most."""
+    measured = {name: accuracy for name, accuracy in report["class_accuracy"].items() if accuracy is not None}
+    worst = sorted(measured, key=lambda name: (measured[name], name))[:WORST]
+    print("worst classes   " + ", ".join(f"{shown(name)} {100 * measured[name]:.0f} %" for name in worst))
+    label = "most confused"
+    for pair in report["confused"][:WORST]:
+        first, second = map(shown, pair["classes"])
+        print(
+            f"{label:<14}  {first} as {second} {pair['first_as_second']}, {second} as {first} {pair['second_as_first']}"
+        )
+        label = ""

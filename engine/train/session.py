@@ -1,0 +1,65 @@
+"""Trains one model, or one for each fold, as the settings say, and prints the report; `tools/train.py` calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.runs.folder import RunFolder
+from engine.settings.schema import RunSettings
+from engine.train.experiment import run_experiment
+from engine.train.folds import run_folds, summarise
+from engine.train.report import print_folds, print_run
+from models.settings import UserError
+
+
+def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: bool = False) -> None:
+    """Trains by `settings`, writes the run folder, and prints what was measured.
+
+    Args:
+        settings: checked settings; with `split.folds` all folds are trained, or the one that `split.fold` names.
+        stored: the run folder to continue, or one of its folds; None: the settings say where it is.
+        resume: continue from the last checkpoint, if there is one.
+
+    Raises:
+        UserError: settings, data, model and an earlier run that do not fit together, in one line.
+    """
+    run = stored or RunFolder(Path(settings.out) / settings.name)
+    if settings.split.folds:
+        train_folds(settings, folder_of_folds(stored, settings) if stored else run, resume=resume)
+        return
+    with run.lock(resume=resume):
+        results = run_experiment(settings, run.path, resume=resume)
+    print_run(results, run.path)
+
+
+def folder_of_folds(run: RunFolder, settings: RunSettings) -> RunFolder:
+    """Returns the folder of all folds, where `run` is that folder or the run folder of a fold.
+
+    Raises:
+        UserError: `run` is another fold than the settings choose.
+    """
+    fold = run.settings.split.fold
+    if fold is None:
+        return run
+    if settings.split.fold != fold:
+        others = run.path.absolute().parent
+        raise UserError(f"split.fold = {settings.split.fold}: {run} is fold {fold}; resume {others}")
+    return run.folder_of_folds()
+
+
+def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool) -> None:
+    """Trains all folds, or the one that `split.fold` names, and prints the report on all folds once all are finished.
+
+    Args:
+        settings: with `split.folds`.
+        run: the folder of all folds.
+        resume: skip finished folds and continue stopped ones.
+    """
+    trained = run_folds(settings, run.path, resume)
+    if settings.split.fold is not None:
+        print_run(trained[settings.split.fold], run.fold(settings.split.fold).path)
+    if missing := run.unfinished_folds():
+        names = ", ".join(map(str, missing))
+        print(f"folds           {names} not finished; all of them: tools/train.py --resume {run.path}")
+    else:
+        print_folds(summarise(settings, run.path), run.path)
