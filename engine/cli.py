@@ -19,7 +19,7 @@ def cli(main: Callable[[list[str]], None]) -> int:
     Everything else is a bug and keeps its traceback.
     """
     code = 0
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools switch it off while they import
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tools.start left it to the system
     try:
         try:
             main(sys.argv[1:])

@@ -15,19 +15,18 @@ One of these is measured, in rounds, after one round to warm up:
 
 from __future__ import annotations
 
-import signal
-import sys
-from pathlib import Path
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
+    from start import prepare
+
+    prepare()
 
 import argparse
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.cli import cli

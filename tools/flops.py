@@ -7,23 +7,19 @@ own models, by formula as well. fvcore's estimates for norms, pooling and resizi
 
 from __future__ import annotations
 
-import signal
-import sys
-from pathlib import Path
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
+    from start import prepare
+
+    prepare()
 
 import argparse
-import re
+import sys
 
-from engine.cli import cli
+from engine.cli import cli, take_overrides
 from engine.tables import print_table
 from models.settings import UserError
 
 EXAMPLE = "example: tools/flops.py --cfg vit_b16 hybrid_merge model.merge.method=tome"
-OVERRIDE = re.compile(r"\w+(\.\w+)*=")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -35,11 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--by-module", action="store_true", help="break the cost of one model down by its modules")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules that --by-module shows (default: 2)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the files'")
-    args = parser.parse_intermixed_args(argv)
-    # `--cfg A.yaml B.yaml a.b=c`: argparse cannot tell where the files end.
-    swallowed = [item for item in args.cfg if OVERRIDE.match(item) and not Path(item).exists()]
-    args.cfg = [item for item in args.cfg if item not in swallowed]
-    args.overrides = swallowed + args.overrides
+    args = take_overrides(parser.parse_intermixed_args(argv), "cfg")
     if not args.cfg:
         parser.error("give --cfg at least one file")
     if args.by_module and len(args.cfg) != 1:
