@@ -7,16 +7,15 @@ in detail is printed before it.
 
 from __future__ import annotations
 
-import signal
-import sys
-from pathlib import Path
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
+    from start import prepare
+
+    prepare()
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from engine.cli import cli

@@ -8,15 +8,14 @@ tools/picture.py --run runs/hybrid_merge --images cat.jpg --out merged.png --met
 
 from __future__ import annotations
 
-import signal
-import sys
-from pathlib import Path
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
+    from start import prepare
+
+    prepare()
 
 import argparse
+import sys
+from pathlib import Path
 
 from engine.cli import cli, take_overrides
 from engine.figures.photographs import PHOTOGRAPHS

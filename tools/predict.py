@@ -9,17 +9,16 @@ probabilities are averaged. The runs' data are not needed. Merging may differ fr
 
 from __future__ import annotations
 
-import signal
-import sys
-from pathlib import Path
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
+    from start import prepare
+
+    prepare()
 
 import argparse
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from engine.cli import cli, take_overrides
 from models.settings import UserError

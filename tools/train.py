@@ -9,16 +9,14 @@ fifth of the images; split.fold=2 trains one of them. Ctrl-C saves the run; --re
 
 from __future__ import annotations
 
-import signal
-import sys
-from pathlib import Path
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while libraries are imported, which takes seconds
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # engine/ and models/ are run from the checkout
+    from start import prepare
+
+    prepare()
 
 import argparse
 import json
+import sys
 
 from engine.cli import cli
 from models.settings import UserError

@@ -22,6 +22,7 @@ HEAVY = (
 CODE = f"""
 import runpy, sys
 sys.argv = sys.argv[1:]
+sys.path.insert(0, "tools")  # as for a script
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as error:
@@ -39,7 +40,10 @@ def run(*argv: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("tool", ["train", "eval", "predict", "data", "export"])
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "start")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_help_imports_nothing_heavy_and_has_an_example(tool):
     lines = run(f"tools/{tool}.py", "--help")
     assert lines[-2:] == ["code 0", "heavy"]
