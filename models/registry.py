@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .budget import solve
 from .cnn import LeNet5, LeNet5Settings
 from .conformer import Conformer, ConformerSettings
 from .hybrid import HybridSettings, build_hybrid
@@ -27,8 +28,11 @@ MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {
 
 
 def build(settings: Settings) -> nn.Module:
-    """Builds a model, with random weights, from an instance of one of the settings classes in MODELS."""
-    return MODELS[settings.name][1](settings)
+    """Builds a model, with random weights, from an instance of one of the settings classes in MODELS.
+
+    A budget in its `merge:` section is solved first.
+    """
+    return MODELS[settings.name][1](solve(settings))
 
 
 def build_model(name: str, **options: Any) -> nn.Module:

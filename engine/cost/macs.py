@@ -1,6 +1,6 @@
 """What a model costs: parameters, multiply-adds, activations, tokens left. Counted twice, or refused.
 
-fvcore traces the model and counts op by op, with the handles of `engine.cost.ops`; `engine.cost.formulas` says by
+fvcore traces the model and counts op by op, with the handles of `engine.cost.ops`; `models.formulas` says by
 formula what our own models should come to. An op that multiplies and has no handle is an error, and so is a
 disagreement.
 
@@ -17,9 +17,10 @@ import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import Tensor, nn
 
-from engine.cost.formulas import FORMULAS, formula_macs, token_counts
-from engine.cost.ops import ACTIVATIONS, HANDLES, KINDS, CountError, uncounted
+from engine.cost.ops import ACTIVATIONS, HANDLES, KINDS, uncounted
+from models.formulas import FORMULAS, formula_macs, token_counts
 from models.interface import tokens_per_block
+from models.merging.budget import CountError
 from models.settings import Settings
 
 __all__ = ["Complexity", "CountError", "check_agreement", "measure"]

@@ -15,14 +15,12 @@ from typing import Any
 
 from fvcore.nn.jit_handles import conv_flop_count, generic_activation_jit, get_shape
 
+from models.merging.budget import CountError
+
 # An explicit product is matching in our models, and attention that is written out in others.
 KINDS = ("convolution", "linear", "attention", "product")
 
 Handle = Callable[[list[Any], list[Any]], Counter]  # an op's inputs and outputs, as jit values -> MACs by kind
-
-
-class CountError(RuntimeError):
-    """A count that cannot be trusted: an op that multiplies was not counted, or two counts disagree."""
 
 
 def _shape(value: Any) -> list[int]:

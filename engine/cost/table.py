@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from engine.cost.budget import solve
 from engine.cost.macs import Complexity, measure
 from engine.tables import Column
 from engine.wording import fixed
+from models.budget import solve
 from models.registry import build
 from models.settings import ModelSettings
 

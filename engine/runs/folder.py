@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from engine.cost.budget import solve
 from engine.files import write_json_atomic, write_text_atomic
 from engine.runs.lock import Lock, take_lock
 from engine.runs.results import Results
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
+from models.budget import solve
 from models.settings import UserError
 
 Which = Literal["best", "last"]

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.cost.budget import solve
 from engine.data import Data, build_data
 from engine.machine import pick_device, seed_step
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
 from engine.settings.schema import RunSettings
+from models.budget import solve
 from models.finetune import Tuning, frozen_state
 from models.interface import merge_settings
 from models.lora import merge_lora

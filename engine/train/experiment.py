@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.cost.budget import range_of, target_macs
+from engine.cost.budget import range_of
 from engine.cost.macs import Complexity, measure
 from engine.data import build_data
 from engine.figures.confusion import confusion_figure
@@ -38,6 +38,7 @@ from engine.runs.tracking import Tracker
 from engine.settings.changes import changed_on_resume
 from engine.settings.schema import RunSettings
 from engine.train.trainer import Trainer
+from models.budget import target_macs
 from models.interface import model_name, removed_per_block, tokens_per_block
 from models.lora import merge_lora
 from models.settings import UserError

@@ -65,7 +65,7 @@ class MergeLayer(nn.Module):
 
     def __init__(self, merger: Merger, metric: str, prefix: int, depth: float, dim: int, head_dim: int) -> None:
         super().__init__()
-        self.merger, self.metric, self.prefix, self.depth = merger, metric, prefix, depth
+        self.merger, self.metric, self.prefix, self.depth, self.dim = merger, metric, prefix, depth, dim
         self.head = nn.Linear(dim, head_dim) if metric == "learned" else None
 
     def forward(self, x: Tensor, tokens: Tokens, r: int, attended: Attended) -> tuple[Tensor, Tokens]:

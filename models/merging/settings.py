@@ -152,9 +152,14 @@ class MergeSettings(WithOptions):
         return self
 
     @property
+    def target(self) -> str | None:
+        """The key of a budget that has not been solved yet, "target_gmacs" or "target_ratio"; None if there is none."""
+        return next((key for key in ("target_gmacs", "target_ratio") if getattr(self, key) is not None), None)
+
+    @property
     def solved(self) -> bool:
         """Whether the section states how many tokens to remove, not only a budget."""
-        return self.target_gmacs is None and self.target_ratio is None
+        return self.target is None
 
     def merger(self) -> Merger:
         """The method with its options."""
@@ -175,10 +180,9 @@ class MergeSettings(WithOptions):
             ValueError: a list of another length, a block that does not exist, or a budget that has not been solved yet.
         """
         if not self.solved:
-            key = "target_ratio" if self.target_gmacs is None else "target_gmacs"
             raise UserError(
-                f"model.merge.{key} = {getattr(self, key)}: not solved yet; build from "
-                "engine.cost.budget.solve(settings)"
+                f"model.merge.{self.target} = {getattr(self, self.target)}: not solved yet; "
+                "models.budget.solve(settings) turns it into r"
             )
         if self.keep is not None:
             if strangers := [b for b in self.keep.blocks if not 1 <= b <= depth]:

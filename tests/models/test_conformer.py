@@ -12,11 +12,11 @@ import torch
 from timm.models import group_parameters
 from torch.nn import functional as F
 
-from engine.cost.budget import solve
-from engine.cost.formulas import formula_macs
 from engine.cost.macs import measure
 from models import MODELS, build, build_model
+from models.budget import solve
 from models.conformer_blocks import ConvBlock, ConvTransBlock, Expand, Squeeze, mean_by_token, patches_alone
+from models.formulas import formula_macs
 from models.merging import MERGERS, Tokens, initial_tokens, unmerge
 from models.merging.layer import MergeLayer
 from models.merging.tokens import Soft

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine.cost.formulas import token_counts
 from engine.cost.macs import measure
 from models import MODELS, build, build_model
+from models.formulas import token_counts
 from models.settings import UserError, check
 
 

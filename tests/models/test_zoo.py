@@ -6,7 +6,6 @@ import torch
 import torchvision
 from torch import nn
 
-from engine.cost.budget import solve
 from models import MODELS, build_model, split_name
 from models.heads import PowerNorm, Standardised
 from models.settings import UserError, check
@@ -163,11 +162,6 @@ def test_mistakes_are_said_in_one_line(options, words):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     for word in words:
         assert word in str(error.value)
-
-
-def test_a_budget_is_refused_before_a_model_is_built():
-    with pytest.raises(UserError, match=r"model\.merge\.target_gmacs = 1\.0.*no formula.*give model\.merge\.r"):
-        solve(settings(VIT, merge={"target_gmacs": 1.0}))
 
 
 @pytest.mark.parametrize(

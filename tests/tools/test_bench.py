@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from engine.cost.formulas import formula_macs
 from engine.cost.speed import speedup
 from engine.cost.speed.attention import ATTENTIONS
 from engine.cost.speed.means import MEANS
 from engine.settings.layers import load_settings
+from models.formulas import formula_macs
 from models.merging import MERGERS
 from models.settings import UserError
 from tests.tools.tables import read_markdown

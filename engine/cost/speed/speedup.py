@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.cost.budget import solve
-from engine.cost.formulas import FORMULAS, formula_macs
 from engine.cost.macs import measure
 from engine.cost.speed.timing import synchronise, timed
 from engine.machine import pick_autocast
+from models.budget import solve
+from models.formulas import FORMULAS, formula_macs
 from models.interface import SettingsWithMerging, merging_method, model_name
 from models.merging.layer import MergeLayer
 from models.merging.settings import MergeSettings

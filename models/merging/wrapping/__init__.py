@@ -21,6 +21,7 @@ from ..schedule import Plan
 from ..settings import MergeSettings
 from ..tokens import Tokens
 from .blocks import MergingBlocks
+from .cost import meet_budget
 from .families import attention_width, family_of, kind_of
 from .refusals import check_block, check_container, check_hooks, check_needs
 
@@ -45,13 +46,16 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         model: the model, or peft's model around it.
         method: a key of MERGERS.
         r: tokens that each block removes: n, a list, {"first": n, "last": n}; of {"train": [a, b]} the middle.
-        others: other keys of the `merge:` section: keep, metric, prop_attn, and a method's own options.
+        others: other keys of the `merge:` section. In place of r: `keep`, `target_gmacs` (GMACs of one image) or
+            `target_ratio` (MACs without merging over MACs with it), which are met within 0.5 %. Besides: metric,
+            prop_attn, and a method's own options.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: invalid settings or a model that is not supported, with the reason.
+        UserError: invalid settings, a model that is not supported, or a budget that cannot be met, with the reason.
+            The model is then as it was.
     """
     settings = check(MergeSettings, {"method": method, "r": r, **others}, where="merge")
     vit = _inside(model)
@@ -66,15 +70,8 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         check_block(block, path, kind_of(block, path))
     check_needs(settings.merger(), settings.method, vit, family)
     merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
-    new = MergingBlocks(
-        blocks,
-        merging,
-        settings,
-        _plan(settings, len(blocks)),
-        family.prefix(vit),
-        family.layout(vit),
-        old.container if wrapped else type(old),
-    )
+    plan, container = _plan(settings, len(blocks)), old.container if wrapped else type(old)
+    new = MergingBlocks(blocks, merging, settings, plan, family.prefix(vit), family.layout(vit), container)
     if wrapped:
         for layer, before in zip(new.merging, old.merging, strict=True):
             layer.head = before.head if layer.head is not None and before.head is not None else layer.head
@@ -82,6 +79,12 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         new.schedule()
     new.merging.train(old.training)
     _replace(vit, family.blocks, new)
+    if not settings.solved:
+        try:
+            meet_budget(vit, family, new)
+        except BaseException:
+            _replace(vit, family.blocks, old)
+            raise
     return model
 
 
@@ -140,11 +143,9 @@ def _inside(model: nn.Module) -> nn.Module:
 
 
 def _plan(settings: MergeSettings, depth: int) -> Plan:
-    if not settings.solved:
-        key = "target_ratio" if settings.target_gmacs is None else "target_gmacs"
-        raise UserError(f"merge.{key} = {getattr(settings, key)}: wrap solves no budget; say it by r or keep")
+    """What the settings request from each block; nothing yet where a budget has to be solved."""
     try:
-        return settings.plan(depth)
+        return settings.plan(depth) if settings.solved else [0] * depth
     except ValueError as error:
         raise UserError(str(error)) from None
 

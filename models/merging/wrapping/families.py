@@ -40,6 +40,7 @@ FAMILIES = {
         class_token=lambda model: model.has_class_token,
         # Evaluated on every call, since set_input_size changes it.
         layout=lambda model: partial(_timm_layout, model.patch_embed),
+        image_size=lambda model: model.patch_embed.img_size,
     ),
     beit.Beit: Family(
         blocks="blocks",
@@ -47,6 +48,7 @@ FAMILIES = {
         prefix=lambda model: model.num_prefix_tokens,
         class_token=lambda model: True,
         layout=lambda model: partial(_timm_layout, model.patch_embed),
+        image_size=lambda model: model.patch_embed.img_size,
     ),
     torchvision_vit.VisionTransformer: Family(
         blocks="encoder.layers",
@@ -54,6 +56,7 @@ FAMILIES = {
         prefix=lambda model: 1,
         class_token=lambda model: True,
         layout=lambda model: partial(_fixed_layout, model.image_size // model.patch_size),
+        image_size=lambda model: (model.image_size, model.image_size),
     ),
 }
 

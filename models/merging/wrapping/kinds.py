@@ -24,6 +24,7 @@ class Family:
     prefix: Callable[[Any], int]  # number of leading tokens that are not patches
     class_token: Callable[[Any], bool]  # whether the first of them is a class token
     layout: Callable[[Any], Layout]
+    image_size: Callable[[Any], tuple[int, int]]  # height and width that the model was built for
 
 
 @dataclass(frozen=True)

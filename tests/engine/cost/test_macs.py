@@ -16,9 +16,9 @@ from torch import nn
 
 from engine.cost import macs as complexity
 from engine.cost import ops
-from engine.cost.formulas import formula_macs
 from engine.cost.macs import CountError, check_agreement, measure
 from models import MODELS
+from models.formulas import formula_macs
 from models.merging import MERGERS
 from models.settings import Settings, check
 

@@ -158,8 +158,8 @@ def test_differential_attention_is_refused():
         ("average", {"method": "topk", "r": 2}, "this VisionTransformer has no class token"),
         ("map", {"method": "topk", "r": 2}, "has no class token"),  # its first token is a register
         ("deit", {"r": [1, 2]}, "merge.r has 2 entries; the model has 3 blocks"),
-        ("deit", {"target_gmacs": 1.0}, "merge.target_gmacs = 1.0: wrap solves no budget"),
-        ("deit", {"target_ratio": 2.0}, "merge.target_ratio = 2.0: wrap solves no budget"),
+        ("deit", {"target_gmacs": 1.0}, "merge.target_gmacs = 1.0: out of reach; with tome an image costs"),
+        ("deit", {"target_ratio": 20.0}, "GMACs): out of reach; with tome an image costs"),
         ("deit", {"method": "tomme"}, "merge.method = 'tomme': did you mean tome"),
         ("deit", {"keth": 3}, "merge.keth: unknown key; did you mean kth"),
         ("deit", {"keep": {"rate": 0.5, "blocks": [4]}}, "merge.keep.blocks = [4]: no block 4; use 1 to 3"),

@@ -153,8 +153,8 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
             {"target_gmacs": 1, "target_ratio": 2},
             "model.merge.target_ratio = 2.0: cannot be combined with merge.target_gmacs = 1.0; give one of them",
         ),
-        ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: not solved yet; build from engine.cost.budget.solve"),
-        ({"target_ratio": 2}, "model.merge.target_ratio = 2.0: not solved yet; build from engine.cost.budget.solve"),
+        ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: out of reach; with tome an image costs "),
+        ({"target_ratio": 20}, "model.merge.target_ratio = 20.0 (1.025e-05 GMACs): out of reach; "),
     ],
 )
 def test_a_wrong_schedule_is_named_with_value_and_fix(merge, line):

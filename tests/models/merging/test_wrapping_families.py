@@ -9,9 +9,9 @@ import torch
 from timm.models import vision_transformer
 from torch import nn
 
-from engine.cost.formulas import formula_macs
 from engine.cost.macs import measure
 from models import build_model
+from models.formulas import formula_macs
 from models.merging import MERGERS, Tokens, initial_tokens, unwrap, wrap
 from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from engine.cost.ops import CountError
-from models.merging.contract import Counts
-from models.settings import Settings
+from .merging.budget import CountError
+from .merging.contract import Counts
+from .settings import Settings
 
 PREFIX = 1  # the class token
 
@@ -164,5 +164,5 @@ def formula_macs(settings: Settings) -> dict[str, int]:
 
 def _entry(table: dict[str, Any], name: str, where: str) -> Any:
     if name not in table:
-        raise CountError(f"no formula for {name!r}: add its MACs to {where} in engine/cost/formulas.py")
+        raise CountError(f"no formula for {name!r}: add its MACs to {where} in models/formulas.py")
     return table[name]

@@ -1,0 +1,84 @@
+"""Solves the budget in a model's settings: `merge.target_gmacs` or `merge.target_ratio` becomes `merge.r`.
+
+Our own models are solved by formula, without being built; those of other libraries by tracing, built without data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .formulas import FORMULAS, formula_macs
+from .merging.budget import Cost, macs_of_target, solve_budget
+from .merging.wrapping import blocks_of
+from .merging.wrapping.cost import count
+from .settings import UserError
+from .zoo import ZooSettings, build_zoo
+
+
+def solve(settings: Any) -> Any:
+    """Returns a model's settings with `merge.r`, one number per block, in place of the target that it meets.
+
+    MACs include matching; a ratio is MACs without merging over MACs with it. Where a method keeps a grid and the grid
+    allows nothing within 0.5 %, the nearest schedule is taken, with a warning in the log.
+
+    Args:
+        settings: a model's checked options (ViTSettings, TimmSettings ...).
+
+    Returns:
+        The same settings if they have no target.
+
+    Raises:
+        UserError: the target cannot be reached (a method that removes nothing, such as none, meets only the cost
+            without merging), the model is too small for any schedule within 0.5 % of it, or it is a model of our own
+            that has no formula for its MACs.
+    """
+    merge = getattr(settings, "merge", None)
+    if merge is None or merge.solved:
+        return settings
+    if isinstance(settings, ZooSettings):
+        return with_r(settings, list(blocks_of(_built_without_data(settings)).plan))
+    if settings.name not in FORMULAS:
+        target = f"model.merge.{merge.target} = {getattr(merge, merge.target)}"
+        raise UserError(f"{target}: {settings.name} has no formula for its MACs; give model.merge.r")
+    schedule = solve_budget(merge, _formula_cost(settings), settings.depth, settings.grid, "model.merge")
+    return with_r(settings, schedule)
+
+
+def target_macs(settings: Any) -> float | None:
+    """Returns the MACs of one image that the settings' target asks for; None if they have no target.
+
+    Args:
+        settings: a model's checked options, not yet solved.
+    """
+    merge = getattr(settings, "merge", None)
+    if merge is None or merge.solved:
+        return None
+    if isinstance(settings, ZooSettings):
+        image = (settings.in_chans, settings.img_size, settings.img_size)
+        unmerged = count(_built_without_data(with_r(settings, 0)), image)
+    else:
+        unmerged = _formula_cost(settings)((0,) * settings.depth)
+    return macs_of_target(merge, unmerged)
+
+
+def with_r(settings: Any, r: int | list[int]) -> Any:
+    """Returns a model's settings with this `merge.r`, in place of whatever says how many tokens are removed."""
+    budget = {"r": r, "keep": None, "target_gmacs": None, "target_ratio": None}
+    return settings.model_copy(update={"merge": settings.merge.model_copy(update=budget)})
+
+
+def _formula_cost(settings: Any) -> Cost:
+    """Returns the cost of one of our own models as a function of its schedule."""
+    return lambda schedule: sum(formula_macs(with_r(settings, list(schedule))).values())
+
+
+def _built_without_data(settings: Any) -> nn.Module:
+    """Returns the library's model on the meta device, or on the CPU where its constructor needs numbers."""
+    try:
+        with torch.device("meta"):
+            return build_zoo(settings)
+    except NotImplementedError:
+        return build_zoo(settings)

@@ -1,0 +1,240 @@
+"""What a wrapped model costs, for any schedule, from a few traces: multiply-adds (MACs) of one image.
+
+Nothing is computed: operators run on tensors without data and are counted by their shapes. A block's cost is a
+polynomial of degree two in the tokens that enter it and the patches that it removes, apart from the parity of what a
+method matches, which is a few MACs in millions. So a dozen traces of one block are enough for every schedule, and equal
+blocks share them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...settings import UserError
+from ..budget import Cost, CountError, Schedule, solve_budget
+from ..contract import Grid, Merger
+from ..layer import MergeLayer
+from ..tokens import Tokens
+from .blocks import MergingBlocks
+from .families import kind_of
+from .kinds import Family
+
+PREDICTION = 1e-3  # share by which a predicted cost may differ from the traced one
+aten = torch.ops.aten
+
+
+def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:
+    """Each element of a matrix product costs the last extent of its left factor, which is argument `left`."""
+    return lambda args, out: out.numel() * args[left].shape[-1]
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
+    """Weight (C_out, C_in / groups, kernel...); a transposed convolution spends as much at each input position."""
+    weight, transposed = args[1], args[6]
+    return (args[0].numel() if transposed else out.numel()) * prod(weight.shape[1:])
+
+
+def _attention(args: tuple[Any, ...], out: tuple[Any, ...]) -> int:
+    """q k^T and the product with v: q (..., T, D), k (..., S, D), v (..., S, Dv)."""
+    q, k, v = args[:3]
+    return prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+# Operators as they reach the dispatcher: linear layers and matmul are `mm` and its relatives by then.
+MACS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
+    aten.mm: _product(0),
+    aten.bmm: _product(0),
+    aten.mv: _product(0),
+    aten.dot: lambda args, out: args[0].numel(),
+    aten.addmm: _product(1),
+    aten.addmv: _product(1),
+    aten.baddbmm: _product(1),
+    aten._cdist_forward: _product(0),
+    aten.convolution: _convolution,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
+_MULTIPLIES = re.compile(r"mm|mv|conv|attention|einsum|dot|cdist|lstm|gru")
+
+
+class CountMacs(TorchDispatchMode):
+    """Counts the MACs of everything that runs inside.
+
+    Raises:
+        CountError: an operator that multiplies, by its name, and is not in MACS.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = MACS.get(func.overloadpacket)
+        if count is not None:
+            self.macs += count(args, out)
+        elif _MULTIPLIES.search(func.name().partition("::")[2]):
+            raise CountError(f"{func.name()}: add its MACs to MACS in {__name__}")
+        return out
+
+
+@contextmanager
+def _without_data() -> Iterator[FakeTensorMode]:
+    """Tensors made inside have no data; encoder layers of torch run operator by operator, not as one fused kernel."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FakeTensorMode() as mode, torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            yield mode
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _empty_copy(module: nn.Module) -> nn.Module:
+    """Returns a copy in evaluation mode without data and hooks, in fp32 on the CPU. Call it inside `_without_data`."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty(tensor.shape, dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    twin = copy.deepcopy(module, memo).eval()
+    for part in twin.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return twin
+
+
+def count(model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Returns the MACs of one image (C, H, W) through a model in evaluation mode."""
+    with _without_data():
+        twin = _empty_copy(model)
+        with CountMacs() as counter:
+            twin(torch.zeros(1, *image))
+    return counter.macs
+
+
+class BlockCost:
+    """The cost of one block and its merging, for any number of patches.
+
+    Args:
+        block: a block of a wrapped model.
+        layer: its merging.
+        grid: rows and columns of the patches that enter the first block.
+    """
+
+    def __init__(self, block: nn.Module, layer: MergeLayer, grid: Grid) -> None:
+        self.grid, patches = grid, prod(grid)
+        plain = [(max(patches // part, 1), 0) for part in (1, 2, 3, 5)]
+        merging = _samples(layer.merger, grid)
+        with _without_data():
+            self.block, self.layer = _empty_copy(block), _empty_copy(layer)
+            self._plain = _fitted(plain, [self._trace(*point, None) for point in plain])
+            self._merging = _fitted([(n, r) for n, r, _ in merging], [self._trace(*sample) for sample in merging])
+
+    def __call__(self, patches: int, removed: int) -> float:
+        """Returns the MACs of the block where `patches` enter it and it removes `removed` of them."""
+        return (self._merging if removed else self._plain)(patches, removed)
+
+    def _trace(self, patches: int, removed: int, grid: Grid | None) -> int:
+        """Runs the block once, on patches that form this grid, or none."""
+        prefix = self.layer.prefix
+        index = torch.zeros(1, prefix + prod(self.grid), dtype=torch.int64)
+        tokens = Tokens(index, torch.ones(1, prefix + patches), grid, input_grid=self.grid)
+        x = torch.zeros(1, prefix + patches, self.layer.dim)
+        with CountMacs() as counter:
+            kind_of(self.block, "block").run(self.block, x, tokens, removed, self.layer, None, own=False)
+        return counter.macs
+
+
+def _samples(merger: Merger, grid: Grid) -> list[tuple[int, int, Grid | None]]:
+    """Returns (patches, removed, grid) of merges that the method can make, as different as possible."""
+    patches = prod(grid)
+    if merger.shrink is None:
+        sizes = [max(patches // part, 1) for part in (1, 2, 3)]
+        most = {n: merger.at_most(n) for n in sizes}
+        samples = {(n, max(most[n] // part, 1), None) for n in sizes for part in (1, 2, 4) if most[n]}
+        return sorted(samples, key=lambda sample: sample[:2])
+    grids, samples = [grid], {}
+    for before in grids:  # grows while a method makes new grids of the old ones
+        for part in (1, 2, 4, 8):
+            after = merger.shrink(before, max(prod(before) // part, 1))
+            if after != before and len(samples) < 16:
+                samples[prod(before), prod(before) - prod(after)] = before
+                grids += [after] if after not in grids else []
+    return [(n, r, before) for (n, r), before in samples.items()]
+
+
+def _fitted(points: list[tuple[int, int]], macs: list[int]) -> Callable[[int, int], float]:
+    """Returns the polynomial of degree two in (patches, removed) that is nearest to the MACs traced at the points."""
+    if not points:
+        return lambda patches, removed: 0.0
+    scale = max(n for n, _ in points)
+
+    def features(patches: int, removed: int) -> list[float]:
+        n, r = patches / scale, removed / scale
+        return [1.0, n, r, n * n, n * r, r * r]
+
+    solution, *_ = np.linalg.lstsq(np.array([features(*point) for point in points]), np.array(macs, float), rcond=None)
+    return lambda patches, removed: float(solution @ features(patches, removed))
+
+
+def traced_cost(unmerged: int, layers: list[MergeLayer], blocks: list[nn.Module], grid: Grid) -> Cost:
+    """Returns the cost of a model as a function of its schedule.
+
+    Args:
+        unmerged: MACs of one image without merging.
+        layers, blocks: the merging in each block, and the blocks.
+        grid: rows and columns of the patches that enter the first block.
+    """
+    costs: dict[Any, BlockCost] = {}
+    keys = [(type(block), *((name, p.shape) for name, p in block.named_parameters())) for block in blocks]
+    for key, block, layer in zip(keys, blocks, layers, strict=True):
+        if key not in costs:
+            costs[key] = BlockCost(block, layer, grid)
+    patches = prod(grid)
+    rest = unmerged - sum(costs[key](patches, 0) for key in keys)
+
+    def cost(schedule: Schedule) -> int:
+        total, left = rest, patches
+        for key, removed in zip(keys, schedule, strict=True):
+            total += costs[key](left, removed)
+            left -= removed
+        return round(total)
+
+    return cost
+
+
+def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
+    """Sets the plan of a wrapped model that meets the budget in its settings.
+
+    Args:
+        vit: the wrapped model, whose blocks remove nothing yet.
+        family: its family.
+        blocks: its blocks.
+
+    Raises:
+        UserError: the budget cannot be met, or the model was built for no image size.
+    """
+    grid, _ = blocks.layout()
+    budget = f"merge.{blocks.settings.target} = {getattr(blocks.settings, str(blocks.settings.target))}"
+    if grid is None:
+        raise UserError(f"{budget}: this {type(vit).__name__} was built for no image size; build it for one, or give r")
+    channels = next(module.in_channels for module in vit.modules() if isinstance(module, nn.Conv2d))
+    image = (channels, *family.image_size(vit))
+    cost = traced_cost(count(vit, image), list(blocks.merging), [blocks[i] for i in range(len(blocks))], grid)
+    plan = solve_budget(blocks.settings, cost, len(blocks), grid)
+    blocks.plan = plan
+    expected, traced = cost(tuple(plan)), count(vit, image)
+    if abs(expected - traced) > PREDICTION * traced:
+        counts = f"{expected / 1e9:.4g} GMACs expected, {traced / 1e9:.4g} counted"
+        raise UserError(f"{budget}: the cost of {blocks.settings.method} is no polynomial here ({counts}); give r")
