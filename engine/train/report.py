@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.measure.intervals import percent, spread_lines, wilson
 from engine.runs.results import Results
+from engine.tables import Column, print_table
 from engine.tasks import task_with_metric
 from engine.wording import fixed, shown
 
@@ -64,13 +65,15 @@ def print_folds(report: Mapping[str, Any], folder: Path) -> None:
     """
     metric = report["metric"]
     title = f"test {task_with_metric(metric).score_title}"
-    print(f"\nfold            {title}, %   95 % interval   images   training, s")
+    columns = [Column("fold", words=True), *map(Column, (f"{title}, %", "95 % interval", "images", "training, s"))]
+    rows = []
     for fold in report["fold"]:
         interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
-        print(
-            f"{fold['fold']:<14}  {100 * fold[f'test_{metric}']:>{len(title) + 3}.2f}   {interval:>13}   "
-            f"{fold['images']:>6}   {fold['seconds']:>11.0f}"
-        )
+        score = f"{100 * fold[f'test_{metric}']:.2f}"
+        rows.append([str(fold["fold"]), score, interval, str(fold["images"]), f"{fold['seconds']:.0f}"])
+    print()
+    print_table(columns, rows)
+    print()
     for line in spread_lines(report):
         print(line)
     if report["pooled"]:
