@@ -13,8 +13,9 @@ from engine.data.loader import TrainLoader
 from engine.data.mix import Mix
 from engine.data.workers import deaths_in_words
 from engine.figures.gallery import MOST, gallery, shown
+from engine.runs.compatibility import check_fits
 from engine.runs.folds import of_fold
-from engine.runs.restore import check_fits, with_statistics
+from engine.runs.weights import with_statistics
 from engine.settings.schema import RunSettings
 
 NAMED = 0.02  # of a mixture, shares above this are written

@@ -13,9 +13,10 @@ from engine.data.loader import eval_batches
 from engine.machine import pick_autocast
 from engine.measure.evaluate import Evaluation, Mirrored, evaluate, evaluate_logits
 from engine.measure.predictions import read_tested
+from engine.runs.compatibility import same_images, warn_of_other_data
 from engine.runs.folder import RunFolder
 from engine.runs.folds import finished_runs
-from engine.runs.restore import FinishedRun, load_run, read_settings, same_images, warn_of_other_data
+from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_overrides
 from engine.tasks import Task
 from models.settings import UserError
@@ -32,14 +33,14 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
         raise UserError(
             f"split: each fold is tested on its own images; for another split give one, such as --run {runs[0]}"
         )
-    raw = load_raw(read_settings(folder, overrides)[0].data)
+    raw = load_raw(runs[0].settings_with(overrides).data)
     for run in runs:
-        settings, _ = read_settings(run.path, overrides)
+        settings = run.settings_with(overrides)
         data = build_data(settings.data, settings.split, settings.seed, raw)
         if data.task.one_class:  # else there is no predictions.csv
             read_tested(run.path, data.test, data.classes)
-        warn_of_other_data(run.path, run.settings, settings, data, run.read_results())
-        yield run.path, load_run(run.path, overrides, which, data)
+        warn_of_other_data(run, settings, data)
+        yield run.path, load_run(run, overrides, which, data)
 
 
 def evaluate_together(

@@ -17,9 +17,18 @@ from engine.runs.results import Results
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from models.budget import solve
+from models.interface import merge_settings
 from models.settings import UserError
 
 Which = Literal["best", "last"]
+
+
+def with_budget(settings: RunSettings) -> RunSettings:
+    """Returns the settings with `merge.target_gmacs` or `target_ratio` solved: what a model is built from.
+
+    A run folder keeps the settings as they were asked for.
+    """
+    return settings.model_copy(update={"model": solve(settings.model)})
 
 
 class RunFolder:
@@ -43,6 +52,11 @@ class RunFolder:
         self.log_file = self.path / "log.txt"
         self._changed: dict[tuple[str, ...], RunSettings] = {}
         self._solved: dict[tuple[str, ...], RunSettings] = {}
+
+    @classmethod
+    def at(cls, folder: RunFolder | str | Path) -> RunFolder:
+        """Returns `folder` itself if it is a RunFolder, so that what it has read is kept, or one for the path."""
+        return folder if isinstance(folder, RunFolder) else cls(folder)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -108,16 +122,30 @@ class RunFolder:
                     f"{self}: not a run folder (it has no {self.settings_file.name}); give the folder that training "
                     "printed"
                 )
-            self._changed[key] = load_settings(str(self.settings_file), key)
+            settings = load_settings(str(self.settings_file), key)
+            if key:
+                self._check_learned_metric(settings)
+            self._changed[key] = settings
         return self._changed[key]
 
     def solved_settings_with(self, overrides: tuple[str, ...] | list[str]) -> RunSettings:
         """Returns `settings_with(overrides)` with a budget solved."""
         key = tuple(overrides)
         if key not in self._solved:
-            settings = self.settings_with(key)
-            self._solved[key] = settings.model_copy(update={"model": solve(settings.model)})
+            self._solved[key] = with_budget(self.settings_with(key))
         return self._solved[key]
+
+    def _check_learned_metric(self, settings: RunSettings) -> None:
+        """Refuses merging by a learned metric that the weights do not have, or the other way round."""
+        trained, merge = (merge_settings(s.model) for s in (self.settings, settings))
+        if not trained or not merge or (trained.compared_by() == "learned") == (merge.compared_by() == "learned"):
+            return
+        metric = f"model.merge.metric = {merge.compared_by()!r} ({merge.method})"
+        if merge.compared_by() == "learned":
+            problem, fix = "has no learned metric", "use a method and a merge.metric that learn nothing"
+        else:
+            problem, fix = "has a learned metric", "add merge.metric=learned"
+        raise UserError(f"{metric}: {self} {problem} among its weights; {fix}")
 
     def write_settings(self, settings: RunSettings) -> None:
         """Writes the settings of a run that begins or goes on.

@@ -109,7 +109,7 @@ def sweep(
         run_folder.solved_settings_with(change)
     rows, data = [], None
     for value, change in zip(values, changes, strict=True):
-        run = load_run(folder, change, which, data)
+        run = load_run(run_folder, change, which, data)
         data = run.data
         rows.append(_evaluated(value, run, split))
     return rows

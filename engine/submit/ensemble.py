@@ -10,7 +10,6 @@ from pathlib import Path
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.folds import finished_runs
-from engine.runs.restore import read_settings
 from engine.settings.layers import parse_overrides
 from engine.tasks import Task
 from engine.wording import few
@@ -21,7 +20,7 @@ from models.settings import UserError
 class Member:
     """A run folder of an ensemble, and its share of the averaged probabilities."""
 
-    folder: Path
+    run: RunFolder
     share: float
 
 
@@ -73,42 +72,42 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
     members = []
     for folder, weight in zip(folders, weights):
         folds = finished_runs(RunFolder(folder))
-        members += [Member(fold.path, weight / sum(weights) / len(folds)) for fold in folds]
-    count = Counter(member.folder.resolve() for member in members)
-    if twice := [member.folder for member in members if count[member.folder.resolve()] > 1]:
+        members += [Member(fold, weight / sum(weights) / len(folds)) for fold in folds]
+    count = Counter(member.run.path.resolve() for member in members)
+    if twice := [member.run for member in members if count[member.run.path.resolve()] > 1]:
         raise UserError(f"--run {twice[-1]}: given twice; give it once, and set how much it counts with --weights")
     if "split" in parse_overrides(overrides):
         raise UserError(
             f"split: has no effect on predictions, which use no data of the run; for one fold alone give its "
-            f"folder, such as --run {members[0].folder}"
+            f"folder, such as --run {members[0].run}"
         )
-    labels = [_labels(member.folder, overrides) for member in members]
+    labels = [_labels(member.run, overrides) for member in members]
     for member, other in zip(members[1:], labels[1:]):
-        _check_same(members[0].folder, labels[0], member.folder, other)
+        _check_same(members[0].run, labels[0], member.run, other)
     return Ensemble(members, *labels[0], tuple(overrides))
 
 
-def _labels(folder: Path, overrides: Sequence[str]) -> tuple[list[str], Task]:
+def _labels(run: RunFolder, overrides: Sequence[str]) -> tuple[list[str], Task]:
     """Returns a run's classes and what its labels mean; checks its settings with the overrides."""
-    settings, _ = read_settings(folder, overrides)
-    return checkpoint.load(folder / "best.pt")["classes"], settings.data.task
+    settings = run.solved_settings_with(overrides)
+    return checkpoint.load(run.checkpoint("best"))["classes"], settings.data.task
 
 
 def _check_same(
-    folder: Path, labels: tuple[list[str], Task], other: Path, other_labels: tuple[list[str], Task]
+    run: RunFolder, labels: tuple[list[str], Task], other: RunFolder, other_labels: tuple[list[str], Task]
 ) -> None:
     (classes, task), (other_classes, other_task) = labels, other_labels
     if set(classes) != set(other_classes):
         only = {
-            folder: sorted(map(repr, set(classes) - set(other_classes))),
+            run: sorted(map(repr, set(classes) - set(other_classes))),
             other: sorted(map(repr, set(other_classes) - set(classes))),
         }
         differences = [f"{len(names)} only {run} has ({few(names)})" for run, names in only.items() if names]
         raise UserError(
-            f"--run {other}: its classes are not those of {folder}: {', '.join(differences)}; "
+            f"--run {other}: its classes are not those of {run}: {', '.join(differences)}; "
             "give runs on the same classes"
         )
     if task is not other_task:
         raise UserError(
-            f"--run {other}: {folder} and it differ in whether an image can have many labels; give runs of one kind"
+            f"--run {other}: {run} and it differ in whether an image can have many labels; give runs of one kind"
         )

@@ -113,27 +113,29 @@ def predict(ensemble: Ensemble, paths: Sequence[Path], tta: Sequence[str] = ()) 
 
 def _of_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Returns a member's probabilities, float64 (N, K), and thresholds, (K,), in the ensemble's order of classes."""
-    run = load_model(member.folder, ensemble.overrides)
+    run = load_model(member.run, ensemble.overrides)
     order = [run.classes.index(name) for name in ensemble.classes]  # runs may number their classes differently
     if not run.as_trained:
         log.warning(
             "%s: merging is not that of training: %s, tokens removed by each block: %s",
-            member.folder,
+            member.run,
             merging_method(run.settings.model) or "none",
             removed_per_block(run.model),
         )
-    its_probabilities = probabilities(run, paths, tta, task=ensemble.task, name=str(member.folder))
+    its_probabilities = probabilities(run, paths, tta, task=ensemble.task, name=str(member.run))
     thresholds = torch.zeros(len(order), dtype=torch.float64)
     if ensemble.task.has_thresholds:
-        thresholds = _thresholds(run, member.folder)
+        thresholds = _thresholds(run)
     return its_probabilities[:, order], thresholds[order]
 
 
-def _thresholds(run: TrainedModel, folder: Path) -> Tensor:
+def _thresholds(run: TrainedModel) -> Tensor:
     """Returns the probability threshold above which each label is predicted, float64 (K,)."""
     thresholds = run.results.thresholds if run.results else None
     if thresholds is None:
-        log.warning("%s: has no thresholds (no validation images, or not finished); 1/2 is used for all labels", folder)
+        log.warning(
+            "%s: has no thresholds (no validation images, or not finished); 1/2 is used for all labels", run.run
+        )
         thresholds = dict.fromkeys(run.classes, 0.5)
     return torch.tensor([thresholds[name] for name in run.classes], dtype=torch.float64)
 

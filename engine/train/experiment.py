@@ -21,20 +21,12 @@ from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import wilson
 from engine.measure.predictions import predictions_of, write_predictions
 from engine.runs import checkpoint
-from engine.runs.folder import RunFolder
+from engine.runs.compatibility import check_classes, check_fits, same_images, test_set_of
+from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
-from engine.runs.restore import (
-    built,
-    check_fits,
-    load_weights,
-    same_images,
-    start_weights,
-    test_set_of,
-    with_budget,
-    with_statistics,
-)
 from engine.runs.results import Results
 from engine.runs.tracking import Tracker
+from engine.runs.weights import built, load_trained, start_weights, with_statistics
 from engine.settings.changes import changed_on_resume
 from engine.settings.schema import RunSettings
 from engine.train.trainer import Trainer
@@ -220,7 +212,9 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker, code: str | None)
     """
     model, progress, settings = trainer.model, trainer.progress, trainer.settings
     best = RunFolder(trainer.folder).checkpoint("best")
-    best_step = load_weights(model, trainer.data, best, trainer.saved_names)["step"]
+    state = checkpoint.load(best)
+    check_classes(state["classes"], trainer.data, str(best))
+    load_trained(model, state, best, trainer.saved_names)
     trained, parameters = trainer.tuning.trained(), sum(p.numel() for p in model.parameters())
     if settings.finetune and settings.finetune.mode == "lora":
         merge_lora(model)  # the run is read back with its adapters added in, which in bf16 computes something else
@@ -251,7 +245,7 @@ def test(trainer: Trainer, cost: Complexity, tracker: Tracker, code: str | None)
         val_score=progress.best if len(trainer.data.val) else None,
         thresholds=dict(zip(trainer.data.classes, thresholds, strict=True)) if thresholds else None,
         val_images=len(trainer.data.val),
-        best_step=best_step,
+        best_step=state["step"],
         steps=progress.step,
         epochs=trainer.epochs,
         train_images=len(trainer.data.train),

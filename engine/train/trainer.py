@@ -25,8 +25,8 @@ from engine.figures.gallery import wrong_pictures_figure
 from engine.machine import peak_memory, pick_autocast, seed_step, to_device
 from engine.measure.evaluate import Evaluation, evaluate
 from engine.runs import checkpoint
-from engine.runs.restore import load_trained
 from engine.runs.tracking import Tracker
+from engine.runs.weights import load_trained
 from engine.settings.schema import RunSettings
 from engine.train.features import in_batches, keep_features
 from engine.train.optim import EMA, build_optimizer, learning_rate

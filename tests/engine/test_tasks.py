@@ -132,11 +132,11 @@ def test_a_third_kind_of_label_trains_and_is_read_back(tiny, folder, monkeypatch
     )
     assert build_data(settings.data, SplitSettings(), 0).task is LEVELS
     results = run_experiment(settings, folder)
-    assert results["metric"] == "within_one" and results["test_within_one"] > 0.4
-    low, high = results["test_interval"]
-    assert low < results["test_within_one"] < high
+    assert results.metric == "within_one" and results.test_score > 0.4
+    low, high = results.test_interval
+    assert low < results.test_score < high
     assert not (folder / "predictions.csv").exists() and not (folder / "confusion.png").exists()
-    assert evaluate_run(load_run(folder), "test").score == results["test_within_one"]
+    assert evaluate_run(load_run(folder), "test").score == results.test_score
     assert compare([folder])[0].metric == "within_one"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["val/within_one"] for line in lines if "val/within_one" in line][-1] > 0.4

@@ -12,7 +12,7 @@ from PIL import Image
 from engine.data.loader import Normalise
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
-from engine.runs.restore import built
+from engine.runs.weights import built
 from engine.settings.schema import RunSettings
 from models.settings import check
 from tests.results import results_of

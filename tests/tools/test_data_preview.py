@@ -12,7 +12,7 @@ from PIL import Image
 from engine.cli import cli
 from engine.data import build_data
 from engine.figures import preview
-from engine.runs.restore import built
+from engine.runs.weights import built
 from engine.settings.layers import load_settings
 from engine.train.trainer import Trainer
 from tests.engine.data.conftest import save_image

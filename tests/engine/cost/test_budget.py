@@ -10,7 +10,8 @@ import torch
 
 from engine.cost.budget import drawn_schedule, range_of
 from engine.runs import checkpoint
-from engine.runs.restore import built, load_run
+from engine.runs.restore import load_run
+from engine.runs.weights import built
 from engine.settings.layers import load_settings
 from engine.train.experiment import run_experiment
 from engine.train.trainer import Trainer

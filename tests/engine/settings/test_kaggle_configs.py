@@ -8,8 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from engine.runs.folder import RunFolder
-from engine.runs.restore import with_budget
+from engine.runs.folder import RunFolder, with_budget
 from engine.settings.layers import load_settings
 from models import build
 from tests.engine.data.conftest import save_image

@@ -185,10 +185,10 @@ def test_another_fold_than_the_runs_own_is_no_test(finished, caplog):
     for override in ("split.fold=2", "split.test_seed=1", "seed=3"):
         caplog.clear()
         load_run(finished / "fold1", [override])
-        assert "it has learnt images that it is tested on now" in caplog.text
+        assert "the model has seen images that test it now" in caplog.text
     caplog.clear()
     load_run(finished / "fold1", ["split.fold=1", "split.part=1"])
-    assert "has learnt" not in caplog.text
+    assert "has seen" not in caplog.text
 
 
 def test_pictures_and_events(finished):
@@ -325,7 +325,7 @@ def test_folds_are_evaluated_on_what_tested_them_alone(tmp_path, caplog):
     assert "WARNING" not in caplog.text
     save_image(tmp_path / "moved" / "b" / "4.png", 100, (8, 8))  # other pixels
     assert len(list(load_folds(tmp_path / "runs", moved))) == K
-    assert caplog.text.count("was run on other images, labels or pixels than are read here") == K
+    assert caplog.text.count("was run on other images, labels or pixels than are read") == K
     save_image(tmp_path / "moved" / "b" / "new.png", 99, (8, 8))
     with pytest.raises(UserError, match="fold.: its test images are not those that the data has for it now"):
         list(load_folds(tmp_path / "runs", moved))

@@ -1,0 +1,147 @@
+"""Weights into models: those that a run starts from, and those that its checkpoints hold.
+
+The checkpoint of a run that trains only a part of its model (`finetune.mode` head or lora) holds only that part. The
+model is then built from the weights that the run started from, and the checkpoint has a digest of what was not trained,
+so that other starting weights are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import Data
+from engine.machine import seed_step
+from engine.runs import checkpoint
+from engine.runs.folder import RunFolder, Which
+from engine.settings.schema import RunSettings
+from models.budget import solve
+from models.finetune import Tuning, frozen_state
+from models.lora import merge_lora
+from models.registry import build
+from models.settings import UserError
+from models.weights import load_weights as load_weights_from
+from models.zoo import normalisation
+
+log = logging.getLogger("hybridmerge")
+
+CheckpointState = dict[str, Any]  # what `checkpoint.load` returns
+
+
+def built(settings: RunSettings) -> nn.Module:
+    """Builds the model of the settings with initial weights drawn from the run's seed."""
+    seed_step(settings.seed, 0)
+    return build(solve(settings.model)).to(memory_format=torch.channels_last)
+
+
+def start_weights(model: nn.Module, settings: RunSettings) -> None:
+    """Loads the weights named by `model.weights`, if any, and logs which of them fit.
+
+    Raises:
+        UserError: the weights cannot be read, or none of them fits.
+    """
+    source = settings.model.weights
+    if source is None:
+        return
+    if Path(source).is_file():
+        checkpoint.verify(Path(source))
+    run = RunFolder(source)
+    whole = run.is_run and run.checkpoint("best").is_file()
+    report = load_weights_from(model, source, _all_weights(run) if whole else None)
+    for line in report.lines():
+        log.info(line)
+
+
+def _all_weights(run: RunFolder) -> dict[str, Tensor]:
+    """A run's best weights, all of them, even if its checkpoint holds only the part that was trained."""
+    state = checkpoint.load(run.checkpoint("best"))
+    if not _trains_a_part(run.settings):
+        return state["model"]
+    return _rebuilt(run.solved_settings, run.settings, state, run.checkpoint("best")).state_dict()
+
+
+def trained_model(run: RunFolder, settings: RunSettings, state: CheckpointState, which: Which = "best") -> nn.Module:
+    """Builds the model of a run with the weights of a checkpoint, on the CPU.
+
+    Args:
+        run: the run.
+        settings: its settings, possibly with merging changed; a budget is solved.
+        state: the checkpoint.
+        which: of the run's checkpoints, for errors.
+
+    Raises:
+        UserError: the checkpoint's weights are another model's, or the weights that the run started from have changed.
+    """
+    file = run.checkpoint(which)
+    if not _trains_a_part(settings):
+        model = built(settings)
+        load_trained(model, state, file, None)
+        return model
+    stored = run.solved_settings  # adapters belong to the model as it was trained
+    model = _rebuilt(stored, settings, state, file)
+    if settings.model == stored.model:
+        return model
+    changed = built(settings)
+    checkpoint.load_model_state(changed, model.state_dict(), str(file))
+    return changed
+
+
+def _trains_a_part(settings: RunSettings) -> bool:
+    """Whether the run's checkpoints hold only the part of the model that was trained."""
+    return settings.finetune is not None and settings.finetune.mode in ("head", "lora")
+
+
+def _rebuilt(stored: RunSettings, settings: RunSettings, state: CheckpointState, file: Path) -> nn.Module:
+    """Builds a model of which a part was trained: by `stored`, from the weights that `settings` name.
+
+    LoRA's adapters are added to the weights beside them.
+    """
+    model = built(stored)
+    start_weights(model, settings)
+    load_trained(model, state, file, Tuning(model, settings.finetune, settings.train.lr).saved_names())
+    merge_lora(model)
+    return model
+
+
+def load_trained(model: nn.Module, state: CheckpointState, file: Path, names: set[str] | None) -> None:
+    """Copies a checkpoint's weights into a model.
+
+    Args:
+        model: if only a part was trained, with the weights that the run started from.
+        state: the checkpoint.
+        file: its path, for errors.
+        names: of the weights that the checkpoint holds; None: all of the model's.
+
+    Raises:
+        UserError: the weights are another model's, or the part that was not trained is not what it was.
+    """
+    if names is not None and state.get("frozen") != checkpoint.digest_of(frozen_state(model, names)):
+        raise UserError(
+            f"{file}: holds only what was trained, and model.weights are not those that the run started from; "
+            "give the same weights"
+        )
+    checkpoint.load_model_state(model, state["model"], str(file), names)
+
+
+def with_statistics(data: Data, settings: RunSettings, state: CheckpointState | None = None) -> Data:
+    """Returns the data with the mean and standard deviation that normalised the images of the weights' training.
+
+    Args:
+        data: with its own statistics, which are kept if the weights have none.
+        settings: whose `model.weights` name a run, a checkpoint of one, or a hub's model with metadata.
+        state: the checkpoint that a run resumes from, whose statistics win.
+    """
+    weights, statistics = settings.model.weights, None
+    if state is not None and "mean" in state:
+        statistics = state["mean"], state["std"]
+    elif weights is not None:
+        file = RunFolder(weights).checkpoint("best") if Path(weights).is_dir() else Path(weights)
+        statistics = checkpoint.statistics(file) or normalisation(settings.model)
+    if statistics is None or len(statistics[0]) != len(data.mean):
+        return data
+    return replace(data, mean=tuple(statistics[0]), std=tuple(statistics[1]))
