@@ -2,7 +2,7 @@
 # make test    runs the tests, on the CPU, in two processes; ARGS="-k merge" for some of them, JOBS=8 for more processes
 #              HYBRIDMERGE_PRECISION=bf16 make test runs them in bf16, on any processor
 # make test-bf16 runs the tests that depend on precision in bf16
-# make lint    checks the code, and its format, with ruff
+# make lint    checks the code and its format with ruff, and types with mypy
 # make install makes the environment in .venv; PYTHON=python3.12 chooses the interpreter
 # make clean   deletes the environment and caches; runs/ and data/ stay
 
@@ -28,6 +28,7 @@ test-bf16:
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Again whenever setup.py changes. pip 21.3 is the first that installs a project with a pyproject.toml as editable.
 $(STAMP): setup.py

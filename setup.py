@@ -51,6 +51,7 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.6",
+            "mypy>=2.0",
             "jsonschema>=4.20",
             "setuptools>=70.1",  # a test builds the wheel, without a network
             *LORA,

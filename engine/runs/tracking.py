@@ -165,7 +165,7 @@ def _cut(path: Path, end: int, most: int | None) -> int:
 def _step(line: str) -> float:
     """The step of a line; infinity for a line that kill -9 or a loss of power has torn."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return math.inf
 

@@ -61,7 +61,8 @@ def _all_weights(run: RunFolder) -> dict[str, Tensor]:
     """A run's best weights, all of them, even if its checkpoint holds only the part that was trained."""
     state = checkpoint.load(run.checkpoint("best"))
     if not _trains_a_part(run.settings):
-        return state["model"]
+        weights: dict[str, Tensor] = state["model"]
+        return weights
     return _rebuilt(run.solved_settings, run.settings, state, run.checkpoint("best")).state_dict()
 
 

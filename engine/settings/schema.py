@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import Field, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
 from models.finetune import FinetuneSettings
 from models.registry import MODELS
-from models.settings import Settings
+from models.settings import ModelSettings, Settings
 
 
 def one_of(table: Mapping[str, tuple[type[Settings], Any]]) -> Any:
@@ -19,7 +19,11 @@ def one_of(table: Mapping[str, tuple[type[Settings], Any]]) -> Any:
     return classes[0] if len(classes) == 1 else Annotated[Union[classes], Field(discriminator="name")]  # noqa: UP007
 
 
-Model, Dataset = one_of(MODELS), one_of(DATASETS)
+if TYPE_CHECKING:  # a type checker cannot follow unions that are made when the module is imported
+    Model: TypeAlias = ModelSettings
+    Dataset: TypeAlias = Any
+else:
+    Model, Dataset = one_of(MODELS), one_of(DATASETS)
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
