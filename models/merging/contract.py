@@ -26,8 +26,8 @@ class MergeContext(NamedTuple):
 class Assignment(NamedTuple):
     """What a method returns: patch i becomes part of output patch `index[:, i]`; there are `count` output patches."""
 
-    index: Tensor  # (B, N) int64
-    count: int
+    index: Tensor  # type: ignore[assignment]  # (B, N) int64; hides tuple.index
+    count: int  # type: ignore[assignment]  # hides tuple.count
     weight: Tensor | None = None  # (B, N) float32: means are weighted by size x weight; 0 drops the patch and its mass
     grid: Grid | None = None  # rows and columns of the output patches, where they form a grid in row order
 

@@ -36,13 +36,14 @@ class Attended:
     """
 
     def __init__(self, source: Tensor, compute: Callable[[], Scores]) -> None:
-        self.source, self._compute, self._scores = source, compute, None
+        self.source, self._compute = source, compute
+        self._scores: Scores | None = None
 
     @property
     def scores(self) -> Scores:
         """Queries, keys and bias."""
         if self._scores is None:
-            self._scores: Scores | None = self._compute()
+            self._scores = self._compute()
         return self._scores
 
 
@@ -88,7 +89,8 @@ class MergeLayer(nn.Module):
         metric = self.compared(x, attended.source, scores.k)
         if self.training and self.merger.soft is not None:
             with torch.autocast(x.device.type, enabled=False):
-                return self.merger.soft(x, tokens, metric, r, self.prefix)
+                softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
+                return softened
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth)
 
     def compared(self, x: Tensor, source: Tensor, k: Tensor) -> Tensor:
@@ -97,7 +99,8 @@ class MergeLayer(nn.Module):
             return k.mean(1, dtype=torch.float32)
         if self.head is None:
             return x.float()
-        return self.head(source.detach()).float()
+        learned: Tensor = self.head(source.detach())
+        return learned.float()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -113,7 +116,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     out = out.to(v.dtype)
     if _exporting():  # the operator that a converter substitutes for the fused kernel returns strides without this view
         out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
-    return rearrange(out, "b h t d -> b t (h d)")
+    joined: Tensor = rearrange(out, "b h t d -> b t (h d)")
+    return joined
 
 
 @torch.no_grad()
@@ -129,7 +133,7 @@ def attention_received(q: Tensor, k: Tensor, bias: Tensor | None, of: str) -> Te
     if of == "class":
         q = q[:, :, :1]
         bias = bias if bias is None else bias[..., :1, :]
-    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
+    scores: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1).mean(dim=(1, 2))

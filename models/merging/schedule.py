@@ -1,4 +1,4 @@
-"""How many tokens each block removes."""
+"""Schedules: the number of tokens that each block removes."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from math import ceil, prod
 from ..settings import UserError
 from .contract import Grid, Merger
 
-Plan = Sequence[int | float]  # for each block: an int is how many patches to remove, a float the share of them to keep
+Plan = Sequence[int | float]  # for each block: an int is the number of patches to remove, a float the share to keep
 
 
 def check_plan(plan: Plan) -> None:
-    """Raises UserError where a plan is none."""
+    """Raises UserError if a plan is not a list of such numbers."""
     listed = isinstance(plan, Sequence) and not isinstance(plan, str)
     for asked in plan if listed else ():
         share = isinstance(asked, float) and 0 < asked <= 1
         listed &= share or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0)
     if not listed:
         raise UserError(
-            f"plan = {plan!r}: give a list with, for each block, how many patches to remove (an int, at "
+            f"plan = {plan!r}: give a list with, for each block, the number of patches to remove (an int, at "
             "least 0) or the share of them to keep (a float, above 0 and at most 1)"
         )
 
 
 def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[int]:
-    """What each block really removes.
+    """The number of patches that each block removes.
 
-    A method that cannot take as many patches away takes what it can. One that keeps a grid removes what the grid
-    allows, and what it could not remove it owes to the next block that removes any.
+    A method that cannot remove the requested number removes as many as it can. A method that keeps a grid removes what
+    the grid allows; the remainder is added to the request of the next block that removes any.
 
     Args:
-        plan: what each block is asked for.
-        patches: how many patches enter the first block, prefix tokens not counted.
+        plan: what is requested from each block.
+        patches: number of patches that enter the first block, without prefix tokens.
         merger: the method.
-        grid: their rows and columns; methods that keep a grid need it.
+        grid: rows and columns of the patches; required by methods that keep a grid.
 
     Raises:
-        ValueError: a method that keeps a grid, and no grid.
+        ValueError: a method that keeps a grid, but no grid.
     """
     if merger.shrink is not None and grid is None:
-        raise ValueError("merge.method: it merges neighbours on a grid, and these patches are none")
+        raise ValueError("merge.method: it merges neighbours on a grid, and these patches form none")
     schedule, owed = [], 0
     for asked in plan:
-        due = patches - owed  # as many as there should be by now
+        due = patches - owed  # the number of patches requested to be left so far
         n = due - ceil(round(asked * due, 6)) if isinstance(asked, float) else asked
-        if merger.shrink is None:
+        if merger.shrink is None or grid is None:
             n = min(n, merger.at_most(patches))
         else:
             owed += n

@@ -29,7 +29,8 @@ class Tokens(NamedTuple):
     In a soft state, `index` is the token with the largest share, and `size` is the sum of shares over input tokens.
     """
 
-    index: Tensor  # (B, P + N) int64: the token that each input token is now part of
+    # (B, P + N) int64: the token that each input token is now part of
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     size: Tensor  # (B, T) float32: how many input tokens each token stands for; bincount(index) if none was dropped
     grid: Grid | None = None  # rows and columns of the T - P patches, as long as they form a grid in row order
     soft: Soft | None = None

@@ -11,7 +11,7 @@ patches weights tokens by size, a pooling attention is proportional, and a map i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -47,7 +47,7 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         method: a key of MERGERS.
         r: tokens that each block removes: n, a list, {"first": n, "last": n}; of {"train": [a, b]} the middle.
         others: other keys of the `merge:` section. In place of r: `keep`, `target_gmacs` (GMACs of one image) or
-            `target_ratio` (MACs without merging over MACs with it), which are met within 0.5 %. Besides: metric,
+            `target_ratio` (MACs without merging divided by MACs with it), which are met within 0.5 %. Besides: metric,
             prop_attn, and a method's own options.
 
     Returns:
@@ -61,20 +61,24 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     vit = _inside(model)
     family = family_of(vit)
     old = vit.get_submodule(family.blocks)
-    wrapped = isinstance(old, MergingBlocks)
-    (check_hooks if wrapped else check_container)(old, family.blocks)
+    wrapped = old if isinstance(old, MergingBlocks) else None
+    if wrapped is None:
+        check_container(old, family.blocks)
+    else:
+        check_hooks(old, family.blocks)
     # Not named_children(), which omits the second occurrence of a block.
-    blocks = {name: block for name, block in old._modules.items() if not wrapped or name in old.names}
+    names = list(old._modules) if wrapped is None else wrapped.names
+    blocks = {name: old.get_submodule(name) for name in names}
     for name, block in blocks.items():
         path = f"{family.blocks}.{name}"
         check_block(block, path, kind_of(block, path))
     check_needs(settings.merger(), settings.method, vit, family)
     merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
-    plan, container = _plan(settings, len(blocks)), old.container if wrapped else type(old)
+    plan, container = _plan(settings, len(blocks)), type(old) if wrapped is None else wrapped.container
     new = MergingBlocks(blocks, merging, settings, plan, family.prefix(vit), family.layout(vit), container)
-    if wrapped:
-        for layer, before in zip(new.merging, old.merging, strict=True):
-            layer.head = before.head if layer.head is not None and before.head is not None else layer.head
+    if wrapped is not None and settings.compared_by() == wrapped.settings.compared_by() == "learned":
+        for layer, before in zip(new.merging, wrapped.merging, strict=True):
+            layer.head = before.head
     if new.layout()[0] is not None:
         new.schedule()
     new.merging.train(old.training)
@@ -137,9 +141,17 @@ def trace(model: nn.Module, *inputs: Any) -> tuple[Any, Tokens]:
     return output, seen[-1]
 
 
+@runtime_checkable
+class HasBaseModel(Protocol):
+    """peft's model around the model that it adapts."""
+
+    def get_base_model(self) -> nn.Module:
+        """The adapted model."""
+
+
 def _inside(model: nn.Module) -> nn.Module:
     """The model inside peft's model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if isinstance(model, HasBaseModel) else model
 
 
 def _plan(settings: MergeSettings, depth: int) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ...settings import UserError
 from ..contract import Grid
-from ..layer import MergeLayer
 from ..schedule import Plan, check_plan, effective_schedule
 from ..settings import MergeSettings
 from ..tokens import Tokens, initial_tokens, size_bias, unmerge
@@ -48,7 +47,7 @@ class MergingBlocks(nn.Module):
     def __init__(
         self,
         blocks: dict[str, nn.Module],
-        layers: list[MergeLayer],
+        layers: Iterable[nn.Module],
         settings: MergeSettings,
         plan: Plan,
         prefix: int,
@@ -77,7 +76,8 @@ class MergingBlocks(nn.Module):
         tokens, schedule = self.begin(x)
         for position, r in enumerate(schedule):
             x, tokens = self.run(position, x, tokens, r, **options)
-        return self.unmerge(x, tokens)
+        out: Tensor = self.unmerge(x, tokens)
+        return out
 
     def begin(self, x: Tensor) -> tuple[Tokens, list[int]]:
         """The state of tokens x (B, P + N, C) before the first block, and the number of patches each block removes."""
@@ -98,7 +98,7 @@ class MergingBlocks(nn.Module):
     def grid(self, patches: int) -> Grid | None:
         """Rows and columns of so many patches; None where they are not known: images of any size, patch dropout."""
         grid, fixed = self.layout()
-        return grid if fixed and prod(grid) == patches else None
+        return grid if fixed and grid is not None and prod(grid) == patches else None
 
     def schedule(self, patches: int | None = None) -> list[int]:
         """The number of patches that each block removes.
@@ -130,12 +130,12 @@ class MergingBlocks(nn.Module):
     def __getitem__(self, key: int | slice) -> nn.Module:
         """The block itself; for a slice, these blocks with their merging."""
         if isinstance(key, slice):
-            blocks = {name: self._modules[name] for name in self.names[key]}
-            layers, plan = list(self.merging[key]), self.plan[key]
+            blocks = {name: self.get_submodule(name) for name in self.names[key]}
+            layers, plan = self.merging[key], self.plan[key]
             part = MergingBlocks(blocks, layers, self.settings, plan, self.prefix, self.layout, self.container)
             part.training = self.training
             return part
-        return self._modules[self.names[key]]
+        return self.get_submodule(self.names[key])
 
     def __iter__(self) -> Iterator[Step]:
         """For models that loop over their blocks: one step per block; the steps of one loop share the state."""
@@ -186,7 +186,7 @@ class Step:
                 )
             x = before if tokens.merged else x
         x, tokens = blocks.run(position, x, tokens, run.schedule[position], **options)
-        out = blocks.unmerge(x, tokens)
+        out: Tensor = blocks.unmerge(x, tokens)
         run.after.setdefault(position, (x, tokens, out))
         return out
 

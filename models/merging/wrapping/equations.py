@@ -48,7 +48,7 @@ def _timm_attention(
 ) -> tuple[Tensor, Attended]:
     """timm's Attention of source (B, T, C): its output (B, T, C), and what it is computed from."""
     if own:
-        return attn(source, **options), Attended(source, lambda: Scores(*_timm_qkv(attn, source)[:2], bias))
+        return attn(source, **options), Attended(source, lambda: _scores(_timm_qkv(attn, source), bias))
     q, k, v = _timm_qkv(attn, source)
     out = attend(q, k, v, bias, attn.attn_drop.p if attn.training else 0.0)
     if hasattr(attn, "norm"):  # since timm 1.0.16
@@ -63,9 +63,15 @@ def _timm_qkv(attn: Any, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return attn.q_norm(q), attn.k_norm(k), v
 
 
+def _scores(qkv: tuple[Tensor, ...], bias: Tensor | None) -> Scores:
+    q, k, _ = qkv
+    return Scores(q, k, bias)
+
+
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     """(B, T, 3 x heads x head_dim) -> q, k, v, each (B, heads, T, head_dim)."""
-    return rearrange(qkv, "b t (three h d) -> three b h t d", three=3, h=num_heads).unbind(0)
+    parts: Tensor = rearrange(qkv, "b t (three h d) -> three b h t d", three=3, h=num_heads)
+    return parts.unbind(0)
 
 
 def torchvision_block(
@@ -87,7 +93,7 @@ def _torchvision_attention(attn: Any, source: Tensor, bias: Tensor | None, own: 
 
     if own:
         out, _ = attn(source, source, source, need_weights=False)
-        return out, Attended(source, lambda: Scores(*qkv()[:2], bias))
+        return out, Attended(source, lambda: _scores(qkv(), bias))
     q, k, v = qkv()
     out = attend(q, k, v, bias, attn.dropout if attn.training else 0.0)
     out = F.linear(out, attn.out_proj.weight, attn.out_proj.bias)
@@ -116,7 +122,7 @@ def _beit_attention(
 
     if own:
         out = attn(source, **options)
-        return out, Attended(source, lambda: Scores(*qkv()[:2], _beit_bias(attn, tokens, bias, **options)))
+        return out, Attended(source, lambda: _scores(qkv(), _beit_bias(attn, tokens, bias, **options)))
     q, k, v = qkv()
     bias = _beit_bias(attn, tokens, bias, **options)
     out = attn.proj(attend(q, k, v, bias, attn.attn_drop.p if attn.training else 0.0))
@@ -125,10 +131,11 @@ def _beit_attention(
 
 def _beit_qkv(attn: Any, x: Tensor) -> Tensor:
     """Projects x; keys have no bias. Like Beit's own code, this calls the projection only where biases are separate."""
-    if attn.q_bias is None:
-        return attn.qkv(x)
-    bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-    return attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
+    bias = None if attn.q_bias is None else torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+    if bias is not None and not attn.qkv_bias_separate:
+        return F.linear(x, attn.qkv.weight, bias)
+    projected: Tensor = attn.qkv(x)
+    return projected if bias is None else projected + bias
 
 
 def _beit_bias(

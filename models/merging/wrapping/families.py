@@ -18,6 +18,7 @@ from .equations import beit_block, post_norm_block, torchvision_block, vit_block
 from .kinds import Family, Kind
 from .refusals import check_by_weight, why_not
 
+TimmAttention = vision_transformer.Attention  # type: ignore[attr-defined]  # newer versions re-export it
 SERVED = "timm's VisionTransformer and Beit, and torchvision's VisionTransformer"
 
 
@@ -80,8 +81,8 @@ def family_of(model: nn.Module) -> Family:
 _TIMM = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
 KINDS = {
-    vision_transformer.Block: Kind(vit_block, ("attn", vision_transformer.Attention), _BLOCK | {"ls1", "ls2"}, _TIMM),
-    vision_transformer.ResPostBlock: Kind(post_norm_block, ("attn", vision_transformer.Attention), _BLOCK, _TIMM),
+    vision_transformer.Block: Kind(vit_block, ("attn", TimmAttention), _BLOCK | {"ls1", "ls2"}, _TIMM),
+    vision_transformer.ResPostBlock: Kind(post_norm_block, ("attn", TimmAttention), _BLOCK, _TIMM),
     beit.Block: Kind(
         beit_block,
         ("attn", beit.Attention),
@@ -124,6 +125,7 @@ def kind_of(block: nn.Module, name: str) -> Kind:
 
 def attention_width(block: nn.Module) -> int:
     """Width of an attention head."""
-    attn = getattr(block, kind_of(block, "block").attention[0])
-    width = attn.embed_dim if isinstance(attn, nn.MultiheadAttention) else attn.proj.in_features
-    return width // attn.num_heads
+    attn: Any = getattr(block, kind_of(block, "block").attention[0])
+    width: int = attn.embed_dim if isinstance(attn, nn.MultiheadAttention) else attn.proj.in_features
+    heads: int = attn.num_heads
+    return width // heads

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from engine.cost.macs import measure
 from models import build_model
 from models.merging import MERGERS, initial_tokens, log_size, merge, size_bias, unmerge
+from models.merging.layer import Attended, Scores
 from models.merging.methods.dtem import NEAREST, SPREAD, grouped, soften
 from models.settings import UserError, check
 from models.vit import ViTSettings
@@ -186,7 +187,7 @@ def test_the_embedding_is_decoupled():
     vit = build_model("vit", **SMALL, merge={"method": "dtem", "r": 8})
     layer, x = vit.blocks[0].merge, draw(2, 65, 32)
     source = x.clone().requires_grad_()
-    out, _ = layer(x, initial_tokens(x), 8, source, source, source, None)
+    out, _ = layer(x, initial_tokens(x), 8, Attended(source, lambda: Scores(source, source, None)))
     assert out.requires_grad and torch.autograd.grad(out.sum(), source, allow_unused=True) == (None,)
 
 

@@ -209,7 +209,9 @@ def test_a_plan_that_is_none_is_refused_when_it_is_set(plan):
     model = wrap(built(), r=2)
     with pytest.raises(UserError) as error:
         blocks_of(model).plan = plan
-    assert str(error.value).startswith(f"plan = {plan!r}: give a list with, for each block, how many patches to remove")
+    assert str(error.value).startswith(
+        f"plan = {plan!r}: give a list with, for each block, the number of patches to remove"
+    )
     assert schedule_of(model) == [2, 2, 2]
     blocks_of(model).plan = (3, 0.5, 1.0)
     assert schedule_of(model) == [3, 6, 0]
