@@ -1,4 +1,4 @@
-"""The machine: device, precision, seeds, memory, versions."""
+"""The machine that a program runs on: device, precision, seeds of torch, memory, versions of libraries."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ LIBRARIES = ("torch", "torchvision", "timm", "einops", "fvcore", "numpy", "pydan
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; anything else must be there.
+    """Returns the device of a name: `auto` is CUDA if available, else Apple's MPS, else the CPU.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        UserError: no such device here.
+        UserError: the name is unknown, or the device is not available here.
     """
     if name == "auto":
         mps = torch.backends.mps.is_available()
@@ -43,11 +46,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself: then autocast pays."""
+    """Returns whether the device has bfloat16 arithmetic, so that autocast makes it faster."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        # Versions of torch that do not tell are taken not to have it; `train.precision: bf16` still asks for it.
+        # Versions of torch without this function count as without bf16; `train.precision: bf16` still turns it on.
         return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return False
 
@@ -75,24 +78,24 @@ def pick_autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Images (B, C, H, W) on the device, channels last: convolutions are faster so, and patches are a view.
+    """Moves images (B, C, H, W) to the device in channels-last layout, which is faster for convolutions.
 
-    Features of another shape are moved as they are.
+    Features of any other shape keep their layout.
     """
     layout = torch.channels_last if images.ndim == 4 else torch.preserve_format
     return images.to(device, memory_format=layout, non_blocking=True)
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Makes what a step draws from torch (dropout, stochastic depth) a function of (seed, step) alone.
+    """Seeds torch so that the random draws of a step (dropout, stochastic depth) depend on (seed, step) alone.
 
-    torch's generator on the CPU heeds the lower 32 bits of its seed and no more: both have to be in there.
+    torch's generator on the CPU uses only the lower 32 bits of a seed, so that both numbers are mixed into these.
     """
     torch.manual_seed((seed * 1_000_003 + step) % 2**32)
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: the most that tensors took on a CUDA device, else the most that the process had resident."""
+    """Returns the peak memory in MiB: of tensors on a CUDA device, otherwise of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kibibytes on Linux
@@ -100,7 +103,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, with the number of threads for a CPU."""
+    """Returns the name of the device, with the number of threads for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
@@ -114,11 +117,12 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def commit() -> str | None:
-    """The commit of this code, with `-dirty` if it was changed since; None outside a git checkout."""
+    """Returns the git commit of this code, with `-dirty` if files have changed since; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         described = subprocess.run(

@@ -7,6 +7,7 @@ conformer_blocks.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -124,8 +125,12 @@ class Conformer(MergingEncoder):
         blocks = [(r"^(?:conv|trans|conv_trans)_(\d+)\.", None), (r"^trans_norm", (99999,))]  # with the block before it
         return {"stem": r"^(?:cls_token|conv1|bn1|trans_patch_conv)", "blocks": blocks}
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tokens]:
+    def encode(self, images: Tensor, schedule: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tokens]:
         """Images (B, C, H, W) -> the last map (B, C', h, w), normalised tokens (B, T, D) and their state.
+
+        Args:
+            images: (B, C, H, W).
+            schedule: patches that each block removes this time; None: those of the model.
 
         Raises:
             ValueError: images of another size than the model's.
@@ -137,8 +142,9 @@ class Conformer(MergingEncoder):
         x, _ = self.conv_1(base)
         x_t = rearrange(self.trans_patch_conv(base), "b d h w -> b (h w) d")
         x_t = torch.cat([self.cls_token.expand(x_t.shape[0], -1, -1), x_t], dim=1)
-        x_t, tokens = self.trans_1(x_t, initial_tokens(x_t, self.grid), self.schedule[0])
-        for i, r in enumerate(self.schedule[1:], start=2):
+        first, *others = self.schedule if schedule is None else schedule
+        x_t, tokens = self.trans_1(x_t, initial_tokens(x_t, self.grid), first)
+        for i, r in enumerate(others, start=2):
             x, x_t, tokens = self.get_submodule(f"conv_trans_{i}")(x, x_t, tokens, r, self.prefix)
         return x, self.trans_norm(x_t), tokens
 
@@ -147,9 +153,9 @@ class Conformer(MergingEncoder):
         _, x_t, tokens = self.encode(images)
         return x_t, tokens
 
-    def forward_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_heads(self, images: Tensor, schedule: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> logits of the convolutional head and of the transformer's, (B, classes) each."""
-        x, x_t, _ = self.encode(images)
+        x, x_t, _ = self.encode(images, schedule)
         return self.conv_cls_head(x.mean(dim=(2, 3))), self.trans_cls_head(x_t[:, 0])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -110,18 +110,27 @@ class Tuning:
                 raise UserError(f"finetune.groups: {name} is in two groups; name it in one")
             self.learns_from[name], self.scales[name] = epoch, scale
 
-    def begin(self, epoch: int) -> None:
-        """Lets learn what learns in this epoch, and puts it into training mode; the rest is frozen, in evaluation mode,
-        so that no statistics of BatchNorm move and nothing is dropped out."""
+    def begin(self, epoch: int) -> bool:
+        """Sets `requires_grad` and the modes of modules for an epoch, counted from 0.
+
+        What learns is in training mode. The rest is frozen and in evaluation mode, so that no statistics of BatchNorm
+        move and nothing is dropped out.
+
+        Returns:
+            Whether `requires_grad` of any parameter has changed. Whoever has wrapped the model must then wrap it again:
+            DistributedDataParallel, for one, takes down at its construction which parameters learn.
+        """
+        changed = False
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self.learns_from.get(name, epoch + 1) <= epoch)
+            learns = self.learns_from.get(name, epoch + 1) <= epoch
+            changed |= learns != parameter.requires_grad
+            parameter.requires_grad_(learns)
         self.model.train()
         _freeze_modes(self.model)
+        return changed
 
-    def describe(self, epoch: int, always: bool = False) -> str:
-        """What learns in this epoch, in words, if it differs from the epoch before, or `always`; else ""."""
-        if not always and epoch not in self.learns_from.values():
-            return ""
+    def describe(self) -> str:
+        """Describes what learns now, for the log."""
         learning = [p for p in self.model.parameters() if p.requires_grad]
         count, total = sum(p.numel() for p in learning), sum(p.numel() for p in self.model.parameters())
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
@@ -129,10 +130,10 @@ class Hybrid(nn.Module):
         """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
         return self.vit.forward_features(images)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, classes)."""
+    def forward(self, images: Tensor, schedule: Sequence[int] | None = None) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes); see `VisionTransformer.encode` for `schedule`."""
         features = self.vit.embed(images)
-        x, tokens = self.vit.encode(features)
+        x, tokens = self.vit.encode(features, schedule)
         logits = self.vit.forward_head(x)
         if self.conv_head is not None:
             logits = logits + self.conv_head(x, tokens, features, self.vit.prefix)

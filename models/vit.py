@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 from typing import Literal
@@ -204,12 +205,17 @@ class VisionTransformer(MergingEncoder):
         """Names of parameters that are tokens or position embeddings (timm's convention)."""
         return {"cls_token", "pos_embed"}
 
-    def encode(self, features: Tensor) -> tuple[Tensor, Tokens]:
-        """The stem's feature map (B, D, rows, columns) -> normalised tokens (B, T, D) and their state."""
+    def encode(self, features: Tensor, schedule: Sequence[int] | None = None) -> tuple[Tensor, Tokens]:
+        """The stem's feature map (B, D, rows, columns) -> normalised tokens (B, T, D) and their state.
+
+        Args:
+            features: the stem's feature map.
+            schedule: the number of patches that each block removes in this call; None: the model's own.
+        """
         x = rearrange(features, "b d h w -> b (h w) d")
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         tokens = initial_tokens(x, self.grid)
-        for block, r in zip(self.blocks, self.schedule, strict=True):
+        for block, r in zip(self.blocks, self.schedule if schedule is None else schedule, strict=True):
             x, tokens = block(x, tokens, r)
         return self.norm(x), tokens
 
@@ -232,9 +238,9 @@ class VisionTransformer(MergingEncoder):
         """Tokens (B, T, D) -> logits (B, classes), from the class token."""
         return self.head(x[:, 0])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, classes)."""
-        x, _ = self.forward_features(images)
+    def forward(self, images: Tensor, schedule: Sequence[int] | None = None) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes); see `encode` for `schedule`."""
+        x, _ = self.encode(self.embed(images), schedule)
         return self.forward_head(x)
 
 

@@ -14,14 +14,20 @@ from models.settings import UserError
 
 
 class Mix:
-    """Mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019) of a batch with itself, reversed.
+    """Applies mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019) to a batch and its reverse.
 
-    With both on, each batch takes either with probability 1/2. timm pairs the images of an even batch; of an odd one
-    the last image stays as it is. timm draws from numpy's global generator: it is seeded by (seed, step) for the call
-    and put back afterwards.
+    If both are on, each batch gets one of them, with probability 1/2 each. timm pairs the images of an even batch; the
+    last image of an odd batch stays as it is. timm draws from numpy's global generator, which is seeded by (seed, step)
+    for the call and restored afterwards.
+
+    Args:
+        augment: the strengths of mixup and cutmix, of which at least one is on.
+        num_classes: the number of classes.
+        label_smoothing: the share of each target that is spread over all classes.
+        task: what the labels mean.
 
     Raises:
-        UserError: any number of labels apply to an image; a mixture's targets are those of one class for each.
+        UserError: the task has no soft targets, as mixing produces them.
     """
 
     def __init__(

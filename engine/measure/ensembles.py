@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from engine.data import Split, build_data, load_raw
-from engine.data.loader import eval_batches
 from engine.machine import pick_autocast
-from engine.measure.evaluate import Evaluation, Mirrored, evaluate, evaluate_logits
+from engine.measure.evaluate import Evaluation, Mirrored, evaluate_logits, evaluate_split
 from engine.measure.predictions import read_tested
 from engine.runs.compatibility import same_images, warn_of_other_data
 from engine.runs.folder import RunFolder
@@ -105,13 +103,11 @@ def evaluate_run(
     Raises:
         UserError: the run has no such images.
     """
-    arrays, s = getattr(run.data, split), run.settings
-    if not len(arrays):
-        held_out = f"split.{split} = {getattr(s.split, split)}"
+    settings = run.settings
+    if not len(getattr(run.data, split)):
+        held_out = f"split.{split} = {getattr(settings.split, split)}"
         raise UserError(f"--split {split}: the run has no such images ({held_out}); use another")
-    device = next(run.model.parameters()).device
-    batches = islice(eval_batches(arrays, s.train.batch_size, run.data.mean, run.data.std, run.data.resize), first)
-    autocast = pick_autocast(s.train.precision, device)
+    autocast = pick_autocast(settings.train.precision, next(run.model.parameters()).device)
     model = Mirrored(run.model, run.data.task) if mirror else run.model
-    classes = len(run.data.classes)
-    return evaluate(model, batches, run.data.task, classes, device, autocast, keep_logits=keep_logits)
+    size = settings.train.batch_size
+    return evaluate_split(model, run.data, split, size, autocast, first=first, keep_logits=keep_logits)

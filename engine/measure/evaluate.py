@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from engine.data import Data
+from engine.data.loader import eval_batches
 from engine.machine import to_device
 from engine.measure.metrics import build_metrics
 from engine.tasks import Task
@@ -119,6 +122,32 @@ def evaluate(
     if n == 0:
         raise ValueError("the split has no images")
     return Evaluation(n, total / n, _values(metrics, task), mistakes, torch.cat(kept) if kept else None)
+
+
+def evaluate_split(
+    model: nn.Module,
+    data: Data,
+    split: str,
+    batch_size: int,
+    autocast: AbstractContextManager,
+    *,
+    first: int | None = None,
+    keep_logits: bool = False,
+) -> Evaluation:
+    """Runs a model over a split of its data and measures its predictions.
+
+    Args:
+        model: normalised images -> logits.
+        data: the splits, classes and statistics.
+        split: "val" or "test".
+        batch_size: images in a batch.
+        autocast: a reusable context manager for the precision to compute in.
+        first: the number of batches to evaluate; None: all.
+        keep_logits: whether to return the logits of every image.
+    """
+    batches = islice(eval_batches(getattr(data, split), batch_size, data.mean, data.std, data.resize), first)
+    device = next(model.parameters()).device
+    return evaluate(model, batches, data.task, len(data.classes), device, autocast, keep_logits=keep_logits)
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, task: Task) -> Evaluation:

@@ -16,14 +16,38 @@ FREE_ON_RESUME = re.compile(
 )
 
 
-def changed_on_resume(stored: RunSettings, given: RunSettings) -> str:
-    """The first setting that keeps a resumed run from ending as it would have, in words; "" if there is none."""
+# A finished or stopped run may go on for longer than it was begun for, if it is a run of its own and no fold.
+LENGTHS = ("train.epochs", "train.steps")
+
+
+def changed_on_resume(stored: RunSettings, given: RunSettings, *, may_go_on: bool = False) -> str:
+    """Returns the first setting that keeps a resumed run from ending as it would have, in words; "" if there is none.
+
+    Args:
+        stored: the settings that the run was begun with.
+        given: the settings that it is resumed with.
+        may_go_on: whether the run may become longer.
+    """
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     for key in {**now, **before}:
         left_to_the_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
-        if now.get(key) != before.get(key) and not (left_to_the_data or FREE_ON_RESUME.fullmatch(key)):
+        longer = may_go_on and key in LENGTHS and _is_longer(before.get(key), now.get(key))
+        if now.get(key) != before.get(key) and not (left_to_the_data or longer or FREE_ON_RESUME.fullmatch(key)):
             return f"{key} = {now.get(key)!r}: the run was begun with {before.get(key)!r}"
     return ""
+
+
+def goes_on(stored: RunSettings, given: RunSettings) -> str:
+    """Returns by which setting a resumed run becomes longer than it was begun for, in words; "" if it does not."""
+    before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
+    for key in LENGTHS:
+        if _is_longer(before[key], now[key]):
+            return f"{key} = {now[key]}, begun with {before[key]}"
+    return ""
+
+
+def _is_longer(before: int | None, now: int | None) -> bool:
+    return before is not None and now is not None and now > before
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

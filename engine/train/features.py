@@ -1,4 +1,4 @@
-"""Features of a frozen model, computed once: what its head sees of every image, where nothing is augmented."""
+"""Features of a frozen model: what its head sees of every image, computed once where nothing is augmented."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from engine.data.loader import eval_batches
 from engine.files import writing
 from engine.machine import to_device
 from engine.measure.evaluate import eval_mode
-from engine.settings.schema import RunSettings
 from models.finetune import FinetuneSettings
 
 log = logging.getLogger("hybridmerge")
 
-IN_MEMORY = 2 * 2**30  # bytes; `auto` keeps more than that on disk
+IN_MEMORY = 2 * 2**30  # bytes; `auto` keeps larger features on disk
 
 
 class HeadOnFeatures(nn.Module):
-    """A model's head, called with what it would have seen: features -> logits (B, classes)."""
+    """A model's head as a network of its own: features -> logits (B, classes)."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class HeadOnFeatures(nn.Module):
 
 
 class FeatureLoader:
-    """Training batches of features, in the order in which `TrainLoader` would give their images."""
+    """Yields training batches of features, in the order in which `TrainLoader` yields their images."""
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
         self.features, self.labels, self.batch_size, self.seed = features, labels, batch_size, seed
@@ -50,65 +49,82 @@ class FeatureLoader:
         return len(self.labels) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (B, ...) and labels of an epoch (from 0), from batch `start` on."""
+        """Yields features (B, ...) and labels of an epoch, counted from 0, from batch `start` on."""
         order = torch.from_numpy(permutation(len(self.labels), ORDER, self.seed, epoch))
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self.features[index].float(), self.labels[index]
 
     def close(self) -> None:
-        """Nothing to end; TrainLoader may have processes."""
+        """Does nothing: unlike `TrainLoader` it has no processes to end."""
 
 
 def in_batches(features: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All features and labels, once and in order."""
+    """Yields all features and labels, once and in order."""
     for start in range(0, len(labels), batch_size):
         yield features[start : start + batch_size].float(), labels[start : start + batch_size]
 
 
-class Kept(NamedTuple):
-    """What a training on features goes by."""
+class Features(NamedTuple):
+    """The features of the training and validation images, computed once."""
 
     loader: FeatureLoader
-    val: Tensor | None  # features of the validation images; None where there are none
-    net: HeadOnFeatures
+    val: Tensor | None  # of the validation images; None where there are none
 
 
 def keep_features(
     model: nn.Module,
     data: Data,
-    settings: RunSettings,
+    finetune: FinetuneSettings | None,
+    augment: AugmentSettings,
+    *,
+    batch_size: int,
+    seed: int,
     folder: Path,
-    device: torch.device,
     autocast: AbstractContextManager,
-) -> Kept | None:
-    """Runs the frozen part of a model once over training and validation images, if the head alone learns.
+) -> Features | None:
+    """Runs the frozen part of a model once over training and validation images, if only the head learns.
+
+    Args:
+        model: on its device; its one head is named by `head_names`.
+        data: the images.
+        finetune: what learns.
+        augment: the changes to training images.
+        batch_size: of training, and of this pass.
+        seed: of the run, for the order of training.
+        folder: where features lie that are kept on disk.
+        autocast: a reusable context manager for the precision to compute in.
 
     Returns:
         None where features cannot be kept; the log says why.
     """
-    finetune, size = settings.finetune, settings.train.batch_size
     if finetune is None or finetune.mode != "head":
         return None
-    start, found, reason = time.perf_counter(), [], _refused(model, finetune, settings.augment)
-    for name, arrays in (("train", data.train), ("val", data.val)):
-        if not reason and len(arrays):
-            batches = eval_batches(arrays, size, data.mean, data.std, data.resize)
+    start, features, reason = time.perf_counter(), [], _refused(model, finetune, augment)
+    device = next(model.parameters()).device
+    for name, split in (("train", data.train), ("val", data.val)):
+        if not reason and len(split):
+            batches = eval_batches(split, batch_size, data.mean, data.std, data.resize)
             file = folder / f".features.{name}.npy"
-            found.append(extract(model, batches, len(arrays), device, autocast, finetune.cache, file))
-            reason = "its head is not the last thing that it does" if found[-1] is None else ""
+            features.append(extract(model, batches, len(split), device, autocast, finetune.cache, file))
+            reason = "its head is not the last thing that it does" if features[-1] is None else ""
     if reason:
         log.info("features are not kept: %s", reason)
         return None
-    train, *val = found
-    images, seconds = sum(map(len, found)), time.perf_counter() - start
+    train, *val = features
+    images, seconds = sum(map(len, features)), time.perf_counter() - start
     log.info("features of %d images kept, %.0f s, %s each", images, seconds, tuple(train.shape[1:]))
-    loader = FeatureLoader(train, data.train.labels, size, settings.seed)
-    return Kept(loader, val[0] if val else None, HeadOnFeatures(model.get_submodule(model.head_names[0])))
+    loader = FeatureLoader(train, data.train.labels, batch_size, seed)
+    return Features(loader, val[0] if val else None)
+
+
+def head_on_features(model: nn.Module) -> HeadOnFeatures:
+    """Returns the head of a model that has one, to be called with features."""
+    return HeadOnFeatures(model.get_submodule(model.head_names[0]))
 
 
 def _refused(model: nn.Module, settings: FinetuneSettings, augment: AugmentSettings) -> str:
-    """Why features are not kept, in words; "" where they can be."""
+    """Returns why features cannot be kept, for the log; "" where they can be."""
     if settings.cache == "none":
         return "finetune.cache = none"
     if _drops_before_head(model):
@@ -119,7 +135,7 @@ def _refused(model: nn.Module, settings: FinetuneSettings, augment: AugmentSetti
 
 
 def _drops_before_head(model: nn.Module) -> bool:
-    """Whether dropout between the frozen part and the head is on while the head learns."""
+    """Whether there is dropout between the frozen part and the head while the head learns."""
     heads = tuple(f"{head}." for head in model.head_names)
     kinds = nn.Dropout | nn.Dropout2d | nn.AlphaDropout
     layers = [m for n, m in model.named_modules() if isinstance(m, kinds) and not f"{n}.".startswith(heads)]
@@ -136,40 +152,41 @@ def extract(
     cache: str | None,
     file: Path,
 ) -> Tensor | None:
-    """What the head sees of each of `count` images, (count, ...), float32 on the CPU.
+    """Computes the input of the head for each of `count` images, (count, ...), float32 on the CPU.
 
     Args:
         model: its one head is named by `head_names`.
         cache: "memory", "disk", or "auto" (or None): on disk what takes more than IN_MEMORY.
-        file: where features lie that are kept on disk, for as long as the tensor lives.
+        file: of features that are kept on disk; it exists as long as the tensor.
 
     Returns:
-        None where the head's output is not all that the logits depend on: then nothing can be kept.
+        None where the logits depend on more than the output of the head, so that features cannot replace images.
     """
     head = model.get_submodule(model.head_names[0])
     caught: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, given: caught.append(given[0]))
+    hook = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     features, done = None, 0
     try:
         with eval_mode(model):
             for images, _ in batches:
                 with autocast:
                     logits = model(to_device(images, device))
-                    seen = caught.pop().float().cpu()
+                    head_input = caught.pop().float().cpu()
                     if features is None:
-                        again = HeadOnFeatures(head)(seen.to(device))
+                        again = HeadOnFeatures(head)(head_input.to(device))
                         if logits.shape != again.shape or not torch.allclose(logits, again, atol=1e-3, rtol=1e-3):
                             return None
                         caught.clear()
-                        features = _room((count, *seen.shape[1:]), cache, file)
-                features[done : done + len(seen)] = seen.numpy()
-                done += len(seen)
+                        features = _room((count, *head_input.shape[1:]), cache, file)
+                features[done : done + len(head_input)] = head_input.numpy()
+                done += len(head_input)
     finally:
         hook.remove()
     return torch.from_numpy(features)
 
 
 def _room(shape: tuple[int, ...], cache: str | None, file: Path) -> np.ndarray:
+    """Allocates an array in memory, or on disk."""
     if cache == "memory" or (cache != "disk" and 4 * prod(shape) <= IN_MEMORY):
         return np.empty(shape, np.float32)
     with writing(file), open(file, "w+b") as opened:

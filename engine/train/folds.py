@@ -1,8 +1,8 @@
-"""k-fold: a run for each fold in a folder of its own, and what they say together.
+"""k-fold cross-validation: a run for each fold in a folder of its own, and a report on all of them.
 
-`split.folds: 5` makes runs/NAME/fold0 to fold4, which are ordinary run folders, and when all of them are finished
-runs/NAME/folds.json, two pictures, and TensorBoard's events with them. Nobody locks runs/NAME: several processes can
-each run one fold (`split.fold`), each of which is locked; whichever ends last writes the report.
+`split.folds: 5` makes runs/NAME/fold0 to fold4, which are ordinary run folders. When all of them are finished,
+runs/NAME gets the report `folds.json`, two pictures, and events for TensorBoard. Each fold is locked, but runs/NAME is
+not: several processes can run one fold each (`split.fold`), and the one that finishes last writes the report.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
 
-# What the runs of all folds have in common, taken from the first.
+# Fields that are the same in all folds; the report takes them from the first.
 SHARED = (
     "name",
     "model",
@@ -59,21 +59,21 @@ SHARED = (
 
 
 def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, Results]:
-    """Runs all folds one after the other, or with `split.fold` that one alone, each as `run_experiment` does.
+    """Runs all folds one after the other, or the one that `split.fold` names, each as `run_experiment` does.
 
-    A signal that stops one of them stops all.
+    A signal that stops one fold stops all.
 
     Args:
         settings: with split.folds.
-        folder: that of all folds.
-        resume: pass over finished folds, go on with stopped ones, start the others.
+        folder: the folder of all folds.
+        resume: skip finished folds, go on with stopped ones, and start the others.
 
     Returns:
-        For each fold that was to be run what its `results.json` holds.
+        The results of each fold that was to be run.
 
     Raises:
-        UserError: other settings than those of the folds that are there already; a folder that holds files while
-            `resume` is off, or none while it is on; and what `run_experiment` says.
+        UserError: the settings are not those of the folds that exist already; the folder holds files although `resume`
+            is off, or does not exist although it is on; or see `run_experiment`.
     """
     whole, one, run = of_all(settings), settings.split.fold, RunFolder(folder)
     _demand_same(whole, run)
@@ -88,7 +88,7 @@ def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict
         if not run.is_run:
             run.write_settings(whole)
         with writing(run.folds_file):
-            run.folds_file.unlink(missing_ok=True)  # of another run of this fold, whose folder was deleted
+            run.folds_file.unlink(missing_ok=True)  # of a fold whose folder was deleted since
 
     results = {}
     for fold in range(settings.split.folds):
@@ -99,7 +99,7 @@ def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict
         with part.lock(resume=go_on):
             try:
                 results[fold] = run_experiment(of_fold(settings, fold), part.path, resume=go_on, begin=begin)
-            except SystemExit:  # a signal; the fold's own way to go on is said already
+            except SystemExit:  # a signal; how to go on with this fold is printed already
                 if one is None:
                     print(f"all folds go on with: tools/train.py --resume {folder}", flush=True)
                 raise
@@ -107,15 +107,15 @@ def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict
 
 
 def summarise(settings: RunSettings, folder: Path) -> dict:
-    """Writes what all folds say together, unless it is there: `folds.json`, `confusion.png`, `confused.png`, and
-    TensorBoard's events with both pictures. Of many labels there are no pictures.
+    """Writes the report on all folds, unless it exists: `folds.json`, `confusion.png`, `confused.png`, and events for
+    TensorBoard with both pictures. There are pictures only where each image has one class.
 
     Returns:
-        What `folds.json` holds: accuracies as fractions; `confusion` names of each true class the classes that its
-        images were taken for, and how many.
+        The content of `folds.json`: accuracies as fractions; `confusion` has for each true class the number of its
+        images by predicted class.
 
     Raises:
-        UserError: a fold that is not finished or was run with other settings, or the data are no longer the same.
+        UserError: a fold is not finished or was run with other settings, or the data have changed.
     """
     run = RunFolder(folder)
     if missing := run.unfinished_folds():
@@ -126,23 +126,25 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     whole, folders = of_all(settings), [fold.path for fold in run.folds]
     demand_alike(run)
     runs = [fold.read_results() for fold in run.folds]
-    start_log()  # the last fold's has ended with it
+    start_log()  # the log of the last fold has ended with it
     report, metric = together(whole, runs), runs[0].metric
     raw = load_raw(whole.data)
     for fold, path in enumerate(folders):
-        if fingerprint(raw, of_fold(whole, fold)) != runs[fold].data_sha256:  # on another machine, or of other data
+        # The machine of the fold may have read other data.
+        if fingerprint(raw, of_fold(whole, fold)) != runs[fold].data_sha256:
             log.warning("%s: was run on other labels or pixels than are read here and now", path)
     with Tracker(folder) as tracker:
         tracker.curve(f"fold/test_{metric}", [results.test_score for results in runs])
         tracker.scalars(0, {f"folds/{key}": report[key] for key in ("mean", "std")})
         if whole.data.task.one_class:
-            images, found = pooled(raw, whole, folders)
+            images, predictions = pooled(raw, whole, folders)
             title = f"{whole.name}: {100 * report['pooled']['accuracy']:.2f} % of {len(images)} images, "
             title += f"each predicted in one of {len(runs)} folds"
-            report |= _confusions(found, raw.classes)
-            matrix = confusion_matrix(found.labels, found.predicted, len(raw.classes))
+            report |= _confusions(predictions, raw.classes)
+            matrix = confusion_matrix(predictions.labels, predictions.predicted, len(raw.classes))
             draw(folder, tracker, 0, "folds/confusion", confusion_figure(matrix, raw.classes, title))
-            figure = confused_figure(most_confused(matrix), found, images, raw.classes, f"{whole.name}: confused most")
+            title = f"{whole.name}: confused most"
+            figure = confused_figure(most_confused(matrix), predictions, images, raw.classes, title)
             draw(folder, tracker, 0, "folds/confused", figure)
     report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json_atomic(run.folds_file, report)
@@ -150,7 +152,7 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
 
 
 def _written(run: RunFolder) -> dict | None:
-    """The report that is there already; None where there is none, or it is damaged, so that it is written again."""
+    """Returns the report if it exists and can be read, otherwise None, so that it is written again."""
     try:
         return json.loads(run.folds_file.read_text())
     except FileNotFoundError:
@@ -161,16 +163,16 @@ def _written(run: RunFolder) -> dict | None:
 
 
 def fingerprint(raw: RawData, settings: RunSettings) -> str:
-    """That of the data of one fold's run, as its `results.json` has it in `data_sha256`."""
+    """Returns the fingerprint of one fold's data, which its results have as `data_sha256`."""
     raw = with_test_set(raw, settings.split)
     train, val = split_data(raw, settings.split, settings.seed)
-    return Data(train, val, raw.test, raw.classes, (), ()).fingerprint()
+    return Data(train, val, raw.test, raw.classes, (), (), task=raw.task).fingerprint()
 
 
 def together(settings: RunSettings, runs: Sequence[Results]) -> dict:
-    """What the results of all folds say, but for what needs each image: mean, spread, intervals, the pooled accuracy.
+    """Returns the part of the report that needs results only: mean, spread, intervals, and the pooled accuracy.
 
-    Average precision, of many labels, has a mean and a spread; what counts images is None.
+    A metric that does not count images, such as mean average precision, has a mean and a spread; the rest is None.
     """
     metric, records = runs[0].metric, [run.to_json() for run in runs]
     accuracies, sizes = [run.test_score for run in runs], [run.test_images for run in runs]
@@ -197,24 +199,24 @@ def together(settings: RunSettings, runs: Sequence[Results]) -> dict:
 
 
 def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tuple[Split, Predictions]:
-    """Every image of the folds, and what the model that did not train on it said of it.
+    """Returns all images of the folds, and for each the prediction of the model that was not trained on it.
 
     Raises:
-        UserError: a fold's `predictions.csv` cannot be read, or is of other images than the data's.
+        UserError: the `predictions.csv` of a fold cannot be read, or is of other images than the data.
     """
     images, parts = folded(raw, settings.split)
     labels = images.labels.numpy()
     predicted, probabilities = np.zeros_like(labels), np.zeros(len(labels), np.float32)
     for fold, path in enumerate(folders):
-        mine = np.flatnonzero(parts == fold)
-        found = read_tested(path, images.take(torch.from_numpy(mine)), raw.classes)
-        predicted[mine], probabilities[mine] = found.predicted, found.probabilities
+        positions = np.flatnonzero(parts == fold)
+        predictions = read_tested(path, images.take(torch.from_numpy(positions)), raw.classes)
+        predicted[positions], probabilities[positions] = predictions.predicted, predictions.probabilities
     return images, Predictions(labels, predicted, probabilities)
 
 
-def _confusions(found: Predictions, classes: Sequence[str]) -> dict:
-    """Accuracy by class, the confusion matrix without its zeros, and the most confused pairs."""
-    matrix = confusion_matrix(found.labels, found.predicted, len(classes))
+def _confusions(predictions: Predictions, classes: Sequence[str]) -> dict:
+    """Returns the accuracy of each class, the confusion matrix without its zeros, and the most confused pairs."""
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
     confusion = {
         name: {classes[i]: int(row[i]) for i in np.flatnonzero(row)} for name, row in zip(classes, matrix, strict=True)
     }
@@ -230,7 +232,7 @@ def _confusions(found: Predictions, classes: Sequence[str]) -> dict:
 
 
 def _demand_same(whole: RunSettings, run: RunFolder) -> None:
-    """Refuses settings other than those that the folds in the folder are run with."""
+    """Raises a UserError for settings other than those of the folds that exist already."""
     if run.is_run and (changed := changed_on_resume(run.settings, whole)):
         raise UserError(
             f"{changed}, in {run}; all folds have the same settings: leave this change out, or start "

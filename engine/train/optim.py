@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from models.interface import ExemptFromWeightDecay
 
 
 def param_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None) -> list[dict]:
-    """Parameters in groups: those that decay, and those that do not, for each factor on the learning rate.
+    """Groups parameters by whether they decay and by the factor on their learning rate.
 
-    Norms, biases, scales and tokens do not: whatever has at most one axis longer than 1, and what a module's own
+    Norms, biases, scales and tokens do not decay: whatever has at most one axis longer than 1, and what a module's own
     `no_weight_decay()` names (timm's convention; position embeddings).
 
     Args:
-        model: whose parameters learn.
-        weight_decay: of those that decay.
+        model: the model whose parameters learn.
+        weight_decay: of the parameters that decay.
         scales: the factor of each parameter that will ever learn, by name; None: what requires a gradient, factor 1.
 
     Returns:
@@ -41,7 +43,7 @@ def param_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, flo
             vector = sum(n > 1 for n in parameter.shape) <= 1
             groups[scales[name], not (vector or name in exempt)].append(parameter)
     return [
-        {"params": params, "weight_decay": weight_decay * decays, "scale": scale}
+        {"params": params, "weight_decay": weight_decay if decays else 0.0, "scale": scale}
         for (scale, decays), params in groups.items()
         if params or scale == 1.0
     ]
@@ -56,55 +58,121 @@ def build_optimizer(
     betas: tuple[float, float],
     scales: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, 2019) or SGD with momentum over `param_groups`."""
+    """Builds AdamW (Loshchilov & Hutter, 2019) or SGD with momentum over `param_groups`."""
     groups = param_groups(model, weight_decay, scales)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum)
 
 
-def learning_rate(step: int, total: int, warmup: int, lr: float, min_lr: float, schedule: str) -> float:
-    """The learning rate of optimizer step `step`, counted from 0.
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate as a function of the optimizer step.
 
-    Rises linearly over `warmup` steps to `lr`, then falls to `min_lr` at step `total`: as half a cosine
-    (Loshchilov & Hutter, 2017) or a straight line.
+    It rises linearly over `warmup_steps` steps to `lr`, then falls to `min_lr` at step `total_steps`: as half a cosine
+    (Loshchilov & Hutter, 2017) or as a straight line.
     """
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    done = (step - warmup) / max(total - warmup, 1)
-    left = (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1 - done
-    return min_lr + (lr - min_lr) * left
+
+    lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+    shape: str = "cosine"  # or "linear"
+
+    def at(self, step: int) -> float:
+        """Returns the learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        left = (1 + math.cos(math.pi * done)) / 2 if self.shape == "cosine" else 1 - done
+        return self.min_lr + (self.lr - self.min_lr) * left
 
 
-class EMA:
-    """An exponential moving average of a model's parameters; its buffers (BatchNorm's) are copied.
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's parameters; buffers, such as BatchNorm's, are copied.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) over updates n, so that short runs are not averaged with
-    their own beginning.
+    `module` is a model with the averaged weights. The average starts from the model's own weights, and its decay warms
+    up as min(decay, (1 + n) / (10 + n)) over updates n, so that short runs are not averaged with their own beginning.
+
+    Args:
+        model: the model to average, with its initial weights.
+        decay: of one update, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.averaged = {name for name, _ in model.named_parameters()}
+        super().__init__(model, multi_avg_fn=self._move)
+        self.decay = decay
+        self.n_averaged.fill_(1)  # the initial weights; with 0 the first update would replace them
+
+    @property
+    def updates(self) -> int:
+        """The number of updates so far."""
+        return int(self.n_averaged) - 1
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's weights, after an optimizer step."""
+    def _move(self, averages: list[Tensor], parameters: list[Tensor], _: Tensor) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        for name, value in model.state_dict().items():
-            if name in self.averaged:
-                self.shadow[name].lerp_(value, 1 - decay)
-            else:
-                self.shadow[name].copy_(value)
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
 
-    def state_dict(self, names: set[str] | None = None) -> dict:
-        """The average, or the part of it that is named: what does not learn is its own average."""
-        shadow = {name: value for name, value in self.shadow.items() if names is None or name in names}
+    def saved_state(self, names: set[str] | None = None) -> dict:
+        """Returns what a checkpoint holds.
+
+        Args:
+            names: the part of the weights to save, since what does not learn is its own average; None: all.
+        """
+        weights = self.module.state_dict()
+        shadow = {name: value for name, value in weights.items() if names is None or name in names}
         return {"updates": self.updates, "shadow": shadow}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.updates = state["updates"]
+    def restore(self, state: dict) -> None:
+        """Restores what `saved_state` returned."""
+        self.n_averaged.fill_(state["updates"] + 1)
+        weights = self.module.state_dict()
         for name, value in state["shadow"].items():
-            self.shadow[name].copy_(value)
+            weights[name].copy_(value)
+
+
+class Optimization:
+    """Updates the weights: learning rate, clipping, optimizer and moving average.
+
+    Args:
+        model: the model whose gradients are clipped and whose weights are averaged.
+        optimizer: over groups with a `scale`, the factor on their learning rate.
+        rate: the learning rate of each step.
+        clip_norm: the largest norm of the gradient; None: not clipped.
+        average: the moving average of the weights; None: there is none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rate: LearningRate,
+        clip_norm: float | None = None,
+        average: MovingAverage | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.rate = model, optimizer, rate
+        self.clip_norm, self.average = clip_norm, average
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """The model with the weights that are evaluated and kept: the moving average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def begin(self, step: int) -> float:
+        """Sets the learning rate of a step and clears the gradients; returns the learning rate."""
+        lr = self.rate.at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("scale", 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        return lr
+
+    def clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before, a scalar."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or math.inf)
+
+    def apply(self) -> None:
+        """Takes the optimizer's step and updates the moving average."""
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)

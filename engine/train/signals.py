@@ -1,4 +1,4 @@
-"""Leaving in good order: the first SIGINT or SIGTERM ends the step and saves, the second ends at once."""
+"""Stopping on SIGINT and SIGTERM: the first signal ends the step and saves, the second ends the program at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """While this context is open, a signal to stop is remembered, and acted on where `leave_if_asked` is called."""
+    """A context in which a signal to stop is recorded, and takes effect where `leave_if_asked` is called."""
 
     def __init__(self) -> None:
         self.asked = 0  # the signal's number
@@ -32,7 +32,7 @@ class Stopping:
         self.asked = number
 
     def leave_if_asked(self, folder: Path) -> None:
-        """Ends the program with the shell's exit code for the signal, if one came."""
+        """Ends the program with the shell's exit code for the signal, if there was one."""
         if self.asked:
             print(f"stopped; go on with: tools/train.py --resume {folder}", flush=True)
             raise SystemExit(128 + self.asked)

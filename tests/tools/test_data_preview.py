@@ -12,9 +12,8 @@ from PIL import Image
 from engine.cli import cli
 from engine.data import build_data
 from engine.figures import preview
-from engine.runs.weights import built
 from engine.settings.layers import load_settings
-from engine.train.trainer import Trainer
+from engine.train.build import build_batches
 from tests.engine.data.conftest import save_image
 from tools import data as data_tool
 
@@ -40,17 +39,15 @@ def run(monkeypatch, *args) -> int:
 
 
 @pytest.mark.parametrize("mixing", ["[]", "[{name: MixUp}]"])
-def test_the_images_are_those_of_the_first_step(overrides, mixing, tmp_path):
+def test_the_images_are_those_of_the_first_step(overrides, mixing):
     extra = [] if mixing == "[]" else [f"augment.transforms={mixing}", "augment.scale=0", "augment.flip=false"]
     settings = load_settings("zoo/resnet18", [*overrides, *extra, "train.label_smoothing=0"])
     data = build_data(settings.data, settings.split, settings.seed)
     images, targets = preview.first_batch(data, settings, 0)
-    trainer = Trainer(built(settings), data, settings, tmp_path)
-    seen, labels = next(trainer.loader.epoch(0))
-    if trainer.mix:
-        seen, labels = trainer.mix(seen, labels, 0, settings.seed)
+    batches = build_batches(data, settings)
+    seen, labels = next(batches.epoch(0, first_step=0))[0]
     assert images.equal(seen) and targets.equal(labels)
-    trainer.loader.close()
+    batches.close()
     back = preview.as_pixels((torch.full((1, 3, 1, 1), 200 / 255) - mean_of(data)) / std_of(data), data)
     assert (back == 200).all()
 

@@ -267,9 +267,11 @@ def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, 
     rates = []
     step = Trainer._step
 
-    def watched(self, batches, bar):
-        step(self, batches, bar)
-        rates.append({(g["scale"], any(p.grad is not None for p in g["params"])) for g in self.optimizer.param_groups})
+    def watched(self, batches):
+        lr = step(self, batches)
+        groups = self.optimization.optimizer.param_groups
+        rates.append({(g["scale"], any(p.grad is not None for p in g["params"])) for g in groups})
+        return lr
 
     monkeypatch.setattr(Trainer, "_step", watched)
     run_experiment(tuned("gradual"), folder)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.train.optim import EMA, build_optimizer, learning_rate, param_groups
+from engine.train.optim import LearningRate, MovingAverage, build_optimizer, param_groups
 from models import build_model
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
@@ -42,7 +42,8 @@ def test_sgd_has_momentum_and_adamw_betas():
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_learning_rate(schedule):
-    rates = [learning_rate(step, 110, 10, 1.0, 0.1, schedule) for step in range(111)]
+    rate = LearningRate(1.0, total_steps=110, warmup_steps=10, min_lr=0.1, shape=schedule)
+    rates = [rate.at(step) for step in range(111)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and rates[110] == pytest.approx(0.1)
     assert rates[60] == pytest.approx(0.55)  # half way, for both
@@ -52,31 +53,51 @@ def test_learning_rate(schedule):
 
 
 def test_no_warmup_starts_at_the_full_rate():
-    assert learning_rate(0, 10, 0, 0.5, 0.0, "cosine") == 0.5
+    assert LearningRate(0.5, total_steps=10).at(0) == 0.5
 
 
 def test_ema_by_hand():
     model = torch.nn.BatchNorm1d(1)
-    ema = EMA(model, decay=0.5)
+    average = MovingAverage(model, decay=0.5)
     weight = 1.0
     for n, value in enumerate((3.0, 5.0, 9.0, 9.0)):
         torch.nn.init.constant_(model.weight, value)
         model.running_mean.fill_(value)
-        ema.update(model)
+        average.update_parameters(model)
         decay = min(0.5, (1 + n) / (10 + n))
         weight = decay * weight + (1 - decay) * value
-        assert ema.shadow["weight"].item() == pytest.approx(weight)
-        assert ema.shadow["running_mean"].item() == value  # a buffer is not averaged
+        assert average.module.weight.item() == pytest.approx(weight)
+        assert average.module.running_mean.item() == value  # a buffer is not averaged
     assert model.weight.item() == 9.0
 
 
 def test_ema_comes_back_from_its_state():
     model = torch.nn.Linear(2, 2)
-    ema = EMA(model, 0.9)
+    average = MovingAverage(model, 0.9)
     torch.nn.init.ones_(model.weight)
-    ema.update(model)
-    other = EMA(torch.nn.Linear(2, 2), 0.9)
-    other.load_state_dict(ema.state_dict())
-    ema.update(model)
-    other.update(model)
-    assert torch.equal(ema.shadow["weight"], other.shadow["weight"])
+    average.update_parameters(model)
+    other = MovingAverage(torch.nn.Linear(2, 2), 0.9)
+    other.restore(average.saved_state())
+    assert other.updates == 1
+    average.update_parameters(model)
+    other.update_parameters(model)
+    assert torch.equal(average.module.weight, other.module.weight)
+
+
+def test_the_average_is_that_of_older_checkpoints():
+    """Bit for bit: what runs before torch's AveragedModel computed, from their state on."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    average, names = MovingAverage(model, 0.97), dict(model.named_parameters())
+    shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    for n in range(60):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+            model[1].running_mean += 1
+        average.update_parameters(model)
+        decay = min(0.97, (1 + n) / (10 + n))
+        for name, value in model.state_dict().items():
+            shadow[name] = shadow[name].lerp(value, 1 - decay) if name in names else value.clone()
+    state = average.saved_state()
+    assert state["updates"] == 60 and state["shadow"].keys() == shadow.keys()
+    assert all(torch.equal(value, state["shadow"][name]) for name, value in shadow.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,8 +20,10 @@ from engine.runs.folder import RunFolder
 from engine.runs.restore import load_run
 from engine.runs.tracking import Tracker
 from engine.train.experiment import run_experiment
-from engine.train.optim import learning_rate
+from engine.train.objective import Objective
+from engine.train.optim import LearningRate
 from engine.train.trainer import Trainer
+from engine.train.validation import Validation
 from models.settings import UserError
 
 pytestmark = pytest.mark.precision
@@ -137,7 +140,7 @@ def test_resuming_with_other_settings_is_refused(reference, tiny):
 def test_the_run_folder_holds_everything(reference):
     names = {path.name for path in reference.iterdir()}
     assert {"settings.yaml", "log.txt", "metrics.jsonl", "results.json", "last.pt", "best.pt"} <= names
-    assert {"predictions.csv", "confusion.png"} <= names
+    assert {"predictions.csv", "confusion.png", "confused.png"} <= names
     results = RunFolder(reference).read_results()
     assert results.steps == 3 * STEPS_PER_EPOCH and results.train_images == 325 and results.test_images == 360
     assert 0 < results.test_metrics["top1"] < results.test_metrics["top5"] <= 1
@@ -165,7 +168,7 @@ def test_tensorboard_shows_what_the_issue_names(reference):
         "tokens_left_after_block",
         "hparam/test_top1",
     } <= set(tags["scalars"])
-    assert tags["images"] == ["val/wrong_with_most_confidence", "test/confusion"]
+    assert tags["images"] == ["val/wrong_with_most_confidence", "test/confusion", "test/confused"]
     left = {event.step: event.value for event in events.Scalars("tokens_left_after_block")}
     assert left == {1: 14.0, 2: 11.0}
     assert "_hparams_/session_start_info" in events.summary_metadata
@@ -182,12 +185,11 @@ def test_best_is_the_best_and_is_the_average(tiny, folder, monkeypatch):
     """Scripted accuracies: the second of three epochs is the best, and stays; what is kept is the moving average."""
     scores, averages = iter([0.2, 0.9, 0.5]), []
 
-    def scripted(self):
-        averages.append({name: value.clone() for name, value in self.ema.shadow.items()})
-        assert all(torch.equal(value, self.ema.shadow[name]) for name, value in self.model.state_dict().items())
+    def scripted(self, model, step):
+        averages.append({name: value.clone() for name, value in model.state_dict().items()})
         return Evaluation(n=1, loss=1.0, metrics={"top1": next(scores)})
 
-    monkeypatch.setattr(Trainer, "_validate", scripted)
+    monkeypatch.setattr(Validation, "run", scripted)
     results = run_experiment(tiny(), folder)
     best, last = checkpoint.load(folder / "best.pt"), checkpoint.load(folder / "last.pt")
     assert results.best_step == best["step"] == 2 * STEPS_PER_EPOCH and results.val_score == 0.9
@@ -221,7 +223,8 @@ def test_rate_clipping_and_smoothing_reach_the_optimizer_and_the_loss(tiny, fold
     monkeypatch.setattr(torch.optim.AdamW, "step", spied_step)
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", spied_loss)
     run_experiment(settings, folder)
-    expected = [learning_rate(i, 20, 10, 0.003, 0.0, "cosine") for i in range(20)]
+    rate = LearningRate(0.003, total_steps=20, warmup_steps=10)
+    expected = [rate.at(i) for i in range(20)]
     assert [rate for (rate,) in rates] == expected
     assert [line["lr"] for line in metrics(folder) if "lr" in line] == expected
     assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
@@ -248,7 +251,7 @@ def test_resuming_on_other_data_is_refused(tiny, folder, tmp_path, monkeypatch):
         run_experiment(settings, folder, resume=True)
     write(0)
     assert (folder / "last.pt").read_bytes() == before
-    assert run_experiment(settings, folder, resume=True)["steps"] == 3
+    assert run_experiment(settings, folder, resume=True).steps == 3
 
 
 def crash():
@@ -257,7 +260,7 @@ def crash():
 
 def test_a_validation_loss_that_is_not_finite_keeps_the_best(tiny, folder, monkeypatch):
     evaluated = iter([Evaluation(1, 1.0, {"top1": 0.1}), Evaluation(1, math.nan, {"top1": 0.9})])
-    monkeypatch.setattr(Trainer, "_validate", lambda self: next(evaluated))
+    monkeypatch.setattr(Validation, "run", lambda self, model, step: next(evaluated))
     with pytest.raises(UserError, match="the validation loss is nan after step 20"):
         run_experiment(tiny(), folder)
     assert checkpoint.load(folder / "best.pt")["step"] == 10
@@ -299,13 +302,13 @@ def test_accumulation_is_the_large_batch(tiny, folder, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(tiny, folder, monkeypatch):
-    forward = Trainer._forward
+    forward, calls = Objective.forward, itertools.count()
 
-    def exploding(self, images, labels, key):
-        loss, correct = forward(self, images, labels, key)
-        return (loss * math.nan if key >= 2 * 14 else loss), correct  # from step 15 on
+    def exploding(self, *args):
+        loss, correct = forward(self, *args)
+        return (loss * math.nan if next(calls) >= 2 * 14 else loss), correct  # from step 15 on
 
-    monkeypatch.setattr(Trainer, "_forward", exploding)
+    monkeypatch.setattr(Objective, "forward", exploding)
     words = r"train\.lr = 0\.003: the loss is nan after step 14 \(epoch 2\).*best\.pt and last\.pt"
     with pytest.raises(UserError, match=words):
         run_experiment(tiny(), folder)
@@ -333,9 +336,46 @@ def test_what_does_not_fit_is_said_before_training(tiny, folder, sections, words
 
 
 def test_out_of_memory_says_what_to_change(tiny, folder, monkeypatch):
-    def full(self, images, labels, key):
+    def full(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainer, "_forward", full)
+    monkeypatch.setattr(Objective, "forward", full)
     with pytest.raises(UserError, match=r"train\.batch_size=8 train\.accumulate=4"):
         run_experiment(tiny(), folder)
+
+
+@pytest.mark.parametrize("stopped_at", [None, 13])
+def test_a_run_goes_on_for_more_epochs(tiny, folder, monkeypatch, stopped_at):
+    """After its end, or from where it was stopped: the learning rate follows the new total from there on."""
+    if stopped_at is None:
+        run_experiment(tiny(), folder)
+    else:
+        run_until(monkeypatch, stopped_at, tiny(checkpoint={"every_steps": 4}), folder)
+    start = checkpoint.load(folder / "last.pt")["progress"]["step"]
+    results = run_experiment(tiny(train={"epochs": 5}), folder, resume=True)
+    assert results.steps == 5 * STEPS_PER_EPOCH and results.epochs == 5
+    old, new = (LearningRate(0.003, total_steps=epochs * STEPS_PER_EPOCH) for epochs in (3, 5))
+    rates = {line["step"] - 1: line["lr"] for line in metrics(folder) if "lr" in line}
+    assert rates == {step: (old if step < start else new).at(step) for step in range(50)}
+    said = (folder / "log.txt").read_text()
+    assert f"train.epochs = 5, begun with 3: from step {start} on the learning rate follows" in said
+    assert run_experiment(tiny(train={"epochs": 5}), folder, resume=True) == results
+    with pytest.raises(UserError, match=r"train\.epochs = 4: the run was begun with 5"):
+        run_experiment(tiny(train={"epochs": 4}), folder, resume=True)
+
+
+def test_a_run_without_validation_keeps_its_last_weights_when_it_goes_on(tiny, folder):
+    settings = {"split": {"val": 0.0, "part": 0.1}}
+    run_experiment(tiny(**settings), folder)
+    results = run_experiment(tiny(**settings, train={"epochs": 4}), folder, resume=True)
+    assert results.best_step == results.steps == checkpoint.load(folder / "best.pt")["step"]
+
+
+def test_a_run_that_goes_on_and_is_stopped_is_not_finished(tiny, folder, monkeypatch):
+    """Its old results do not stand for it."""
+    run_experiment(tiny(), folder)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Trainer, "_end_epoch", lambda self, epoch: crash())
+        run_experiment(tiny(train={"epochs": 4}), folder, resume=True)
+    assert not (folder / "results.json").exists()
+    assert run_experiment(tiny(train={"epochs": 4}), folder, resume=True).steps == 4 * STEPS_PER_EPOCH

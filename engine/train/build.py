@@ -1,0 +1,172 @@
+"""Builds the trainer of a run from its settings.
+
+First `prepare` makes everything that can fail for a user's mistake, before anything is written into the run folder.
+Then `build_trainer` puts the parts together, with the tracker that writes there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.cost.budget import drawn_schedule, range_of
+from engine.cost.macs import Complexity
+from engine.data import Data
+from engine.data.loader import TrainLoader, eval_batches
+from engine.data.mix import Mix
+from engine.machine import pick_autocast
+from engine.runs.tracking import Tracker
+from engine.settings.schema import RunSettings
+from engine.train.batches import StepBatches
+from engine.train.checkpoints import Checkpoints, Progress
+from engine.train.features import head_on_features, in_batches, keep_features
+from engine.train.objective import Objective
+from engine.train.optim import LearningRate, MovingAverage, Optimization, build_optimizer
+from engine.train.trainer import Trainer
+from engine.train.validation import Validation
+from models.finetune import Tuning
+from models.settings import UserError
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A run that is ready to be trained: the model, its data, and the parts that do not write into the run folder."""
+
+    settings: RunSettings
+    model: nn.Module  # on its device
+    data: Data
+    cost: Complexity  # of one image, without adapters
+    autocast: torch.autocast
+    tuning: Tuning
+    optimization: Optimization
+    batches: StepBatches  # of images
+    checkpoints: Checkpoints
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def precision(self) -> str:
+        """The precision that is computed in: "bf16" or "fp32"."""
+        return "bf16" if self.autocast._enabled else "fp32"
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs, the last of which may be a part."""
+        return -(-self.batches.total_steps // self.batches.steps_per_epoch)
+
+
+def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, cost: Complexity) -> Preparation:
+    """Prepares the training of a model on its device.
+
+    Args:
+        model: with the weights that it starts from; adapters are added to it where the settings ask for them.
+        data: splits, classes and statistics.
+        settings: of the whole run.
+        folder: the run folder, in which nothing is written.
+        cost: of one image.
+
+    Raises:
+        UserError: a batch that is larger than the training set, options that the labels do not allow, or parameters
+            that would begin to learn after the last epoch.
+    """
+    t = settings.train
+    batches = build_batches(data, settings)
+    tuning = Tuning(model, settings.finetune, t.lr)
+    epochs = -(-batches.total_steps // batches.steps_per_epoch)
+    if (late := max(tuning.learns_from.values())) >= epochs:
+        raise UserError(
+            f"finetune.groups.epoch = {late}: the run has {epochs} epochs, counted from 0, so that it never begins; "
+            "use an earlier one"
+        )
+    optimizer = build_optimizer(model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas), tuning.scales)
+    warmup_steps = round(t.warmup_ratio * batches.total_steps or t.warmup_epochs * batches.steps_per_epoch)
+    rate = LearningRate(t.lr, batches.total_steps, warmup_steps, t.min_lr, t.schedule)
+    average = MovingAverage(model, t.ema) if t.ema else None
+    optimization = Optimization(model, optimizer, rate, t.clip_norm, average)
+    checkpoints = Checkpoints(folder, model, data, optimization, tuning.saved_names())
+    autocast = pick_autocast(t.precision, next(model.parameters()).device)
+    return Preparation(settings, model, data, cost, autocast, tuning, optimization, batches, checkpoints)
+
+
+def build_batches(data: Data, settings: RunSettings) -> StepBatches:
+    """Builds the training batches of images; see `prepare` for what is refused."""
+    t, augment = settings.train, settings.augment
+    workers = getattr(settings.data, "workers", None)
+    loader = TrainLoader(
+        data.train, t.batch_size, augment, data.mean, data.std, settings.seed, data.resize, workers=workers
+    )
+    steps_per_epoch = len(loader) // t.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train.batch_size = {t.batch_size} x train.accumulate = {t.accumulate}: more than the "
+            f"{len(data.train)} training images; use a smaller batch"
+        )
+    if t.label_smoothing and not data.task.soft_targets:
+        raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for many labels; set it to 0")
+    mix = Mix(augment, len(data.classes), t.label_smoothing, data.task) if any(augment.mixing()) else None
+    return StepBatches(loader, t.accumulate, t.steps or t.epochs * steps_per_epoch, mix, settings.seed)
+
+
+def build_trainer(
+    prepared: Preparation,
+    progress: Progress,
+    tracker: Tracker,
+    wrap: Callable[[Objective], nn.Module] = lambda objective: objective,
+) -> Trainer:
+    """Puts the trainer together.
+
+    Where only the head learns and nothing is augmented, the frozen part of the model runs over all images here, once,
+    and the trainer sees nothing but features.
+
+    Args:
+        prepared: the run.
+        progress: how far it has come; it is changed in place.
+        tracker: of the run.
+        wrap: wraps the objective before it is called; see `Trainer`.
+    """
+    settings, model, data, t = prepared.settings, prepared.model, prepared.data, prepared.settings.train
+    batches, autocast = prepared.batches, prepared.autocast
+    val_batches = partial(eval_batches, data.val, t.batch_size, data.mean, data.std, data.resize)
+    network_of = _itself
+    if progress.step < batches.total_steps:
+        started = time.perf_counter()
+        options = {"batch_size": t.batch_size, "seed": settings.seed, "folder": prepared.checkpoints.folder}
+        features = keep_features(model, data, settings.finetune, settings.augment, autocast=autocast, **options)
+        if features is not None:
+            progress.seconds += time.perf_counter() - started
+            batches.close()
+            batches = StepBatches(features.loader, t.accumulate, batches.total_steps, None, settings.seed)
+            val_batches = partial(in_batches, features.val, data.val.labels, t.batch_size)
+            network_of = head_on_features
+    smoothing = 0.0 if batches.mix else t.label_smoothing  # mixed targets are smoothed already
+    validation = Validation(data, val_batches, network_of, autocast, tracker, settings.log.images)
+    schedules = {}
+    if range_of(settings.model) is not None:
+        schedules["schedule_of"] = partial(drawn_schedule, settings.model, settings.seed)
+    return Trainer(
+        Objective(network_of(model), data.task, autocast, smoothing),
+        prepared.tuning,
+        batches,
+        prepared.optimization,
+        prepared.checkpoints,
+        tracker,
+        validation if len(data.val) else None,
+        progress,
+        seed=settings.seed,
+        log_every=settings.log.every_steps,
+        save_every=settings.checkpoint.every_steps,
+        wrap=wrap,
+        **schedules,
+    )
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model

@@ -1,0 +1,116 @@
+"""The checkpoints of a run: `best.pt`, the weights that are kept, and `last.pt`, from which training can go on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import nn
+
+from engine.data import Data
+from engine.runs import checkpoint
+from engine.runs.weights import load_trained
+from engine.train.optim import Optimization
+from models.finetune import frozen_state, partial_state
+from models.settings import UserError
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint stores beside weights and optimizer."""
+
+    step: int = 0  # optimizer steps done
+    best: float = -1.0  # the best validation score so far
+    best_step: int = 0
+    seconds: float = 0.0  # spent training, all sessions together
+    loss_sum: float = 0.0  # over the images of this epoch so far
+    correct: float = 0
+    seen: int = 0
+
+    def add(self, losses: list[float], sizes: list[int], correct: float) -> None:
+        """Adds the mean losses and the sizes of a step's micro-batches, and how many images were right."""
+        self.loss_sum += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
+        self.correct += correct
+        self.seen += sum(sizes)
+
+    def begin_epoch(self) -> None:
+        """Clears the sums of the epoch."""
+        self.loss_sum, self.correct, self.seen = 0.0, 0, 0
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of a run folder.
+
+    Args:
+        folder: the run folder.
+        model: the model that learns, with the weights that the run starts from.
+        data: its classes and statistics are stored with the weights, and its fingerprint with the progress.
+        optimization: the optimizer and the moving average.
+        saved_names: the part of the weights to save, where so little learns that the rest is not saved; None: all.
+    """
+
+    def __init__(
+        self, folder: Path, model: nn.Module, data: Data, optimization: Optimization, saved_names: set[str] | None
+    ) -> None:
+        self.folder, self.model, self.data = folder, model, data
+        self.optimization, self.saved_names = optimization, saved_names
+        self.frozen_digest = checkpoint.digest_of(frozen_state(model, saved_names))
+        self.fingerprint = data.fingerprint()
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pt"
+
+    def save_best(self, step: int) -> None:
+        """Writes `best.pt`: the weights that are evaluated and kept, after this many steps."""
+        checkpoint.save(self.best, {**self._weights(self.optimization.kept_model), "step": step})
+
+    def save_last(self, progress: Progress, lines: int) -> None:
+        """Writes `last.pt`: everything that the next step depends on.
+
+        Args:
+            progress: of the run.
+            lines: the number of lines in `metrics.jsonl`, as `Tracker.flush` returns it.
+        """
+        average = self.optimization.average
+        state = {
+            **self._weights(self.model),
+            "optimizer": self.optimization.optimizer.state_dict(),
+            "ema": None if average is None else average.saved_state(self.saved_names),
+            "progress": asdict(progress),
+            "data": self.fingerprint,
+            "lines": lines,
+        }
+        checkpoint.save(self.last, state)
+
+    def resume(self, state: dict) -> Progress:
+        """Restores weights, optimizer and moving average from the state in `last.pt`; returns the progress.
+
+        Raises:
+            UserError: it was trained on other images, labels or classes, or is of another model.
+        """
+        if state["data"] != self.fingerprint:
+            raise UserError(
+                f"{self.folder}: the images, labels or classes are not those that this run was trained on; "
+                "resume on the same data, or start a run under another name="
+            )
+        load_trained(self.model, state, self.last, self.saved_names)
+        self.optimization.optimizer.load_state_dict(state["optimizer"])
+        if self.optimization.average is not None:
+            self.optimization.average.restore(state["ema"])
+        return Progress(**state["progress"])
+
+    def _weights(self, model: nn.Module) -> dict:
+        """What every reader of a checkpoint needs: weights, or the part of them that learns, classes, statistics."""
+        return {
+            "model": partial_state(model, self.saved_names),
+            "partial": self.saved_names is not None,
+            "frozen": self.frozen_digest,
+            "classes": self.data.classes,
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+        }

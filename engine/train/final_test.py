@@ -1,0 +1,136 @@
+"""The end of a run: its best weights on the test images, the pictures of that, and everything that is recorded."""
+
+from __future__ import annotations
+
+import time
+
+from engine.data import Data
+from engine.figures.confusion import confused_figure, confusion_figure
+from engine.figures.drawing import draw
+from engine.machine import device_name, peak_memory, versions
+from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
+from engine.measure.evaluate import Evaluation, evaluate_split
+from engine.measure.intervals import wilson
+from engine.measure.predictions import predictions_of, write_predictions
+from engine.runs import checkpoint
+from engine.runs.compatibility import check_classes
+from engine.runs.results import Results
+from engine.runs.tracking import Tracker
+from engine.runs.weights import load_trained
+from engine.settings.schema import RunSettings
+from engine.train.build import Preparation
+from engine.train.checkpoints import Progress
+from models.budget import target_macs
+from models.interface import model_name, removed_per_block
+from models.lora import merge_lora
+
+
+def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commit: str | None) -> Results:
+    """Tests the best weights, once, and returns what the run measured.
+
+    Args:
+        prepared: the run; its model gets the best weights.
+        progress: after the last step.
+        tracker: gets the pictures.
+        commit: the git commit of the code that has trained.
+    """
+    cost = prepared.cost
+    model, data, settings, best = prepared.model, prepared.data, prepared.settings, prepared.checkpoints.best
+    state = checkpoint.load(best)
+    check_classes(state["classes"], data, str(best))
+    load_trained(model, state, best, prepared.checkpoints.saved_names)
+    trained, parameters = prepared.tuning.trained(), sum(p.numel() for p in model.parameters())
+    if settings.finetune and settings.finetune.mode == "lora":
+        merge_lora(model)  # the run is read back with its adapters added in, which in bf16 computes something else
+    test, by_class = _test(prepared, progress.step, tracker)
+    target = target_macs(settings.model)
+    return Results(
+        name=settings.name,
+        model=model_name(settings.model),
+        data=settings.data.name,
+        seed=settings.seed,
+        metric=data.task.main_metric,
+        method=method_of(settings),
+        fold=settings.split.fold,
+        test_images=test.n,
+        test_loss=test.loss,
+        test_metrics=test.metrics,
+        test_interval=_interval(test, data),
+        val_score=progress.best if len(data.val) else None,
+        thresholds=_thresholds(prepared),
+        val_images=len(data.val),
+        best_step=state["step"],
+        steps=progress.step,
+        epochs=prepared.epochs,
+        train_images=len(data.train),
+        data_sha256=prepared.checkpoints.fingerprint,
+        params=cost.params,
+        trained_params=trained,
+        trained_share=trained / parameters,
+        saved_mib=best.stat().st_size / 2**20,
+        gmacs=cost.macs / 1e9,
+        target_gmacs=None if target is None else target / 1e9,
+        activations=cost.activations,
+        tokens=cost.tokens,
+        removed=removed_per_block(model),
+        seconds=progress.seconds,
+        images_per_second=progress.step * settings.train.batch_size * settings.train.accumulate / progress.seconds,
+        peak_memory_mib=peak_memory(prepared.device),
+        class_accuracy=by_class,
+        precision=prepared.precision,
+        device=device_name(prepared.device),
+        versions=versions(),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        commit=commit,
+    )
+
+
+def _test(prepared: Preparation, step: int, tracker: Tracker) -> tuple[Evaluation, dict[str, float | None] | None]:
+    """Evaluates the model on the test images; without any, all measures are None.
+
+    With one class for each image this leaves `predictions.csv`, the confusion matrix and the most confused images.
+
+    Returns:
+        The evaluation, and the accuracy of each class, where an image has one.
+    """
+    data, settings, folder = prepared.data, prepared.settings, prepared.checkpoints.folder
+    if not len(data.test):
+        return Evaluation(0, None, dict.fromkeys(data.task.titles)), None
+    size, autocast = settings.train.batch_size, prepared.autocast
+    test = evaluate_split(prepared.model, data, "test", size, autocast, keep_logits=data.task.one_class)
+    if not data.task.one_class:
+        return test, None
+    predictions = predictions_of(data.test.labels, test.logits)
+    write_predictions(folder, predictions, data.test.paths, data.classes)
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, len(data.classes))
+    title = f"{settings.title}: {100 * test.score:.2f} % of {test.n} test images"
+    draw(folder, tracker, step, "test/confusion", confusion_figure(matrix, data.classes, title))
+    title = f"{settings.title}: confused most"
+    figure = confused_figure(most_confused(matrix), predictions, data.test, data.classes, title)
+    draw(folder, tracker, step, "test/confused", figure)
+    return test, class_accuracy(matrix, data.classes)
+
+
+def _interval(test: Evaluation, data: Data) -> tuple[float, float] | None:
+    """Wilson's 95 % interval for an accuracy; None for metrics that are no share of images, and without test images."""
+    return wilson(round(test.score * test.n), test.n) if test.n and data.task.counts_images else None
+
+
+def _thresholds(prepared: Preparation) -> dict[str, float] | None:
+    """The probability above which each label is predicted, fitted to the validation images."""
+    data, task = prepared.data, prepared.data.task
+    if not (task.has_thresholds and len(data.val)):
+        return None
+    size = prepared.settings.train.batch_size
+    val = evaluate_split(prepared.model, data, "val", size, prepared.autocast, keep_logits=True)
+    return dict(zip(data.classes, task.thresholds(task.probabilities(val.logits), data.val.labels), strict=True))
+
+
+def method_of(settings: RunSettings) -> str:
+    """Returns how the weights were trained, in a few words: "from scratch", "full", "head", "lora, rank 8", ..."""
+    finetune = settings.finetune
+    start = "from scratch" if settings.model.weights is None else "full"
+    if finetune is None or (finetune.mode == "full" and not finetune.layer_decay):
+        return start
+    names = {"full": f"full, layer decay {finetune.layer_decay}", "lora": f"lora, rank {finetune.rank or 8}"}
+    return names.get(finetune.mode, finetune.mode)

@@ -1,0 +1,65 @@
+"""Validation after each epoch: loss and metrics, and pictures of the most confident mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import Data
+from engine.figures.gallery import wrong_pictures_figure
+from engine.measure.evaluate import Evaluation, Mistake, evaluate
+from engine.runs.tracking import Tracker
+
+
+class Validation:
+    """Evaluates a model on the validation images and tells the tracker.
+
+    Args:
+        data: its validation images are drawn where the model is wrong.
+        batches: returns the validation batches, once and in order: images, or the features that the network takes.
+        network_of: the part of a model that takes these batches: the model itself, or its head on features.
+        autocast: a reusable context manager for the precision to compute in.
+        tracker: of the run.
+        pictures: the number of most confident mistakes to draw.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+        network_of: Callable[[nn.Module], nn.Module],
+        autocast: AbstractContextManager,
+        tracker: Tracker,
+        pictures: int = 0,
+    ) -> None:
+        self.data, self.batches, self.network_of = data, batches, network_of
+        self.autocast, self.tracker, self.pictures = autocast, tracker, pictures
+
+    def run(self, model: nn.Module, step: int) -> Evaluation:
+        """Evaluates a model after this many steps."""
+        evaluation = evaluate(
+            self.network_of(model),
+            self.batches(),
+            self.data.task,
+            len(self.data.classes),
+            next(model.parameters()).device,
+            self.autocast,
+            keep_mistakes=self.pictures,
+        )
+        self.tracker.scalars(step, evaluation.scalars("val"))
+        if evaluation.mistakes:
+            self._draw(evaluation.mistakes, step)
+        return evaluation
+
+    def _draw(self, mistakes: list[Mistake], step: int) -> None:
+        names = self.data.classes
+        figure = wrong_pictures_figure(
+            self.data.val.read(torch.tensor([m.position for m in mistakes])),
+            [names[m.label] for m in mistakes],
+            [names[m.predicted] for m in mistakes],
+            [m.confidence for m in mistakes],
+        )
+        self.tracker.figure(step, "val/wrong_with_most_confidence", figure)
