@@ -1,4 +1,4 @@
-"""Images and labels: one split, a dataset as its source gives it, and the data that a run trains on."""
+"""Images and labels: a split, a dataset as its source provides it, and the data of a run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from torch import Tensor
 
 from engine.tasks import ONE_LABEL, TASKS, Task
 
-CHUNK, VALUES = 1024, 2**24  # images, and values of theirs, converted to float64 at once: 128 MiB
+CHUNK, VALUES = 1024, 2**24  # largest number of images, and of their values, converted to float64 at once: 128 MiB
 
 
 def digest_of(image: np.ndarray) -> bytes:
-    """Of an image's pixels, contiguous uint8 (C, H, W): equal for equal images, whatever file they are from."""
+    """Returns a digest of an image's pixels, contiguous uint8 (C, H, W), which is equal for copies of an image."""
     return hashlib.blake2b(image, digest_size=16).digest()
 
 
 class Split(ABC):
-    """N images of one size and their labels, (N, ...), as the task of the data has them; see engine.tasks.
+    """N images of one size and their labels.
 
-    `paths` names the files that the images are from, in their order; None where they have none.
+    Attributes:
+        labels: (N, ...), with the type and shape that the task of the data has; see engine.tasks.
+        paths: the files of the images, in order, or None.
     """
 
     labels: Tensor
@@ -45,24 +47,24 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, index: Tensor) -> Tensor:
-        """The images at `index`, int64 (M,): uint8 (M, C, H, W)."""
+        """Returns the images at `index`, int64 (M,), as uint8 (M, C, H, W)."""
 
     @abstractmethod
     def take(self, indices: Tensor) -> Split:
-        """The images at `indices`, int64 (M,), in that order, as a split."""
+        """Returns a split of the images at `indices`, int64 (M,), in that order."""
 
     @abstractmethod
     def digests(self) -> Iterable[bytes]:
-        """`digest_of` each image, in order."""
+        """Returns `digest_of` each image, in order."""
 
     @abstractmethod
     def pixels(self) -> Any:
-        """What stands for all the images in a fingerprint: bytes, or what has them."""
+        """Returns a bytes-like object that identifies the pixels of all images, for fingerprints."""
 
 
 @dataclass(frozen=True)
 class Arrays(Split):
-    """A split in memory: images are uint8 (N, C, H, W)."""
+    """A split in memory, with images uint8 (N, C, H, W)."""
 
     images: Tensor
     labels: Tensor
@@ -93,10 +95,15 @@ class Arrays(Split):
 
 @dataclass(frozen=True)
 class RawData:
-    """A dataset as its source gives it.
+    """A dataset as its source provides it.
 
-    Without `test`, and then without `val`, one is taken off `train`; without `mean` both statistics are computed.
-    `task` is what the labels mean.
+    Attributes:
+        train: training images.
+        test: test images; None: they are held out of `train`.
+        classes: names, in the order of the labels.
+        val: validation images; None: they are held out of `train`.
+        mean, std: published statistics of each channel, of pixels in [0, 1]; None: they are computed.
+        task: what the labels mean.
     """
 
     train: Split
@@ -114,11 +121,16 @@ class RawData:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on: three splits of equal image shape, and the statistics that normalise them.
+    """The data of a run: three splits of equal image shape, and the statistics that normalise them.
 
-    `val` is empty when split.val is 0, `test` when split.test is 0 and the dataset has none. `classes` are the names in
-    the order of the labels. `mean` and `std` are per channel, of pixels in [0, 1]. `resize` is the size, in pixels,
-    that batches are brought to; None leaves them as they are. `task` is what the labels mean.
+    Attributes:
+        train: training images.
+        val: validation images; none if split.val is 0.
+        test: test images; none if split.test is 0 and the dataset has none.
+        classes: names, in the order of the labels.
+        mean, std: of each channel, of pixels in [0, 1].
+        resize: height and width to which batches are resized, pixels; None: unchanged.
+        task: what the labels mean.
     """
 
     train: Split
@@ -132,12 +144,12 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image as a model sees it."""
+        """(C, H, W) of an image as the model gets it."""
         channels, height, width = self.train.shape
         return (channels, height, width) if self.resize is None else (channels, self.resize, self.resize)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of all images and labels in their order and of the classes' names."""
+        """Returns the SHA-256, in hexadecimal, of all images and labels in order and of the names of the classes."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.val, self.test):
             digest.update(str((len(split), *split.shape)).encode())
@@ -147,12 +159,12 @@ class Data:
 
 
 def channel_stats(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1], summed in float64.
+    """Computes the mean and standard deviation of each channel, of pixels in [0, 1], in float64.
 
-    A channel of a single value gets the standard deviation 1/255, so that it normalises to zero, not to infinity.
+    A constant channel gets the standard deviation 1/255, so that it is normalised to zero.
 
     Args:
-        split: of one image or more.
+        split: of at least one image.
     """
     channels, height, width = split.shape
     total = torch.zeros(channels, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Augmentation of a batch of images, each by draws of its own, keyed by (seed, epoch, index).
+"""Augmentation of whole batches, with random numbers of its own for each image, keyed by (seed, epoch, index).
 
-What happens to an image depends on its key alone: not on the batch that it is in, nor on what was drawn before.
+The augmentation of an image depends only on its key, not on its batch or on earlier random numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from engine.data.settings import AugmentSettings
 ERASE_AREA = (0.02, 0.33)  # share of the image
 ERASE_ASPECT = (0.3, 3.3)  # height / width
 SCALE_ASPECT = (3 / 4, 4 / 3)  # height / width
-TRIES = 10  # of drawing a rectangle that fits
+TRIES = 10  # attempts to draw a rectangle that fits
 
-# The last part of the key. Rectangles take four draws for each try: erasing has 4 to 43, scaling 68 to 107.
+# The last part of the key. A rectangle takes four numbers for each try: erasing has 4 to 43, scaling 68 to 107.
 CROP_Y, CROP_X, FLIP, ERASE, RECTANGLE = range(5)
 VFLIP, ROTATE90, BRIGHTNESS, CONTRAST, BOX = range(64, 69)
 
@@ -25,12 +25,12 @@ VFLIP, ROTATE90, BRIGHTNESS, CONTRAST, BOX = range(64, 69)
 def augment_images(
     images: np.ndarray, index: np.ndarray, augment: AugmentSettings, seed: int, epoch: int
 ) -> np.ndarray:
-    """Crops, scales, flips, turns and jitters a batch, in this order.
+    """Crops, scales, flips, rotates and jitters a batch, in this order.
 
     Args:
         images: uint8 (B, C, H, W); not changed.
-        index: of each image in its dataset, int64 (B,).
-        augment: what is on.
+        index: position of each image in its dataset, int64 (B,).
+        augment: which of these to do.
         seed: of the run.
         epoch: from 0.
 
@@ -43,7 +43,7 @@ def augment_images(
     if augment.scale:
         images = random_scale(images, augment.scale, (AUGMENT, seed, epoch, index[:, None]))
     if not (augment.crop or augment.scale) and (augment.flip or augment.vflip or augment.rotate90):
-        images = images.copy()  # the following write
+        images = images.copy()  # the next operations write into it
     if augment.flip:
         mirrored = uniform(*key, FLIP) < 0.5
         images[mirrored] = images[mirrored][..., ::-1]
@@ -61,12 +61,12 @@ def augment_images(
 
 
 def random_crop(images: np.ndarray, pad: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Pads each side with black and cuts out the old size, at row offset u and column offset v of the room there is.
+    """Pads each side with black and crops to the old size.
 
     Args:
         images: uint8 (B, C, H, W).
-        pad: pixels on each side; there are 2 pad + 1 offsets in each direction.
-        u, v: in [0, 1), (B,).
+        pad: pixels on each side, which gives 2 pad + 1 offsets in each direction.
+        u, v: vertical and horizontal offset of each crop, as fractions of their range, in [0, 1), (B,).
     """
     batch, channels, height, width = images.shape
     padded = np.zeros((batch, channels, height + 2 * pad, width + 2 * pad), images.dtype)
@@ -77,17 +77,17 @@ def random_crop(images: np.ndarray, pad: int, u: np.ndarray, v: np.ndarray) -> n
 
 
 def random_scale(images: np.ndarray, least: float, key: tuple) -> np.ndarray:
-    """A random part of each image, brought to the size of the whole (Szegedy et al., 2015), bilinearly.
+    """Resizes a random part of each image to full size, bilinearly (Szegedy et al., 2015).
 
-    The part has from `least` to all of the image's area, uniformly, and an aspect ratio from 3/4 to 4/3, uniform in its
-    logarithm; it lies anywhere inside, at fractions of a pixel too. The first of ten tries that fits is taken; where
-    none does, which happens near the whole area, the image stays as it is. Parts are never larger than the image, so
-    there is nothing to antialias.
+    The area of the part is uniform between `least` and 1 times the image's, its aspect ratio log-uniform between 3/4
+    and 4/3, and its position uniform, at fractions of a pixel. The first of ten tries that fits is used; if none does,
+    which happens near the full area, the image stays unchanged. Parts are never larger than the image, so there is
+    nothing to antialias.
 
     Args:
         images: uint8 (B, C, H, W); not changed.
-        least: share of the area, in (0, 1).
-        key: of the draws, (B, 1) each or numbers.
+        least: smallest share of the area, in (0, 1).
+        key: of the random numbers, each part (B, 1) or a number.
     """
     height, width = images.shape[2:]
     tries = BOX + 4 * np.arange(TRIES)
@@ -98,8 +98,8 @@ def random_scale(images: np.ndarray, least: float, key: tuple) -> np.ndarray:
     rows, columns = np.where(fits, rows, height), np.where(fits, columns, width)
     top, left = uniform(*key, tries + 2) * (height - rows), uniform(*key, tries + 3) * (width - columns)
     top, left, rows, columns = _first_fit(fits, top, left, rows, columns)  # (B, 1) each, pixels
-    # Pixel centres in grid_sample's coordinates, where an image goes from -1 to 1. Computed element by element in
-    # float64: affine_grid multiplies matrices, whose last bits may depend on the batch.
+    # Pixel centres in grid_sample's coordinates, which go from -1 to 1. Computed element by element in float64, because
+    # affine_grid multiplies matrices, and the last bits of a product may depend on the batch.
     y = (2 * top + rows * (np.arange(height) + 0.5) / height * 2) / height - 1  # (B, H)
     x = (2 * left + columns * (np.arange(width) + 0.5) / width * 2) / width - 1  # (B, W)
     grid = torch.empty(len(images), height, width, 2)
@@ -110,37 +110,37 @@ def random_scale(images: np.ndarray, least: float, key: tuple) -> np.ndarray:
 
 
 def jitter(images: np.ndarray, most: float, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Multiplies each image by a brightness, and its distance from its own mean by a contrast; cut off at 0 and 255.
+    """Changes the brightness and contrast of each image, and clips to 0..255.
 
     Args:
         images: uint8 (B, C, H, W); not changed.
         most: both factors lie in [1 - most, 1 + most].
-        u, v: where in this range brightness and contrast lie, in [0, 1), (B,).
+        u, v: brightness and contrast as fractions of that range, in [0, 1), (B,).
     """
     brightness, contrast = (1 - most + 2 * most * draw for draw in (u, v))
     mean = images.sum((1, 2, 3), dtype=np.int64) / images[0].size
-    # x -> brightness * (mean + contrast * (x - mean)), for each of the 256 values that a pixel can have
+    # x -> brightness * (mean + contrast * (x - mean)), for each of the 256 possible values of a pixel
     values = (brightness * contrast)[:, None] * np.arange(256) + (brightness * (1 - contrast) * mean)[:, None]
     table = np.clip(np.rint(values), 0, 255).astype(np.uint8)  # (B, 256)
-    return np.stack([one[image] for one, image in zip(table, images)])
+    return np.stack([row[image] for row, image in zip(table, images)])
 
 
 def erased_pixels(shape: tuple[int, int], index: np.ndarray, erase: float, seed: int, epoch: int) -> np.ndarray | None:
-    """The pixels that random erasing (Zhong et al., 2020) takes from each image.
+    """Chooses the pixels that random erasing removes from each image (Zhong et al., 2020).
 
-    A rectangle of 2 % to 33 % of the image, of an aspect ratio from 0.3 to 3.3 before rounding (uniform in its
-    logarithm, so that tall and wide are alike), anywhere inside. The first of ten tries that fits is taken; where none
-    does, which is rare above a few pixels, the image stays whole.
+    They form a rectangle of 2 % to 33 % of the image, at a uniform position, with an aspect ratio that is log-uniform
+    between 0.3 and 3.3 before rounding. The first of ten tries that fits is used; if none does, which is rare except
+    for tiny images, nothing is erased.
 
     Args:
         shape: height and width of the images.
-        index: of each image in its dataset, int64 (B,).
-        erase: probability.
+        index: position of each image in its dataset, int64 (B,).
+        erase: probability that an image is erased at all.
         seed: of the run.
         epoch: from 0.
 
     Returns:
-        bool (B, H, W), or None if no image of the batch loses any.
+        bool (B, H, W), or None if nothing is erased in the whole batch.
     """
     key = (AUGMENT, seed, epoch, index)
     chosen = uniform(*key, ERASE) < erase
@@ -159,13 +159,13 @@ def _log_uniform(limits: tuple[float, float], u: np.ndarray) -> np.ndarray:
 
 
 def _first_fit(fits: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of each image's tries, (B, tries), the first that fits, or the first of all; (B, 1) each."""
+    """Returns the values of each image's first try that fits, or of its first try: (B, tries) -> (B, 1) each."""
     first = fits.argmax(1)[:, None]
     return tuple(np.take_along_axis(value, first, 1) for value in values)
 
 
 def _rectangles(shape: tuple[int, int], key: tuple) -> tuple[np.ndarray, ...]:
-    """Top, left, height and width of a rectangle for each image, (B, 1) each; height 0 where none of the tries fits."""
+    """Draws top, left, height and width of a rectangle for each image, (B, 1) each; height 0 where no try fits."""
     tries = RECTANGLE + 4 * np.arange(TRIES)
     pixels = shape[0] * shape[1]
     area = pixels * (ERASE_AREA[0] + uniform(*key, tries) * (ERASE_AREA[1] - ERASE_AREA[0]))  # (B, tries)

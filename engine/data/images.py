@@ -1,4 +1,4 @@
-"""One image file as it comes: decoded, turned upright, made RGB, brought to one size."""
+"""Reads one image file: decoded, turned upright, converted to RGB, and cropped or resized to one size."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from PIL import (
 
 from engine.data.settings import FileSettings
 
+# Names of files that have to be images, be it of a format that is only recognised in order to be refused.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
-
-
 READERS = {
     "JPEG": JpegImagePlugin.jpeg_factory,
     "PNG": PngImagePlugin.PngImageFile,
@@ -36,68 +35,54 @@ READERS = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "GIF": GifImagePlugin.GifImageFile,
 }
-
-
-FORMATS = tuple(READERS)  # nothing else is opened, whatever a file is called
-
-
-FOREIGN = ("HEIC", "AVIF")  # known by their first bytes, not read
-
-
-HEAD = 32  # bytes that tell a format
-
-
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # their sizes, bytes: "BM" alone begins many a text
-
-
-TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are of BigTIFF
-
-
+FORMATS = tuple(READERS)  # no other format is opened, whatever the name of a file
+FOREIGN = ("HEIC", "AVIF")  # recognised by their first bytes, but not read
+HEAD = 32  # bytes that identify a format
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes in bytes; checked because texts may begin with "BM", too
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
 }
-
-
-SEVERAL = ("GIF", "WEBP", "TIFF", "PNG")  # formats whose files may hold several images
+SEVERAL = ("GIF", "WEBP", "TIFF", "PNG")  # formats of files that can hold several images
 
 
 class Facts(NamedTuple):
-    """What a file is: its format, PIL's name for its kind of pixels, pixels across and down as it is stored, and
-    whether it holds more images than the one that is read."""
+    """Facts about an image file."""
 
-    format: str
-    mode: str
-    width: int
+    format: str  # one of FORMATS
+    mode: str  # Pillow's name for the kind of pixels, such as RGB or L
+    width: int  # pixels, as stored
     height: int
-    several: bool
+    several: bool  # whether it holds more images than the one that is read
 
 
 def read_image(path: Path, settings: FileSettings) -> np.ndarray:
-    """One image as a model is evaluated on it, uint8 (size, size, 3); see open_rgb and to_square for how."""
+    """Reads an image as for evaluation, uint8 (size, size, 3); see open_rgb and to_square."""
     assert settings.size is not None
     return to_square(open_rgb(path, settings), settings)
 
 
 def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
-    """One image, upright, 8-bit RGB, at its own size; the first one of a file that holds several.
+    """Reads an image upright, as 8-bit RGB, at its original size; of a file with several images the first.
 
-    The EXIF orientation is applied; 16-bit grey is scaled to 8 bits; what is transparent lies on data.background.
+    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and transparent areas are filled with
+    data.background.
 
     Raises:
-        DecompressionBombError: more than data.max_pixels pixels, by its header.
-        ValueError: not a file with something in it, or pixels that are not 8 or 16 bits.
-        Exception: whatever PIL raises for a file that it cannot decode.
+        DecompressionBombError: more than data.max_pixels pixels, according to the header.
+        ValueError: not a regular file, an empty one, or pixels of neither 8 nor 16 bits.
+        Exception: whatever Pillow raises for a file that it cannot decode.
     """
     return look(path, settings)[0]
 
 
 def look(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
-    """One image as open_rgb reads it, and what its file is.
+    """Reads an image as open_rgb does; returns it and the facts about its file.
 
-    The format is told by the first bytes, whatever the file is called. Its reader is called directly: Image.open would
-    add a limit of pixels of its own, one for the whole process.
+    The first bytes decide the format, whatever the name of the file. The reader of the format is called directly,
+    because Image.open has a limit of pixels of its own, one for the whole process.
     """
     with _opened(path) as file:
         head = file.read(HEAD)
@@ -115,16 +100,16 @@ def look(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
             _scale_clear(image)
             image.load()
             upright = image
-            with suppress(Exception):  # damaged EXIF does not say what is up; the pixels were whole
+            with suppress(Exception):  # with damaged EXIF data the pixels can still be whole
                 upright = ImageOps.exif_transpose(image)
             return to_rgb(_full_range(upright, image), settings.background), facts
 
 
 def has_image(path: Path) -> bool:
-    """Whether a file's first bytes are an image's, one of FORMATS or FOREIGN.
+    """Returns whether a file begins like an image of FORMATS or FOREIGN.
 
     Raises:
-        OSError, ValueError: it cannot be opened, or is not a file.
+        OSError, ValueError: it cannot be opened, or is not a regular file.
     """
     with _opened(path) as file:
         return content(file.read(HEAD)) is not None
@@ -138,12 +123,12 @@ def _opened(path: Path) -> BinaryIO:
             raise ValueError(f"broken link to {os.readlink(path)!r}") from None
         raise
     if not stat.S_ISREG(mode):
-        raise ValueError("not a file")  # a pipe would never end
+        raise ValueError("not a file")  # reading a pipe would never end
     return open(path, "rb")
 
 
 def content(head: bytes) -> str | None:
-    """The format, one of FORMATS or FOREIGN, of a file that begins with these bytes (HEAD of them); None: another."""
+    """Returns the format, of FORMATS or FOREIGN, of a file that begins with these HEAD bytes; None: another one."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -160,14 +145,14 @@ def content(head: bytes) -> str | None:
 
 
 def _several(image: Image.Image) -> bool:
-    """Whether a file, just opened, holds more than one image; what its later images are like does not matter."""
+    """Returns whether a file that was just opened holds more than one image; damage in later ones is ignored."""
     with suppress(Exception):
         return bool(image.is_animated)
     return False
 
 
 def _scale_clear(image: Image.Image) -> None:
-    """Brings a PNG's transparent value to the scale of the pixels that PIL makes of 2, 4 and 16 bits; before load()."""
+    """Scales a PNG's transparent value as Pillow scales pixels of 2, 4 and 16 bits; to be called before load()."""
     clear, kind = image.info.get("transparency"), image.tile[0][3] if image.format == "PNG" and image.tile else None
     if isinstance(clear, int) and kind in ("L;2", "L;4"):
         image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[kind]
@@ -176,7 +161,7 @@ def _scale_clear(image: Image.Image) -> None:
 
 
 def _full_range(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Grey of a TIFF file, `source`, from 0, black, to 65535: PIL leaves 12 bits, and white as 0, as they are."""
+    """Scales 16-bit grey of a TIFF file, `source`, to 0 (black) to 65535; Pillow keeps 12 bits, and white as 0."""
     if source.format != "TIFF" or not image.mode.startswith("I;16"):
         return image
     tags = source.tag_v2
@@ -188,10 +173,10 @@ def _full_range(image: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
-    """An image brought to data.size, uint8 (size, size, 3), bicubic and antialiased.
+    """Resizes an image to data.size, uint8 (size, size, 3), bicubic and antialiased.
 
-    Either the square in the middle whose side is data.crop_pct of the shorter side ("crop"), or the whole, whatever its
-    shape ("squash").
+    With data.fit "crop" it is the square in the middle, whose side is data.crop_pct times the shorter side;
+    with "squash" it is the whole image, whose shape changes.
     """
     size, (width, height) = settings.size, image.size
     side_x, side_y = width, height
@@ -200,18 +185,18 @@ def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
     left, top = (width - side_x) / 2, (height - side_y) / 2
     box = (left, top, left + side_x, top + side_y)
     if (side_x, side_y) == (size, size):
-        box = tuple(int(edge) for edge in box)  # half a pixel would blur what needs no resizing
+        box = tuple(int(edge) for edge in box)  # half a pixel of offset would blur an image that needs no resizing
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """8-bit RGB. PIL's own conversion saturates 16-bit grey and drops transparency: transparent red becomes red."""
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey; "I" in older versions of PIL
+    """Converts to 8-bit RGB. Pillow's own conversion saturates 16-bit grey and makes transparent red opaque."""
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey; "I" in older versions of Pillow
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("32-bit pixels; save it with 8 or 16 bits")
         rgb = Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-        clear = image.info.get("transparency")  # one value of grey, in PNG
+        clear = image.info.get("transparency")  # a value of grey, in PNG
         if isinstance(clear, int):
             rgb.paste(ImageColor.getrgb(background)[:3], mask=Image.fromarray(np.uint8(255) * (grey == clear)))
         return rgb
@@ -224,24 +209,24 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its extension, be it one that is only recognised to be refused."""
+    """Returns whether a file has to be an image, according to its extension."""
     return name.lower().endswith(EXTENSIONS)
 
 
 def below(paths: Sequence[str]) -> list[str]:
-    """Files by their paths from the folder that all of them lie in: the same wherever that folder is."""
+    """Returns paths relative to the folder that contains all of them, so that they do not depend on its place."""
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) else ""
     return [os.path.relpath(path, root) if root else path for path in paths]
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read, in a few words, without its path."""
+    """Returns in a few words, without the path, why a file cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, Image.DecompressionBombError):
         return f"{error}, more than data.max_pixels"
-    if isinstance(error, SyntaxError):  # PIL's word for a header that does not hold together
+    if isinstance(error, SyntaxError):  # what Pillow raises for an inconsistent header
         return "damaged header" + (f": {error.msg}" if error.__cause__ is None else "")
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the path, which is named already
+        return error.strerror  # without the path, which the message names already
     return (str(error).splitlines() or [type(error).__name__])[0]

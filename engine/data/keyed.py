@@ -1,7 +1,7 @@
-"""Random numbers that are a function of their key, not of a stream: splitmix64 over counters, vectorised.
+"""Random numbers that are functions of a key instead of a stream: SplitMix64 over counters, vectorised.
 
-The same key gives the same number in whatever order, batch or process it is asked for, on every platform, so a run can
-stop anywhere and go on exactly. The mixing function is the one of SplitMix64 (Steele, Lea and Flood, 2014, "Fast
+A key gives the same number in every order, batch and process and on every platform, so a run can stop anywhere and
+resume exactly. The mixing function is the one of SplitMix64 (Steele, Lea and Flood, 2014, "Fast
 Splittable Pseudorandom Number Generators"; constants by Vigna).
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-SPLIT, ORDER, AUGMENT, MIX, BUDGET, TEST = range(6)  # what a number is for: the first part of every key
+SPLIT, ORDER, AUGMENT, MIX, BUDGET, TEST = range(6)  # purpose of a number: the first part of every key
 
 _MASK = (1 << 64) - 1
 
 
 def hash64(*key: int | np.ndarray) -> np.ndarray:
-    """A uniform uint64 for each key; the parts of the key, integers of any sign or size, broadcast."""
+    """Returns a uniform uint64 for each key. The parts of the key are integers of any sign and size, and broadcast."""
     state = np.zeros(1, np.uint64)
     for part in key:
         part = np.uint64(part & _MASK) if isinstance(part, int) else part.astype(np.uint64)
@@ -24,12 +24,12 @@ def hash64(*key: int | np.ndarray) -> np.ndarray:
 
 
 def uniform(*key: int | np.ndarray) -> np.ndarray:
-    """A float64 in [0, 1) for each key, from the 53 upper bits of `hash64`."""
+    """Returns a float64 in [0, 1) for each key, from the 53 upper bits of `hash64`."""
     return (hash64(*key) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(length: int, *key: int) -> np.ndarray:
-    """The order of `length` items under this key, int64 (length,)."""
+    """Returns a permutation of `length` items, int64 (length,)."""
     return np.argsort(hash64(*key, np.arange(length)), kind="stable")
 
 

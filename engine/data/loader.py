@@ -1,4 +1,4 @@
-"""Batches of images: shuffled and augmented for training, in order for evaluation."""
+"""Batches of images: shuffled and augmented for training, in order and unchanged for evaluation."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from models.settings import UserError
 
 
 class TrainLoader:
-    """Training batches whose order is a function of (seed, epoch) and whose images are one of (seed, epoch, index).
+    """Yields training batches. The order is a function of (seed, epoch), and an image one of (seed, epoch, index).
 
-    Nothing is carried from one batch to the next: an epoch can be entered anywhere, and gives what it would have given.
-    The images that do not fill a last batch are left out; which ones differs from epoch to epoch.
+    No state is carried from batch to batch, so an epoch can be resumed at any batch with the same result. Images that
+    do not fill a last batch are left out, different ones in each epoch.
 
     Args:
         split: the training images.
-        batch_size: images in a batch.
-        augment: what happens to them.
+        batch_size: images per batch.
+        augment: how they are augmented.
         mean, std: of each channel, of pixels in [0, 1].
         seed: of the run.
-        resize: pixels that batches are brought to in the end.
+        resize: height and width to which batches are resized at the end, pixels; None: unchanged.
         workers: processes that read images and apply `augment.transforms`; None: one for each processor, at most 8.
-            What comes out does not depend on it. Images in memory with other augmentation need none.
+            The result does not depend on it. Images in memory without `transforms` need none.
 
     Raises:
-        UserError: fewer images than one batch, a crop that can leave nothing of an image, quarter turns of images that
-            are not square, or transforms that do not end in the model's size.
+        UserError: fewer images than one batch, a crop that can miss the image, quarter turns of images that are not
+            square, or transforms whose output does not have the model's size.
     """
 
     def __init__(
@@ -69,14 +69,11 @@ class TrainLoader:
             self._workers = Workers(Reader(split, augment.transforms, seed), workers)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Returns the number of batches per epoch."""
         return len(self.split) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, float32 (B, C, H, W), and their labels, of an epoch (from 0), from batch `start` on.
-
-        Labels are int64 (B,), or float32 (B, K) where images have many.
-        """
+        """Yields images, float32 (B, C, H, W), and labels, (B, ...), of an epoch (from 0), from batch `start` on."""
         order = torch.from_numpy(permutation(len(self.split), ORDER, self.seed, epoch))
         chosen = [order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
         pixels = self._workers.batches(epoch, chosen) if self._workers else map(self.split.read, chosen)
@@ -84,7 +81,7 @@ class TrainLoader:
             yield self._images(images, index, epoch), self.split.labels.index_select(0, index)
 
     def close(self) -> None:
-        """Ends the worker processes, if there are any."""
+        """Stops the worker processes, if there are any."""
         if self._workers:
             self._workers.close()
 
@@ -95,31 +92,31 @@ class TrainLoader:
             erased = erased_pixels(images.shape[2:], index.numpy(), self.augment.erase, self.seed, epoch)
             if erased is not None:
                 normalised.masked_fill_(torch.from_numpy(erased)[:, None], 0.0)  # the mean
-        return brought_to(normalised, self.resize)
+        return resized(normalised, self.resize)
 
 
 def eval_batches(
     split: Split, batch_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images, float32 (B, C, H, W), and labels, once and in order; the last batch may be smaller.
-
-    Labels are int64 (B,), or float32 (B, K) where images have many.
-    """
+    """Yields all images, float32 (B, C, H, W), and labels, (B, ...), in order; the last batch may be smaller."""
     normalise = Normalise(mean, std)
     for start in range(0, len(split), batch_size):
         part = torch.arange(start, min(start + batch_size, len(split)))
-        yield brought_to(normalise(split.read(part)), resize), split.labels[part]
+        yield resized(normalise(split.read(part)), resize), split.labels[part]
 
 
-def brought_to(images: Tensor, size: int | None) -> Tensor:
-    """Images (B, C, H, W) at size x size pixels, bicubic and antialiased; None leaves them as they are."""
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Resizes images (B, C, H, W) to size x size pixels, bicubic and antialiased; None: unchanged."""
     if size is None or images.shape[2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 
 class Normalise:
-    """uint8 (B, C, H, W) -> float32: pixels in [0, 1], less the mean, over the standard deviation of their channel."""
+    """Normalises images by the mean and standard deviation of each channel, of pixels in [0, 1].
+
+    uint8 (B, C, H, W) -> float32 (B, C, H, W).
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         mean, std = (torch.tensor(list(values), dtype=torch.float64)[:, None, None] for values in (mean, std))

@@ -1,4 +1,4 @@
-"""Many image files: decoded into memory, or left where they are and decoded whenever they are asked for."""
+"""Reads many image files: into memory once, or from disk whenever they are used (`data.cache`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("hybridmerge.data")
 
 @dataclass(frozen=True)
 class Files(Split):
-    """Images that stay in their files (`data.cache: none`): N paths, labels, and a digest of each image's pixels."""
+    """A split whose images stay in their files (`data.cache: none`), with a digest of each image's pixels."""
 
     labels: Tensor
     paths: tuple[str, ...]
@@ -40,10 +40,10 @@ class Files(Split):
         return 3, self.settings.size, self.settings.size
 
     def read(self, index: Tensor) -> Tensor:
-        """Images as a model is evaluated on them, uint8 (M, 3, size, size), decoded by a thread for each processor.
+        """Returns the images at `index` as for evaluation, uint8 (M, 3, size, size), decoded in several threads.
 
         Raises:
-            UserError: files that could be read when the run began, and no longer.
+            UserError: files that were readable when the run began and no longer are.
         """
         chosen = [Path(self.paths[i]) for i in index.tolist()]
         images, bad = decode(chosen, self.settings)
@@ -51,14 +51,14 @@ class Files(Split):
         return images
 
     def whole(self, i: int) -> Image.Image:
-        """One image, upright, RGB, at its own size.
+        """Returns one image, upright, RGB, at its original size.
 
         Raises:
-            UserError: it could be read when the run began, and no longer.
+            UserError: it was readable when the run began and no longer is.
         """
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module="PIL")  # of what does not keep it from decoding
+                warnings.filterwarnings("ignore", module="PIL")  # about faults that do not prevent decoding
                 return open_rgb(Path(self.paths[i]), self.settings)
         except Exception as error:
             raise UserError(f"data: {self.paths[i]!r} can no longer be read ({reason(error)}); put it back") from None
@@ -83,21 +83,23 @@ def read_splits(
     fix: str = "repair or delete them",
     task: Task = ONE_LABEL,
 ) -> RawData:
-    """Decodes all splits at once.
+    """Decodes the images of all splits.
 
     Args:
-        samples: of "train" and perhaps "val" and "test": N files, and labels, (N, ...).
+        samples: for "train" and optionally "val" and "test", N files and labels, (N, ...).
         classes: names in the order of the labels.
-        settings: how; the size is known by now.
+        settings: how files are read; `size` is set.
         where: start of an error, such as "data.path = 'scenes'".
         fix: end of an error: what to do about files that cannot be read.
         task: what the labels mean.
 
     Raises:
-        UserError: files that cannot be read, all of them named in the log; with data.on_error = skip only those of test
-            and validation, or all of a class. Or more images than memory holds.
+        UserError: files that cannot be read (the log names all of them); with data.on_error = skip only if they are
+            test or validation images, or all images of a class. Or more images than fit into memory.
     """
-    assert settings.size is not None, "data.size: null stands for model.img_size, which is put in before data is built"
+    assert settings.size is not None, (
+        "data.size: null stands for model.img_size, which is filled in before data is built"
+    )
     paths = [path for files, _ in samples.values() for path in files]
     log.info("reading %d image files", len(paths))
     in_memory = settings.cache == "memory"
@@ -105,8 +107,8 @@ def read_splits(
     pixels = images.numpy()  # shares its memory
     digests, facts = [b""] * len(paths), [None] * len(paths)
 
-    def keep(i: int, image: np.ndarray, known: Facts) -> None:
-        digests[i], facts[i] = digest_of(image), known
+    def keep(i: int, image: np.ndarray, its_facts: Facts) -> None:
+        digests[i], facts[i] = digest_of(image), its_facts
         if in_memory:
             pixels[i] = image
 
@@ -127,10 +129,10 @@ def read_splits(
 
 
 def read_source(source: Source, settings: FileSettings) -> RawData:
-    """Decodes the images of a source; its warnings are in the log.
+    """Decodes the images of a source, and logs its warnings.
 
     Raises:
-        UserError: an error among its findings, and see read_splits.
+        UserError: there is an error among its findings, or see `read_splits`.
     """
     source.tell()
     return read_splits(source.samples, source.classes, settings, source.where, source.fix, source.task)
@@ -139,7 +141,7 @@ def read_source(source: Source, settings: FileSettings) -> RawData:
 def _skipped(
     splits: dict[str, Split], bad: dict[int, str], classes: list[str], where: str, task: Task
 ) -> dict[int, str]:
-    """Takes the bad images out of the training split, said in the log; returns those of other splits, as they are."""
+    """Removes unreadable images from the training split, and logs them; returns the unreadable ones of other splits."""
     train = splits["train"]
     skipped, others = parted(bad, len(train))
     for i, why in skipped.items():
@@ -151,19 +153,19 @@ def _skipped(
             len(skipped),
             len(train),
         )
-        if said := all_lost(train.labels, skipped, classes, task):
-            raise UserError(f"{where}: {said}")
+        if loss := all_lost(train.labels, skipped, classes, task):
+            raise UserError(f"{where}: {loss}")
         splits["train"] = train.take(torch.tensor([i for i in range(len(train)) if i not in skipped]))
     return others
 
 
 def parted(bad: Mapping[int, str], trained: int) -> tuple[dict[int, str], dict[int, str]]:
-    """Bad images of "train", the first split, of so many images; and those of others, which are never skipped."""
+    """Separates unreadable images of "train", the first split, which has `trained` images, from those of others."""
     return {i: why for i, why in bad.items() if i < trained}, {i: why for i, why in bad.items() if i >= trained}
 
 
 def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str], task: Task) -> str:
-    """What to say if leaving images out leaves nothing of a class, or nothing at all; else empty."""
+    """Returns an error text if leaving images out leaves none of a class, or none at all; else an empty text."""
     if len(skipped) == len(labels):
         return "no training image can be read; repair them"
     if not task.one_class:
@@ -200,7 +202,7 @@ def repair(
 
 
 def refuse(paths: Sequence[Path], bad: Mapping[int, str], where: str, fix: str) -> None:
-    """Ends with an error if there are bad files, every one of which is named in the log."""
+    """Raises UserError if there are unreadable files, and logs each of them."""
     if not bad:
         return
     named = [f"{str(paths[i])!r} ({why})" for i, why in bad.items()]
@@ -210,10 +212,13 @@ def refuse(paths: Sequence[Path], bad: Mapping[int, str], where: str, fix: str) 
 
 
 def decode(paths: Sequence[Path], settings: FileSettings, where: str = "data") -> tuple[Tensor, dict[int, str]]:
-    """All images, uint8 (N, 3, size, size), in the order of `paths`; and of those that cannot be read the reason.
+    """Decodes image files.
+
+    Returns:
+        The images, uint8 (N, 3, size, size), and the position in `paths` and the reason for each that cannot be read.
 
     Raises:
-        UserError: more images than memory holds.
+        UserError: more images than fit into memory.
     """
     images = _room(len(paths), settings.size, where)
     pixels = images.numpy()  # shares its memory
@@ -231,41 +236,44 @@ def _room(count: int, size: int, where: str) -> Tensor:
         needed = count * 3 * size * size / 1e9
         raise UserError(
             f"{where}: {count} images of {size} x {size} pixels take {needed:.1f} GB of memory, more than "
-            "there is; set data.cache=none, or data.size to less"
+            "there is; set data.cache=none, or a smaller data.size"
         ) from None
 
 
 def read_each(
     paths: Sequence[Path], settings: FileSettings, keep: Callable[[int, np.ndarray, Facts], None]
 ) -> dict[int, str]:
-    """Decodes every image once, in a thread for each processor; of those that cannot be read returns the reason.
+    """Decodes every image once, in a thread per processor.
 
     Args:
         paths: N files.
-        settings: how; the size is known by now.
-        keep: called, by any thread, with a number from 0 to N - 1, that image as a model is evaluated on it, contiguous
-            uint8 (3, size, size), and what its file is.
+        settings: how files are read; `size` is set.
+        keep: called by any thread with a position in `paths`, the image as for evaluation, contiguous uint8
+            (3, size, size), and the facts about its file.
+
+    Returns:
+        The position and the reason for each image that cannot be read.
     """
 
     def read(i: int) -> None:
-        image, known = look(paths[i], settings)
-        keep(i, np.ascontiguousarray(to_square(image, settings).transpose(2, 0, 1)), known)
+        image, facts = look(paths[i], settings)
+        keep(i, np.ascontiguousarray(to_square(image, settings).transpose(2, 0, 1)), facts)
 
     return each(read, len(paths))
 
 
 def each(work: Callable[[int], None], count: int) -> dict[int, str]:
-    """Calls `work` with 0 to count - 1, in a thread for each processor; returns why it failed where it did."""
+    """Calls `work` with 0 to count - 1, in a thread per processor; returns the reason for each call that fails."""
 
     def attempt(i: int) -> str | None:
         try:
             work(i)
-        except Exception as error:  # damaged files make PIL's decoders raise nearly anything
+        except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
             return reason(error)
         return None
 
-    # PIL warns of what does not keep it from decoding.
+    # Pillow warns about faults that do not prevent decoding.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module="PIL")
-        found = list(pool.map(attempt, range(count)))
-    return {i: why for i, why in enumerate(found) if why is not None}
+        reasons = list(pool.map(attempt, range(count)))
+    return {i: why for i, why in enumerate(reasons) if why is not None}

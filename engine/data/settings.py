@@ -1,4 +1,4 @@
-"""Settings of data that hold for every dataset: splits and augmentation; and those that all image files share."""
+"""Settings that datasets share: how image files are read, splits, and augmentation."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _colour(name: str) -> str:
     return name
 
 
-# Kept absolute: a run folder names its data wherever it is read from.
+# Stored as an absolute path, so that a run folder finds its data from any working directory.
 DataPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
 class DataSettings(Settings):
-    """What the settings of every dataset have in common.
+    """Base of the settings of every dataset.
 
     Attributes:
         published_classes: the dataset's number of classes, where it is known before anything is read.
@@ -47,73 +47,78 @@ class DataSettings(Settings):
 
 
 class ArraySettings(DataSettings):
-    """Datasets whose images have a size of their own. Each adds a `name` and where it lies."""
+    """Settings of datasets in arrays, whose images have one size. Each dataset adds its `name` and its place."""
 
     resize: int | None = Field(
-        None, gt=0, le=16384, description="height and width that batches are brought to, pixels; null: as they are"
+        None, gt=0, le=16384, description="height and width to which batches are resized, pixels; null: unchanged"
     )
 
 
 class FileSettings(DataSettings):
-    """How image files become images of one size. Datasets of files add a `name` and where they lie."""
+    """How image files are read, for every dataset of files. Each dataset adds its `name` and its place."""
 
     size: int | None = Field(None, gt=0, le=16384, description="height and width, pixels; null: model.img_size")
     fit: Literal["crop", "squash"] = Field(
-        "crop", description="crop: a square in the middle; squash: the whole image, its shape changed"
+        "crop", description="crop: the square in the middle; squash: the whole image, which changes its shape"
     )
     crop_pct: float = Field(1.0, gt=0, le=1, description="side of that square, as a share of the shorter side")
     background: Annotated[str, AfterValidator(_colour)] = Field(
-        "white", description="what transparent images lie on: a colour's name, or #rrggbb"
+        "white", description="colour of transparent areas: a name, or #rrggbb"
     )
-    max_pixels: int = Field(89_478_485, gt=0, description="larger images are refused by their headers, undecoded")
+    max_pixels: int = Field(89_478_485, gt=0, description="larger images are refused by their headers, before decoding")
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="skip: training images that cannot be read are left out and named; never test images"
     )
     cache: Literal["memory", "none"] = Field(
-        "memory", description="memory: decoded once, at `size`; none: training images are decoded for every epoch"
+        "memory", description="memory: decoded once, at `size`; none: training images are decoded in every epoch"
     )
     workers: int | None = Field(
-        None, ge=0, le=256, description="processes that decode and transform; null: one for each processor, at most 8"
+        None, ge=0, le=256, description="processes that decode and transform; null: one per processor, at most 8"
     )
 
 
 class SplitSettings(Settings):
-    """What is held out of the training set, and how much of the rest is used; see engine.data.split."""
+    """Which images test and validate, and how many of the others train; see engine.data.split."""
 
     test: float = Field(
-        0.2, ge=0, lt=1, description="fraction of each class held out as test set where the dataset has none of its own"
+        0.2, ge=0, lt=1, description="fraction of each class held out for testing if the dataset has no test set"
     )
-    test_seed: int = Field(0, ge=0, lt=2**32, description="of that hold-out; runs of other seeds share the test set")
+    test_seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of that hold-out; runs with different seeds share the test set"
+    )
     val: float = Field(0.1, ge=0, lt=1, description="fraction of each class held out for validation; 0 holds out none")
-    part: float = Field(1.0, gt=0, le=1, description="fraction of each class, after the hold-out, that trains")
+    part: float = Field(1.0, gt=0, le=1, description="fraction of the remaining images of each class that train")
     folds: int | None = Field(
-        None, ge=2, le=100, description="k-fold: each part of the training images is the test set of one run"
+        None, ge=2, le=100, description="number of folds: each fold of the training images is the test set of one run"
     )
-    fold: int | None = Field(None, ge=0, description="the one of the folds, from 0, that runs; null: all of them")
+    fold: int | None = Field(None, ge=0, description="which fold to run, from 0; null: all of them")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitSettings:
         if self.fold is not None and self.fold >= (self.folds or 0):
-            said = f"split.folds = {self.folds}" if self.folds else "there are no folds"
-            raise ValueError(f"fold = {self.fold}: {said}; use 0 to split.folds - 1")
+            folds = f"split.folds = {self.folds}" if self.folds else "there are no folds"
+            raise ValueError(f"fold = {self.fold}: {folds}; use 0 to split.folds - 1")
         return self
 
     @property
     def all_folds(self) -> bool:
-        """Whether there are folds and none of them is chosen: what then runs is all of them."""
+        """Whether there are folds and none is chosen, so that all of them run."""
         return self.folds is not None and self.fold is None
 
 
 class AugmentSettings(Settings):
-    """What happens to training images: each by draws of its own, but mixup and cutmix by one draw for a batch."""
+    """Augmentation of training images: with random numbers for each image, or for each batch in mixup and cutmix."""
 
     crop: int = Field(0, ge=0, description="pixels of black padding on each side before a random crop to the old size")
     scale: float = Field(
-        0.0, ge=0, lt=1, description="least share of the image's area in a random crop brought to full size; 0 is off"
+        0.0,
+        ge=0,
+        lt=1,
+        description="smallest share of the image's area in a random crop that is resized to full size; 0 is off",
     )
     flip: bool = Field(False, description="mirror left and right with probability 1/2")
-    vflip: bool = Field(False, description="turn upside down, mirrored, with probability 1/2")
-    rotate90: bool = Field(False, description="turn by a random multiple of 90 degrees; square images only")
+    vflip: bool = Field(False, description="mirror top and bottom with probability 1/2")
+    rotate90: bool = Field(False, description="rotate by a random multiple of 90 degrees; square images only")
     jitter: float = Field(
         0.0, ge=0, lt=1, description="j: brightness and contrast change by factors from 1 - j to 1 + j; 0 is off"
     )
@@ -121,7 +126,7 @@ class AugmentSettings(Settings):
     mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of cutmix's Beta distribution; 0 is off")
     transforms: list[Transform] | None = Field(
-        None, min_length=1, description="in place of all of these: torchvision's, by name, in order"
+        None, min_length=1, description="instead of the other keys: torchvision's transforms, by name, in order"
     )
 
     @model_validator(mode="after")
@@ -130,7 +135,9 @@ class AugmentSettings(Settings):
             return self
         others = [key for key, value in self.model_dump(exclude={"transforms"}).items() if value]
         if others:
-            raise ValueError(f"transforms: not beside {', '.join(others)}; put into the list what they do")
+            raise ValueError(
+                f"transforms: not beside {', '.join(others)}; put the corresponding transforms into the list"
+            )
         names = [entry.name for entry in self.transforms]
         mixing = [name for name in names if name in ("MixUp", "CutMix")]
         if names[len(names) - len(mixing) :] != mixing or len(set(mixing)) < len(mixing):
@@ -138,6 +145,6 @@ class AugmentSettings(Settings):
         return self
 
     def mixing(self) -> tuple[float, float]:
-        """The alphas of mixup and cutmix, however they are given; 0 is off."""
+        """Returns the alphas of mixup and cutmix, from the keys or from the transforms; 0 is off."""
         alphas = {entry.name: entry.alpha for entry in self.transforms or [] if entry.name in ("MixUp", "CutMix")}
         return alphas.get("MixUp", self.mixup), alphas.get("CutMix", self.cutmix)

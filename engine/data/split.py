@@ -1,4 +1,7 @@
-"""Test and validation splits, folds, and the part of the training set that is used: stratified, functions of a seed."""
+"""Splits: test and validation images, folds, and the part of the training images that is used.
+
+All are stratified and functions of a seed, and copies of an image are kept together.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ log = logging.getLogger("hybridmerge.data")
 
 
 def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
-    """The dataset with a test set: its own as it is, or else one taken off its training images.
+    """Returns the dataset with a test set: its own, or else one held out of its training images.
 
-    The share split.test of each class is held out as split_data holds out a validation split, in an order of its own
-    that is a hash of (split.test_seed, index): the run's seed has no part in it. Here copies of an image are never
-    parted, not even copies in different classes: where some must train, all do. Of images with many labels the share
+    The share split.test of each class is held out, in the way of `split_data`, but in an order that is a hash of
+    (split.test_seed, index) and does not depend on the run's seed. Copies of an image are never separated, not even
+    copies in different classes: if one of them has to train, all do. Of images with many labels the share
     of all is held out. The test set is empty if split.test is 0.
 
-    With split.folds the test set is part split.fold of `folded`, and what else the dataset has for a test is not used.
+    With split.folds the test set is part split.fold of `folded`, and the test set of the dataset is not used.
 
     Raises:
-        UserError: folds, and none of them is named; or a class too small for them.
+        UserError: there are folds and none is chosen, or a class is too small for them.
     """
     if split.folds:
         if split.fold is None:
@@ -55,21 +58,21 @@ def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
 
 
 def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Split]:
-    """The images to train on and those to validate on, of a dataset that has a test set.
+    """Splits off validation images from a dataset that has a test set.
 
-    A validation split that the dataset brings along is used as it is. Otherwise, of each class the whole number of
-    images nearest to split.val times its size is held out, at least one and never all; a class that has nothing to
-    spare stays in training, and a warning names it. Of what is left for training the number nearest to split.part
-    times its size is used, at least one of each class.
+    The dataset's own validation split is used if there is one. Otherwise the share split.val of each class, rounded, is
+    held out: at least one image, and never all. A class that cannot spare an image stays in training, and a warning
+    names it. Of the remaining images of each class the share split.part, rounded, is used for training, at least one.
 
-    Both follow one order of the images, a hash of (seed, index): runs that differ only in `part` share their validation
-    images, and a smaller part lies inside a larger one. Copies of an image in one class stay on one side of the
-    hold-out; copies across the splits that a dataset brings along are counted in a warning and left where they are.
+    Both follow one order of the images, which is a hash of (seed, index): runs that differ only in `part` share their
+    validation images, and a smaller part is a subset of a larger one. Copies of an image within a class are kept
+    together; copies across the splits of the dataset are counted in a warning and not moved.
     Images with many labels each count as one class: shares are of all images, and a warning names the labels that no
     held-out image has.
 
     Returns:
-        Training and validation images (none if split.val is 0 and the dataset has none), each in the dataset's order.
+        Training and validation images, each in the order of the dataset; no validation images if split.val is 0 and the
+        dataset has none.
     """
     assert raw.test is not None, "see with_test_set"
     labels = _strata(raw, raw.train)
@@ -87,17 +90,19 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
 
 
 def folded(raw: RawData, split: SplitSettings) -> tuple[Split, np.ndarray]:
-    """All images that may train or validate, and the fold of each, int64 (N,) in [0, K): K parts of them.
+    """Assigns all training and validation images of a dataset to K folds.
 
     Of each class, and of all images, any two parts have numbers that differ by at most 1; of images with many labels
     only the latter is so. Copies of an image are in one part, also copies in different classes: they are dealt out
     first, the largest groups before smaller ones, each to the part with the fewest images of its classes; single images
     then even out what differs. Within a class the order is a hash of (split.test_seed, index): the run's seed has no
-    part in it. The images are the dataset's training images, then its validation images; its labelled test images are
-    left unused, which the log says.
+    part in it. The labelled test images of the dataset are not used, and the log says so.
+
+    Returns:
+        The dataset's training images followed by its validation images, and the fold of each, int64 (N,) in [0, K).
 
     Raises:
-        UserError: classes with fewer images, copies counted once, than folds.
+        UserError: classes with fewer images than folds, copies counted once.
     """
     if raw.test is not None:
         log.info("split.folds = %d: the dataset's own %d test images are not used", split.folds, len(raw.test))
@@ -135,7 +140,7 @@ def _demand_enough(raw: RawData, labels: np.ndarray, copies: np.ndarray, folds: 
 
 
 def _joined(one: Split, other: Split) -> Split:
-    """The images of two splits of one kind, one after the other."""
+    """Concatenates two splits of the same class."""
 
     def both(name: str) -> Any:
         a, b = getattr(one, name), getattr(other, name)
@@ -147,7 +152,7 @@ def _joined(one: Split, other: Split) -> Split:
 
 
 def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np.ndarray) -> np.ndarray:
-    """The first images of each class in `order`, cut where no copies are parted and some remain."""
+    """Returns the first images of each class in `order`, cut such that copies stay together and some images remain."""
     held_out = []
     for members in _classes(order, labels):
         cuts = np.flatnonzero(np.diff(copies[members]) != 0) + 1
@@ -162,7 +167,7 @@ def _strata(raw: RawData, images: Split) -> np.ndarray:
 
 
 def _classes(order: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """The images of each class that has any, in `order`."""
+    """Returns the images of each class that has any, in `order`."""
     return [order[labels[order] == label] for label in np.unique(labels[order])]
 
 
@@ -171,7 +176,7 @@ def _share(members: np.ndarray, fraction: float) -> int:
 
 
 def _first_copies(splits: list[Split]) -> np.ndarray:
-    """For each image of the splits, one after the other, the index of the first with the same pixels, int64 (N,)."""
+    """Returns for each image of all splits the index of the first image with the same pixels, int64 (N,)."""
     first: dict[bytes, int] = {}
     digests = (digest for split in splits for digest in split.digests())
     return np.fromiter((first.setdefault(digest, i) for i, digest in enumerate(digests)), np.int64)

@@ -1,7 +1,7 @@
-"""Transforms of torchvision v2, named in the YAML in the order in which they happen, each with checked arguments.
+"""torchvision's v2 transforms as settings: a list in YAML, applied in order, with checked arguments.
 
-Names and arguments are torchvision's. An image's draws are a function of (seed, epoch, index), as everywhere here: the
-transforms draw from torch's global generator, which is seeded for each image and put back.
+Names and arguments are torchvision's. The random numbers of an image are a function of (seed, epoch, index): the
+transforms use torch's global generator, which is seeded for each image and restored afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Factors = Annotated[list[Annotated[float, Field(gt=0)]], Pair, AfterValidator(_r
 
 
 class Resize(Settings):
-    """The shorter side brought to `size`, antialiased; or both sides, to [height, width]."""
+    """Resizes the shorter side to `size`, or both sides to [height, width], antialiased."""
 
     name: Literal["Resize"]
     size: Pixels | Annotated[list[Pixels], Pair] | None = Field(
@@ -45,23 +45,23 @@ class Resize(Settings):
 
 
 class CenterCrop(Settings):
-    """A square in the middle; smaller images are padded with black."""
+    """Crops the square in the middle; smaller images are padded with black."""
 
     name: Literal["CenterCrop"]
     size: Size = None
 
 
 class RandomCrop(Settings):
-    """A square anywhere; smaller images are padded."""
+    """Crops a square at a random position; smaller images are padded."""
 
     name: Literal["RandomCrop"]
     size: Size = None
     padding: int = Field(0, ge=0, le=4096, description="pixels on each side")
-    fill: Grey = Field(0, description="grey of what is padded")
+    fill: Grey = Field(0, description="grey value of the padding")
 
 
 class RandomResizedCrop(Settings):
-    """A random part of the image, brought to `size` (Szegedy et al., 2015), antialiased."""
+    """Resizes a random part of the image to `size` (Szegedy et al., 2015), antialiased."""
 
     name: Literal["RandomResizedCrop"]
     size: Size = None
@@ -70,45 +70,45 @@ class RandomResizedCrop(Settings):
 
 
 class RandomHorizontalFlip(Settings):
-    """Left and right mirrored."""
+    """Mirrors left and right."""
 
     name: Literal["RandomHorizontalFlip"]
     p: Share = Field(0.5, description="probability")
 
 
 class RandomVerticalFlip(Settings):
-    """Turned upside down, mirrored."""
+    """Mirrors top and bottom."""
 
     name: Literal["RandomVerticalFlip"]
     p: Share = Field(0.5, description="probability")
 
 
 class RandAugment(Settings):
-    """A few operations drawn from a list of fourteen (Cubuk et al., 2020)."""
+    """Applies a few random operations of fourteen (Cubuk et al., 2020)."""
 
     name: Literal["RandAugment"]
-    num_ops: int = Field(2, ge=1, le=14, description="operations for each image")
-    magnitude: int = Field(9, ge=0, le=30, description="of each, of 31 steps")
-    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+    num_ops: int = Field(2, ge=1, le=14, description="number of operations per image")
+    magnitude: int = Field(9, ge=0, le=30, description="of each operation, in 31 steps")
+    fill: Grey = Field(0, description="grey value of areas from outside of the image")
 
 
 class TrivialAugmentWide(Settings):
-    """One operation, of a random magnitude (Müller and Hutter, 2021)."""
+    """Applies one random operation of random magnitude (Müller and Hutter, 2021)."""
 
     name: Literal["TrivialAugmentWide"]
-    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+    fill: Grey = Field(0, description="grey value of areas from outside of the image")
 
 
 class RandomRotation(Settings):
-    """Turned about its middle, bilinearly."""
+    """Rotates about the centre, bilinearly."""
 
     name: Literal["RandomRotation"]
-    degrees: float = Field(ge=0, le=180, description="at most, to either side")
-    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+    degrees: float = Field(ge=0, le=180, description="largest angle in either direction")
+    fill: Grey = Field(0, description="grey value of areas from outside of the image")
 
 
 class ColorJitter(Settings):
-    """Brightness, contrast and saturation by factors from 1 - x to 1 + x, hue by up to x of the circle."""
+    """Changes brightness, contrast and saturation by factors from 1 - x to 1 + x, and hue by up to x of the circle."""
 
     name: Literal["ColorJitter"]
     brightness: float = Field(0, ge=0)
@@ -118,35 +118,37 @@ class ColorJitter(Settings):
 
 
 class RandomAffine(Settings):
-    """Turned, moved, scaled and sheared, bilinearly."""
+    """Rotates, translates, scales and shears, bilinearly."""
 
     name: Literal["RandomAffine"]
-    degrees: float = Field(0, ge=0, le=180, description="at most, to either side")
-    translate: Annotated[list[Share], Pair] | None = Field(None, description="at most, as shares of width and height")
-    scale: Factors | None = Field(None, description="least and largest factor")
-    shear: float = Field(0, ge=0, lt=90, description="degrees at most, along x")
-    fill: Grey = Field(0, description="grey of what comes into the image from outside")
+    degrees: float = Field(0, ge=0, le=180, description="largest angle in either direction")
+    translate: Annotated[list[Share], Pair] | None = Field(
+        None, description="largest shifts, as shares of width and height"
+    )
+    scale: Factors | None = Field(None, description="smallest and largest factor")
+    shear: float = Field(0, ge=0, lt=90, description="largest angle along x, degrees")
+    fill: Grey = Field(0, description="grey value of areas from outside of the image")
 
 
 class RandomErasing(Settings):
-    """A random rectangle filled with one grey (Zhong et al., 2020)."""
+    """Fills a random rectangle with one grey value (Zhong et al., 2020)."""
 
     name: Literal["RandomErasing"]
     p: Share = Field(0.5, description="probability")
     scale: Shares = Field([0.02, 0.33], description="share of the image's area")
     ratio: Factors = Field([0.3, 3.3], description="width over height")
-    value: Grey = Field(0, description="grey of the rectangle")
+    value: Grey = Field(0, description="grey value of the rectangle")
 
 
 class MixUp(Settings):
-    """Mixup (Zhang et al., 2018) of a batch with itself; after all others, by the same code as augment.mixup."""
+    """Mixup of a batch with itself (Zhang et al., 2018), after all other transforms; the same code as augment.mixup."""
 
     name: Literal["MixUp"]
     alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
 
 
 class CutMix(Settings):
-    """Cutmix (Yun et al., 2019) of a batch with itself; after all others, by the same code as augment.cutmix."""
+    """Cutmix of a batch with itself (Yun et al., 2019), after all other transforms; the same code as augment.cutmix."""
 
     name: Literal["CutMix"]
     alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
@@ -154,7 +156,7 @@ class CutMix(Settings):
 
 Make = Callable[[Any, int], Callable[[Tensor], Tensor]]
 BILINEAR = v2.InterpolationMode.BILINEAR
-# name -> its settings, and how torchvision's class is made of them and data.size; None: it mixes a whole batch
+# name -> its settings, and a function of these and data.size that builds the transform; None: it mixes whole batches
 TRANSFORMS: dict[str, tuple[type[Settings], Make | None]] = {
     "Resize": (Resize, lambda s, size: v2.Resize(s.size or size, antialias=True)),
     "CenterCrop": (CenterCrop, lambda s, size: v2.CenterCrop(s.size or size)),
@@ -180,49 +182,49 @@ TRANSFORMS: dict[str, tuple[type[Settings], Make | None]] = {
     "MixUp": (MixUp, None),
     "CutMix": (CutMix, None),
 }
-COLOURED = ("RandAugment", "TrivialAugmentWide", "ColorJitter")  # torchvision's need grey or RGB
+COLOURED = ("RandAugment", "TrivialAugmentWide", "ColorJitter")  # work only on grey or RGB images in torchvision
 
 
-def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], whole: bool) -> Callable[[Tensor], Tensor]:
-    """The transforms of single images, one after the other: uint8 (C, height, width) -> uint8 of `shape`.
+def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], *, whole: bool) -> Callable[[Tensor], Tensor]:
+    """Composes the transforms of single images: uint8 (C, height, width) -> uint8 of `shape`.
 
     Args:
-        transforms: settings of TRANSFORMS; those that mix batches are passed over.
-        shape: (C, H, W) of what the model takes; H = W.
-        whole: whether images come at their own sizes, rather than at `shape`.
+        transforms: settings of TRANSFORMS; those that mix batches are left out.
+        shape: (C, H, W) of the model's input; H = W.
+        whole: whether images come at their original sizes instead of `shape`.
 
     Raises:
-        UserError: what comes out is not of that shape, or colours are to change of images without such.
+        UserError: the output does not have that shape, or a transform of colours is used on other images.
     """
     coloured = [s.name for s in transforms if s.name in COLOURED]
     if coloured and shape[0] not in (1, 3):
         raise UserError(
-            f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; take it out"
+            f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; remove it"
         )
     chain = [make(s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
     composed = v2.Compose(chain) if chain else lambda image: image
     size = shape[1]
     tried = ((size + 40, 2 * size), (2 * size, size), (max(size // 2, 1), size)) if whole else ((size, size),)
     for height, width in tried:
-        found = tuple(transformed(torch.zeros(shape[0], height, width, dtype=torch.uint8), composed, 0).shape)
-        if found != shape:
+        result = tuple(transformed(torch.zeros(shape[0], height, width, dtype=torch.uint8), composed, 0).shape)
+        if result != shape:
             raise UserError(
-                f"augment.transforms: of an image of {height} x {width} pixels they make "
-                f"{' x '.join(map(str, found[1:]))}, the model takes {size} x {size}; "
+                f"augment.transforms: they turn an image of {height} x {width} pixels into one of "
+                f"{' x '.join(map(str, result[1:]))}, the model takes {size} x {size}; "
                 "end with RandomResizedCrop, RandomCrop or CenterCrop"
             )
     return composed
 
 
 def keys(seed: int, epoch: int, index: np.ndarray) -> list[int]:
-    """What each image's draws are seeded with."""
+    """Returns the seed of each image's random numbers."""
     return (hash64(AUGMENT, seed, epoch, index) >> np.uint64(1)).tolist()
 
 
 def transformed(image: Tensor, composed: Callable[[Tensor], Tensor], key: int) -> Tensor:
-    """One image, uint8 (C, h, w) -> uint8 (C, H, W), by draws that are a function of `key`."""
+    """Transforms one image, uint8 (C, h, w) -> uint8 (C, H, W), with random numbers seeded by `key`."""
     state = torch.get_rng_state()
-    torch.default_generator.manual_seed(key)  # torch.manual_seed would format a traceback for a GPU's sake: 0.4 ms
+    torch.default_generator.manual_seed(key)  # torch.manual_seed takes 0.4 ms: it formats a traceback for GPUs
     try:
         return composed(image)
     finally:

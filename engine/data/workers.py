@@ -1,4 +1,4 @@
-"""Processes that read images and transform them, for what is too slow to be done between two steps."""
+"""Worker processes that read and transform images, which would be too slow between two training steps."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from engine.data.reading import Files
 from engine.data.transforms import compose, keys, transformed
 from models.settings import Settings, UserError
 
-MOST = 8  # processes, unless more are asked for
+MOST = 8  # default largest number of processes
 
 
 class Reader(Dataset):
-    """Batches of images by (epoch, index): read, and transformed by draws that are a function of (seed, epoch, index).
+    """Reads batches of images by (epoch, index), transformed with random numbers keyed by (seed, epoch, index).
 
     Args:
         split: images in memory or in files.
-        transforms: of engine.data.transforms; None: images as a model is evaluated on them.
+        transforms: of engine.data.transforms; None: images as for evaluation.
         seed: of the run.
 
     Raises:
-        UserError: the transforms do not end in the split's size.
+        UserError: the output of the transforms does not have the split's size.
     """
 
     def __init__(self, split: Split, transforms: Sequence[Settings] | None, seed: int) -> None:
         self.split, self.seed = split, seed
-        self.compose = None if transforms is None else compose(transforms, split.shape, isinstance(split, Files))
+        self.compose = None if transforms is None else compose(transforms, split.shape, whole=isinstance(split, Files))
 
     def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> Tensor | UserError:
-        """uint8 (B, C, H, W), or why an image cannot be read: an exception would lose its words on its way."""
+        """Returns uint8 (B, C, H, W), or the error that an image cannot be read, whose text would be lost if raised."""
         epoch, index = wanted[0][0], [i for _, i in wanted]
         try:
             return torch.stack(self._read(index) if self.compose is None else self._transformed(epoch, index))
@@ -49,7 +49,7 @@ class Reader(Dataset):
             return error
 
     def _read(self, index: list[int]) -> list[Tensor]:
-        """Images as a model is evaluated on them."""
+        """Returns images as for evaluation."""
         split = self.split
         if not isinstance(split, Files):
             return list(split.read(torch.tensor(index)))
@@ -66,17 +66,17 @@ class Reader(Dataset):
 
 
 class Workers:
-    """Worker processes around a Reader, kept from epoch to epoch; 0 of them: it runs in this process."""
+    """Worker processes that run a Reader and are kept from epoch to epoch; with 0 of them it runs in this process."""
 
     def __init__(self, reader: Reader, count: int | None) -> None:
         self.count = min(processors(), MOST) if count is None else count
         self._keys = _Keys()
         several = {}
         if self.count:
-            # A fork shares the images in memory; elsewhere than on Linux it is not safe beside the system's libraries.
+            # A fork shares the images in memory; only on Linux is it safe together with the system's libraries.
             context = "fork" if sys.platform == "linux" else None
             several = {"worker_init_fn": _begin, "multiprocessing_context": context, "persistent_workers": True}
-        # A generator of its own: the loader draws from it, and not from the global one, at the start of each epoch.
+        # A generator of its own, because the loader draws a number at the start of each epoch.
         self._loader = DataLoader(
             reader,
             batch_sampler=self._keys,
@@ -87,10 +87,10 @@ class Workers:
         )
 
     def batches(self, epoch: int, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch of indices, int64 (B,): uint8 (B, C, H, W).
+        """Yields the images of each batch of indices, int64 (B,), as uint8 (B, C, H, W).
 
         Raises:
-            UserError: an image that can no longer be read.
+            UserError: an image can no longer be read.
         """
         self._keys.batches = [[(epoch, i) for i in index.tolist()] for index in chosen]
         for images in self._loader:
@@ -99,14 +99,14 @@ class Workers:
             yield images
 
     def close(self) -> None:
-        """Ends the processes; the next epoch would start others."""
+        """Stops the processes; the next epoch would start new ones."""
         running, self._loader._iterator = self._loader._iterator, None
         if running is not None:
-            running._shutdown_workers()  # else they end when the iterator goes, which an exception may hold for long
+            running._shutdown_workers()  # else they live as long as the iterator, to which an exception may refer
 
 
 class _Keys:
-    """What the loader asks for, batch by batch; set anew for each epoch."""
+    """The batch sampler of the loader: the keys of each batch, set for each epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, int]]] = []
@@ -120,20 +120,20 @@ class _Keys:
 
 @contextmanager
 def deaths_in_words() -> Iterator[None]:
-    """Turns the death of a worker process into a UserError. torch raises it wherever the main process happens to be."""
+    """Turns the death of a worker process into a UserError; torch raises it anywhere in the main process."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two while it hands over what it has read
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while it sends a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
             "data.workers: a process that reads images was killed (out of memory, or of shared memory in "
-            "/dev/shm?); go on with --resume and fewer, such as data.workers=1, or 0"
+            "/dev/shm?); continue with --resume and fewer of them, such as data.workers=1, or 0"
         ) from error
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -142,10 +142,10 @@ def _as_it_is(batch: Tensor | UserError) -> Tensor | UserError:
 
 
 def _begin(_: int) -> None:
-    """In a new process: one thread for its work, and signals are the main process's affair, which ends this one.
+    """Sets up a worker process: one thread, and signals are left to the main process, which stops the workers.
 
-    Ctrl-C, `timeout`, systemd and batch systems signal all processes at once; the main one still needs batches then, to
-    come to the end of its step and save.
+    Ctrl-C, `timeout`, systemd and batch systems send signals to all processes at once; the main process still needs
+    batches then, to finish its step and save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -156,7 +156,7 @@ def _begin(_: int) -> None:
 
 
 def _end_if_told_by(process: int) -> None:
-    """Waits for this process's SIGTERM; those of others are passed over."""
+    """Waits for SIGTERM from this process, ignoring those of others, and exits."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)

@@ -1,1 +1,1 @@
-"""Everything that is drawn."""
+"""Figures: everything that is drawn, each from data that other rooms have computed."""

@@ -1,4 +1,4 @@
-"""The picture of a preflight."""
+"""The picture of a preflight (tools/data.py check --out): images of each class, and their sizes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from matplotlib.figure import Figure
 from engine.data.check.preflight import Report
 from engine.wording import shown
 
-LABELS = 120  # classes that a picture can name
-
-
+LABELS = 120  # largest number of classes whose names fit below the bars
 COLOURS = {"train": "#1f77b4", "val": "#ff7f0e", "test": "#2ca02c"}
 
 
 def picture(report: Report) -> Figure:
-    """Bars of the images of each class, splits on top of each other, and the images' widths and heights."""
+    """Draws the number of images of each class as bars, split by split, and the widths and heights of all images."""
     classes = len(report.classes)
     figure = Figure(figsize=(min(max(9.0, 5.5 + 0.13 * classes), 17), 4.6), layout="constrained")
     bars, sizes = figure.subplots(1, 2, width_ratios=(figure.get_figwidth() - 4.2, 4.2))
@@ -32,12 +30,14 @@ def picture(report: Report) -> Figure:
     bars.set_title(f"images of each class, {sum(below):,} in all", fontsize=9, color="0.35")
     if len(report.counts) > 1:
         bars.legend(frameon=False, fontsize=8)
-    met = Counter((known.width, known.height) for known in report.facts)
-    if met:
-        widths, heights = zip(*met)
-        sizes.scatter(widths, heights, [6 + 120 * count / len(report.facts) for count in met.values()], alpha=0.5, lw=0)
+    count_of_size = Counter((facts.width, facts.height) for facts in report.facts)
+    if count_of_size:
+        widths, heights = zip(*count_of_size)
+        areas = [6 + 120 * count / len(report.facts) for count in count_of_size.values()]
+        sizes.scatter(widths, heights, areas, alpha=0.5, lw=0)
     sizes.set(xlabel="width, pixels", ylabel="height, pixels")
-    sizes.set_xlim(left=0), sizes.set_ylim(bottom=0)
+    sizes.set_xlim(left=0)
+    sizes.set_ylim(bottom=0)
     sizes.set_title(f"sizes of {len(report.facts):,} images", fontsize=9, color="0.35")
     for axes in (bars, sizes):
         axes.spines[["top", "right"]].set_visible(False)
@@ -47,6 +47,6 @@ def picture(report: Report) -> Figure:
 
 
 def _short(name: str) -> str:
-    """A name for a tick: cut where it is long, and nothing in it that would be taken for mathematics."""
+    """Returns a name for a tick: shortened, and with dollar signs escaped, which matplotlib takes for mathematics."""
     name = shown(name).replace("$", r"\$")
     return name if len(name) <= 24 else name[:23] + "…"

@@ -1,4 +1,4 @@
-"""Pictures of what a model confuses."""
+"""Pictures of a model's mistakes: the confusion matrix, and examples of the most confused pairs of classes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,22 @@ from engine.figures.gallery import as_picture, shown
 from engine.measure.confusion import Confused
 from engine.measure.predictions import Predictions
 
-WRITTEN = 30  # classes up to which the numbers stand in the confusion matrix
-
-
-NAMED = 150  # classes up to which their names stand beside it
-
-
-LETTERS = 24  # of a name beside the confusion matrix
-
-
-PAIRS, EXAMPLES = 8, 6  # most confused pairs that are drawn, and images of each
+WRITTEN = 30  # largest number of classes for which the matrix shows its numbers
+NAMED = 150  # largest number of classes for which it shows their names
+LETTERS = 24  # of such a name
+PAIRS, EXAMPLES = 8, 6  # number of confused pairs that are drawn, and of images for each
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draws a confusion matrix: a row for each true class, coloured by the share of its images that each class was said
-    for, by its square root, so that single mistakes are seen; with numbers for few classes, with names for some,
-    without either for many.
+    """Draws a confusion matrix, with a row for each true class.
+
+    A cell is coloured by the square root of its share of the row, so that single mistakes are visible. Up to WRITTEN
+    classes the cells show their numbers, and up to NAMED classes the axes show the names.
 
     Args:
-        matrix: int64 (K, K), of images; rows are true.
+        matrix: int64 (K, K), numbers of images; rows are true classes, columns predicted ones.
         classes: K names.
-        title: above it.
+        title: of the figure.
     """
     count = len(classes)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -51,7 +46,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
         axes.set_xticks(range(count), names, fontsize=size, rotation=90, parse_math=False)
         axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
         axes.tick_params(length=2)
-    if WRITTEN < count <= NAMED:  # lines that lead from a name to its cells
+    if WRITTEN < count <= NAMED:  # lines guide the eye from a name to its cells
         axes.set_xticks(np.arange(-0.5, count), minor=True)
         axes.set_yticks(np.arange(-0.5, count), minor=True)
         axes.grid(which="minor", color="0.9", lw=0.3)
@@ -68,36 +63,38 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
 
 
 def confused_figure(
-    pairs: Sequence[Confused], found: Predictions, images: Split, classes: Sequence[str], title: str
+    pairs: Sequence[Confused], predictions: Predictions, images: Split, classes: Sequence[str], title: str
 ) -> Figure:
-    """Draws the most confused pairs, a row for each: images of one class that were taken for the other, those with the
-    highest probability first, as many of each direction as there is room for.
+    """Draws the most confused pairs of classes, with a row of images for each pair.
+
+    The images are those of one class that were predicted as the other, most confident first, and half of them in either
+    direction if there are enough.
 
     Args:
-        pairs: as `most_confused` gives them; the first few are drawn.
-        found: what was said of each image.
-        images: the N images, in that order.
+        pairs: from `most_confused`; the first PAIRS are drawn.
+        predictions: of N images.
+        images: the N images, in the same order.
         classes: the names.
-        title: above it.
+        title: of the figure.
     """
     pairs, rows = pairs[:PAIRS], max(1, len(pairs[:PAIRS]))
     width, height = 1.4 * EXAMPLES, 1.85 * rows + 0.5  # inches
     figure = Figure(figsize=(width, height), dpi=130)
     figure.suptitle(title if pairs else f"{title}: none", y=1 - 0.1 / height, va="top", fontsize=10, parse_math=False)
-    grid = figure.subplots(rows, EXAMPLES, squeeze=False)  # laid out by hand: ten times as fast as by constraints
+    grid = figure.subplots(rows, EXAMPLES, squeeze=False)  # laid out by hand: ten times as fast as constrained layout
     figure.subplots_adjust(0.01, 0.2 / height, 0.99, 1 - 0.75 / height, wspace=0.08, hspace=0.45)
     for axes in grid.flat:
         axes.set_axis_off()
     for row, pair in zip(grid, pairs):
-        chosen = _examples(pair, found)
+        chosen = _examples(pair, predictions)
         for axes, picture, i in zip(row, images.read(torch.from_numpy(chosen)), chosen):
             axes.imshow(as_picture(picture), cmap="gray", vmin=0, vmax=255)
-            said, true = (shown(classes[of[i]], 18) for of in (found.predicted, found.labels))
-            axes.set_title(f"{true}\nas {said}", fontsize=7, parse_math=False)
+            predicted, true = (shown(classes[of[i]], 18) for of in (predictions.predicted, predictions.labels))
+            axes.set_title(f"{true}\nas {predicted}", fontsize=7, parse_math=False)
             axes.text(
                 0.5,
                 -0.02,
-                f"{100 * found.probabilities[i]:.0f} %",
+                f"{100 * predictions.probabilities[i]:.0f} %",
                 transform=axes.transAxes,
                 ha="center",
                 va="top",
@@ -107,12 +104,12 @@ def confused_figure(
     return figure
 
 
-def _examples(pair: Confused, found: Predictions) -> np.ndarray:
-    """Positions of mistakes between the pair, int64, at most EXAMPLES: first those of the class that loses more."""
+def _examples(pair: Confused, predictions: Predictions) -> np.ndarray:
+    """Returns the positions of at most EXAMPLES mistakes between a pair, int64, first those of `pair.first`."""
     sides = []
-    for true, said in ((pair.first, pair.second), (pair.second, pair.first)):
-        wrong = np.flatnonzero((found.labels == true) & (found.predicted == said))
-        sides.append(wrong[np.argsort(-found.probabilities[wrong], kind="stable")])
+    for true, predicted in ((pair.first, pair.second), (pair.second, pair.first)):
+        wrong = np.flatnonzero((predictions.labels == true) & (predictions.predicted == predicted))
+        sides.append(wrong[np.argsort(-predictions.probabilities[wrong], kind="stable")])
     room = max(EXAMPLES // 2, EXAMPLES - len(sides[1]))
     first = sides[0][:room]
     return np.concatenate([first, sides[1][: EXAMPLES - len(first)]])

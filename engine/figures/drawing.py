@@ -1,4 +1,4 @@
-"""Writing a figure to a file and to TensorBoard."""
+"""Writes figures: to PNG files, and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from engine.runs.tracking import Tracker
 
 
 def draw(folder: Path, tracker: Tracker, step: int, tag: str, figure: Figure) -> None:
-    """Draws a figure once, into TensorBoard under `tag` and into the folder as a PNG named after the tag's end.
+    """Writes a figure, drawn once, to TensorBoard and to a PNG file.
+
+    Args:
+        folder: of the file, which is named after the last part of the tag.
+        tracker: of TensorBoard.
+        step: optimizer steps so far.
+        tag: in TensorBoard, such as "test/confusion".
+        figure: the figure.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     tracker.figure(step, tag, figure)
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # what the tracker has drawn
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # as the tracker has drawn it
     with replacing(folder / f"{tag.rpartition('/')[2]}.png") as file:
         Image.fromarray(pixels).save(file, format="png")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all.
+    """Writes a figure to a PNG file, completely or not at all.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Small pictures in rows, each under a few words."""
+"""Galleries: small pictures in rows, each with a title, such as the mistakes that a model is most sure of."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-MOST = 8  # pictures in a row
+MOST = 8  # largest number of pictures in a row
 
 
 def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = "", empty: str = "") -> Figure:
     """Draws pictures in rows.
 
     Args:
-        images: uint8 (N, C, H, W), N >= 0; one channel is drawn in grey, three in colour, others as their mean.
-        titles: N texts, above them.
-        columns: pictures in a row.
-        title: above all of them.
-        empty: what is written where there are none.
+        images: uint8 (N, C, H, W), N >= 0; three channels are drawn in colour, others as their mean, in grey.
+        titles: N texts, above the pictures.
+        columns: number of pictures in a row.
+        title: of the figure.
+        empty: the text where there are no pictures.
     """
     rows = max(1, math.ceil(len(images) / columns))
     figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.3 * bool(title)), layout="constrained")  # inches
@@ -40,13 +40,13 @@ def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = ""
 def wrong_pictures_figure(
     images: Tensor, true: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]
 ) -> Figure:
-    """Draws the pictures that a model gets wrong, most confidence first as they come, each over what it was taken for.
+    """Draws images that a model classifies wrongly, in the order given, with the true and the predicted class.
 
     Args:
         images: uint8 (N, C, H, W), N >= 0.
-        true: names of the N right classes.
-        predicted: names of the N classes that the model says.
-        confidences: the N probabilities of `predicted`.
+        true: names of the N true classes.
+        predicted: names of the N predicted classes.
+        confidences: the probabilities of the predicted classes.
     """
     titles = [
         f"{shown(right)}\nas {shown(wrong)} {100 * confidence:.0f} %"
@@ -56,12 +56,12 @@ def wrong_pictures_figure(
 
 
 def as_picture(image: Tensor) -> np.ndarray:
-    """(C, H, W) -> (H, W, 3), or (H, W) of the channels' mean where they are no colours, as matplotlib takes it."""
+    """Converts an image for matplotlib: (C, H, W) -> (H, W, 3) for three channels, else (H, W), the channels' mean."""
     pixels = image.cpu().numpy()
     return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0)
 
 
 def shown(name: str, most: int = 16) -> str:
-    """A name on one line that can be drawn, cut where it is long."""
+    """Returns a name on one line, shortened to `most` characters, without characters that cannot be drawn."""
     name = " ".join(str(name).encode("utf-8", "replace").decode().split())
     return name if len(name) <= most else name[: most - 1] + "…"

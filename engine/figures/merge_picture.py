@@ -122,8 +122,8 @@ def _how_by_colour(patch: int, methods: Sequence[str]) -> str:
     attending = [name for name in methods if MERGERS[name].attention is not None]
     if attending:
         text += (
-            f" The attention that {' and '.join(attending)} use is computed from the same features, with the mean of "
-            "all patches as class token: frequent colours get it, not what a trained model finds important."
+            f" The attention used by {' and '.join(attending)} is computed from the same features, with the mean of "
+            "all patches as class token: it goes to common colours, not to what a trained model finds important."
         )
     return text
 

@@ -1,4 +1,4 @@
-"""A picture of a training batch as the model will see it: transformed, mixed, brought to size."""
+"""The picture of a training batch as the model will see it: augmented, mixed and resized (tools/data.py preview)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from engine.runs.folds import of_fold
 from engine.runs.weights import with_statistics
 from engine.settings.schema import RunSettings
 
-NAMED = 0.02  # of a mixture, shares above this are written
-LINES = 3  # under a picture
+NAMED = 0.02  # smallest share of a mixture that is named
+LINES = 3  # largest number of lines above a picture
 
 
 def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
-    """The first images of an epoch's first batch, from 0, at most so many, each under its label. Of several folds it is
-    the first fold's batch.
+    """Draws the first images of an epoch's first batch, each with its label; with folds, of the first fold.
+
+    Args:
+        settings: of the run.
+        epoch: from 0.
+        most: largest number of images.
 
     Raises:
-        UserError: what training would say of data, augmentation or batch size.
+        UserError: data, augmentation or batch size with which training could not start.
     """
     if settings.split.all_folds:
         settings = of_fold(settings, 0)
@@ -41,7 +45,7 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
 
 
 def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, Tensor]:
-    """Normalised images (B, C, H, W), and their labels, (B,), or their targets, (B, classes), as a step has them."""
+    """Returns the first batch: normalised images (B, C, H, W), and labels (B, ...) or soft targets (B, classes)."""
     t, augment = settings.train, settings.augment
     loader = TrainLoader(data.train, t.batch_size, augment, data.mean, data.std, settings.seed, data.resize, workers=0)
     with deaths_in_words():
@@ -53,13 +57,13 @@ def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, 
 
 
 def as_pixels(images: Tensor, data: Data) -> Tensor:
-    """Normalised images back to uint8 (B, C, H, W)."""
+    """Converts normalised images back to pixels, uint8 (B, C, H, W)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
     return ((images * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def described(target: Tensor, classes: Sequence[str]) -> str:
-    """A label's name, a mixture's names and shares, or the names of many labels."""
+    """Returns the name of a label, the names and shares of a mixture, or the names of several labels."""
     if target.ndim == 0:
         return shown(classes[int(target)])
     ranked = target.argsort(descending=True).tolist()[:LINES]

@@ -63,7 +63,7 @@ def find_images(folder: Path) -> list[str]:
 
     A file is an image if its extension or its first bytes say so. One that has an image's extension and cannot be read
     is listed too, so that it is reported later and not silently left out. Names that begin with a dot and links to
-    folders are passed over; the log names the links.
+    folders are ignored; the log names the links.
 
     Returns:
         Paths relative to the folder, in natural order: 2 before 10.

@@ -1,4 +1,4 @@
-"""What is wrong or odd about a source of images: the same words before a training run and from the preflight."""
+"""Findings about a source of images: errors and warnings, in the same words from training and from the preflight."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
 
-SMALL = 5  # images of a class: with fewer, not each of five folds has one
+SMALL = 5  # a class with fewer training images is reported: five folds could not have one each
 Samples = Mapping[str, tuple[Sequence[Path], Tensor]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know about a source: an error keeps training from starting, a warning does not.
+    """One finding about a source.
 
-    `items` are all that it is about, such as paths, each as it is to be printed; `fix` is what to do, or empty.
+    Attributes:
+        text: what was found.
+        items: everything that it concerns, such as paths, each as it is printed.
+        fix: what to do, or empty.
+        error: whether it prevents training; else it is a warning.
     """
 
     text: str
@@ -33,18 +37,23 @@ class Finding:
     error: bool = False
 
     def line(self) -> str:
-        """On one line, with the first items alone."""
+        """Returns the finding on one line, with its first items."""
         return self.text + (f": {few(self.items)}" if self.items else "") + (f"; {self.fix}" if self.fix else "")
 
 
 @dataclass
 class Source:
-    """What the files of a source say before an image is decoded.
+    """Image files and their labels, before any image is decoded: what a dataset of files returns.
 
-    `where` begins its messages ("data.path = 'scenes'") and `fix` ends the one about images that cannot be read.
-    `samples` are files and labels, int64 (N,) or float32 (N, K), of "train" and perhaps "val" and "test"; `unlabelled`
-    are images to predict. With errors among `findings` samples may lack what they are about. `notes` ask for nothing.
-    `task` is what the labels mean.
+    Attributes:
+        where: start of its messages, such as "data.path = 'scenes'".
+        classes: names, in the order of the labels.
+        samples: for "train" and optionally "val" and "test", N files and labels, int64 (N,) or float32 (N, K).
+        fix: end of the error about images that cannot be read.
+        unlabelled: images to predict.
+        findings: errors and warnings so far; what an error concerns may be missing from `samples`.
+        notes: remarks that need no action.
+        task: what the labels mean.
     """
 
     where: str
@@ -57,10 +66,10 @@ class Source:
     task: Task = ONE_LABEL
 
     def tell(self) -> None:
-        """Logs each note and each warning once.
+        """Logs every note and warning.
 
         Raises:
-            UserError: the first error; of the others, and of what they are about, each is named in the log.
+            UserError: the first error; the log has the others, and all items of every error.
         """
         for note in self.notes:
             log.info("%s: %s", self.where, note)
@@ -76,7 +85,7 @@ class Source:
 
 
 def tell(findings: Sequence[Finding], where: str) -> None:
-    """Logs each warning, on one line."""
+    """Logs every warning, on one line each."""
     for finding in findings:
         if not finding.error:
             log.warning("%s: %s", where, finding.line())
@@ -85,78 +94,66 @@ def tell(findings: Sequence[Finding], where: str) -> None:
 def of_contents(
     samples: Samples, classes: list[str], facts: Sequence[Facts | None], digests: Sequence[bytes], task: Task
 ) -> list[Finding]:
-    """What decoding all images of a source has brought to light, as warnings.
+    """Returns warnings about the contents of a source, after all of its images were decoded.
 
     Args:
         samples: see Source.
         classes: names in the order of the labels.
-        facts: of the images of all splits, one after the other; None of one that cannot be read.
-        digests: of their pixels, in the same order; those of images that cannot be read do not matter.
+        facts: of the images of all splits, one split after the other; None for an image that cannot be read.
+        digests: of their pixels, in the same order; those of images that cannot be read are ignored.
         task: what the labels mean.
     """
     paths = [path for files, _ in samples.values() for path in files]
     labels = [row for _, rows in samples.values() for row in rows.tolist()]
     first: dict[bytes, int] = {}
-    astray = []
-    for i, (path, label, known, digest) in enumerate(zip(paths, labels, facts, digests, strict=True)):
-        original = first.setdefault(digest, i) if known else i
+    contradictions = []
+    for i, (path, label, its_facts, digest) in enumerate(zip(paths, labels, facts, digests, strict=True)):
+        original = first.setdefault(digest, i) if its_facts else i
         if label != labels[original]:
-            astray.append(f"{str(path)!r} = {str(paths[original])!r}")
-    found = [
-        Finding(
-            f"{len(astray)} images are copies of images with another label",
-            tuple(astray),
-            "keep each once, where it belongs",
-        )
-    ] * bool(astray)
-    several = [repr(str(path)) for path, known in zip(paths, facts) if known and known.several]
+            contradictions.append(f"{str(path)!r} = {str(paths[original])!r}")
+    findings = []
+    if contradictions:
+        text = f"{len(contradictions)} images are copies of images with another label"
+        findings.append(Finding(text, tuple(contradictions), "keep each once, where it belongs"))
+    several = [repr(str(path)) for path, its_facts in zip(paths, facts) if its_facts and its_facts.several]
     if several:
         text = f"{len(several)} files hold more than one image, of which the first is used"
-        found.append(Finding(text, tuple(several)))
-    return found + alike(classes) + small_classes(samples, classes, facts, task)
+        findings.append(Finding(text, tuple(several)))
+    return findings + alike(classes) + small_classes(samples, classes, facts, task)
 
 
 def alike(classes: Sequence[str]) -> list[Finding]:
-    """Names the classes that differ in nothing but case and blanks."""
+    """Returns a warning about classes whose names differ only in case and blanks."""
     spellings: dict[str, list[str]] = {}
     for name in classes:
         spellings.setdefault("".join(name.casefold().split()), []).append(repr(name))
-    found = [" and ".join(names) for names in spellings.values() if len(names) > 1]
-    if not found:
+    groups = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    if not groups:
         return []
-    return [
-        Finding(
-            f"{len(found)} names of classes are spelled in several ways",
-            tuple(found),
-            "put the images of what is one class into one",
-        )
-    ]
+    text = f"{len(groups)} names of classes are spelled in several ways"
+    return [Finding(text, tuple(groups), "merge the folders or labels that are one class")]
 
 
 def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | None], task: Task) -> list[Finding]:
-    """Names the classes with fewer than SMALL training images that can be read, but not those without any."""
+    """Returns a warning about classes with fewer than SMALL readable training images, but at least one."""
     _, labels = samples["train"]
     if not task.one_class:
         return []
     counts = [0] * len(classes)
-    for label, known in zip(labels.tolist(), facts):  # "train" is the first split
-        counts[label] += known is not None
+    for label, its_facts in zip(labels.tolist(), facts):  # "train" is the first split
+        counts[label] += its_facts is not None
     small = [f"{name!r} ({count})" for name, count in zip(classes, counts) if 0 < count < SMALL]
     if not small:
         return []
-    return [
-        Finding(
-            f"{len(small)} classes have fewer than {SMALL} training images",
-            tuple(small),
-            "more would make training and the measured accuracy surer",
-        )
-    ]
+    text = f"{len(small)} classes have fewer than {SMALL} training images"
+    return [Finding(text, tuple(small), "more images would make training and the measured accuracy more reliable")]
 
 
 def copies(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[bytes]) -> list[Finding]:
-    """Images with equal pixels and, within a split, equal labels (see of_contents for others), as warnings.
+    """Returns warnings about images with equal pixels; within a split, only those with equal labels (see of_contents).
 
-    Arguments are as in of_contents; a split without labels has none for its files.
+    Args:
+        samples, facts, digests: as in of_contents; a split without labels has an empty tensor of them.
     """
     owners = [name for name, (files, _) in samples.items() for _ in files]
     labels = [row for files, rows in samples.values() for row in rows.tolist() or [None] * len(files)]
@@ -164,8 +161,8 @@ def copies(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[by
     first: dict[bytes, int] = {}
     within: dict[str, list[str]] = {}
     across: dict[tuple[str, str], list[str]] = {}
-    for i, (path, owner, known, digest) in enumerate(zip(paths, owners, facts, digests, strict=True)):
-        original = first.setdefault(digest, i) if known else i
+    for i, (path, owner, its_facts, digest) in enumerate(zip(paths, owners, facts, digests, strict=True)):
+        original = first.setdefault(digest, i) if its_facts else i
         if original != i:
             pair = f"{str(path)!r} = {str(paths[original])!r}"
             if owners[original] != owner:
@@ -173,18 +170,13 @@ def copies(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[by
             elif labels[original] == labels[i]:
                 within.setdefault(owner, []).append(pair)
     labelled = {name for name, (_, labels) in samples.items() if len(labels)}
-    once = "a hold-out keeps copies together; delete those that should not count twice"
-    apart = "what is measured there is better than the truth; delete one of each two"
-    unlabelled = "nothing to do: they are predicted like the others"
-    found = [
-        Finding(f"{len(pairs)} {split} images are copies of others", tuple(pairs), once if split in labelled else "")
-        for split, pairs in within.items()
-    ]
-    return found + [
-        Finding(
-            f"{len(pairs)} {split} images are copies of {earlier} images",
-            tuple(pairs),
-            apart if split in labelled else unlabelled,
-        )
-        for (split, earlier), pairs in across.items()
-    ]
+    findings = []
+    for split, pairs in within.items():
+        fix = "a hold-out keeps copies together; delete those that should not count twice" if split in labelled else ""
+        findings.append(Finding(f"{len(pairs)} {split} images are copies of others", tuple(pairs), fix))
+    for (split, earlier), pairs in across.items():
+        fix = "nothing to do: they are predicted like the others"
+        if split in labelled:
+            fix = "the accuracy measured there will be too high; delete one of each pair"
+        findings.append(Finding(f"{len(pairs)} {split} images are copies of {earlier} images", tuple(pairs), fix))
+    return findings

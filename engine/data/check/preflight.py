@@ -1,4 +1,4 @@
-"""What training would say about a source of images, and what else is worth knowing, all at once."""
+"""The preflight (tools/data.py check): decodes a source of images as training would and collects all findings."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ UNLABELLED = "unlabelled"  # the name of the images without labels among the spl
 
 @dataclass(frozen=True)
 class Report:
-    """A source, looked at.
+    """The result of checking a source.
 
-    `where` begins its messages; `counts` are the images of each class, of each label where images have many, in each
-    split; `images` is how many there are in each split, those to predict among them; `facts` are of every image that
-    can be read. `notes` ask for nothing.
+    Attributes:
+        where: start of its messages, such as "data.path = 'scenes'".
+        classes: names, in the order of the labels.
+        counts: for each split, the number of images of each class.
+        images: the number of images in each split and, as UNLABELLED, of those to predict.
+        facts: of every image that can be read.
+        findings: errors first, then warnings.
+        notes: remarks that need no action.
     """
 
     where: str
@@ -42,11 +47,12 @@ class Report:
 
     @property
     def errors(self) -> list[Finding]:
-        """What keeps training from starting."""
+        """The findings that prevent training."""
         return [finding for finding in self.findings if finding.error]
 
     @property
     def warnings(self) -> list[Finding]:
+        """The findings that do not."""
         return [finding for finding in self.findings if not finding.error]
 
 
@@ -92,13 +98,13 @@ def kind_of(path: Path) -> str:
 
 
 def check_source(settings: FileSettings) -> Report:
-    """Finds and decodes every image of a source as training does, without keeping any; writes nothing.
+    """Decodes every image of a source as training does, without keeping it; writes nothing.
 
     Args:
         settings: of one of `kinds`, with a size, at which images are compared.
 
     Raises:
-        UserError: a source of which nothing can be said: not there, or of another layout.
+        UserError: the source does not exist or has another layout, so that nothing can be checked.
     """
     source = DATASETS[settings.name][1](settings)
     paths = [path for files, _ in source.samples.values() for path in files]
@@ -107,11 +113,11 @@ def check_source(settings: FileSettings) -> Report:
     digests: list[bytes] = [b""] * len(paths)
     facts: list[Facts | None] = [None] * len(paths)
 
-    def keep(i: int, image: np.ndarray, known: Facts) -> None:
-        digests[i], facts[i] = digest_of(image), known
+    def keep(i: int, image: np.ndarray, its_facts: Facts) -> None:
+        digests[i], facts[i] = digest_of(image), its_facts
 
     bad = read_each(paths, settings, keep)
-    findings = [*source.findings, *_of_bad(source, paths, bad, settings)]
+    findings = [*source.findings, *_unreadable(source, paths, bad, settings)]
     findings += of_contents(source.samples, source.classes, facts[:labelled], digests[:labelled], source.task)
     every = dict(source.samples)
     if source.unlabelled:
@@ -122,35 +128,37 @@ def check_source(settings: FileSettings) -> Report:
         source.classes,
         _counts(source),
         {name: len(files) for name, (files, _) in every.items()},
-        [known for known in facts if known],
+        [its_facts for its_facts in facts if its_facts],
         sorted(findings, key=lambda finding: not finding.error),
         source.notes,
     )
 
 
-def _of_bad(source: Source, paths: list[Path], bad: Mapping[int, str], settings: FileSettings) -> list[Finding]:
-    """Images that cannot be read: errors where training would stop for them."""
-
-    def finding(text: str, some: Mapping[int, str], fix: str, error: bool = False) -> list[Finding]:
-        items = tuple(f"{str(paths[i])!r} ({why})" for i, why in some.items())
-        return [Finding(f"{len(some)} {text}", items, fix, error)] * bool(some)
+def _unreadable(source: Source, paths: list[Path], bad: Mapping[int, str], settings: FileSettings) -> list[Finding]:
+    """Returns findings about images that cannot be read: errors where training would stop."""
 
     train = source.samples["train"]
     labelled = sum(len(files) for files, _ in source.samples.values())
-    told = {i: why for i, why in bad.items() if i < labelled}
-    found = finding(
-        "unlabelled images cannot be read",
-        {i: why for i, why in bad.items() if i >= labelled},
-        "repair them before predicting",
-    )
+    of_splits = {i: why for i, why in bad.items() if i < labelled}
+    to_predict = {i: why for i, why in bad.items() if i >= labelled}
+    findings = []
+
+    def add(text: str, some: Mapping[int, str], fix: str, *, error: bool = False) -> None:
+        if some:
+            items = tuple(f"{str(paths[i])!r} ({why})" for i, why in some.items())
+            findings.append(Finding(f"{len(some)} {text}", items, fix, error))
+
     if settings.on_error == "stop":
-        fix = repair(told, source.fix, train[1], source.classes, settings, source.task)
-        return finding(f"of {labelled} images cannot be read", told, fix, error=True) + found
-    skipped, others = parted(told, len(train[0]))
-    if skipped and (said := all_lost(train[1], skipped, source.classes, source.task)):
-        found.append(Finding(said, error=True))
-    found += finding("training images cannot be read and are left out", skipped, source.fix)
-    return found + finding("validation or test images cannot be read", others, source.fix, error=True)
+        fix = repair(of_splits, source.fix, train[1], source.classes, settings, source.task)
+        add(f"of {labelled} images cannot be read", of_splits, fix, error=True)
+    else:
+        skipped, others = parted(of_splits, len(train[0]))
+        if skipped and (loss := all_lost(train[1], skipped, source.classes, source.task)):
+            findings.append(Finding(loss, error=True))
+        add("training images cannot be read and are left out", skipped, source.fix)
+        add("validation or test images cannot be read", others, source.fix, error=True)
+    add("unlabelled images cannot be read", to_predict, "repair them before predicting")
+    return findings
 
 
 def _counts(source: Source) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""A preflight's report, in words and as a picture."""
+"""The report of a preflight as text: a table of classes, a summary, and all findings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from engine.data.check.findings import Finding
 from engine.data.check.preflight import Report
 from engine.wording import shown
 
-ITEMS = 20  # of a warning; of an error all are named
+ITEMS = 20  # of a warning that are printed; of an error all are
 
 
 def words(report: Report, width: int | None = None) -> Iterator[str]:
-    """The lines of a report: counts of each class, what the images are like, findings and what to do.
+    """Yields the lines of a report: images of each class, sizes and formats, findings and what to do about them.
 
     Args:
-        width: of a line of the table; None: the terminal's.
+        report: of a source.
+        width: of the table, in characters; None: the terminal's.
     """
     yield (
         f"{report.where}: {len(report.classes)} classes; "
@@ -31,11 +32,11 @@ def words(report: Report, width: int | None = None) -> Iterator[str]:
     for note in report.notes:
         yield f"note: {note}"
     for finding in report.findings:
-        yield from _said(finding)
+        yield from _lines(finding)
 
 
 def table(report: Report, width: int = 120) -> Iterator[str]:
-    """Images of each class by split, in as many columns, filled from above, as fit into the width."""
+    """Yields a table of the images of each class and split, in as many columns as fit into the width."""
     splits = list(report.counts)
     rows = [(shown(name), *(str(report.counts[split][i]) for split in splits)) for i, name in enumerate(report.classes)]
     header = ("class", *splits)
@@ -49,20 +50,20 @@ def table(report: Report, width: int = 120) -> Iterator[str]:
 
 
 def summary(report: Report) -> Iterator[str]:
-    """Sizes, formats and modes of the images that can be read, and the smallest and largest class."""
+    """Yields lines about the sizes of classes, and about sizes, formats and modes of the readable images."""
     counts = report.counts["train"]
     if counts:
         yield f"classes    {min(counts):,} to {max(counts):,} training images, median {median(counts):g}"
     if report.facts:
-        sides = [[known.width for known in report.facts], [known.height for known in report.facts]]
+        sides = [[facts.width for facts in report.facts], [facts.height for facts in report.facts]]
         least, middle, most = (" x ".join(f"{of(side):g}" for side in sides) for of in (min, median, max))
-        yield f"pixels     {least} to {most}, median {middle} (width x height, each for itself)"
+        yield f"pixels     {least} to {most}, median {middle} (width x height, each by itself)"
         for title, values in (("formats", "format"), ("modes", "mode")):
-            met = Counter(getattr(known, values) for known in report.facts).most_common()
-            yield f"{title:<11}" + ", ".join(f"{count:,} {value}" for value, count in met)
+            frequencies = Counter(getattr(facts, values) for facts in report.facts).most_common()
+            yield f"{title:<11}" + ", ".join(f"{count:,} {value}" for value, count in frequencies)
 
 
-def _said(finding: Finding) -> Iterator[str]:
+def _lines(finding: Finding) -> Iterator[str]:
     yield f"{'error' if finding.error else 'warning'}: {finding.text}" + (f"; {finding.fix}" if finding.fix else "")
     most = len(finding.items) if finding.error else ITEMS
     for item in finding.items[:most]:

@@ -23,51 +23,51 @@ from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
 
-TIMEOUT = 30  # seconds without an answer from the server
+TIMEOUT = 30  # seconds to wait for an answer from the server
 FAILURES = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
 
-# of the training images' pixels in [0, 1]; the figures that published recipes use
+# Of the training images' pixels in [0, 1], as published recipes have them.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 class Cifar10Settings(ArraySettings):
-    """`root` is the folder that holds cifar-10-batches-py or cifar-10-python.tar.gz; else they are downloaded to it."""
+    """`root` is the folder with cifar-10-batches-py or cifar-10-python.tar.gz; they are downloaded if missing."""
 
     published_classes: ClassVar[int] = 10
 
     name: Literal["cifar10"] = "cifar10"
-    root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
+    root: DataPath = Field("data", description="folder of the dataset, which is downloaded if it is missing")
 
 
 class Cifar100Settings(ArraySettings):
-    """`root` is the folder that holds cifar-100-python or cifar-100-python.tar.gz; else they are downloaded to it."""
+    """`root` is the folder with cifar-100-python or cifar-100-python.tar.gz; they are downloaded if missing."""
 
     published_classes: ClassVar[int] = 100
 
     name: Literal["cifar100"] = "cifar100"
-    root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
+    root: DataPath = Field("data", description="folder of the dataset, which is downloaded if it is missing")
 
 
 def load_cifar10(settings: Cifar10Settings) -> RawData:
-    """50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 10 classes; see _load for errors."""
-    from torchvision.datasets import CIFAR10  # a slow import that other datasets do without
+    """Loads 50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 10 classes; see `_load` for errors."""
+    from torchvision.datasets import CIFAR10  # slow to import, and not needed by other datasets
 
     return _load(CIFAR10, Path(settings.root), CIFAR10_MEAN, CIFAR10_STD)
 
 
 def load_cifar100(settings: Cifar100Settings) -> RawData:
-    """50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 100 fine classes; see _load for errors."""
-    from torchvision.datasets import CIFAR100  # a slow import that other datasets do without
+    """Loads 50,000 training and 10,000 test images, uint8 (N, 3, 32, 32), in 100 classes; see `_load` for errors."""
+    from torchvision.datasets import CIFAR100  # slow to import, and not needed by other datasets
 
     return _load(CIFAR100, Path(settings.root), CIFAR100_MEAN, CIFAR100_STD)
 
 
 def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> RawData:
-    """Both halves of one of torchvision's CIFAR classes, from `root`, after a download if no intact copy is there.
+    """Loads both halves of one of torchvision's CIFAR classes, after a download if `root` holds no intact copy.
 
     Raises:
-        UserError: there is no intact copy and none can be made; says what is damaged and what to do instead.
+        UserError: there is no intact copy and none can be downloaded; says what is damaged and what to do.
     """
     damaged: list[str] = []
     try:
@@ -92,7 +92,7 @@ def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ..
 
 
 def _fetch(source: Any, root: Path, damaged: list[str]) -> None:
-    """Downloads the archive unless an intact one is there, and unpacks it; what a failure leaves behind is removed."""
+    """Downloads the archive, unless an intact one exists, and unpacks it; removes partial files after a failure."""
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     archive = root / source.filename
@@ -112,12 +112,12 @@ def _fetch(source: Any, root: Path, damaged: list[str]) -> None:
 
 
 def _files(source: Any) -> list[tuple[str, str]]:
-    """Names and MD5 sums of the files in a copy."""
+    """Returns the names and MD5 sums of the files of a copy."""
     return [*map(tuple, source.train_list + source.test_list), (source.meta["filename"], source.meta["md5"])]
 
 
 def _damaged(source: Any, root: Path) -> list[str]:
-    """Files of an existing copy, and the archive beside it, that are missing or differ from their checksums."""
+    """Returns the files of an existing copy, and the archive, that are missing or differ from their checksums."""
     from torchvision.datasets.utils import check_integrity
 
     base, archive = root / source.base_folder, root / source.filename
@@ -132,7 +132,7 @@ def _damaged(source: Any, root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def downloading() -> Iterator[None]:
-    """torchvision's messages go to stderr, and a server that does not answer is an error after TIMEOUT seconds."""
+    """Sends torchvision's messages to stderr, and raises an error if the server does not answer in TIMEOUT seconds."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

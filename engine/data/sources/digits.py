@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels that come with the package."""
+"""Scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels that are part of the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEST_IMAGES = 360
 
 
 class DigitsSettings(ArraySettings):
-    """No options: the images come with scikit-learn."""
+    """There are no options of its own: the images come with scikit-learn."""
 
     published_classes: ClassVar[int] = 10
 
@@ -22,14 +22,14 @@ class DigitsSettings(ArraySettings):
 
 
 def load_digits(settings: DigitsSettings) -> RawData:
-    """1,437 training and 360 test images, uint8 (N, 1, 8, 8); 0..16 of the original is scaled to 0..255.
+    """Loads 1,437 training and 360 test images, uint8 (N, 1, 8, 8), with the original's 0..16 scaled to 0..255.
 
-    Scikit-learn has no test set of its own: this one is stratified and always the same, whatever the run's seed. It
-    comes from the same 43 writers as the training images, so it is easier than the original's.
+    Scikit-learn has no test set. This one is stratified and does not depend on the run's seed. It is by the same 43
+    writers as the training images, so it is easier than the original test set.
 
     Source: the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
     """
-    from sklearn.datasets import load_digits as sklearn_digits  # a slow import that other datasets do without
+    from sklearn.datasets import load_digits as sklearn_digits  # slow to import, and not needed by other datasets
     from sklearn.model_selection import train_test_split
 
     pixels, labels = sklearn_digits(return_X_y=True)

@@ -17,12 +17,12 @@ from models.settings import UserError
 
 
 class DtdSettings(FileSettings):
-    """`root` is the folder that holds dtd/dtd, with images and labels in it; else they are downloaded to it."""
+    """`root` is the folder with dtd/dtd, which holds images and labels; they are downloaded if missing."""
 
     published_classes: ClassVar[int] = 47
 
     name: Literal["dtd"] = "dtd"
-    root: DataPath = Field("data", description="folder of the dataset; downloaded to it where it is missing")
+    root: DataPath = Field("data", description="folder of the dataset, which is downloaded if it is missing")
     partition: int = Field(1, ge=1, le=10, description="which of the ten official splits")
 
 
@@ -35,7 +35,7 @@ def find_dtd(settings: DtdSettings) -> Source:
     Raises:
         UserError: the dataset is not there and cannot be fetched, or is incomplete.
     """
-    from torchvision.datasets import DTD  # a slow import that other datasets do without
+    from torchvision.datasets import DTD  # slow to import, and not needed by other datasets
 
     root = Path(settings.root)
     where, home = f"data.root = {settings.root!r}", root / "dtd" / "dtd"
@@ -55,18 +55,18 @@ def find_dtd(settings: DtdSettings) -> Source:
             f"{home.parent}, or use images of your own: data.name=folder data.path=DIR"
         ) from None
     classes = sets["train"].classes
-    for split, found in sets.items():
-        if found.classes != classes:
+    for split, images in sets.items():
+        if images.classes != classes:
             raise UserError(
-                f"{where}: labels/{split}{settings.partition}.txt lists {len(found.classes)} classes, not "
+                f"{where}: labels/{split}{settings.partition}.txt lists {len(images.classes)} classes, not "
                 f"the {len(classes)} of the training images; {fix}"
             )
-    samples = {split: (found._image_files, torch.tensor(found._labels)) for split, found in sets.items()}
+    samples = {split: (images._image_files, torch.tensor(images._labels)) for split, images in sets.items()}
     return Source(where, classes, samples, fix)
 
 
 def _fetch(source: Any, root: Path, home: Path, where: str) -> None:
-    """Downloads and unpacks the archive; what a failure leaves behind, other than the archive, is removed."""
+    """Downloads and unpacks the archive; after a failure removes all partial files except the archive."""
     for near in (root, root / "dtd"):
         if (near / "images").is_dir() and (near / "labels").is_dir():
             raise UserError(
@@ -77,7 +77,7 @@ def _fetch(source: Any, root: Path, home: Path, where: str) -> None:
         with downloading():
             source(str(root), download=True)
     except BaseException:
-        shutil.rmtree(home, ignore_errors=True)  # half of it would pass for the whole
+        shutil.rmtree(home, ignore_errors=True)  # a part of it would be taken for the whole
         with contextlib.suppress(OSError):
             for folder in new:
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""Images in folders, one for each class."""
+"""A folder of images, with a subfolder for each class."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from engine.wording import few
 from models.settings import UserError
 
 SPLITS = ("train", "val", "test")
-LAYOUT = "expected PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and perhaps the same under PATH/val and PATH/test"
+LAYOUT = "expected PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and optionally the same in PATH/val and PATH/test"
 
 
 class FolderSettings(FileSettings):
-    """`path` is the folder; see find_folder for what must be in it."""
+    """`path` is the folder; see find_folder for its layout."""
 
     name: Literal["folder"] = "folder"
     path: DataPath = Field(description="the folder that holds a folder for each class, or train, val and test")
@@ -33,10 +33,9 @@ def find_folder(settings: FolderSettings) -> Source:
 
     The class of an image is the name of its folder. Classes are sorted by name as text (1, 10, 2), as in torchvision's
     ImageFolder. Images may lie at any depth below the folder of their class. A file is an image if its extension says
-    so or its content begins like one; other files are counted in a warning. Names that begin with a dot are passed
-    over. The folder of a class may be a link; links to folders inside a class are not followed, so that no image is
-    found twice. A folder `test` without class folders is taken for unlabelled images: it is not used, and a warning
-    says so.
+    so or its content begins like one; other files are counted in a warning. Names that begin with a dot are ignored.
+    The folder of a class may be a link; links to folders inside a class are not followed, so that no image is found
+    twice. A folder `test` without class folders is taken for unlabelled images: it is not used, and a warning says so.
 
     Returns:
         Files and labels, int64 (N,), in the order of classes and file names. A class without images, a single class,
@@ -61,17 +60,17 @@ def find_folder(settings: FolderSettings) -> Source:
 
 @dataclass
 class Passed:
-    """What is passed over on the way through folders."""
+    """What was ignored in folders, for warnings and notes."""
 
-    strangers: Counter[str] = field(default_factory=Counter)  # extensions of files that are no images
+    strangers: Counter[str] = field(default_factory=Counter)  # by extension: files that are not images
     hidden: list[str] = field(default_factory=list)
-    loose: list[str] = field(default_factory=list)  # images in no class folder
-    broken: list[str] = field(default_factory=list)  # links that lead nowhere, or to themselves
-    links: list[str] = field(default_factory=list)  # to folders: not followed
-    closed: list[str] = field(default_factory=list)  # files that cannot be opened, not called images
+    loose: list[str] = field(default_factory=list)  # images outside of class folders
+    broken: list[str] = field(default_factory=list)  # links to nothing, or to themselves
+    links: list[str] = field(default_factory=list)  # links to folders, which are not followed
+    closed: list[str] = field(default_factory=list)  # files that cannot be opened, without an image's extension
 
     def is_image(self, path: Path) -> bool:
-        """Whether a file is to be read as an image; one that is not is taken down."""
+        """Returns whether a file is read as an image; records one that is not."""
         if is_image(path.name):
             return True
         try:
@@ -86,37 +85,37 @@ class Passed:
         return False
 
     def findings(self) -> list[Finding]:
-        """Warnings, each of a kind that was met."""
+        """Returns a warning for each kind of ignored entry."""
         kinds = tuple(
             f"{count} {suffix if suffix.isprintable() else repr(suffix)}"
             for suffix, count in self.strangers.most_common()
         )
-        met = (
+        groups = (
             (self.strangers.total(), "files are no images and are ignored", kinds, ""),
-            (len(self.loose), "images lie in no class folder and are ignored", self.loose, "move them into one"),
-            (len(self.broken), "broken links are ignored", self.broken, "mend or delete them"),
+            (len(self.loose), "images lie outside of class folders and are ignored", self.loose, "move them into one"),
+            (len(self.broken), "broken links are ignored", self.broken, "repair or delete them"),
             (len(self.links), "links to folders are not followed", self.links, "move them up, or delete them"),
             (len(self.closed), "files cannot be opened and are ignored", self.closed, ""),
         )
-        return [Finding(f"{count} {text}", tuple(items), fix) for count, text, items, fix in met if count]
+        return [Finding(f"{count} {text}", tuple(items), fix) for count, text, items, fix in groups if count]
 
     def notes(self) -> list[str]:
-        """What was passed over because its name begins with a dot."""
-        return [f"{len(self.hidden)} hidden names are passed over: {few(self.hidden)}"] * bool(self.hidden)
+        """Returns a note on names that were ignored because they begin with a dot."""
+        return [f"{len(self.hidden)} hidden names are ignored: {few(self.hidden)}"] if self.hidden else []
 
 
 def class_files(folder: Path, where: str, passed: Passed) -> dict[str, list[Path]]:
-    """The images of each class."""
-    found = {}
+    """Returns the images of each class folder in a folder."""
+    by_class = {}
     for class_folder in folders_in(folder, where, passed):
-        found[class_folder.name] = image_files(class_folder, where, passed)
+        by_class[class_folder.name] = image_files(class_folder, where, passed)
     beside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
     passed.loose += sorted(repr(str(path)) for path in beside if is_image(path.name) or _begins_as_image(path))
-    return found
+    return by_class
 
 
 def image_files(folder: Path, where: str, passed: Passed) -> list[Path]:
-    """The visible images in a folder at any depth, sorted by path."""
+    """Returns the images in a folder at any depth, sorted by path, without hidden ones."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(error, where)
@@ -131,7 +130,7 @@ def image_files(folder: Path, where: str, passed: Passed) -> list[Path]:
 
 
 def folders_in(folder: Path, where: str, passed: Passed | None = None) -> list[Path]:
-    """The visible folders in a folder, sorted by name; a link back to it or to what holds it is none of them."""
+    """Returns the subfolders of a folder, sorted by name, without hidden ones and links back to the folder itself."""
     passed = passed or Passed()
     try:
         inside = sorted(folder.iterdir(), key=lambda path: path.name)
@@ -148,32 +147,32 @@ def folders_in(folder: Path, where: str, passed: Passed | None = None) -> list[P
 
 
 def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]:
-    """Errors: class folders without an image, a single class, names that cannot be written down."""
-    found = []
+    """Returns errors about class folders without images, a single class, and names that are not UTF-8."""
+    findings = []
     empty = sorted(repr(name) for name, paths in by_class.items() if not paths)
     if empty:
         text = f"{len(empty)} class folders hold no image"
-        found.append(Finding(text, tuple(empty), "fill or remove them", error=True))
+        findings.append(Finding(text, tuple(empty), "fill or remove them", error=True))
     if len(by_class) == 1:
         only = next(iter(by_class))
         fix = f"a classifier needs two or more; {layout}"
-        found.append(Finding(f"a single class, {only!r}", fix=fix, error=True))
+        findings.append(Finding(f"a single class, {only!r}", fix=fix, error=True))
     odd = sorted(repr(name) for name in by_class if name != name.encode(errors="ignore").decode())
     if odd:
         text = f"{len(odd)} class folders have names that are not UTF-8"
-        found.append(Finding(text, tuple(odd), "rename them", error=True))
-    return found
+        findings.append(Finding(text, tuple(odd), "rename them", error=True))
+    return findings
 
 
 def as_samples(by_class: dict[str, list[Path]], classes: list[str]) -> tuple[list[Path], torch.Tensor]:
-    """Files and labels, int64 (N,), in the order of classes."""
+    """Returns files and labels, int64 (N,), in the order of the classes."""
     paths = [path for name in classes for path in by_class.get(name, [])]
     labels = [label for label, name in enumerate(classes) for _ in by_class.get(name, [])]
     return paths, torch.tensor(labels, dtype=torch.int64)
 
 
 def _split_folders(root: Path, where: str, passed: Passed) -> tuple[dict[str, Path], list[Finding]]:
-    """The folder of each split that is there; the whole is "train" where the classes lie directly in `root`."""
+    """Returns the folder of each split, and findings; `root` is "train" if it holds the class folders directly."""
     names = [folder.name for folder in folders_in(root, where)]
     parted = "train" in names and bool(folders_in(root / "train", where))
     if not parted:
@@ -191,7 +190,7 @@ def _split_folders(root: Path, where: str, passed: Passed) -> tuple[dict[str, Pa
         findings.append(
             Finding(
                 f"no class folders in {split}: it has no labels and is not used",
-                fix="data.name=kaggle takes it for images to predict",
+                fix="data.name=kaggle takes its images for those to predict",
             )
         )
         del roots[split]
@@ -210,13 +209,13 @@ def _unreadable(error: OSError, where: str) -> UserError:
 
 
 def _compare(by_class: dict[str, list[Path]], classes: list[str], split: str) -> list[Finding]:
-    """Classes that only this split has, an error, and those that it lacks, a warning."""
-    found = []
+    """Returns an error about classes that only this split has, and a warning about those that it lacks."""
+    findings = []
     strange = sorted(repr(name) for name, paths in by_class.items() if paths and name not in classes)
     if strange:
-        text = f"{split} has classes that train has not"
-        found.append(Finding(text, tuple(strange), "give them the same names", error=True))
+        text = f"{split} has classes that train does not have"
+        findings.append(Finding(text, tuple(strange), "give them the same names", error=True))
     lacking = [repr(name) for name in classes if not by_class.get(name)]
     if lacking and split != "train":
-        found.append(Finding(f"{split} has no images of {len(lacking)} classes", tuple(lacking)))
-    return found
+        findings.append(Finding(f"{split} has no images of {len(lacking)} classes", tuple(lacking)))
+    return findings

@@ -1,4 +1,4 @@
-"""A competition's layout: labelled images in class folders, and unlabelled ones to predict."""
+"""The layout of a competition: labelled images in class folders, and unlabelled images to predict."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.data.sources.table import read_table
 from engine.wording import few
 from models.settings import UserError
 
-LAYOUT = "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and perhaps PATH/sample_submission.csv"
+LAYOUT = "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and optionally PATH/sample_submission.csv"
 SAMPLE = "sample_submission.csv"
 
 
 class KaggleSettings(FileSettings):
-    """`path` is the folder; see find_kaggle for what must be in it."""
+    """`path` is the folder; see find_kaggle for its layout."""
 
     name: Literal["kaggle"] = "kaggle"
-    path: DataPath = Field(description="the folder that holds train, with a folder for each label, and test")
+    path: DataPath = Field(description="the folder with train, which has a folder for each label, and test")
 
 
 def find_kaggle(settings: KaggleSettings) -> Source:
@@ -71,39 +71,39 @@ def _of_test(test: Path, source: Source, where: str) -> list[Finding]:
     if labelled:
         return [
             Finding(
-                "test has folders called as labels are, and its images are taken for unlabelled",
+                "test has folders with the names of labels, and its images are taken for unlabelled",
                 tuple(labelled),
-                "if they have labels set data.name=folder",
+                "if they have labels, set data.name=folder",
             )
         ]
     return [] if source.unlabelled else [Finding("no images in test: there is nothing to predict")]
 
 
 def _of_sample(path: Path, source: Source) -> list[Finding]:
-    """Warnings: what the sample file says otherwise than the folders."""
+    """Returns warnings about differences between the sample file and the folders."""
     try:
         table = read_table(path, repr(str(path)))
     except UserError as error:
         return [Finding(str(error))]
-    found, name = [], repr(path.name)
+    findings, name = [], repr(path.name)
     ids = table.column(table.columns[0])
     if len(table.columns) == 2:
         labels = sorted(set(table.column(table.columns[1])) - {""})
         strange = tuple(repr(label) for label in labels if label not in source.classes)
         if strange:
-            found.append(
+            findings.append(
                 Finding(
                     f"{len(strange)} labels in {name} are not among the label folders",
                     strange,
-                    "what is predicted are the folders' names",
+                    "predictions use the names of the folders",
                 )
             )
     if not source.unlabelled:
-        return found
+        return findings
     names = {path.name for path in source.unlabelled} | {path.stem for path in source.unlabelled}
     missing = tuple(repr(cell) for cell in ids if cell not in names)
     if missing:
-        found.append(
+        findings.append(
             Finding(
                 f"{len(missing)} of {len(ids)} ids in {name} have no image in test", missing, "they cannot be predicted"
             )
@@ -111,11 +111,11 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
     asked = set(ids)
     extra = tuple(repr(str(path)) for path in source.unlabelled if not {path.name, path.stem} & asked)
     if extra:
-        found.append(
+        findings.append(
             Finding(
                 f"{len(extra)} of {len(source.unlabelled)} test images are not in {name}",
                 extra,
-                "they are not asked for",
+                "no predictions of them are asked for",
             )
         )
-    return found
+    return findings

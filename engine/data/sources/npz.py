@@ -1,4 +1,4 @@
-"""Images and labels in one NumPy archive, with the keys of MedMNIST (Yang et al., 2023)."""
+"""Images and labels in one NumPy archive with the keys of MedMNIST (Yang et al., 2023)."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ MAX_CHANNELS = 16
 
 
 class NpzSettings(ArraySettings):
-    """`path` is the archive; see load_npz for what must be in it."""
+    """`path` is the archive; see load_npz for its contents."""
 
     name: Literal["npz"] = "npz"
     path: DataPath = Field(description="the .npz file, with MedMNIST's keys")
 
 
 def load_npz(settings: NpzSettings) -> RawData:
-    """Reads {train,val,test}_{images,labels} and, if it is there, class_names, from an .npz archive.
+    """Loads {train,val,test}_{images,labels} and, optionally, class_names from an .npz archive.
 
-    Images are uint8, (N, H, W) or (N, H, W, C), of one size throughout; labels are integers, (N,) or (N, 1), from 0 to
-    K - 1. Without val_* a validation split is taken off the training set. K is the number of class_names, or one more
-    than the largest training label, and the names are then the numbers. A class without training images is named in a
-    warning. Nothing is unpickled.
+    Images are uint8, (N, H, W) or (N, H, W, C), all of one size. Labels are integers, (N,) or (N, 1), from 0 to K - 1.
+    Without val_* a validation split is held out of the training set. K is the number of class_names; without them it is
+    one more than the largest training label, and the names are the numbers. A warning names classes without training
+    images. Nothing is unpickled.
 
     Raises:
-        UserError: path, key, what is wrong with it, and what to do.
+        UserError: a missing or wrong array; names the file, the key, what is wrong, and what to do.
     """
     path = Path(settings.path)
     arrays = _read(path)
@@ -61,7 +61,7 @@ def load_npz(settings: NpzSettings) -> RawData:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of the archive that have our keys."""
+    """Returns the arrays of the archive that have one of our keys."""
     arrays: dict[str, np.ndarray] = {}
     where = f"data.path = {str(path)!r}"
     try:
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 where = f"{path}: {key}"
                 arrays[key] = archive[key]
                 if not isinstance(arrays[key], np.ndarray):
-                    raise ValueError("not an array")  # np.load hands over the bytes of a foreign file
+                    raise ValueError("not an array")  # np.load returns the bytes of other files
     except UserError:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
@@ -101,7 +101,7 @@ def _split(path: Path, arrays: dict[str, np.ndarray], split: str) -> Arrays:
 
 
 def _images(where: str, images: np.ndarray) -> np.ndarray:
-    """uint8 (N, C, H, W) from (N, H, W) or (N, H, W, C)."""
+    """Checks and converts images: uint8 (N, H, W) or (N, H, W, C) -> uint8 (N, C, H, W)."""
     if images.dtype != np.uint8:
         bad = images.size - int(np.isfinite(images).sum()) if images.dtype.kind in "fc" else 0
         raise UserError(
@@ -121,7 +121,7 @@ def _images(where: str, images: np.ndarray) -> np.ndarray:
 
 
 def _labels(where: str, labels: np.ndarray) -> np.ndarray:
-    """int64 (N,) from integers (N,) or (N, 1)."""
+    """Checks and converts labels: integers (N,) or (N, 1) -> int64 (N,)."""
     if labels.dtype.kind not in "iu":
         raise UserError(f"{where}: {labels.dtype}; save them as integers from 0 to K - 1")
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -134,7 +134,7 @@ def _labels(where: str, labels: np.ndarray) -> np.ndarray:
 
 
 def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor) -> list[str]:
-    """The class names, or the numbers up to the largest training label."""
+    """Returns the class names, or the numbers up to the largest training label."""
     seen = set(labels.unique().tolist())
     if names is None:
         if max(seen) >= 2 * len(seen):

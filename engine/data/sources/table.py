@@ -1,4 +1,4 @@
-"""Images and their labels in a table: a CSV file with a row for each image, of one label or of many."""
+"""A CSV file with a row for each image: its path, and one label or several."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ SPLITS = ("train", "val", "test")
 
 
 class CsvSettings(FileSettings):
-    """`path` is the table; see find_csv for what must be in it."""
+    """`path` is the table; see find_csv for its columns."""
 
     name: Literal["csv"] = "csv"
     path: DataPath = Field(description="the CSV file, with a header")
-    images: DataPath | None = Field(None, description="folder that the table's paths start from; null: the table's own")
-    labels: Literal["one", "many"] = Field("one", description="whether one label applies to an image, or any number")
+    images: DataPath | None = Field(None, description="folder to which the paths are relative; null: the table's own")
+    labels: Literal["one", "many"] = Field(
+        "one", description="one: each image has one label; many: any number of labels"
+    )
 
     @property
     def task(self) -> Task:
@@ -40,7 +42,15 @@ class CsvSettings(FileSettings):
 
 @dataclass(frozen=True)
 class Table:
-    """A table as read: the columns' names, the cells of each row, stripped, and the row's line in the file, from 1."""
+    """A CSV file that was read.
+
+    Attributes:
+        where: start of an error, such as "data.path = 'a.csv'".
+        columns: the header.
+        rows: the cells of each row.
+        lines: the line of each row in the file, from 1.
+        separator: of cells.
+    """
 
     where: str
     columns: list[str]
@@ -49,11 +59,12 @@ class Table:
     separator: str
 
     def column(self, name: str) -> list[str]:
+        """Returns the cells of a column."""
         at = self.columns.index(name)
         return [row[at] for row in self.rows]
 
     def refuse(self, wrong: list[bool], rule: str) -> None:
-        """Raises a UserError that counts the rows that are wrong and names the first lines."""
+        """Raises UserError if there are wrong rows; counts them and names the first lines."""
         lines = [str(line) for line, bad in zip(self.lines, wrong) if bad]
         if lines:
             raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
@@ -62,10 +73,10 @@ class Table:
 def find_csv(settings: CsvSettings) -> Source:
     """Finds the images in a CSV file: UTF-8, separated by commas, semicolons or tabs, with a header.
 
-    The first column, or the one called `path`, is the image's file. With labels "one", the column `label` holds the
-    name of its class. With "many", either the column `labels` holds names separated by `;`, or every column other than
-    the path and `split` is a label, 1 where it applies and else 0. A column `split` of train, val and test is optional:
-    without test rows, and without val rows, images are held out (see engine.data.split).
+    The column `path`, or else the first one, holds the image's file. With data.labels "one" the column `label` holds
+    the name of its class. With "many" either the column `labels` holds names separated by `;`, or every column other
+    than the path and `split` is a label, 1 where it applies and 0 elsewhere. The optional column `split` holds train,
+    val or test; without val or test rows images are held out (see engine.data.split).
 
     Returns:
         Files and labels, int64 (N,), or float32 (N, K) for "many", in the order of the rows. Classes are sorted by
@@ -91,21 +102,22 @@ def find_csv(settings: CsvSettings) -> Source:
     for split in [split for split in SPLITS if split in splits]:
         rows = [i for i, other in enumerate(splits) if other == split and os.path.isfile(paths[i])]
         samples[split] = ([paths[i] for i in rows], labels[rows])
-    fix = "repair them or take out their rows"
+    fix = "repair them or remove their rows"
     return Source(where, classes, samples, fix, findings=findings, task=settings.task)
 
 
-def read_table(path: Path, where: str, strip: bool = True, separator: str | None = None) -> Table:
-    """A CSV file in UTF-8, with a header and one row or more; rows whose cells are all empty are passed over.
+def read_table(path: Path, where: str, *, strip: bool = True, separator: str | None = None) -> Table:
+    """Reads a CSV file in UTF-8 with a header and at least one row; rows whose cells are all empty are ignored.
 
     Args:
         path: the file.
         where: start of an error, such as "data.path = 'a.csv'".
-        strip: leave out the blanks around each cell.
-        separator: of cells; None: that of SEPARATORS which the header has most of.
+        strip: remove blanks around each cell.
+        separator: of cells; None: the one of SEPARATORS that occurs most often in the header.
 
     Raises:
-        UserError: not such a file, a column without a name or two of one, or rows of another length than the header.
+        UserError: not such a file, columns without a name or with the same name, or rows of another length than the
+            header.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
@@ -127,17 +139,15 @@ def read_table(path: Path, where: str, strip: bool = True, separator: str | None
     columns = rows[0][0]
     twice = [repr(name) for name, count in Counter(columns).items() if count > 1]
     if twice or "" in columns:
-        raise UserError(
-            f"{where}: the header has {'a column twice: ' + few(twice) if twice else 'a column without a '}"
-            f"{'' if twice else 'name'}; give each column a name of its own"
-        )
+        problem = f"a column twice: {few(twice)}" if twice else "a column without a name"
+        raise UserError(f"{where}: the header has {problem}; give each column a name of its own")
     table = Table(where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]], separator)
-    table.refuse([len(row) != len(columns) for row in table.rows], f"have not the header's {len(columns)} cells")
+    table.refuse([len(row) != len(columns) for row in table.rows], f"do not have the header's {len(columns)} cells")
     return table
 
 
 def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
-    """The file of each row, and the error that names those that are not there."""
+    """Returns the file of each row, and an error about files that do not exist."""
     cells = table.column(column)
     table.refuse([not cell for cell in cells], f"have no {column}")
     files = [os.path.normpath(cell) for cell in cells]  # ./a.jpg is a.jpg
@@ -151,12 +161,12 @@ def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tu
     if not missing:
         return paths, []
     text = f"{len(missing)} of {len(paths)} files are not in {folder}"
-    fix = "correct the paths, or set data.images to the folder that they start from"
+    fix = "correct the paths, or set data.images to the folder to which they are relative"
     return paths, [Finding(text, missing, fix, error=True)]
 
 
 def _splits(table: Table) -> list[str]:
-    """The split of each row."""
+    """Returns the split of each row."""
     if "split" not in table.columns:
         return ["train"] * len(table.rows)
     splits = [cell.lower() for cell in table.column("split")]
@@ -167,7 +177,7 @@ def _splits(table: Table) -> list[str]:
 
 
 def _one(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], Tensor, list[Finding]]:
-    """The classes that train, sorted, and the number of each row's, int64 (N,)."""
+    """Returns the sorted classes of the training rows, and the label of each row, int64 (N,)."""
     cells = table.column("label")
     table.refuse([not cell for cell in cells], "have no label")
     classes = sorted({cell for cell, split in zip(cells, splits) if split == "train"})
@@ -192,7 +202,7 @@ def _many(table: Table, names: list[str], splits: list[str]) -> tuple[list[str],
 
 
 def _lists(table: Table) -> tuple[list[str], Tensor]:
-    """All names in the column `labels`, sorted, and 1 for those of each row, float32 (N, K)."""
+    """Returns the sorted names in the column `labels`, and 1 for those of each row, float32 (N, K)."""
     cells = [[name.strip() for name in cell.split(";") if name.strip()] for cell in table.column("labels")]
     classes = sorted({name for names in cells for name in names})
     if not classes:
@@ -205,33 +215,33 @@ def _lists(table: Table) -> tuple[list[str], Tensor]:
 
 
 def _flags(table: Table, names: list[str]) -> tuple[list[str], Tensor]:
-    """The label columns, and their values, float32 (N, K)."""
-    values = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}  # the latter two as pandas writes columns of floats
+    """Returns the label columns and their values, float32 (N, K)."""
+    values = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}  # the last two are how pandas writes columns of floats
     for name in names:
         cells = table.column(name)
         wrong = [cell not in values for cell in cells]
         if any(wrong):
-            table.refuse(
-                wrong,
-                f"have another value than 0 or 1 in column {name!r}, such as "
-                f"{cells[wrong.index(True)]!r}; write 0 or 1, or take the column out"
-                f"{', or set data.labels=one' if name == 'label' else ''}",
-            )
+            fix = "write 0 or 1, or remove the column"
+            if name == "label":
+                fix += ", or set data.labels=one"
+            example = cells[wrong.index(True)]
+            table.refuse(wrong, f"have another value than 0 or 1 in column {name!r}, such as {example!r}; {fix}")
     columns = [[values[cell] for cell in table.column(name)] for name in names]
     return names, torch.tensor(columns).T.contiguous()
 
 
 def _without_labels(labels: Tensor) -> list[Finding]:
+    """Returns a warning about images without labels."""
     bare = int((labels.sum(1) == 0).sum())
-    text = f"{bare} of {len(labels)} images have no label: taken for images that none applies to"
-    return [Finding(text)] * bool(bare)
+    text = f"{bare} of {len(labels)} images have no label, which is taken to mean that none applies"
+    return [Finding(text)] if bare else []
 
 
 def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> list[Finding]:
-    """A warning about labels that no training image has."""
+    """Returns a warning about labels that no training image has."""
     trains = torch.tensor([split == "train" for split in splits])
     bare = tuple(repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count)
-    return [Finding(f"{len(bare)} labels have no positive training image", bare)] * bool(bare)
+    return [Finding(f"{len(bare)} labels have no positive training image", bare)] if bare else []
 
 
 class Layout(NamedTuple):

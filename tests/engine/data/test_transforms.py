@@ -35,13 +35,13 @@ def test_transforms_are_torchvisions_in_the_order_given():
     entries = [{"name": "Resize", "size": 20}, {"name": "CenterCrop", "size": 16}]
     image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
     expected = v2.Compose([v2.Resize(20, antialias=True), v2.CenterCrop(16)])(image)
-    assert compose(settings(*entries).transforms, (3, 16, 16), True)(image).equal(expected)
-    turned = compose(settings(*entries[::-1], "Resize").transforms, (3, 16, 16), True)(image)
+    assert compose(settings(*entries).transforms, (3, 16, 16), whole=True)(image).equal(expected)
+    turned = compose(settings(*entries[::-1], "Resize").transforms, (3, 16, 16), whole=True)(image)
     assert not turned.equal(expected)
 
 
 def test_draws_are_a_function_of_seed_epoch_and_index_alone():
-    composed = compose(settings("RandomResizedCrop", "RandAugment", "ColorJitter").transforms, (3, 16, 16), True)
+    composed = compose(settings("RandomResizedCrop", "RandAugment", "ColorJitter").transforms, (3, 16, 16), whole=True)
     image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
     (key,) = keys(1, 2, np.array([3]))
     first = transformed(image, composed, key)
@@ -65,7 +65,7 @@ def test_chances_are_those_that_were_asked_for():
 def test_what_does_not_end_in_the_models_size_is_refused():
     with pytest.raises(
         UserError,
-        match=r"augment.transforms: of an image of 264 x 448 pixels they make 224 x 380, the "
+        match=r"augment.transforms: they turn an image of 264 x 448 pixels into one of 224 x 380, the "
         "model takes 224 x 224; end with RandomResizedCrop",
     ):
         compose(settings("Resize").transforms, (3, 224, 224), whole=True)
@@ -108,6 +108,6 @@ def test_mixing_is_read_from_the_list_or_from_its_keys():
 @pytest.mark.parametrize("name", ["RandAugment", "TrivialAugmentWide", "ColorJitter"])
 def test_colours_are_of_one_channel_or_three(name):
     chosen = check(AugmentSettings, {"transforms": [{"name": name}]}, "augment").transforms
-    compose(chosen, (1, 8, 8), False)
+    compose(chosen, (1, 8, 8), whole=False)
     with pytest.raises(UserError, match=f"{name} is for images of 1 or 3 channels, these have 4; take it out"):
         compose(chosen, (4, 8, 8), False)

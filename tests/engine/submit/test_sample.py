@@ -134,7 +134,7 @@ def test_many_labels_are_joined_by_semicolons():
         (["ID,Label"], "1 rows; a header and a row for each image are needed"),
         (["ID,Label", "1.jpg,x", "1.jpg,x", "2.jpg,x"], "2 rows have the same ID as another"),
         (["ID,Label", "1.jpg,x", ",x"], "1 rows have no ID"),
-        (["ID,Label", "1.jpg"], "1 rows have not the header's 2 cells"),
+        (["ID,Label", "1.jpg"], "1 rows do not have the header's 2 cells"),
     ],
 )
 def test_samples_that_are_none(tmp_path, lines, words):
@@ -333,7 +333,7 @@ def test_what_is_right(tmp_path):
         (["ID,Label,x", "1.jpg,a,", "2.jpg,b,", "10.jpg,a,"], ["1 columns are not in the sample: 'x'"]),
         ([line.replace(",", ";") for line in GOOD], ["separated by semicolons, the sample's by commas"]),
         (GOOD[1:], ["2 of the sample's columns are missing"]),
-        (["ID,Label", "1.jpg"], ["1 rows have not the header's 2 cells (line 2)"]),
+        (["ID,Label", "1.jpg"], ["1 rows do not have the header's 2 cells (line 2)"]),
         ([], ["0 rows"]),
     ],
 )

@@ -189,7 +189,7 @@ def test_classes_that_may_be_one(tmp_path):
     for i in range(20):
         save_image(tmp_path / ["Cat", "cat", "c at", "dog"][i % 4] / f"{i}.png", i, (8, 8))
     found = [finding.line() for finding in report_of(tmp_path).findings]
-    said = "1 names of classes are spelled in several ways: 'Cat' and 'c at' and 'cat'; put the images of what is one"
+    said = "1 names of classes are spelled in several ways: 'Cat' and 'c at' and 'cat'; merge the folders or labels"
     assert len(found) == 1 and found[0].startswith(said)
 
 

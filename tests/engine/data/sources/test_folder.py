@@ -123,7 +123,7 @@ def test_links_that_lead_nowhere_and_hidden_names_are_told_once(tmp_path, caplog
     said = caplog.text
     broken = ", ".join(repr(str(root / name)) for name in ("gone", "a/notes", "a/round"))
     assert said.count("3 broken links are ignored: ") == 1 and all(part in said for part in broken.split(", "))
-    assert "2 links to folders are not followed" in said and "2 hidden names are passed over" in said
+    assert "2 links to folders are not followed" in said and "2 hidden names are ignored" in said
 
 
 def test_a_broken_link_that_should_be_an_image_is_an_error(tmp_path):
@@ -209,7 +209,7 @@ def test_classes_that_differ_between_splits(tmp_path, caplog):
         assert load_raw(settings(tmp_path)).test.labels.tolist() == [0]
     assert "test has no images of 2 classes: 'b', 'c'" in caplog.text
     fill(tmp_path / "test", {"zebra": 1}, 20)
-    assert "test has classes that train has not: 'zebra'" in error_of(tmp_path)
+    assert "test has classes that train does not have: 'zebra'" in error_of(tmp_path)
 
 
 def test_damaged_images_of_all_splits_are_named_together(tmp_path):

@@ -85,7 +85,7 @@ def test_another_layout_is_shown_the_one_that_is_expected(root, tmp_path):
             load_raw(settings(path))
         line = str(caught.value)
         assert line.startswith(f"data.path = {str(path)!r}: {reason}") and "\n" not in line
-        assert "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and perhaps PATH/sample_submission.csv" in line
+        assert "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and optionally PATH/sample_submission.csv" in line
 
 
 def test_labels_of_the_sample_that_no_folder_has(root, caplog):

@@ -105,7 +105,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         (FLAGS.replace("0,1", ",1"), {"labels": "many"}, "in column 'red', such as ''"),
         (ONE.replace("b.png,dog", "b.png,"), {}, "1 rows have no label (line 3)"),
         (ONE.replace("b.png", ""), {}, "1 rows have no path (line 3)"),
-        (ONE.replace("b.png,dog", "b.png"), {}, "1 rows have not the header's 2 cells (line 3)"),
+        (ONE.replace("b.png,dog", "b.png"), {}, "1 rows do not have the header's 2 cells (line 3)"),
         (ONE.replace("b.png", "no.png").replace("c.png", "not.png"), {}, "2 of 4 files are not in"),
         (ONE.replace("b.png", "a.png"), {}, "2 rows name a file that another row names"),
         (ONE.replace("b.png", "./a.png"), {}, "2 rows name a file that another row names"),
