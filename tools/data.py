@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Looks at data, and at what is handed in: tools/data.py validate submission.csv --sample sample_submission.csv.
+"""Checks images before training, draws a training batch, and checks a submission against the competition's sample.
 
-tools/data.py COMMAND --help says what a command takes. A wrong file ends with exit code 2 and one line; what is wrong
-in detail is printed before it.
+tools/data.py COMMAND --help describes a command. If something is wrong the exit code is 2; details are printed before
+the last line.
 """
 
 from __future__ import annotations
@@ -20,20 +20,25 @@ from typing import NamedTuple
 
 from engine.cli import cli
 
+EXAMPLE = "example: tools/data.py check my_images --out report"
+
 
 class Command(NamedTuple):
-    """A subcommand. A new one is two functions and a line in COMMANDS; what it needs it imports itself."""
+    """A subcommand. A new one is two functions and a line in COMMANDS; it imports what it needs after parsing."""
 
     summary: str
+    example: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.arguments(commands.add_parser(name, help=command.summary, description=command.summary))
+        example = f"example: tools/data.py {name} {command.example}"
+        command.arguments(commands.add_parser(name, help=command.summary, description=command.summary, epilog=example))
     return parser.parse_args(argv)
 
 
@@ -42,90 +47,46 @@ def main(argv: list[str]) -> None:
     COMMANDS[args.command].run(args)
 
 
-def validate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="submission.csv", help="the file to check")
-    parser.add_argument("--sample", type=Path, required=True, metavar="FILE.csv", help="the competition's sample file")
-    known = parser.add_mutually_exclusive_group()
-    known.add_argument("--run", type=Path, metavar="DIR", help="a run folder: its labels are the ones allowed")
-    known.add_argument("--classes", type=Path, metavar="FOLDER", help="class folders: their names are the ones allowed")
-    parser.add_argument(
-        "--formulas",
-        choices=["guard", "keep"],
-        default="guard",
-        help="keep: a cell that a spreadsheet would compute, such as =A1, is no mistake (default: guard)",
-    )
-
-
-def validate_file(args: argparse.Namespace) -> None:
-    from engine.submit.sample import read_sample
-    from engine.submit.validate import class_folders, validate
-    from models.settings import UserError
-
-    classes, many = None, None
-    if args.run:
-        from engine.submit.ensemble import classes_of
-
-        classes, task = classes_of(args.run)
-        many = not task.one_class
-    elif args.classes:
-        classes, many = class_folders(args.classes), False
-    sample = read_sample(args.sample)
-    report = validate(args.file, sample, classes, many=many, keep_formulas=args.formulas == "keep")
-    for line in report.problems:
-        print(f"wrong: {line}")
-    for line in report.warnings:
-        print(f"warning: {line}")
-    if report.problems:
-        count = len(report.problems)
-        raise UserError(
-            f"{args.file}: {count} kind{'s' * (count > 1)} of mistakes, said above; "
-            f"correct the file, or write it with tools/predict.py --sample {args.sample}"
-        )
-    print(f"{args.file}: valid; {report.summary}")
-
-
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a folder of images, or a CSV file of paths and labels")
-    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how it is read, as in training")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="settings of the data, as in training")
     parser.add_argument("--kind", help="data.name in training: folder, csv, kaggle ... (default: what PATH looks like)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write check.png there: images of each class, sizes")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write check.png there: images of each class, and sizes"
+    )
 
 
 def check(args: argparse.Namespace) -> None:
     from engine.data.check.preflight import check_source, source_settings
     from engine.data.check.words import words
-    from engine.figures.check import picture
     from engine.settings.layers import parse_overrides
     from models.settings import UserError
 
-    given = parse_overrides(args.overrides)
-    if strange := next((key for key in given if key != "data"), None):
+    overrides = parse_overrides(args.overrides)
+    if strange := next((key for key in overrides if key != "data"), None):
         raise UserError(f"{strange}: not a setting of the data; write data.key=value, as in data.max_pixels=1000000")
-    settings = source_settings(args.path, args.kind, given.get("data"))
+    settings = source_settings(args.path, args.kind, overrides.get("data"))
     report = check_source(settings)
     for line in words(report):
         print(line)
     if args.out:
-        from engine.figures.drawing import save_figure
+        from engine.figures.check import save_picture
 
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {args.out}: cannot be made ({error.strerror}); give another folder") from None
-        save_figure(picture(report), args.out / "check.png")
-        print(f"picture: {args.out / 'check.png'}")
+        print(f"picture: {save_picture(report, args.out)}")
     if report.errors:
-        first = "; ".join(finding.text for finding in report.errors)
-        raise UserError(f"{report.where}: training cannot start: {first}; see above")
+        errors = "; ".join(finding.text for finding in report.errors)
+        raise UserError(f"{report.where}: training cannot start: {errors}; see above")
     print(f"training can start: data.name={settings.name}")
 
 
 def preview_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cfg", required=True, help="a YAML file, or its name under configs/")
-    parser.add_argument("--out", type=Path, default=Path("preview.png"), metavar="FILE.png", help="(preview.png)")
-    parser.add_argument("--epoch", type=int, default=0, help="from 0; each has other draws")
-    parser.add_argument("--images", type=int, default=32, help="at most so many of the batch (32)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
+    parser.add_argument("--cfg", required=True, help="a settings file, or its name under configs/")
+    parser.add_argument(
+        "--out", type=Path, default=Path("preview.png"), metavar="FILE.png", help="the picture (default: preview.png)"
+    )
+    parser.add_argument("--epoch", type=int, default=0, help="epoch, from 0; augmentation differs in each (default: 0)")
+    parser.add_argument("--images", type=int, default=32, help="largest number of images of the batch (default: 32)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changed settings")
 
 
 def preview(args: argparse.Namespace) -> None:
@@ -143,10 +104,66 @@ def preview(args: argparse.Namespace) -> None:
     print(f"picture: {args.out}")
 
 
+def validate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="submission.csv", help="the file to check")
+    parser.add_argument("--sample", type=Path, required=True, metavar="FILE.csv", help="the competition's sample file")
+    allowed = parser.add_mutually_exclusive_group()
+    allowed.add_argument("--run", type=Path, metavar="DIR", help="a run folder, whose classes are the allowed labels")
+    allowed.add_argument("--classes", type=Path, metavar="DIR", help="a folder of class folders: the allowed labels")
+    parser.add_argument(
+        "--formulas",
+        choices=["guard", "keep"],
+        default="guard",
+        help="keep: cells that a spreadsheet would compute, such as =A1, are allowed (default: guard)",
+    )
+
+
+def validate_file(args: argparse.Namespace) -> None:
+    from engine.submit.sample import read_sample
+    from engine.submit.validate import class_folders, validate
+    from models.settings import UserError
+
+    classes, many = None, None
+    if args.run:
+        from engine.submit.ensemble import classes_of
+
+        classes, task = classes_of(args.run)
+        many = not task.one_class
+    elif args.classes:
+        classes, many = class_folders(args.classes), False
+    report = validate(args.file, read_sample(args.sample), classes, many=many, keep_formulas=args.formulas == "keep")
+    for line in report.problems:
+        print(f"wrong: {line}")
+    for line in report.warnings:
+        print(f"warning: {line}")
+    if report.problems:
+        kinds = "1 kind" if len(report.problems) == 1 else f"{len(report.problems)} kinds"
+        raise UserError(
+            f"{args.file}: {kinds} of mistakes, listed above; correct the file, or write it with "
+            f"tools/predict.py --sample {args.sample}"
+        )
+    print(f"{args.file}: valid; {report.summary}")
+
+
 COMMANDS = {
-    "check": Command("look at images as training would, and say all that is wrong with them", check_arguments, check),
-    "preview": Command("draw a training batch as the model will see it", preview_arguments, preview),
-    "validate": Command("check a submission against its sample file", validate_arguments, validate_file),
+    "check": Command(
+        "Decodes images as training will, and lists everything that is wrong with them.",
+        "my_images --out report",
+        check_arguments,
+        check,
+    ),
+    "preview": Command(
+        "Draws a training batch as the model will see it, with augmentation and labels.",
+        "--cfg zoo/resnet18 data.path=my_images",
+        preview_arguments,
+        preview,
+    ),
+    "validate": Command(
+        "Checks a submission against the competition's sample file.",
+        "submission.csv --sample sample_submission.csv --run runs/x",
+        validate_arguments,
+        validate_file,
+    ),
 }
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draws what each method merges on photographs: tools/picture.py --images china cat.jpg --out merged.png.
+"""Draws which patches of photographs each merging method merges into one token.
 
-Without --run no model takes part: patches are compared by their colours. With --run, a run's model merges, and it sees
-each photograph as tools/predict.py would show it:
-tools/picture.py --run runs/hybrid_merge --images cat.jpg --out merged.png --methods tome pitome merge.r=8.
+With --run, the model of a run merges, and it sees each photograph exactly as tools/predict.py would show it. Without
+--run no model is used: patches are compared by their colours, as in
+tools/picture.py --images china cat.jpg --out merged.png.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from engine.cli import cli, take_overrides
 from engine.figures.photographs import PHOTOGRAPHS
 from models.settings import UserError
 
+EXAMPLE = "example: tools/picture.py --run runs/x --images cat.jpg --out merged.png --methods tome pitome merge.r=8"
 BY_COLOUR = ("size", "patch", "keep")  # options of pictures without a run
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--images",
         nargs="+",

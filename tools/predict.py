@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Predicts images: tools/predict.py --run runs/x --images test --out submission.csv --sample sample.csv.
+"""Predicts the classes of images with one run or several, and writes them to a CSV file, such as a submission.
 
---images takes folders and files: --images photo.jpg. With --sample the columns, their order, the separator, the order
+--images takes folders and files, such as photo.jpg. With --sample the columns, their order, the separator, the order
 of the rows and the spelling of ids follow that file; a sample with a column for each class gets probabilities. Without
 it the columns are ID and Label, and the rows are in the order 1, 2, 10. With several --run, or a run of several folds,
 probabilities are averaged. The runs' data are not needed. Merging may differ from training: merge.r=4.
@@ -23,9 +23,13 @@ from pathlib import Path
 from engine.cli import cli, take_overrides
 from models.settings import UserError
 
+EXAMPLE = "example: tools/predict.py --run runs/x --images test --sample sample.csv --out submission.csv"
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--run",
         type=Path,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from engine.data.check.preflight import Report
+from engine.figures.drawing import save_figure
 from engine.wording import shown
+from models.settings import UserError
 
 LABELS = 120  # largest number of classes whose names fit below the bars
 COLOURS = {"train": "#1f77b4", "val": "#ff7f0e", "test": "#2ca02c"}
@@ -44,6 +47,20 @@ def picture(report: Report) -> Figure:
         axes.grid(alpha=0.25, axis="y" if axes is bars else "both")
         axes.set_axisbelow(True)
     return figure
+
+
+def save_picture(report: Report, folder: Path) -> Path:
+    """Writes the picture of a report as check.png into a folder, which is created if it is missing.
+
+    Raises:
+        UserError: the folder cannot be created, or the file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be created ({error.strerror}); give another folder") from None
+    save_figure(picture(report), folder / "check.png")
+    return folder / "check.png"
 
 
 def _short(name: str) -> str:

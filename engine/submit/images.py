@@ -79,20 +79,20 @@ def find_images(folder: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{where}: {error.filename} cannot be read ({error.strerror}); make it readable")
 
-    found, links = [], []
+    images, links = [], []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         links += [repr(name) for name in folders if not name.startswith(".") and Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)
             if not name.startswith(".") and (is_image(name) or _has_image_content(path)):
-                found.append(path.relative_to(folder).as_posix())
+                images.append(path.relative_to(folder).as_posix())
     if links:
         log.warning("%s: %d links to folders are not followed: %s", where, len(links), few(links))
-    if not found:
+    if not images:
         raise UserError(f"{where}: no image in it; give image files, or the folder that holds them")
-    _check_names(found, where)
-    return sorted(found, key=natural)
+    _check_names(images, where)
+    return sorted(images, key=natural)
 
 
 def _check_names(names: Sequence[str], where: str) -> None:

@@ -139,8 +139,8 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
         rows = [[number(value) for value in row] for row in chosen.tolist()]
     else:
         rows = [[TOGETHER.join(names)] for names in predictions.names()]
-        known = {name.strip() for name in predictions.classes}
-        strange = [label for label in sample.labels if label and label not in known]
+        class_names = {name.strip() for name in predictions.classes}
+        strange = [label for label in sample.labels if label and label not in class_names]
         if strange and not many:
             notes.append(
                 f"{sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "

@@ -162,11 +162,13 @@ def _labels(
     rows = [[name.strip() for name in cell.split(TOGETHER)] if many else [cell] for cell in cells]
     counts = Counter(name for row in rows for name in row if name)
     spelled = sample.labels if classes is None else sample.spelling(classes, many=bool(many)).values()
-    known = {name.strip() for name in spelled}
-    unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in known]
+    allowed = {name.strip() for name in spelled}
+    unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in allowed]
     if classes is not None and unknown:
-        problems.append(f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, known)))}")
-    elif unknown and len(known) > 1:
+        problems.append(
+            f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, allowed)))}"
+        )
+    elif unknown and len(allowed) > 1:
         warnings.append(f"{len(unknown)} labels are not in the sample: {few(unknown)}")
     if classes is None:
         warnings.append("labels are compared with no list of names; give --run or --classes")

@@ -57,7 +57,9 @@ def test_every_mistake_and_one_line_at_the_end(tell, tmp_path):
         "2 labels are unknown: '3' (1 rows), '=x' (1 rows)",
     ):
         assert words in out
-    assert err.startswith(f"error: {tmp_path / 'mine.csv'}: 6 kinds of mistakes, said above; ") and err.count("\n") == 1
+    assert (
+        err.startswith(f"error: {tmp_path / 'mine.csv'}: 6 kinds of mistakes, listed above; ") and err.count("\n") == 1
+    )
 
 
 def test_one_label_for_all_is_a_warning(tell):

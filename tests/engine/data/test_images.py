@@ -384,7 +384,7 @@ def test_a_file_is_opened_as_an_image_or_not_at_all(tmp_path):
 
 
 def test_more_images_than_memory_holds(tmp_path):
-    said = r"data.path = 'x': 1000000 images .* GB of memory.*data.cache=none, or data.size to less"
+    said = r"data.path = 'x': 1000000 images .* GB of memory.*data.cache=none, or a smaller data.size"
     with pytest.raises(UserError, match=said):
         decode([tmp_path / "a.png"] * 1_000_000, files(16384), "data.path = 'x'")
 

@@ -70,7 +70,7 @@ def test_what_does_not_end_in_the_models_size_is_refused():
     ):
         compose(settings("Resize").transforms, (3, 224, 224), whole=True)
     compose(settings("Resize").transforms, (3, 224, 224), whole=False)  # of squares it makes squares
-    with pytest.raises(UserError, match="make 200 x 200, the model takes 224 x 224"):
+    with pytest.raises(UserError, match="into one of 200 x 200, the model takes 224 x 224"):
         compose(settings({"name": "CenterCrop", "size": 200}).transforms, (3, 224, 224), whole=True)
 
 
@@ -110,4 +110,4 @@ def test_colours_are_of_one_channel_or_three(name):
     chosen = check(AugmentSettings, {"transforms": [{"name": name}]}, "augment").transforms
     compose(chosen, (1, 8, 8), whole=False)
     with pytest.raises(UserError, match=f"{name} is for images of 1 or 3 channels, these have 4; take it out"):
-        compose(chosen, (4, 8, 8), False)
+        compose(chosen, (4, 8, 8), whole=False)

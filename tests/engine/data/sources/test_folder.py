@@ -57,7 +57,7 @@ def test_images_lie_at_any_depth_and_others_are_counted(tmp_path, caplog):
     raw = load_raw(settings(tmp_path))
     assert raw.classes == ["a", "b"] and raw.train.labels.tolist() == [0, 0, 1]
     assert "3 files are no images and are ignored: 2 .txt, 1 .db" in caplog.text
-    assert "1 images lie in" in caplog.text
+    assert "1 images lie outside" in caplog.text
 
 
 def test_splits_that_are_there_are_used(tmp_path):
