@@ -36,6 +36,7 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
     if settings.split.all_folds:
         settings = of_fold(settings, 0)
     data = build_data(settings.data, settings.split, settings.seed)
+    settings = settings.with_classes(len(data.classes))
     check_fits(settings, data)
     data = with_statistics(data, settings)
     images, targets = first_batch(data, settings, epoch)
