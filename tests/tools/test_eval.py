@@ -16,9 +16,8 @@ from engine.machine import pick_autocast
 from engine.measure.ensembles import evaluate_run
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
-from engine.study.sweep import parse_sweep
 from engine.train.experiment import run_experiment
-from models.settings import UserError, check
+from models.settings import check
 from tests.engine.conftest import TINY
 from tests.engine.data.conftest import save_image
 from tests.tools.runs import TIMM, folder_run, many_labels_run
@@ -240,10 +239,3 @@ def test_mistakes_are_one_line(tell, args, words):
     code, out, err = tell(*args)
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     assert words in err
-
-
-def test_what_a_sweep_is_over():
-    assert parse_sweep("merge.r=[0, [1, 2]]") == ("merge.r", [0, [1, 2]])
-    assert parse_sweep("merge={keep: {rate: [0.5]}}") == ("merge.keep.rate", [0.5])
-    with pytest.raises(UserError):
-        parse_sweep("merge={r: [1], method: [tome]}")

@@ -1,0 +1,60 @@
+"""Comparing finished runs: grouping, averaging, the cells of the table, and what is refused."""
+
+import shutil
+from functools import partial
+
+import pytest
+
+from engine.runs.folder import RunFolder
+from engine.runs.results import Results
+from engine.study.table import COLUMNS, compare, table
+from models.settings import UserError
+from tests.engine.study.run_folders import write_run
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a finished run folder; see `write_run`."""
+    return partial(write_run, tmp_path)
+
+
+def test_seeds_are_one_row_and_other_settings_another(make_run):
+    a, b = make_run("wide_s0", 0, 0.90), make_run("wide_s1", 1, 0.94)
+    c = make_run("deep", 0, 0.5, "model.depth=6")
+    wide, deep = compare([a, c, b])
+    assert (wide.name, wide.seeds, deep.name, deep.seeds) == ("wide", [0, 1], "deep", [0])
+    assert wide.value("test_score") == pytest.approx(0.92)
+    assert wide.spread("test_score") == pytest.approx(0.02 * 2**0.5)  # sample standard deviation
+    assert wide.value("images_per_second") == 100.5 and deep.spread("test_score") is None
+
+
+def test_columns_are_fields_of_results():
+    fields = {*Results.model_fields, "test_score"}
+    assert set(COLUMNS) <= fields
+
+
+def test_cells(make_run):
+    run, other = make_run("a_s0", 0, 0.90), make_run("a_s1", 1, 0.94)
+    for folder in (run, other):
+        results = RunFolder(folder).read_results()
+        tiny = {"gmacs": 2.5e-5, "trained_share": 0.125, "method": "lora"}
+        RunFolder(folder).write_results(results.model_copy(update=tiny))
+    columns, (cells,) = table(compare([run, other]))
+    row = dict(zip([column.title for column in columns], cells, strict=True))
+    assert row["run"] == "a" and row["seeds"] == "2" and row["test top-1, %"] == "92.00 ± 2.83"
+    assert (row["GMACs"], row["trained, %"], row["method"]) == ("0.0000250", "12.50", "lora")
+    assert (row["params, M"], row["saved, MiB"]) == ("2.000", "-")
+
+
+def test_what_is_refused(make_run, tmp_path):
+    run = make_run("one", 0, 0.9)
+    with pytest.raises(UserError, match="not a run folder"):
+        compare([tmp_path])
+    unfinished = make_run("unfinished", 1, 0.9)
+    (unfinished / "results.json").unlink()
+    with pytest.raises(UserError, match="not a finished run"):
+        compare([run, unfinished])
+    twin = tmp_path / "twin"
+    shutil.copytree(run, twin)
+    with pytest.raises(UserError, match="seed 0 of this kind is given twice"):
+        compare([run, twin])
