@@ -53,7 +53,7 @@ def solve_budget(merge: MergeSettings, cost: Cost, depth: int, grid: Grid, secti
     """
     search = _Search(cost, depth, grid, merge.merger())
     target = macs_of_target(merge, search.macs([0] * depth))
-    asked = f"{section}.{merge.target} = {getattr(merge, merge.target)}"
+    asked = f"{section}.{merge.target} = {merge.target_gmacs or merge.target_ratio}"
     if merge.target_gmacs is None:
         asked += f" ({target / 1e9:.4g} GMACs)"
     search.check_reachable(target, asked, merge.method, f"{section}.method")
@@ -81,7 +81,10 @@ def macs_of_target(merge: MergeSettings, unmerged: int) -> float:
         merge: merge settings with `target_gmacs` or `target_ratio`.
         unmerged: MACs of one image without merging.
     """
-    return unmerged / merge.target_ratio if merge.target_gmacs is None else merge.target_gmacs * 1e9
+    if merge.target_gmacs is not None:
+        return merge.target_gmacs * 1e9
+    assert merge.target_ratio is not None
+    return unmerged / merge.target_ratio
 
 
 @dataclass

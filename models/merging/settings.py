@@ -179,7 +179,7 @@ class MergeSettings(WithOptions):
         Raises:
             ValueError: a list of another length, a block that does not exist, or a budget that has not been solved yet.
         """
-        if not self.solved:
+        if self.target is not None:
             raise UserError(
                 f"model.merge.{self.target} = {getattr(self, self.target)}: not solved yet; "
                 "models.budget.solve(settings) turns it into r"

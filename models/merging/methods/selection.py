@@ -153,7 +153,8 @@ def elimination_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> 
     first = np.arange(batch) * patches
     two = torch.from_numpy(similarity).topk(2, dim=-1) if patches > 1 else None
     if two is None or count == patches:
-        return np.broadcast_to(np.arange(patches)[:count], (batch, count)).copy()
+        first_ones: np.ndarray = np.broadcast_to(np.arange(patches)[:count], (batch, count)).copy()
+        return first_ones
     best, second = (np.ascontiguousarray(v).reshape(-1) for v in np.moveaxis(two.values.numpy(), -1, 0))
     server, runner_up = (
         (np.ascontiguousarray(i) + first[:, None]).reshape(-1) for i in np.moveaxis(two.indices.numpy(), -1, 0)
@@ -178,7 +179,8 @@ def elimination_sparse(similarity: np.ndarray, size: np.ndarray, count: int) -> 
         nearest = others.argmax(axis=1)
         second[rows], runner_up[rows] = others[everyone, nearest], nearest + first[image]
         np.add.at(loss, server[rows], weight[rows] * (best[rows] - second[rows]))
-    return np.nonzero(dropped == 0)[1].reshape(batch, count)
+    kept: np.ndarray = np.nonzero(dropped == 0)[1].reshape(batch, count)
+    return kept
 
 
 DENSE = {"greedy": greedy_dense, "elimination": elimination_dense, "stochastic": stochastic_dense}

@@ -23,6 +23,7 @@ from ..tokens import Tokens
 from .blocks import MergingBlocks
 from .cost import meet_budget
 from .families import attention_width, family_of, kind_of
+from .kinds import Family
 from .refusals import check_block, check_container, check_hooks, check_needs
 
 __all__ = ["MergingBlocks", "blocks_of", "schedule_of", "trace", "unwrap", "wrap"]
@@ -60,28 +61,7 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     settings = check(MergeSettings, {"method": method, "r": r, **others}, where="merge")
     vit = _inside(model)
     family = family_of(vit)
-    old = vit.get_submodule(family.blocks)
-    wrapped = old if isinstance(old, MergingBlocks) else None
-    if wrapped is None:
-        check_container(old, family.blocks)
-    else:
-        check_hooks(old, family.blocks)
-    # Not named_children(), which omits the second occurrence of a block.
-    names = list(old._modules) if wrapped is None else wrapped.names
-    blocks = {name: old.get_submodule(name) for name in names}
-    for name, block in blocks.items():
-        path = f"{family.blocks}.{name}"
-        check_block(block, path, kind_of(block, path))
-    check_needs(settings.merger(), settings.method, vit, family)
-    merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
-    plan, container = _plan(settings, len(blocks)), type(old) if wrapped is None else wrapped.container
-    new = MergingBlocks(blocks, merging, settings, plan, family.prefix(vit), family.layout(vit), container)
-    if wrapped is not None and settings.compared_by() == wrapped.settings.compared_by() == "learned":
-        for layer, before in zip(new.merging, wrapped.merging, strict=True):
-            layer.head = before.head
-    if new.layout()[0] is not None:
-        new.schedule()
-    new.merging.train(old.training)
+    old, new = vit.get_submodule(family.blocks), _merging_blocks(vit, family, settings)
     _replace(vit, family.blocks, new)
     if not settings.solved:
         try:
@@ -139,6 +119,33 @@ def trace(model: nn.Module, *inputs: Any) -> tuple[Any, Tokens]:
     finally:
         hook.remove()
     return output, seen[-1]
+
+
+def _merging_blocks(vit: nn.Module, family: Family, settings: MergeSettings) -> MergingBlocks:
+    """The blocks of a model with merging inside; the model itself is not changed."""
+    old = vit.get_submodule(family.blocks)
+    wrapped = old if isinstance(old, MergingBlocks) else None
+    if wrapped is None:
+        check_container(old, family.blocks)
+    else:
+        check_hooks(old, family.blocks)
+    # Not named_children(), which omits the second occurrence of a block.
+    names = list(old._modules) if wrapped is None else wrapped.names
+    blocks = {name: old.get_submodule(name) for name in names}
+    for name, block in blocks.items():
+        path = f"{family.blocks}.{name}"
+        check_block(block, path, kind_of(block, path))
+    check_needs(settings.merger(), settings.method, vit, family)
+    merging = _layers(settings, family.prefix(vit), family.width(vit), list(blocks.values()))
+    plan, container = _plan(settings, len(blocks)), type(old) if wrapped is None else wrapped.container
+    new = MergingBlocks(blocks, merging, settings, plan, family.prefix(vit), family.layout(vit), container)
+    if wrapped is not None and settings.compared_by() == wrapped.settings.compared_by() == "learned":
+        for layer, before in zip(new.merging, wrapped.merging, strict=True):
+            layer.head = before.head
+    if new.layout()[0] is not None:
+        new.schedule()
+    new.merging.train(old.training)
+    return new
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -43,13 +43,15 @@ def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
     """Weight (C_out, C_in / groups, kernel...); a transposed convolution spends as much at each input position."""
     weight, transposed = args[1], args[6]
-    return (args[0].numel() if transposed else out.numel()) * prod(weight.shape[1:])
+    positions: int = args[0].numel() if transposed else out.numel()
+    kernel: int = prod(weight.shape[1:])
+    return positions * kernel
 
 
 def _attention(args: tuple[Any, ...], out: tuple[Any, ...]) -> int:
     """q k^T and the product with v: q (..., T, D), k (..., S, D), v (..., S, Dv)."""
     q, k, v = args[:3]
-    return prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+    return int(prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
 
 
 # Operators as they reach the dispatcher: linear layers and matmul are `mm` and its relatives by then.
@@ -68,7 +70,7 @@ MACS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
 _MULTIPLIES = re.compile(r"mm|mv|conv|attention|einsum|dot|cdist|lstm|gru")
 
 
-class CountMacs(TorchDispatchMode):
+class CountMacs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the MACs of everything that runs inside.
 
     Raises:
@@ -76,16 +78,16 @@ class CountMacs(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: int = 0
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = MACS.get(func.overloadpacket)
+        count, name = MACS.get(func.overloadpacket), str(func.name())  # type: ignore[no-untyped-call]
         if count is not None:
             self.macs += count(args, out)
-        elif _MULTIPLIES.search(func.name().partition("::")[2]):
-            raise CountError(f"{func.name()}: add its MACs to MACS in {__name__}")
+        elif _MULTIPLIES.search(name.partition("::")[2]):
+            raise CountError(f"{name}: add its MACs to MACS in {__name__}")
         return out
 
 
@@ -118,7 +120,8 @@ def count(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Returns the MACs of one image (C, H, W) through a model in evaluation mode."""
     with _without_data():
         twin = _empty_copy(model)
-        with CountMacs() as counter:
+        counter = CountMacs()
+        with counter:
             twin(torch.zeros(1, *image))
     return counter.macs
 
@@ -138,6 +141,7 @@ class BlockCost:
         merging = _samples(layer.merger, grid)
         with _without_data():
             self.block, self.layer = _empty_copy(block), _empty_copy(layer)
+            self.prefix, self.dim = layer.prefix, layer.dim
             self._plain = _fitted(plain, [self._trace(*point, None) for point in plain])
             self._merging = _fitted([(n, r) for n, r, _ in merging], [self._trace(*sample) for sample in merging])
 
@@ -147,11 +151,12 @@ class BlockCost:
 
     def _trace(self, patches: int, removed: int, grid: Grid | None) -> int:
         """Runs the block once, on patches that form this grid, or none."""
-        prefix = self.layer.prefix
+        prefix = self.prefix
         index = torch.zeros(1, prefix + prod(self.grid), dtype=torch.int64)
         tokens = Tokens(index, torch.ones(1, prefix + patches), grid, input_grid=self.grid)
-        x = torch.zeros(1, prefix + patches, self.layer.dim)
-        with CountMacs() as counter:
+        x = torch.zeros(1, prefix + patches, self.dim)
+        counter = CountMacs()
+        with counter:
             kind_of(self.block, "block").run(self.block, x, tokens, removed, self.layer, None, own=False)
         return counter.macs
 
@@ -164,14 +169,15 @@ def _samples(merger: Merger, grid: Grid) -> list[tuple[int, int, Grid | None]]:
         most = {n: merger.at_most(n) for n in sizes}
         samples = {(n, max(most[n] // part, 1), None) for n in sizes for part in (1, 2, 4) if most[n]}
         return sorted(samples, key=lambda sample: sample[:2])
-    grids, samples = [grid], {}
+    grids: list[Grid] = [grid]
+    grid_before: dict[tuple[int, int], Grid] = {}
     for before in grids:  # grows while a method makes new grids of the old ones
         for part in (1, 2, 4, 8):
             after = merger.shrink(before, max(prod(before) // part, 1))
-            if after != before and len(samples) < 16:
-                samples[prod(before), prod(before) - prod(after)] = before
+            if after != before and len(grid_before) < 16:
+                grid_before[prod(before), prod(before) - prod(after)] = before
                 grids += [after] if after not in grids else []
-    return [(n, r, before) for (n, r), before in samples.items()]
+    return [(n, r, before) for (n, r), before in grid_before.items()]
 
 
 def _fitted(points: list[tuple[int, int]], macs: list[int]) -> Callable[[int, int], float]:
@@ -188,12 +194,13 @@ def _fitted(points: list[tuple[int, int]], macs: list[int]) -> Callable[[int, in
     return lambda patches, removed: float(solution @ features(patches, removed))
 
 
-def traced_cost(unmerged: int, layers: list[MergeLayer], blocks: list[nn.Module], grid: Grid) -> Cost:
+def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid) -> Cost:
     """Returns the cost of a model as a function of its schedule.
 
     Args:
         unmerged: MACs of one image without merging.
-        layers, blocks: the merging in each block, and the blocks.
+        layers: the merge layer of each block.
+        blocks: the blocks.
         grid: rows and columns of the patches that enter the first block.
     """
     costs: dict[Any, BlockCost] = {}
@@ -231,7 +238,7 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
         raise UserError(f"{budget}: this {type(vit).__name__} was built for no image size; build it for one, or give r")
     channels = next(module.in_channels for module in vit.modules() if isinstance(module, nn.Conv2d))
     image = (channels, *family.image_size(vit))
-    cost = traced_cost(count(vit, image), list(blocks.merging), [blocks[i] for i in range(len(blocks))], grid)
+    cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
     plan = solve_budget(blocks.settings, cost, len(blocks), grid)
     blocks.plan = plan
     expected, traced = cost(tuple(plan)), count(vit, image)
