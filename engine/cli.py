@@ -1,4 +1,4 @@
-"""Runs a tool: exit codes, and errors on one line."""
+"""The frame of the command-line tools: exit codes, and a user's mistake reported on one line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from models.settings import UserError
 
 
 def cli(main: Callable[[list[str]], None]) -> int:
-    """Runs a tool on the command line's arguments and returns its exit code.
+    """Runs a tool on the command-line arguments.
 
-    0; 2 for a user's mistake, said in one line on stderr; 130 for Ctrl-C; 141 if whoever reads stdout has gone.
-    Everything else is a bug and keeps its traceback.
+    Args:
+        main: the tool's function; it gets the arguments without the program's name.
+
+    Returns:
+        The exit code: 0; 2 for a UserError, which is printed as one line on stderr; 130 for Ctrl-C; 141 if the reader
+        of a pipe has closed it. All other exceptions are bugs and propagate with their traceback.
     """
     code = 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tools.start left it to the system

@@ -1,4 +1,4 @@
-"""Writing files so that each is whole, old or new, after any crash."""
+"""Writes files atomically: after a crash a file has its old content or its new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.settings import UserError
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Writes `text` as UTF-8; after a crash or an error `path` holds the old text or the new, never a part.
+    """Writes `text` to `path` as UTF-8, atomically.
 
     Raises:
         UserError: the disk is full, or the folder is read-only or gone.
@@ -25,12 +25,12 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, like `write_text_atomic`; nan and inf become null."""
+    """Writes `value` to `path` as indented JSON, atomically; nan and inf become null."""
     write_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """`value` with each nan and inf in it, which JSON cannot say, replaced by None."""
+    """Returns `value` with every nan and inf in it, which JSON does not have, replaced by None."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -39,12 +39,15 @@ def finite(value: Any) -> Any:
 
 
 def demand_writable(option: str, path: Path, example: str) -> None:
-    """Refuses a file that could not be written later, when there is something to write.
+    """Checks that a file can be written, before the work whose result it will hold begins.
 
     Args:
-        option: of the command line, for the error.
+        option: the command-line option that names the file, for the error.
         path: the file.
-        example: a name for one, where `path` is a folder.
+        example: a file name that the error suggests if `path` is a folder.
+
+    Raises:
+        UserError: `path` is a folder, or it or its folder cannot be written.
     """
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; give a file in it, such as {path / example}")
@@ -56,13 +59,13 @@ def demand_writable(option: str, path: Path, example: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside `path`, for writing and reading, that takes the place of `path` when the block ends well.
+    """Opens a temporary file beside `path`, for writing and reading, which replaces `path` when the block succeeds.
 
-    The bytes reach the disk before the name does, so that `path` is whole after kill -9 or a loss of power. The
-    temporary name is always the same: what a killed process left is overwritten, not collected.
+    The content reaches the disk before the name does, so that `path` is complete after kill -9 or a loss of power. The
+    temporary name is always the same, so that a file left by a killed process is overwritten.
 
     Raises:
-        UserError: an OSError inside the block or here; `path` is as before and the temporary file is gone.
+        UserError: an OSError inside the block or here; `path` is unchanged and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
@@ -81,7 +84,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError inside the block into a UserError that names `path` and what to do."""
+    """Turns an OSError inside the block into a UserError that names `path`, the reason and the fix."""
     try:
         yield
     except OSError as error:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-NAMED = 3  # files, or other things, that an error names
+NAMED = 3  # how many files, or other things, an error lists
 
 
 def shown(name: str) -> str:
-    """A name as it can stand on a terminal: one that has line ends or other such characters is quoted."""
+    """Returns a name for the terminal; one with line breaks or other unprintable characters is quoted and escaped."""
     return name if name.isprintable() else repr(name)
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and that there are more."""
+    """Returns the first names, with "..." if there are more."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 

@@ -1,4 +1,4 @@
-"""Which settings may differ when a run is resumed."""
+"""Compares the settings of a resumed run with those it was started with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from engine.settings.schema import RunSettings
 
-# What a resumed run may have otherwise than before. Another device, or number of threads, changes the last bits of what
-# is computed; where the data lies may change, but not the data: the checkpoint has its fingerprint. So may the weights
-# that it began with: the checkpoint has what they became, and of what did not learn the digest.
+# Settings that may differ when a run is resumed. Another device or number of threads changes only the last bits of the
+# numbers. Paths of data may change, but not the data: the checkpoint holds their fingerprint. The path of the starting
+# weights may change, since the checkpoint holds the trained weights, and a digest of those that were not trained.
 FREE_ON_RESUME = re.compile(
     r"(name|out|device|threads|model\.weights|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
 )
@@ -51,7 +51,7 @@ def _is_longer(before: int | None, now: int | None) -> bool:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted keys."""
+    """Returns nested settings as one dictionary with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

@@ -1,4 +1,7 @@
-"""What a run's settings are: their types, ranges, defaults and descriptions."""
+"""The settings of a run: types, ranges, defaults, descriptions, and the JSON schema made from them.
+
+`RunSettings` is the whole of a settings file. Sections that belong to data and models are defined beside their code.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from models.settings import ModelSettings, Settings
 
 
 def one_of(table: Mapping[str, tuple[type[Settings], Any]]) -> Any:
-    """The type of a section whose `name` chooses one of the table's settings classes."""
+    """Returns the type of a section whose `name` chooses one of the settings classes in `table`."""
     classes = tuple(cls for cls, _ in table.values())
     return classes[0] if len(classes) == 1 else Annotated[Union[classes], Field(discriminator="name")]  # noqa: UP007
 
@@ -30,30 +33,46 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSettings(Settings):
-    """How the weights are found."""
+    """Optimisation: duration, optimizer, learning rate schedule, precision."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training images")
-    steps: int | None = Field(None, ge=1, description="in place of epochs: optimizer steps")
+    epochs: int = Field(10, ge=1, description="number of passes over the training images")
+    steps: int | None = Field(None, ge=1, description="number of optimizer steps, instead of epochs")
     batch_size: int = Field(128, ge=1, description="images per micro-batch")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
+    accumulate: int = Field(1, ge=1, description="micro-batches whose gradients are accumulated for one optimizer step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum")
     lr: float = Field(
         1e-3,
         gt=0,
         description="learning rate after the warm-up; default with finetune: 2e-4 for lora, 5e-5 for full, else 1e-3",
     )
-    lr_batch: int | None = Field(None, ge=1, description="images per step that lr was chosen for; others are warned of")
-    weight_decay: float = Field(0.05, ge=0, description="of weights; norms, biases and tokens have none")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    betas: list[Beta] = Field([0.9, 0.999], min_length=2, max_length=2, description="of adamw: two, each in [0, 1)")
-    schedule: Literal["cosine", "linear"] = Field("cosine", description="how the learning rate falls, step by step")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the learning rate rises; at most epochs")
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="in place of warmup_epochs: share of all steps")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end; less than lr")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device has it")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, per step; 0: none")
+    lr_batch: int | None = Field(
+        None, ge=1, description="images per optimizer step that lr was tuned for; a run with another number is warned"
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay; not applied to norms, biases and tokens")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    betas: list[Beta] = Field(
+        [0.9, 0.999], min_length=2, max_length=2, description="decay rates of adamw's moments: two numbers in [0, 1)"
+    )
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="decay of the learning rate, step by step, after the warm-up"
+    )
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="epochs over which the learning rate rises from 0; at most epochs"
+    )
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="share of all steps over which the learning rate rises, instead of warmup_epochs"
+    )
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of training; less than lr")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target probability that is spread over all classes"
+    )
+    clip_norm: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no clipping")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on devices that compute in it, else fp32"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the moving average of the weights; 0: no average"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
@@ -68,39 +87,47 @@ class TrainSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """When the run is saved."""
+    """How often the run is saved."""
 
-    every_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0: at each epoch's end only")
+    every_steps: int = Field(
+        0, ge=0, description="optimizer steps between checkpoints; 0: only at the end of each epoch"
+    )
 
 
 class LogSettings(Settings):
-    """What the run reports."""
+    """What is logged during training."""
 
     every_steps: int = Field(20, ge=1, description="optimizer steps between lines of metrics.jsonl and TensorBoard")
-    images: int = Field(16, ge=0, description="pictures of the most confident mistakes, per validation; 0: none")
+    images: int = Field(16, ge=0, description="number of most confident mistakes that each validation draws; 0: none")
 
 
 class RunSettings(Settings):
-    """A whole run."""
+    """All settings of a run."""
 
     name: str = Field(
         pattern=r"^[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*$",
         description="the run folder's name under `out`: no slash, no dot or blank at its start",
     )
-    out: str = Field("runs", pattern=r"^[^\x00]+$", description="the folder that run folders are made in")
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    out: str = Field("runs", pattern=r"^[^\x00]+$", description="the folder in which run folders are created")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of all random numbers; the test split has its own, split.test_seed"
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda, cuda:N or mps"
     )
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null: torch decides")
+    threads: int | None = Field(None, ge=1, le=4096, description="number of CPU threads; null: chosen by torch")
     model: Model = Field(description="the network, chosen by name")
     data: Dataset = Field(description="the images, chosen by name")
-    split: SplitSettings = Field(SplitSettings(), description="validation images, and the part that trains")
+    split: SplitSettings = Field(
+        SplitSettings(), description="test and validation images, folds, and the part that trains"
+    )
     augment: AugmentSettings = Field(AugmentSettings(), description="changes to training images")
     train: TrainSettings = Field(TrainSettings(), description="optimisation")
-    finetune: FinetuneSettings | None = Field(None, description="what of the model learns; null: everything")
-    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="saving")
-    log: LogSettings = Field(LogSettings(), description="reporting")
+    finetune: FinetuneSettings | None = Field(
+        None, description="which parameters are trained; null: all of them, from scratch or from weights"
+    )
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="how often the run is saved")
+    log: LogSettings = Field(LogSettings(), description="what is logged during training")
 
     def with_classes(self, count: int | None) -> RunSettings:
         """Returns the settings with `model.num_classes` filled in, where it is not given."""
@@ -115,10 +142,10 @@ class RunSettings(Settings):
 
 
 def schema() -> dict[str, Any]:
-    """A JSON schema of settings files, for editors. Nothing is required, because `base:` may bring it."""
+    """Returns a JSON schema of settings files, for editors. No key is required, since it may come from `base:`."""
     base = {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-        "description": "a file or files to inherit from, relative to this one; later ones win",
+        "description": "file or list of files to inherit from, relative to this one; later files override earlier ones",
     }
     loose = _loosen(RunSettings.model_json_schema())
     properties = {"base": base, **loose["properties"]}
@@ -126,7 +153,7 @@ def schema() -> dict[str, Any]:
 
 
 def _loosen(node: Any) -> Any:
-    """A JSON schema without `required`, and with `anyOf` for a choice by name, which may stand in the base file."""
+    """Removes `required` and turns `oneOf` into `anyOf`, since the name that chooses may come from `base:`."""
     if isinstance(node, list):
         return [_loosen(entry) for entry in node]
     if not isinstance(node, dict):

@@ -1,7 +1,7 @@
-"""YAML 1.2 as plain data: what PyYAML's safe loader, which reads YAML 1.1, gets wrong for settings is put right.
+"""Reads and writes YAML 1.2 as plain data, on top of PyYAML, which implements YAML 1.1.
 
-PyYAML takes `1e-3` for a text, `010` for 8, `no` for False, and the last of two equal keys. Here a float is a float,
-`010` is ten, only true and false are booleans, and a repeated key is an error.
+PyYAML's safe loader reads `1e-3` as a string, `010` as 8 and `no` as False, and silently keeps the last of two equal
+keys. Here `1e-3` is a float, `010` is ten, only true and false are booleans, and a repeated key is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_DEPTH = 30  # of nested sections and lists
 
 
 class BadYAML(Exception):
-    """What is wrong with a text, and in which of its lines, counted from 1."""
+    """A text is not YAML that is accepted here: the problem, and the line it is in, counted from 1."""
 
     def __init__(self, problem: str, line: int) -> None:
         super().__init__(problem)
@@ -24,10 +24,10 @@ class BadYAML(Exception):
 
 
 def parse(text: str) -> Any:
-    """The data of a YAML text; None where there is none.
+    """Returns the data of a YAML text; None for an empty one.
 
     Raises:
-        BadYAML: it is not YAML, or more than plain data.
+        BadYAML: the text is not YAML, or uses anchors, tags or repeated keys.
     """
     loader = None
     try:
@@ -46,12 +46,12 @@ def parse(text: str) -> Any:
 
 
 def dump(data: Any) -> str:
-    """YAML that `parse` and readers of YAML 1.1 read alike."""
+    """Returns YAML that `parse` and YAML 1.1 readers read as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML 1.2 data: `1e-3` is a float, `010` is ten, `no` is a text. No anchors, tags or repeated keys."""
+    """Loads plain YAML 1.2 data; anchors, tags and repeated keys are errors."""
 
     yaml_implicit_resolvers: dict = {}  # not YAML 1.1's
     depth = 0
@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would take for something else than a text."""
+    """Quotes strings that YAML 1.1 or 1.2 would read as something else than a string."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
