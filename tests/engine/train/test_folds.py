@@ -274,7 +274,7 @@ def test_a_mistake_leaves_nothing_in_the_way(tmp_path, monkeypatch):
     folder = tmp_path / "tiny"
     with redirect_stdout(io.StringIO()), pytest.raises(UserError, match="train.batch_size = 5000"):
         run_folds(settings_of({}, train={**SHORT["train"], "batch_size": 5000}), folder)
-    monkeypatch.setattr(folds, "run_experiment", lambda settings, path, resume, begin: begin() or {})
+    monkeypatch.setattr(folds, "run_experiment", lambda settings, path, resume, begin: begin(settings) or {})
     assert list(run_folds(settings_of({}), folder)) == [0, 1, 2]
     assert load_settings(str(folder / "settings.yaml")) == settings_of({})
 
