@@ -16,29 +16,29 @@ FREE_ON_RESUME = re.compile(
 )
 
 
-# A finished or stopped run may go on for longer than it was begun for, if it is a run of its own and no fold.
+# A finished or stopped run may be continued for more epochs or steps, unless it is a fold.
 LENGTHS = ("train.epochs", "train.steps")
 
 
 def changed_on_resume(stored: RunSettings, given: RunSettings, *, may_go_on: bool = False) -> str:
-    """Returns the first setting that keeps a resumed run from ending as it would have, in words; "" if there is none.
+    """Returns a phrase that names the first setting whose change would alter the result; "" if there is none.
 
     Args:
-        stored: the settings that the run was begun with.
+        stored: the settings that the run was started with.
         given: the settings that it is resumed with.
-        may_go_on: whether the run may become longer.
+        may_go_on: whether more epochs or steps than at the start are allowed.
     """
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     for key in {**now, **before}:
-        left_to_the_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
+        from_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
         longer = may_go_on and key in LENGTHS and _is_longer(before.get(key), now.get(key))
-        if now.get(key) != before.get(key) and not (left_to_the_data or longer or FREE_ON_RESUME.fullmatch(key)):
+        if now.get(key) != before.get(key) and not (from_data or longer or FREE_ON_RESUME.fullmatch(key)):
             return f"{key} = {now.get(key)!r}: the run was begun with {before.get(key)!r}"
     return ""
 
 
 def goes_on(stored: RunSettings, given: RunSettings) -> str:
-    """Returns by which setting a resumed run becomes longer than it was begun for, in words; "" if it does not."""
+    """Returns a phrase that says how a resumed run becomes longer than it was started for; "" if it does not."""
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     for key in LENGTHS:
         if _is_longer(before[key], now[key]):
@@ -47,6 +47,7 @@ def goes_on(stored: RunSettings, given: RunSettings) -> str:
 
 
 def _is_longer(before: int | None, now: int | None) -> bool:
+    """Whether a duration was given before and is larger now."""
     return before is not None and now is not None and now > before
 
 
