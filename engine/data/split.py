@@ -162,7 +162,7 @@ def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np
 
 
 def _strata(raw: RawData, images: Split) -> np.ndarray:
-    """The groups of images from each of which a share is taken, int64 (N,)."""
+    """Returns the group of each image, int64 (N,); shares are taken of every group."""
     return raw.task.strata(images.labels).numpy()
 
 
