@@ -1,4 +1,4 @@
-"""Confusion matrix, accuracy by class, and the most confused pairs."""
+"""The confusion matrix, and what follows from it: accuracy by class and the most confused pairs of classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import numpy as np
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """int64 (classes, classes): how many images of the row's class were taken for the column's."""
+    """Returns the confusion matrix, int64 (classes, classes): images of the row's class predicted as the column's.
+
+    Args:
+        labels: int64 (N,).
+        predicted: int64 (N,).
+        classes: number of classes.
+    """
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_accuracy(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, float | None]:
-    """The share of each class's images that is right; None for a class without images."""
+    """Returns the fraction of each class's images that are right; None for a class without images."""
     return {
         name: float(right / n) if n else None
         for name, right, n in zip(classes, matrix.diagonal(), matrix.sum(1), strict=True)
@@ -23,25 +29,33 @@ def class_accuracy(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, floa
 
 @dataclass(frozen=True)
 class Confused:
-    """Two classes, and how many images of each were taken for the other."""
+    """Two classes, and how many images of each were predicted as the other."""
 
     first: int
     second: int
-    as_second: int  # images of the first taken for the second
-    as_first: int
+    as_second: int  # number of images of the first class predicted as the second
+    as_first: int  # the other way round
 
     @property
     def count(self) -> int:
+        """The number of mistakes between the two classes."""
         return self.as_second + self.as_first
 
 
 def most_confused(matrix: np.ndarray, most: int = 20) -> list[Confused]:
-    """The pairs of classes with the most mistakes between them, those first; of the two the class that loses more."""
+    """Returns the pairs of classes with the most mistakes between them, in falling order.
+
+    The first class of a pair is the one with more mistakes.
+
+    Args:
+        matrix: the confusion matrix.
+        most: the number of pairs to return, at most.
+    """
     both = np.triu(matrix + matrix.T, 1)
     rows, columns = np.nonzero(both)
     order = np.argsort(-both[rows, columns], kind="stable")[:most]
-    found = []
+    pairs = []
     for a, b in zip(rows[order].tolist(), columns[order].tolist()):
         a, b = (b, a) if matrix[b, a] > matrix[a, b] else (a, b)
-        found.append(Confused(a, b, int(matrix[a, b]), int(matrix[b, a])))
-    return found
+        pairs.append(Confused(a, b, int(matrix[a, b]), int(matrix[b, a])))
+    return pairs

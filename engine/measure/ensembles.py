@@ -1,4 +1,4 @@
-"""Several runs on images that none of them has learnt: all folds, each on its own, and runs that predict together."""
+"""Evaluates finished runs: one by itself, the runs of all folds, and several runs by their mean probabilities."""
 
 from __future__ import annotations
 
@@ -21,10 +21,21 @@ from models.settings import UserError
 
 
 def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best") -> Iterator[tuple[Path, FinishedRun]]:
-    """Reads the runs of all folds back, one at a time, each with the images that tested it; see `load_run`.
+    """Loads the runs of all folds one at a time, each with the images that it was tested on; the data are read once.
 
-    The data are read once. A fold is tested on what it has not learnt: of overrides none may be of the split, and the
-    images must be those that tested it, by their names and labels; other pixels are a warning.
+    Every fold must be evaluated on images that it was not trained on. Therefore overrides of the split are refused, and
+    so are test images with other names or labels than in training; other pixels are a warning.
+
+    Args:
+        folder: of all folds.
+        overrides: changes of the runs' settings, such as "merge.r=4".
+        which: "best" or "last", the checkpoints.
+
+    Yields:
+        The folder of each fold's run, and the run.
+
+    Raises:
+        UserError: a fold is not finished, the split is overridden, or the images are not those of training.
     """
     runs = finished_runs(RunFolder(folder))
     if "split" in parse_overrides(overrides):
@@ -36,7 +47,7 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
         settings = run.settings_with(overrides)
         data = build_data(settings.data, settings.split, settings.seed, raw)
         if data.task.one_class:  # else there is no predictions.csv
-            read_tested(run.path, data.test, data.classes)
+            read_tested(run.predictions_file, data.test, data.classes)
         warn_of_other_data(run, settings, data)
         yield run.path, load_run(run, overrides, which, data)
 
@@ -44,42 +55,44 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
 def evaluate_together(
     folders: Sequence[Path], runs: Sequence[FinishedRun], split: str = "test", mirror: bool = False
 ) -> Evaluation:
-    """The mean probabilities of all runs on the images of a split.
+    """Evaluates the mean probabilities of several runs on the images of a split.
 
     Args:
-        folders: the runs' names, for errors.
-        runs: runs that know the same classes, in any order, and whose `split` is of the same images, at any size.
+        folders: the runs' folders, for errors.
+        runs: runs with the same classes, in any order, and the same images in `split`, at any size.
         split: "test" or "val".
-        mirror: average over each image and its mirror image, too.
+        mirror: whether to average over each image and its mirror image as well.
 
     Raises:
-        UserError: other classes or images than the first run's.
+        UserError: a run has other classes or images than the first, or no images.
     """
     classes, first = runs[0].data.classes, getattr(runs[0].data, split)
-    said = []
+    logits = []
     for folder, run in zip(folders, runs, strict=True):
         if set(run.data.classes) != set(classes):
             raise UserError(f"--run {folder}: its classes are not those of {folders[0]}; give runs on the same classes")
         order = torch.tensor([run.data.classes.index(name) for name in classes])
-        own = getattr(run.data, split)
-        if not len(own):
+        images = getattr(run.data, split)
+        if not len(images):
             raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
         same_task = run.data.task is runs[0].data.task
-        if not (same_task and _same(first, own, order, run.data.task, same_images(runs[0].settings, run.settings))):
+        if not (same_task and _same(first, images, order, run.data.task, same_images(runs[0].settings, run.settings))):
             keys = "split.test_seed and folds" + (", split.val and seed" if split == "val" else "")
             raise UserError(
-                f"--run {folder}: its {split} images are not those of {folders[0]}, which may have learnt "
+                f"--run {folder}: its {split} images are not those of {folders[0]}, which may have been trained on "
                 f"them; give runs with the same data, {keys}"
             )
-        said.append(evaluate_run(run, split, keep_logits=True, mirror=mirror).logits[:, order])
+        own_logits = evaluate_run(run, split, keep_logits=True, mirror=mirror).logits
+        assert own_logits is not None
+        logits.append(own_logits[:, order])
     task = runs[0].data.task
-    return evaluate_logits(task.mean_logits(said), first.labels, task)
+    return evaluate_logits(task.mean_logits(logits), first.labels, task)
 
 
 def _same(one: Split, other: Split, order: torch.Tensor, task: Task, one_source: bool) -> bool:
-    """Whether two splits are of the same images with the same labels; class i of the first is order[i] of the other.
+    """Whether two splits hold the same images with the same labels; class i of the first is order[i] of the other.
 
-    Images of one source are known by their files, at whatever size they are read; others by their pixels.
+    Images from one source are compared by their files, whatever size they are read at, others by their pixels.
     """
     if len(one) != len(other) or not torch.equal(one.labels, task.renumbered(other.labels, order)):
         return False
@@ -91,14 +104,14 @@ def _same(one: Split, other: Split, order: torch.Tensor, task: Task, one_source:
 def evaluate_run(
     run: FinishedRun, split: str, first: int | None = None, keep_logits: bool = False, mirror: bool = False
 ) -> Evaluation:
-    """A finished run's model on its `test` or `val` images, or on the first few batches of them.
+    """Evaluates the model of a finished run on its test or validation images.
 
     Args:
         run: a run read back.
         split: "test" or "val".
-        first: batches; None: all.
-        keep_logits: return what the model said of every image.
-        mirror: average its probabilities over each image and its mirror image.
+        first: number of batches to evaluate; None: all.
+        keep_logits: whether to return the logits of every image.
+        mirror: whether to average the probabilities over each image and its mirror image.
 
     Raises:
         UserError: the run has no such images.

@@ -1,56 +1,55 @@
-"""How far an accuracy can be trusted: intervals for what was measured, and for images that nobody has seen yet."""
+"""Confidence intervals of measured accuracies, and prediction intervals for new images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import mean, stdev, variance
+from typing import Any
 
 from scipy.special import ndtri, stdtrit
+from scipy.stats import binomtest
 
-LEVEL = 0.95
-UNSEEN = 1000  # new images that the prediction interval of folds is for
+LEVEL = 0.95  # of confidence
+UNSEEN = 1000  # number of new images that the prediction interval of folds is for
 
 
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The score interval for the accuracy behind `correct` of `n` images (Wilson, 1927).
+    """Returns the score interval (Wilson, 1927) of an accuracy.
 
-    The values p that a test of size 1 - level does not reject: |correct / n - p| <= z sqrt(p (1 - p) / n). Unlike the
-    interval of the normal approximation it lies within [0, 1] and has a width at 0 and n right ones, and its coverage
-    is near the level from some ten images on (Brown, Cai and DasGupta, 2001). It is of one model, and supposes that the
-    images are drawn one by one from those that the accuracy is meant for; how another training would have turned out
-    it does not say.
+    It holds the accuracies p that a test of size 1 - level does not reject: |correct / n - p| <= z sqrt(p (1 - p) / n).
+    Unlike the normal approximation it stays within [0, 1], has a width even if no image or every image is right, and
+    covers the true accuracy about as often as the level says from some ten images on (Brown, Cai and DasGupta, 2001).
+    It describes one model and assumes independently drawn images; it does not say how the accuracy varies from one
+    training to the next.
 
     Args:
-        correct: images that are right, 0 to n.
-        n: images, 1 or more.
+        correct: number of images that are right, 0 to n.
+        n: number of images, 1 or more.
         level: of confidence, in (0, 1).
 
     Returns:
         Lower and upper bound, fractions.
     """
-    assert 0 <= correct <= n and n > 0, (correct, n)
-    z = _normal(level)
-    middle = (correct + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(correct * (n - correct) / n + z * z / 4) / (n + z * z)
-    # At the ends the bound is exact; rounding would leave 1e-17 or 1 - 1e-16 there.
-    return 0.0 if correct == 0 else max(0.0, middle - half), 1.0 if correct == n else min(1.0, middle + half)
+    bounds = binomtest(correct, n).proportion_ci(level, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def mean_interval(
     accuracies: Sequence[float], sizes: Sequence[int] | None = None, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Student's interval for the mean accuracy behind those of K folds: mean -+ t_{K-1} s / sqrt(K).
+    """Returns Student's interval for the mean accuracy of K folds: mean -+ t_{K-1} s / sqrt(K).
 
-    s is the sample standard deviation. Where `sizes` are known the interval is never narrower than all N images allow,
-    mean -+ z sqrt(p (1 - p) / N), p as in `prediction_interval`: K equal accuracies are no proof. It supposes that the
-    folds' accuracies are independent and about normal. Their test images are disjoint, but any two of them train on
-    mostly the same images, so that they are correlated and s is somewhat too small; no unbiased estimate exists (Bengio
-    and Grandvalet, 2004).
+    s is the sample standard deviation. With `sizes` the interval is never narrower than the number N of all test images
+    allows, mean -+ z sqrt(p (1 - p) / N) with p as in `prediction_interval`: K folds may have equal accuracies by
+    chance. It assumes that the folds' accuracies are independent and about normally distributed. Their test images are
+    disjoint, but any two folds share most of their training images, so that their accuracies are correlated and s is
+    somewhat too small; no unbiased estimate exists (Bengio and Grandvalet, 2004).
 
     Args:
         accuracies: fractions, of two folds or more.
-        sizes: test images of each fold; None where the accuracies are no shares of images, as average precision is.
+        sizes: number of test images of each fold; None for metrics that are not fractions of images, such as average
+            precision.
         level: of confidence, in (0, 1).
 
     Returns:
@@ -67,32 +66,33 @@ def mean_interval(
 def prediction_interval(
     accuracies: Sequence[float], sizes: Sequence[int], unseen: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Where the accuracy on `unseen` new images will lie, of one more model trained as those of the K folds were.
+    """Returns the interval for the accuracy of another model, trained like those of K folds, on new images.
 
-    mean -+ sqrt(t^2 s^2 / K  +  t^2 b  +  z^2 p (1 - p) / unseen), three parts that are independent of each other:
+    mean -+ sqrt(t^2 s^2 / K  +  t^2 b  +  z^2 p (1 - p) / unseen), with one term for each of three independent sources
+    of error:
 
-    - the mean is known to within t_{K-1} s / sqrt(K), and never better than all N images of the folds allow, which is
-      z sqrt(p (1 - p) / N): K equal accuracies are no proof;
-    - models differ: b = s^2 less the part that sampling its own test images gives a fold's accuracy, the mean of
-      p (1 - p) / n_k, and at least 0; it is estimated from K numbers, hence t;
-    - the new images are a sample themselves.
+    - the mean is known to within t_{K-1} s / sqrt(K), but not better than the number N of all test images allows,
+      z sqrt(p (1 - p) / N): K folds may have equal accuracies by chance;
+    - models differ: b is s^2 minus what the sampling of its own test images contributes to a fold's accuracy, the mean
+      of p (1 - p) / n_k, and at least 0; it is estimated from K numbers, hence t;
+    - the new images are a sample as well.
 
-    p is the mean drawn a little towards 1/2, (N mean + z^2 / 2) / (N + z^2), as in Wilson's interval (Agresti and
-    Coull, 1998), so that folds without a mistake do not promise a score without one.
+    p is the mean shrunk towards 1/2, (N mean + z^2 / 2) / (N + z^2), as in Wilson's interval (Agresti and Coull, 1998),
+    so that folds without a mistake do not predict new images without one.
 
-    Assumptions: the new images are like those of the folds, none is a copy of one that trained, and what
-    `mean_interval` supposes. In simulations with five folds of 200 images the interval for 1,000 new ones holds the
-    accuracy in 96 to 98 of 100 cases while models differ by a standard deviation of up to one point, and in 90 where
-    they differ by three.
+    Assumptions: the new images are like those of the folds, none is a copy of a training image, and those of
+    `mean_interval`. In simulations with five folds of 200 images, the interval for 1,000 new images contains their
+    accuracy in 96 to 98 % of the cases if models differ by a standard deviation of up to one percentage point, and in
+    90 % if they differ by three.
 
-    Its bias: a fold's model trains on (K - 1) / K of the images; a model trained on all of them, or the ensemble of the
-    folds, tends to be better than the interval says, so that it is pessimistic. If settings were chosen by these same
-    accuracies, the choice makes it optimistic, by more the more settings were tried.
+    Bias: a fold's model is trained on (K - 1) / K of the images. A model trained on all of them, or the ensemble of the
+    folds, tends to be better, so that the interval is pessimistic. If settings were selected by these same accuracies,
+    it is optimistic, the more so the more settings were tried.
 
     Args:
         accuracies: fractions, of two folds or more.
-        sizes: test images of each fold.
-        unseen: new images, 1 or more.
+        sizes: number of test images of each fold.
+        unseen: number of new images, 1 or more.
         level: of confidence, in (0, 1).
 
     Returns:
@@ -108,15 +108,19 @@ def prediction_interval(
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = True) -> dict:
-    """The mean of folds' accuracies, fractions, its spread and intervals, and the accuracy of all images.
+def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = True) -> dict[str, Any]:
+    """Summarises the accuracies of folds: mean, standard deviation, intervals, and the accuracy of all images together.
 
     Args:
-        accuracies: of two folds or more.
-        sizes: test images of each.
-        counted: whether they are shares of images; average precision is none, and what counts images is then None.
+        accuracies: fractions, of two folds or more.
+        sizes: number of test images of each fold.
+        counted: whether an accuracy is the fraction of images that are right. If not, as for average precision,
+            `pooled` and `unseen` are None.
+
+    Returns:
+        The entries `images`, `mean`, `std`, `interval`, `pooled` and `unseen` of `folds.json`; fractions.
     """
-    found = {
+    summary: dict[str, Any] = {
         "images": sum(sizes),
         "mean": mean(accuracies),
         "std": stdev(accuracies),
@@ -127,21 +131,21 @@ def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = Tr
     if counted:
         correct = sum(round(accuracy * size) for accuracy, size in zip(accuracies, sizes, strict=True))
         bounds = list(wilson(correct, sum(sizes)))
-        found["pooled"] = {"accuracy": correct / sum(sizes), "correct": correct, "interval": bounds}
-        found["unseen"] = {"images": UNSEEN, "interval": list(prediction_interval(accuracies, sizes, UNSEEN))}
-    return found
+        summary["pooled"] = {"accuracy": correct / sum(sizes), "correct": correct, "interval": bounds}
+        summary["unseen"] = {"images": UNSEEN, "interval": list(prediction_interval(accuracies, sizes, UNSEEN))}
+    return summary
 
 
-def spread_lines(found: dict) -> list[str]:
-    """What `spread` found, for the terminal."""
+def spread_lines(summary: dict[str, Any]) -> list[str]:
+    """Returns what `spread` returned as lines for the terminal."""
     lines = [
-        f"mean            {100 * found['mean']:.2f} ± {100 * found['std']:.2f} %  (standard deviation; 95 % "
-        f"interval of the mean {percent(found['interval'])} %)"
+        f"mean            {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} %  (standard deviation; 95 % "
+        f"interval of the mean {percent(summary['interval'])} %)"
     ]
-    if found["pooled"]:
-        pooled, unseen = found["pooled"], found["unseen"]
+    if summary["pooled"]:
+        pooled, unseen = summary["pooled"], summary["unseen"]
         lines += [
-            f"all images      {100 * pooled['accuracy']:.2f} %  ({pooled['correct']} of {found['images']}; 95 % "
+            f"all images      {100 * pooled['accuracy']:.2f} %  ({pooled['correct']} of {summary['images']}; 95 % "
             f"interval {percent(pooled['interval'])} %)",
             f"{unseen['images']:,} new images expect {percent(unseen['interval'])} %  (95 % prediction interval)",
         ]
@@ -149,7 +153,7 @@ def spread_lines(found: dict) -> list[str]:
 
 
 def percent(interval: Sequence[float]) -> str:
-    """An interval of fractions in words."""
+    """Returns an interval of fractions in percent, such as "83.1 to 86.4"."""
     low, high = interval
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
@@ -165,7 +169,7 @@ def _student(level: float, count: int) -> float:
 
 
 def _sampling(middle: float, total: int, z: float) -> float:
-    """The variance that one image has by chance: p (1 - p), p drawn towards 1/2; see prediction_interval."""
+    """The variance that one image contributes: p (1 - p), with p shrunk towards 1/2; see prediction_interval."""
     p = (total * middle + z * z / 2) / (total + z * z)
     return p * (1 - p)
 

@@ -1,4 +1,4 @@
-"""What a model got wrong on the images that test it: each image's prediction, confusion matrix, most confused pairs."""
+"""`predictions.csv`: the predicted class of each test image of a run, written and read back."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from engine.data.images import below
 from engine.files import replacing
 from models.settings import UserError
 
-PREDICTIONS = "predictions.csv"
-
-
 COLUMNS = ("image", "label", "predicted", "probability")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was said of N images: labels and predicted classes, int64 (N,); the latter's probabilities, float32 (N,).
+    """The predictions of N images with one class each.
 
-    `images` are their paths, or numbers, where they were read back from a file.
+    Attributes:
+        labels: int64 (N,).
+        predicted: the predicted classes, int64 (N,).
+        probabilities: of the predicted classes, float32 (N,).
+        images: paths, or positions in the split, if they were read back from a file.
     """
 
     labels: np.ndarray
@@ -36,40 +37,47 @@ class Predictions:
 
 
 def predictions_of(labels: Tensor, logits: Tensor) -> Predictions:
-    """What a model said of N images of these labels, int64 (N,), by its logits (N, classes)."""
+    """Returns the predictions behind logits (N, classes) of images with labels, int64 (N,)."""
     predicted = logits.argmax(dim=1)
     probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
     return Predictions(labels.numpy(), predicted.numpy(), probabilities.numpy())
 
 
-def write_predictions(folder: Path, found: Predictions, paths: Sequence[str] | None, classes: Sequence[str]) -> None:
-    """Writes `predictions.csv`, a row for each image in the split's order: its path, or its number in the split from 0
-    where it has none; label, predicted class, and the predicted class's probability.
+def write_predictions(
+    file: Path, predictions: Predictions, paths: Sequence[str] | None, classes: Sequence[str]
+) -> None:
+    """Writes a CSV with a row for each image, in the order of the split: image, label, predicted class, probability.
+
+    Args:
+        file: the run's predictions.csv.
+        predictions: of the images.
+        paths: of the images; None: each image is named by its position in the split, from 0.
+        classes: their names.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
-    images = range(len(found.labels)) if paths is None else paths
-    for image, label, predicted, probability in zip(images, found.labels, found.predicted, found.probabilities):
+    images = range(len(predictions.labels)) if paths is None else paths
+    columns = (images, predictions.labels, predictions.predicted, predictions.probabilities)
+    for image, label, predicted, probability in zip(*columns, strict=True):
         rows.writerow((image, classes[label], classes[predicted], f"{probability:.6f}"))
-    with replacing(folder / PREDICTIONS) as file:
+    with replacing(file) as opened:
         # A path that is not UTF-8 keeps its bytes.
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def read_predictions(folder: Path, classes: Sequence[str]) -> Predictions:
+def read_predictions(file: Path, classes: Sequence[str]) -> Predictions:
     """Reads back what `write_predictions` wrote.
 
     Raises:
-        UserError: no such file, or one that this program did not write, or of other classes.
+        UserError: the file is missing, was not written by this program, or has other classes.
     """
-    path = folder / PREDICTIONS
     number = {name: i for i, name in enumerate(classes)}
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text = file.read_bytes().decode("utf-8", "surrogateescape")
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         assert tuple(header) == COLUMNS
         labels, predicted = (np.array([number[row[i]] for row in rows], np.int64) for i in (1, 2))
@@ -77,23 +85,23 @@ def read_predictions(folder: Path, classes: Sequence[str]) -> Predictions:
         return Predictions(labels, predicted, probabilities, tuple(row[0] for row in rows))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: cannot be read, {reason}; delete {folder} and run it again") from None
+        raise UserError(f"{file}: cannot be read, {reason}; delete {file.parent} and run it again") from None
     except (ValueError, KeyError, IndexError, AssertionError, csv.Error):
-        said = f"{path}: not as training wrote it, for these classes"
-        raise UserError(f"{said}; delete {folder} and run it again") from None
+        problem = "not as training wrote it for these classes"
+        raise UserError(f"{file}: {problem}; delete {file.parent} and run it again") from None
 
 
-def read_tested(folder: Path, images: Split, classes: Sequence[str]) -> Predictions:
-    """`read_predictions` of a run that was tested on these images, wherever their folder is now.
+def read_tested(file: Path, images: Split, classes: Sequence[str]) -> Predictions:
+    """Reads the predictions of a run and checks that they are of these images, wherever their folder is now.
 
     Raises:
-        UserError: what `read_predictions` says, or other images, or other labels.
+        UserError: `read_predictions` fails, or the images or their labels are others.
     """
-    found = read_predictions(folder, classes)
-    other = images.paths is not None and below(images.paths) != below(found.images)
-    if other or not np.array_equal(images.labels.numpy(), found.labels):
+    predictions = read_predictions(file, classes)
+    other = images.paths is not None and below(images.paths) != below(predictions.images)
+    if other or not np.array_equal(images.labels.numpy(), predictions.labels):
         raise UserError(
-            f"{folder}: its test images are not those that the data has for it now; bring back the data "
+            f"{file.parent}: its test images are not those that the data has for it now; bring back the data "
             "that it was run on, or run it again"
         )
-    return found
+    return predictions

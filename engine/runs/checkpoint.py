@@ -1,7 +1,7 @@
-"""Checkpoints: whole files or none, checked when read, and never a source of code.
+"""Saves and loads checkpoints: each file is whole, verified when it is read, and executes nothing.
 
 A checkpoint is what `torch.save` writes, so that `torch.load(path, weights_only=True)` reads it anywhere. A zip archive
-may end with a comment; ours is the SHA-256 of everything before it, because torch loads a flipped bit without a word.
+may end with a comment; ours is the SHA-256 of everything before it, because torch loads a flipped bit without an error.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes `state` to `path`, which holds the old checkpoint until the new one is whole and on disk.
+    """Saves `state` to `path`, which holds the old checkpoint until the new one is complete and on disk.
 
     Args:
         path: the file; its folder exists.
-        state: nested dicts, lists and tuples of tensors, None, bool, int, float and str; "format" is ours.
+        state: nested dicts, lists and tuples of tensors, None, bool, int, float and str; the key "format" is reserved.
 
     Raises:
-        TypeError: something else is in `state`; says where.
-        UserError: the disk is full, or the folder is read-only or gone; the old checkpoint is still there.
+        TypeError: `state` holds something else.
+        UserError: the disk is full, or the folder is read-only or gone; the old checkpoint is kept.
     """
     assert "format" not in state
     _check_plain(state, "state")
@@ -47,10 +47,10 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Reads what `save` wrote, onto the CPU. Nothing in the file is executed.
+    """Loads what `save` wrote, onto the CPU. Nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing, damaged, not a checkpoint, or of a newer format.
+        UserError: the file is missing, damaged, not a checkpoint, or in a newer format.
     """
     path = Path(path)
     try:
@@ -70,9 +70,12 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def statistics(path: Path) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation that a checkpoint of ours was trained with; None where a file does not say.
+    """Returns the mean and the standard deviation that normalised the images of a checkpoint's training.
 
-    The weights, which somebody else reads, are mapped and not read, so that the file's digest is not checked here.
+    The weights are mapped and not read, so that the file's digest is not verified.
+
+    Returns:
+        A number for each channel, both times; None if the file is not a checkpoint of ours, or does not have them.
     """
     if path.suffix != ".pt" or not path.is_file():
         return None
@@ -80,16 +83,16 @@ def statistics(path: Path) -> tuple[list[float], list[float]] | None:
         with open(path, "rb") as file:
             _comment(path, file)
         state = _read(path, str(path), mmap=True)
-    except (OSError, UserError):  # somebody else's file: who reads its weights says what it is
+    except (OSError, UserError):  # another program's file; reading its weights reports what is wrong
         return None
     return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
 
 
 def verify(path: Path) -> None:
-    """Checks the digest of a file that `save` wrote; another program's file has none and passes.
+    """Verifies the digest of a file that `save` wrote; another program's file has none and passes.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _COMMENT))
@@ -98,42 +101,44 @@ def verify(path: Path) -> None:
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, only: set[str] | None = None) -> None:
-    """Copies `state` into `model`: all of it, or nothing and an error. Wrappers' prefixes (`module.` of data-parallel
-    and averaged models, `_orig_mod.` of compiled ones) make no difference, on either side.
+    """Copies all of `state` into `model`, or raises an error and copies nothing.
+
+    The prefixes of wrappers (`module.` of data-parallel and averaged models, `_orig_mod.` of compiled ones) are ignored
+    on both sides.
 
     Args:
         model: any module.
         state: names and tensors as from `state_dict`.
-        what: where `state` is from, for the error, such as "runs/x/last.pt".
-        only: the part of the model's state that `state` must hold, where it is saved without the rest; None: all.
+        what: where `state` comes from, for errors, such as "runs/x/last.pt".
+        only: names of the part of the model's state that `state` holds; None: all of it.
 
     Raises:
-        UserError: names are missing, unexpected or doubled, or shapes differ; counts and the first few of each.
+        UserError: names are missing, unexpected or doubled, or shapes differ.
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{what}: not a model's weights; give a checkpoint that tools/train.py wrote")
-    wanted = {_unwrapped(name): name for name in model.state_dict() if only is None or name in only}
+    expected = {_unwrapped(name): name for name in model.state_dict() if only is None or name in only}
     given = {_unwrapped(name): value for name, value in state.items()}
     if len(given) < len(state):
         raise UserError(f"{what}: names some weights twice, with and without a prefix (module.); keep one of each")
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     faults = {
-        "missing": [name for name in wanted if name not in given],
-        "unexpected": [name for name in given if name not in wanted],
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
         "of another shape": [
             f"{name} {tuple(given[name].shape)}, the model's is {shapes[key]}"
-            for name, key in wanted.items()
+            for name, key in expected.items()
             if name in given and tuple(given[name].shape) != shapes[key]
         ],
     }
     report = "; ".join(f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names)
     if report:
         raise UserError(f"{what}: the weights do not fit the model: {report}; use the model settings of their run")
-    model.load_state_dict({key: given[name] for name, key in wanted.items()}, strict=only is None)
+    model.load_state_dict({key: given[name] for name, key in expected.items()}, strict=only is None)
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, of tensors by name: whether the part of a model that is not saved is still the same."""
+    """Returns the SHA-256, in hexadecimal, of named tensors: of the part of a model that its checkpoints leave out."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name}{tuple(state[name].shape)}".encode())
@@ -142,7 +147,7 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Only what `weights_only=True` reads back, by exact type: a numpy float is a float's subclass and is refused."""
+    """Allows only what `weights_only=True` reads back, by exact type: a numpy float, a kind of float, is refused."""
     if type(value) in (dict, OrderedDict):
         for key, entry in value.items():
             if type(key) not in _PLAIN:
@@ -160,7 +165,7 @@ def _type(value: Any) -> str:
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
-    """`torch.save`, which hides a full disk, or a signal, behind a RuntimeError about positions in the file."""
+    """Calls `torch.save`, which hides a full disk or a signal behind a RuntimeError about positions in the file."""
     try:
         torch.save(state, file)
     except RuntimeError as error:
@@ -187,7 +192,7 @@ def _check_seal(path: Path, file: BinaryIO) -> None:
 
 
 def _comment(path: Path, file: BinaryIO) -> bytes:
-    """The comment that `_seal` appended; a UserError where there is none."""
+    """Returns the comment that `_seal` appended; raises a UserError if there is none."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise UserError(f"{path}: empty; use another checkpoint of the run")
@@ -199,7 +204,7 @@ def _comment(path: Path, file: BinaryIO) -> bytes:
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-    """SHA-256 of the first `size` bytes, in hexadecimal; a file can be larger than memory should hold twice."""
+    """Returns the SHA-256 of the first `size` bytes, in hexadecimal, reading them in chunks."""
     digest = hashlib.sha256()
     file.seek(0)
     while size > 0:
@@ -235,7 +240,7 @@ def _read(path: Path, file: BinaryIO | str, mmap: bool = False) -> Any:
         raise
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain values; refused, none of it was run") from None
-    except Exception as error:  # whatever torch's readers meet in a file that is not what it says it is
+    except Exception as error:  # torch's readers raise many types for a file that is not a checkpoint
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); use another one") from error
 

@@ -1,4 +1,4 @@
-"""A run's log: the terminal and log.txt."""
+"""The log of a run: on the terminal, and in log.txt once the run folder exists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ log = logging.getLogger("hybridmerge")
 
 
 def start_log() -> MemoryHandler:
-    """Sends the project's log to the terminal, and keeps it for `log_to` to write down."""
+    """Sends the project's log to the terminal and buffers it until `log_to` names a file.
+
+    Returns:
+        The buffer, for `log_to`.
+    """
     kept = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     log.setLevel(logging.INFO)
     for handler in log.handlers:
@@ -22,10 +26,15 @@ def start_log() -> MemoryHandler:
     return kept
 
 
-def log_to(folder: Path, kept: MemoryHandler) -> None:
-    """From now on, and what was kept till now: also to `log.txt` in the run folder."""
-    file = logging.FileHandler(folder / "log.txt")
-    file.setFormatter(kept.formatter)
-    kept.setTarget(file)
+def log_to(file: Path, kept: MemoryHandler) -> None:
+    """Writes what was buffered into a file, and sends the log there from now on.
+
+    Args:
+        file: the run's log.txt.
+        kept: what `start_log` returned.
+    """
+    handler = logging.FileHandler(file)
+    handler.setFormatter(kept.formatter)
+    kept.setTarget(handler)
     kept.flush()
-    log.handlers[1] = file
+    log.handlers[1] = handler

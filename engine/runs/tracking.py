@@ -1,4 +1,4 @@
-"""What a run leaves to look at: TensorBoard's events and metrics.jsonl, written together."""
+"""Logs the numbers and pictures of a run as it trains: in metrics.jsonl, and as TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ from torch import Tensor
 from torch.utils.tensorboard import summary
 
 from engine.files import finite, write_text_atomic, writing
+from engine.runs.folder import RunFolder
 from models.settings import UserError
-
-METRICS = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes numbers and pictures of one run.
+    """Writes the numbers and pictures of one run.
 
-    Each call of `scalars` is one line of metrics.jsonl, `{"step": 40, "train/loss": 1.5, ...}`, with null for nan and
-    inf; TensorBoard gets the same numbers, and the pictures and settings besides.
+    Each call of `scalars` writes one line of metrics.jsonl, `{"step": 40, "train/loss": 1.5, ...}`, with null for nan
+    and inf; TensorBoard gets the same numbers, and also the pictures and settings.
 
     A resumed run continues the files where its checkpoint left them: lines that the interrupted run wrote after the
-    checkpoint are cut, and TensorBoard is told to forget its events after that step. For this to be exact, log first,
-    then call `flush`, then save the checkpoint with the step and what `flush` returned.
+    checkpoint are deleted, and TensorBoard is told to discard its events after that step. For this to be exact, log
+    first, then call `flush`, then save the checkpoint with the step and what `flush` returned.
 
     Args:
         run_dir: the run folder, which exists.
-        resume_step: the step of the checkpoint that the run continues from; None starts the files anew.
-        resume_lines: what `flush` returned for that checkpoint; None keeps every line up to `resume_step`.
+        resume_step: the step of the checkpoint that the run resumes from; None: the files are begun anew.
+        resume_lines: what `flush` returned for that checkpoint; None: every line up to `resume_step` is kept.
 
     Raises:
-        UserError: here and in every method, if the disk is full, or the folder is read-only or gone.
+        UserError: here and in every method: the disk is full, or the folder is read-only or gone.
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None = None, resume_lines: int | None = None) -> None:
-        self._path = Path(run_dir) / METRICS
+        self._path = RunFolder(run_dir).metrics_file
         self._start = 0 if resume_step is None else resume_step + 1
         with writing(self._path):
             self._lines = _cut(self._path, self._start, resume_lines)
@@ -68,10 +67,10 @@ class Tracker:
             self._board.flush()
 
     def curve(self, tag: str, values: Sequence[float]) -> None:
-        """Draws numbers over something other than steps, such as blocks, counted from 1; TensorBoard only."""
+        """Draws numbers over something other than steps, such as the number of the block, from 1; TensorBoard only."""
         with writing(self._path):
             for position, value in enumerate(values, 1):
-                if position >= self._start:  # what is before it TensorBoard has kept
+                if position >= self._start:  # TensorBoard has kept what is before it
                     self._board.add(position, summary.scalar(tag, value))
             self._board.flush()
 
@@ -79,7 +78,7 @@ class Tracker:
         """Draws a matplotlib figure as a picture; TensorBoard only."""
         canvas = FigureCanvasAgg(figure)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a letter that the font does not have is drawn as a box
+            warnings.simplefilter("ignore", UserWarning)  # a letter that the font lacks is drawn as a box
             canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         with writing(self._path):
@@ -87,12 +86,12 @@ class Tracker:
             self._board.flush()
 
     def hparams(self, step: int, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Writes the entry of TensorBoard's HParams page, once, when the run is over; TensorBoard only.
+        """Writes the entry of TensorBoard's HParams page, once, at the end of the run; TensorBoard only.
 
         Args:
             step: the last step.
-            settings: nested settings; they become "train.lr" and so on.
-            metrics: the results, as tags and numbers, such as {"test/top1": 0.91}; drawn as scalars too.
+            settings: nested settings; their keys become "train.lr" and so on.
+            metrics: the results by tag, such as {"test/top1": 0.91}; drawn as scalars, too.
         """
         metrics = {tag: float(value) for tag, value in metrics.items()}
         entry = summary.hparams(_flat(settings), metrics)  # SummaryWriter.add_hparams would make a run of its own
@@ -102,13 +101,14 @@ class Tracker:
             self._board.flush()
 
     def flush(self) -> int:
-        """Brings everything so far to disk; returns the lines in metrics.jsonl, to be kept in the checkpoint."""
+        """Writes everything so far to disk; returns the number of lines in metrics.jsonl, for the checkpoint."""
         with writing(self._path):
             os.fsync(self._file.fileno())
             os.fsync(self._board.file.fileno())
         return self._lines
 
     def close(self) -> None:
+        """Closes the files."""
         with writing(self._path):
             try:
                 self._file.close()
@@ -127,11 +127,15 @@ class Tracker:
 
 
 class _Board:
-    """A file of TensorBoard's events, written by the caller's own thread.
+    """A file of TensorBoard's events, written in the thread of the caller.
 
-    SummaryWriter writes from a thread: a full disk is a traceback there, and kill -9 takes the last two minutes along.
-    TensorBoard reads a folder's files in the order of their names, which begin with a time; a file that is opened later
-    gets a later name here, even when the clock was set back. At its start events from `purge_step` on are forgotten.
+    SummaryWriter writes in a thread of its own: there a full disk ends in a traceback, and kill -9 loses the last two
+    minutes. TensorBoard reads a folder's files in the order of their names, which begin with a time; here a file that
+    is opened later gets a later name, even if the clock was set back.
+
+    Args:
+        folder: the run folder.
+        purge_step: earlier files' events from this step on are discarded.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -155,7 +159,7 @@ class _Board:
 
 
 def _cut(path: Path, end: int, most: int | None) -> int:
-    """Keeps the first `most` whole lines of metrics.jsonl whose step is below `end`; returns how many there are."""
+    """Keeps the first `most` whole lines of metrics.jsonl whose step is less than `end`; returns their number."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     kept = [line for line in lines if _step(line) < end][:most]
     write_text_atomic(path, "".join(line + "\n" for line in kept))
@@ -163,7 +167,7 @@ def _cut(path: Path, end: int, most: int | None) -> int:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for a line that kill -9 or a loss of power has torn."""
+    """The step of a line; infinity for a line that kill -9 or a power failure left incomplete."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -171,7 +175,7 @@ def _step(line: str) -> float:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested settings as dotted keys; what TensorBoard has no type for, such as a list or None, as JSON text."""
+    """Nested settings as dotted keys; values that TensorBoard has no type for, such as lists and None, as JSON text."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

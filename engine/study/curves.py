@@ -10,7 +10,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from engine.runs.folder import RunFolder
-from engine.runs.tracking import METRICS
 from engine.study.table import kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
@@ -67,10 +66,11 @@ def _caption(folders: Sequence[Path], metrics: Iterable[str]) -> str:
 
 def _epochs(folder: Path) -> tuple[str, list[dict]]:
     """Returns the name of the main metric and, for each epoch with validation, the metrics of its last step."""
-    if not (folder / METRICS).is_file():
-        raise UserError(f"{folder}: no {METRICS}; give run folders")
+    file = RunFolder(folder).metrics_file
+    if not file.is_file():
+        raise UserError(f"{folder}: no {file.name}; give run folders")
     records: dict[int, dict] = {}
-    for line in (folder / METRICS).read_text().splitlines():
+    for line in file.read_text().splitlines():
         with suppress(ValueError):  # a line that a killed process did not finish
             record = json.loads(line)
             records.setdefault(record["step"], {}).update(record)

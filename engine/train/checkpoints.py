@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.data import Data
 from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
 from engine.runs.weights import load_trained
 from engine.train.optim import Optimization
 from models.finetune import frozen_state, partial_state
@@ -59,11 +60,11 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
-        return self.folder / "best.pt"
+        return RunFolder(self.folder).checkpoint("best")
 
     @property
     def last(self) -> Path:
-        return self.folder / "last.pt"
+        return RunFolder(self.folder).checkpoint("last")
 
     def save_best(self, step: int) -> None:
         """Writes `best.pt`: the weights that are evaluated and kept, after this many steps."""

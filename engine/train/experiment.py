@@ -67,7 +67,7 @@ def run_experiment(
 
         # Nothing is written before everything fits together: once a mistake is corrected, the same command runs.
         begin(settings)
-        log_to(folder, kept_log)
+        log_to(run.log_file, kept_log)
         if longer:
             with writing(run.results_file):
                 run.results_file.unlink(missing_ok=True)  # the run is not finished any more

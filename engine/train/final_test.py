@@ -14,6 +14,7 @@ from engine.measure.intervals import wilson
 from engine.measure.predictions import predictions_of, write_predictions
 from engine.runs import checkpoint
 from engine.runs.compatibility import check_classes
+from engine.runs.folder import RunFolder
 from engine.runs.results import Results
 from engine.runs.tracking import Tracker
 from engine.runs.weights import load_trained
@@ -101,7 +102,7 @@ def _test(prepared: Preparation, step: int, tracker: Tracker) -> tuple[Evaluatio
     if not data.task.one_class:
         return test, None
     predictions = predictions_of(data.test.labels, test.logits)
-    write_predictions(folder, predictions, data.test.paths, data.classes)
+    write_predictions(RunFolder(folder).predictions_file, predictions, data.test.paths, data.classes)
     matrix = confusion_matrix(predictions.labels, predictions.predicted, len(data.classes))
     title = f"{settings.title}: {100 * test.score:.2f} % of {test.n} test images"
     draw(folder, tracker, step, "test/confusion", confusion_figure(matrix, data.classes, title))

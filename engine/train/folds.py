@@ -209,7 +209,8 @@ def pooled(raw: RawData, settings: RunSettings, folders: Sequence[Path]) -> tupl
     predicted, probabilities = np.zeros_like(labels), np.zeros(len(labels), np.float32)
     for fold, path in enumerate(folders):
         positions = np.flatnonzero(parts == fold)
-        predictions = read_tested(path, images.take(torch.from_numpy(positions)), raw.classes)
+        tested = images.take(torch.from_numpy(positions))
+        predictions = read_tested(RunFolder(path).predictions_file, tested, raw.classes)
         predicted[positions], probabilities[positions] = predictions.predicted, predictions.probabilities
     return images, Predictions(labels, predicted, probabilities)
 

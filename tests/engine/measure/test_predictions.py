@@ -42,17 +42,17 @@ def test_the_file_is_quoted_and_reads_back(tmp_path):
     classes = ["com,ma", 'quote"d', "new\nline", "ünï"]
     found = said([0, 1, 2, 3], [1, 2, 3, 3])
     paths = ["/data/a,b.jpg", '/data/"c".jpg', "/data/new\nline.jpg", "/data/\udcff.jpg"]  # the last is not UTF-8
-    write_predictions(tmp_path, found, paths, classes)
+    write_predictions(tmp_path / "predictions.csv", found, paths, classes)
     text = (tmp_path / "predictions.csv").read_bytes()
     assert b"/data/\xff.jpg" in text and text.startswith(b"image,label,predicted,probability\n")
     with open(tmp_path / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == paths and [row["label"] for row in rows] == classes
     assert [row["predicted"] for row in rows] == classes[1:] + classes[3:]
-    again = read_predictions(tmp_path, classes)
+    again = read_predictions(tmp_path / "predictions.csv", classes)
     for name in ("labels", "predicted", "probabilities"):
         assert getattr(again, name).tolist() == pytest.approx(getattr(found, name).tolist(), abs=1e-6)
-    write_predictions(tmp_path, found, None, classes)
+    write_predictions(tmp_path / "predictions.csv", found, None, classes)
     assert (tmp_path / "predictions.csv").read_text().splitlines()[1].startswith('0,"com,ma",')
 
 
@@ -72,7 +72,7 @@ def test_a_file_that_training_did_not_write(tmp_path, text):
     if text is not None:
         (tmp_path / "predictions.csv").write_text(text)
     with pytest.raises(UserError, match=r"predictions.csv: .*; delete .* and run it again"):
-        read_predictions(tmp_path, ["a", "b"])
+        read_predictions(tmp_path / "predictions.csv", ["a", "b"])
 
 
 def test_matrix_accuracies_and_pairs_by_hand():

@@ -16,14 +16,16 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INF
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from engine.figures.gallery import wrong_pictures_figure
-from engine.runs.tracking import METRICS, Tracker
+from engine.runs.tracking import Tracker
 from models.settings import UserError
 
 pytestmark = pytest.mark.precision
 
 
 def rows(folder):
-    return [json.loads(line, parse_constant=pytest.fail) for line in (folder / METRICS).read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=pytest.fail) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def board(folder):
@@ -74,14 +76,14 @@ def test_a_resumed_run_leaves_what_an_uninterrupted_one_does(tmp_path, torn):
         lines = tracker.flush()  # the checkpoint of step 8
         train(tracker, 8, 12)
         tracker.flush()
-    with open(broken / METRICS, "ab") as file:
+    with open(broken / "metrics.jsonl", "ab") as file:
         file.write(torn)
     (events,) = broken.glob("events.*")
     os.truncate(events, events.stat().st_size - len(torn))
     with Tracker(broken, resume_step=8, resume_lines=lines) as tracker:
         train(tracker, 8, 20)
 
-    assert (broken / METRICS).read_bytes() == (whole / METRICS).read_bytes()
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for tag in ("train/loss", "val/top1"):
         assert points(broken, tag) == points(whole, tag)
 
