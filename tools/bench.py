@@ -1,16 +1,7 @@
 #!/usr/bin/env python3
 """Measures speed on this machine: what merging gains a model, its parts one by one, and the training data.
 
-One of these is measured, in rounds, after one round to warm up:
-
---speedup CFG  a model with its merging and without: the speed-up, the ratio of their MACs, the one over the other,
-               and the share of the forward pass that matching and merging take
---merging      ms of matching, merging, unmerging and attention, for each method and several shapes, in fp32
---means        ms of the size-weighted mean over tokens that merge, by how it is computed
---selection    ms per image of facility location, beside a plain loop and, if it is installed, submodlib
---attention    ms of fused attention with a size bias, by precision
---data         images per second of the training loader, on random images of CIFAR's shape, without a model
---files        the same from JPEG files of 200 x 200 pixels, beside a plain DataLoader with the same transforms
+Everything is timed in rounds, after one round to warm up. Options that have no effect on what is measured are refused.
 """
 
 from __future__ import annotations
@@ -40,6 +31,16 @@ IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
 HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): hybrid_merge; ViT-B, 224 and 384
 TOKENS = (((8, 197, 768), 14), ((64, 65, 192), 8), ((4, 1025, 1024), 64))  # (B, T, C), r: a row or two of the grid
 SELECTION = (32, 196, 98)  # batch, patches, kept
+HELP = {  # what is measured
+    "speedup": "a model with its merging and without: the speed-up, the ratio of their MACs, the one over the other, "
+    "and the share of the forward pass that matching and merging take. CFG is a YAML file, or its name under configs/",
+    "merging": "milliseconds of matching, merging, unmerging and attention, by method and shape, in fp32",
+    "means": "milliseconds of the size-weighted mean over tokens that merge, by how it is computed",
+    "selection": "milliseconds per image of facility location, beside a plain loop and, if installed, submodlib",
+    "attention": "milliseconds of fused attention with a size bias, by precision",
+    "data": "images per second of the training loader, on random images of CIFAR's shape, without a model",
+    "files": "the same from JPEG files of 200 x 200 pixels, beside a plain DataLoader with the same transforms",
+}
 OPTIONS = {  # what is measured: the options that it has, besides --repeats and --threads
     "speedup": ("batch_size", "train", "precision", "device", "overrides"),
     "merging": ("device",),
@@ -58,20 +59,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--speedup", metavar="CFG", help="a YAML file, or its name under configs/")
+    target.add_argument("--speedup", metavar="CFG", help=HELP["speedup"])
     for name in list(OPTIONS)[1:]:
-        target.add_argument(f"--{name}", action="store_true")
+        target.add_argument(f"--{name}", action="store_true", help=HELP[name])
     parser.add_argument(
-        "--batch-size", type=int, help=f"images of a batch (default: --speedup 8, --files 32, --data 128, to {IMAGES})"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"images of a batch (default: --speedup 8, --files 32, --data 128, to {IMAGES})",
     )
-    parser.add_argument("--workers", type=int, help="processes that read --files (default: 2)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read --files (default: 2)")
     parser.add_argument(
         "--train", action="store_true", help="time the backward pass too: --speedup, --means, --attention"
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="precision of --speedup (default: fp32)")
     parser.add_argument("--device", help="cpu or cuda, not for --selection, --data and --files (default: cpu)")
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds (default: 9)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="timed rounds (default: 9)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch (default: 1)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of --speedup's model")
     args = parser.parse_intermixed_args(argv)
     args.target = next(name for name in OPTIONS if getattr(args, name) not in (None, False))
