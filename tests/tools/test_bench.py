@@ -1,4 +1,4 @@
-"""The benchmark runs and says what it measured; how fast is for benchmarks, not for tests."""
+"""tools/bench.py runs every measurement and prints it. How fast things are is for benchmarks, not for tests."""
 
 import re
 

@@ -54,9 +54,13 @@ def test_as_trained_it_is_compared(run, tell, tmp_path):
     assert code == 0 and out.endswith(": the same\n") and "merging is not" not in out
     results = json.loads((run / "results.json").read_text())
     assert results["removed"] == [4, 4]  # the middle
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["overrides"] == [] and (found["split"], found["weights"], found["tta"]) == ("test", "best", None)
-    assert found["evaluated"] == [
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["overrides"] == [] and (written["split"], written["weights"], written["tta"]) == (
+        "test",
+        "best",
+        None,
+    )
+    assert written["evaluated"] == [
         {
             "runs": [str(run)],
             "images": results["test_images"],
@@ -107,17 +111,17 @@ def test_data_that_are_not_those_of_training_are_said(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "description"),
     [
         ("merge.r=2", "tome, tokens removed by each block: [2, 2]; "),
         ("merge.method=pool", "pool, tokens removed by each block: [0, 0]; "),
         ("merge.keep={rate: 0.5, blocks: [2]}", "tome, tokens removed by each block: [0, 8]; "),
     ],
 )
-def test_with_other_merging_it_says_what_was_evaluated(run, tell, change, said):
+def test_with_other_merging_it_says_what_was_evaluated(run, tell, change, description):
     code, out, _ = tell(change)
     assert code == 0 and "results.json" not in out
-    assert f"merging is not that of training: {said}" in out and out.endswith(" GMACs\n")
+    assert f"merging is not that of training: {description}" in out and out.endswith(" GMACs\n")
     other = load_run(run, [change])
     assert f"top1 {100 * evaluate_run(other, 'test').metrics['top1']:.2f} %" in out
 
@@ -135,8 +139,8 @@ def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
     rows = json.loads(files[0].read_text())
     for row, shown in zip(rows, cells):
         alone = load_run(run, [f"merge.r={json.dumps(row['value'])}"])
-        found = evaluate_run(alone, "test")
-        assert (row["top1"], row["loss"]) == (found.metrics["top1"], found.loss)
+        evaluation = evaluate_run(alone, "test")
+        assert (row["top1"], row["loss"]) == (evaluation.metrics["top1"], evaluation.loss)
         assert row["removed"] == alone.model.schedule and row["images_per_second"] > 0
         assert float(shown[2]) == pytest.approx(row["gmacs"], abs=1e-4)
         assert float(shown[3]) == pytest.approx(100 * row["top1"], abs=0.01)
@@ -160,7 +164,7 @@ def test_a_sweep_of_many_labels_goes_by_mean_average_precision(tmp_path, monkeyp
 
 
 def test_thresholds_of_a_run_of_many_labels(tmp_path, monkeypatch, capsys):
-    """What each label is said yes to from on is the run's own, whichever weights or images it is asked for."""
+    """Each label is predicted from the run's own threshold on, whichever weights or images are evaluated."""
     folder = many_labels_run(tmp_path, {**TINY["model"], "in_chans": 3})
     stored = json.loads((folder / "results.json").read_text())
     assert set(stored["thresholds"]) == {"odd", "second"}
@@ -181,11 +185,11 @@ def test_thresholds_of_a_run_of_many_labels(tmp_path, monkeypatch, capsys):
             scores = torch.cat([run.model.eval()(images) for images, _ in batches]).float().sigmoid()
         middle = {name: float(column.median()) for name, column in zip(run.data.classes, scores.T)}
         for thresholds in (stored["thresholds"], middle, {"odd": 0.0, "second": 1.0}):
-            said = scores >= torch.tensor([thresholds[name] for name in run.data.classes])
-            hits = (said * arrays.labels).sum(0)
-            each = 2 * hits / (said.sum(0) + arrays.labels.sum(0))
-            found = f1(thresholds, "--split", split)
-            assert float(found["f1 at the run's thresholds"]) == pytest.approx(100 * float(each.mean()), abs=0.01)
+            predicted = scores >= torch.tensor([thresholds[name] for name in run.data.classes])
+            hits = (predicted * arrays.labels).sum(0)
+            each = 2 * hits / (predicted.sum(0) + arrays.labels.sum(0))
+            printed = f1(thresholds, "--split", split)
+            assert float(printed["f1 at the run's thresholds"]) == pytest.approx(100 * float(each.mean()), abs=0.01)
         half = f1(dict.fromkeys(run.data.classes, 0.5), "--split", split)
         assert half["f1"] == half["f1 at the run's thresholds"]
     assert set(f1(None)) == {"f1"}, "a run without validation images has none"

@@ -80,19 +80,19 @@ def test_a_convolutional_network(tmp_path, monkeypatch, capsys):
 
 def test_another_librarys_model(tmp_path, monkeypatch, capsys):
     """What the tool says of it; that the files are right is tested with the engine."""
-    folder, given = folder_run(tmp_path, TIMM), []
+    folder, written = folder_run(tmp_path, TIMM), []
 
     def write(model, to, path, images, metadata):
-        given.append(metadata)
+        written.append(metadata)
         path.touch()
         return export.Agreement(8, (1, 16), 0.0, 1.0, 0, 8)
 
     monkeypatch.setattr(export, "export_model", write)
-    for change, said in (([], "none"), (["merge.method=tome", "merge.r=1"], "[1, 1] by tome")):
+    for change, removal in (([], "none"), (["merge.method=tome", "merge.r=1"], "[1, 1] by tome")):
         monkeypatch.setattr(sys, "argv", ["export.py", "--run", str(folder), "--to", "onnx", *change])
         assert cli(tool.main) == 0
-        assert f"\ntokens removed      {said}\n" in capsys.readouterr().out
-    assert [(m["model"], m["method"], m["removed"]) for m in given] == [
+        assert f"\ntokens removed      {removal}\n" in capsys.readouterr().out
+    assert [(m["model"], m["method"], m["removed"]) for m in written] == [
         ("timm:test_vit", None, []),
         ("timm:test_vit", "tome", [1, 1]),
     ]

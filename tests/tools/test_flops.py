@@ -1,4 +1,4 @@
-"""The table, the breakdown and the JSON file of tools/flops.py, and what a user gets to see when it goes wrong."""
+"""tools/flops.py: its table, its breakdown by modules, its JSON file, and its errors."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_by_module_deeper(configs: list[str], capsys: pytest.CaptureFixture) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--by-module"], "--by-module: breaks one model down, not 2"),
         (["--depth", "0"], "--depth 0: must be at least 1"),
     ],
 )
-def test_impossible_options(configs: list[str], options: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_impossible_options(configs: list[str], options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         flops.main(["--cfg", *configs, *options])
 
 
