@@ -42,4 +42,4 @@ def path_of(name: str) -> Path:
 def credit_line(names: Sequence[str]) -> str:
     """Returns the credits of those names that are in PHOTOGRAPHS; empty for a user's own files."""
     credits = [f"{name} by {PHOTOGRAPHS[name].credit}" for name in dict.fromkeys(names) if name in PHOTOGRAPHS]
-    return f"Photographs, cropped: {'; '.join(credits)}." if credits else ""
+    return f"Photographs, made square: {'; '.join(credits)}." if credits else ""

@@ -73,7 +73,9 @@ def find_images(folder: Path) -> list[str]:
     """
     where = f"--images {folder}"
     if not folder.is_dir():
-        reason = "is a file" if folder.exists() else "not found"
+        reason = "is a file" if folder.is_file() else "is neither a file nor a folder"
+        if not folder.exists():
+            reason = "not found"
         raise UserError(f"{where}: {reason}; give image files, or the folder that holds them")
 
     def refuse(error: OSError) -> None:
