@@ -30,7 +30,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("finetune.mode = 'lora': needs peft; pip install -e '.[lora]'") from None
+        raise UserError("finetune.mode = 'lora': needs peft; pip install peft") from None
     names = lora_targets(model, targets)
     for name in names:  # before the training, after which nobody could use what it learnt
         if reason := _unmergeable(model.get_submodule(name)):

@@ -29,7 +29,9 @@ import models
 import timm
 import torch
 from hybridmerge import UserError, build_model
+from hybridmerge.export import export_model, load
 from hybridmerge.merging import unwrap, wrap
+from hybridmerge.merging.wrapping import schedule_of
 
 assert (models.WIDTH, engine.SPEED) == (7, 9)
 images = torch.randn(2, 3, 64, 64)
@@ -39,6 +41,11 @@ with torch.no_grad():
     assert torch.equal(wrap(vit, "tome")(images), plain), "without merging nothing changes"
     assert not torch.equal(wrap(vit, "tome", r=3)(images), plain)
     assert torch.equal(unwrap(vit)(images), plain)
+wrap(vit, "tome", target_ratio=1.3)
+assert schedule_of(vit) != [0, 0, 0]
+agreement = export_model(vit, "exported", "vit.pt2", (3, 64, 64), batch_sizes=(4,))
+assert agreement.same_prediction == 16 and load("vit.pt2")[0](images).shape == (2, 1000)
+assert build_model("vit", img_size=32, embed_dim=48, num_heads=3, depth=3, merge={"target_ratio": 1.2}).schedule
 try:
     wrap(build_model("vit", img_size=32, embed_dim=16, num_heads=2, depth=1))
 except UserError as error:

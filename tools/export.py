@@ -47,13 +47,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    from engine.export import ABSOLUTE, FORMATS, NOISE, export_model, metadata_of, sample
+    from engine.export import export_run
     from engine.runs.restore import load_run
+    from models.export import ABSOLUTE, FORMATS, NOISE
     from models.interface import merging_method, removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)
     path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
-    agreement = export_model(run.model, args.to, path, sample(run.data), metadata_of(run, args.weights))
+    agreement = export_run(run, args.to, path, args.weights)
     print(f"checked on {agreement.images} test images, in batches of {' and '.join(map(str, agreement.batch_sizes))}")
     print(
         f"largest difference  {agreement.difference:.1e} of a logit (allowed {ABSOLUTE:.0e}; images differ by up to "

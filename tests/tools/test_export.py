@@ -11,10 +11,11 @@ from torch import nn
 
 from engine import export
 from engine.cli import cli
-from engine.export import FORMATS, LEAST_TORCH, close, load, program_of, sample
+from engine.export import sample
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
 from engine.train.experiment import run_experiment
+from models.export import FORMATS, LEAST_TORCH, Agreement, close, formats, load, program_of
 from models.settings import check
 from tests.engine.conftest import TINY
 from tests.tools.runs import TIMM, folder_run
@@ -85,7 +86,7 @@ def test_another_librarys_model(tmp_path, monkeypatch, capsys):
     def write(model, to, path, images, metadata):
         written.append(metadata)
         path.touch()
-        return export.Agreement(8, (1, 16), 0.0, 1.0, 0, 8)
+        return Agreement(8, (1, 16), 0.0, 1.0, 0, 8)
 
     monkeypatch.setattr(export, "export_model", write)
     for change, removal in (([], "none"), (["merge.method=tome", "merge.r=1"], "[1, 1] by tome")):
@@ -130,11 +131,13 @@ def test_mistakes_are_one_line(tell, tmp_path, monkeypatch, args, words):
 def test_what_is_missing_is_said_before_anything_is_done(tell, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = tell("--to", "onnx")
-    assert code == 2 and "onnxruntime" in err and err.endswith("; pip install -e '.[export]'\n")
-    monkeypatch.setattr(export, "LEAST_TORCH", "99.1")
+    assert code == 2 and "onnxruntime" in err and err.endswith("; pip install onnx onnxscript onnxruntime\n")
+    monkeypatch.setattr(formats, "LEAST_TORCH", "99.1")
     for to in FORMATS:
         code, _, err = tell("--to", to)
-        assert code == 2 and err.startswith(f"error: --to {to}: needs torch 99.1 or newer, this is {torch.__version__}")
+        assert code == 2 and err.startswith(
+            f"error: to = {to!r}: needs torch 99.1 or newer, this is {torch.__version__}"
+        )
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):

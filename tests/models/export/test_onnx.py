@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import export
-from engine.export import DRAWS, FORMATS, compare
+from models import export
+from models.export import FORMATS, compare
+from models.export.agreement import DRAWS
+from models.export.formats import conversion_errors, translations
 from models.merging import MERGERS, Assignment, Tokens, apply_assignment, merge, unmerge
 from models.settings import UserError
-from tests.engine.test_export import photographs, small
+from tests.models.export.test_export import photographs, small
 
 pytestmark = pytest.mark.skipif(torch.__version__ < export.LEAST_TORCH, reason=f"needs torch {export.LEAST_TORCH}")
 
@@ -23,9 +25,9 @@ pytestmark = pytest.mark.skipif(torch.__version__ < export.LEAST_TORCH, reason=f
 def run_onnx(program: torch.export.ExportedProgram, *inputs: Tensor) -> list[Tensor]:
     """What a program gives after the same conversion as a whole model, run by onnxruntime."""
     names = [f"input_{i}" for i in range(len(inputs))]
-    with export._quiet():
+    with export.quiet():
         converted = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=names, custom_translation_table=export._translations()
+            program, dynamo=True, verbose=False, input_names=names, custom_translation_table=translations()
         )
     file = converted.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -119,8 +121,8 @@ def test_every_method_merges_the_same_patches(method):
     program = torch.export.export(model, inputs)
     others = [torch.compile(model, fullgraph=True, backend="eager")(*inputs), program.module()(*inputs)]
     if method == "facility_location":
-        words = r"^merge.method = 'facility_location': ONNX has no operator for hybridmerge\.select; use --to exported"
-        with pytest.raises(UserError, match=words), export._failures("onnx", method):
+        words = r"^merge.method = 'facility_location': ONNX has no operator for hybridmerge\.select; use exported"
+        with pytest.raises(UserError, match=words), conversion_errors("onnx", method):
             run_onnx(program, *inputs)
     else:
         others.append(run_onnx(program, *inputs))
@@ -136,7 +138,7 @@ def converted():
     model, file = small("vit", "tome"), io.BytesIO()
     with torch.no_grad():
         model.pos_embed.zero_()
-    with export._quiet():
+    with export.quiet():
         FORMATS["onnx"].write(export.program_of(model, (3, 32, 32)), file, {})
     return model, file.getvalue()
 

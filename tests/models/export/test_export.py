@@ -9,9 +9,8 @@ from sklearn.datasets import load_sample_images
 from timm.models import beit
 from torch import nn
 
-from engine import export
-from engine.export import FORMATS, close, compare, export_model, load, program_of
-from models import build_model
+from models import build_model, export
+from models.export import FORMATS, close, compare, export_model, load, program_of
 from models.merging import MERGERS, wrap
 from models.settings import UserError
 
@@ -124,7 +123,7 @@ def test_what_the_converter_cannot_do_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], write=fail))
     with pytest.raises(UserError) as error:
         export_model(small("vit", "tome"), "onnx", tmp_path / "m.onnx", photographs(4))
-    assert str(error.value) == "--to onnx: torch's converter failed: Cannot view a tensor; use --to exported"
+    assert str(error.value) == "to = 'onnx': torch's converter failed: Cannot view a tensor; use exported"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +146,7 @@ class Maps(nn.Module):
 
 
 def test_an_unknown_format_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--to torchscript: known: onnx, exported"):
+    with pytest.raises(UserError, match="to = 'torchscript': known: onnx, exported"):
         export_model(Maps(), "torchscript", tmp_path / "m.pt", photographs(2))
 
 
@@ -188,7 +187,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"onnxruntime .*; pip install -e '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"onnxruntime .*; pip install onnx onnxscript onnxruntime"):
         export_model(small("vit", "tome"), "onnx", tmp_path / "m.onnx", photographs(2))
 
 
@@ -196,3 +195,14 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     for name in ("model.txt", "missing.onnx"):
         with pytest.raises(UserError, match=r"\.onnx or \.pt2"):
             load(tmp_path / name)
+
+
+def test_random_images_are_enough_for_a_check(tmp_path):
+    found = export_model(small("timm", "tome"), "exported", tmp_path / "m.pt2", (3, 32, 32))
+    assert (found.images, found.same_prediction, found.ties) == (16, 16, 0) and found.difference <= 1e-4
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "absent" / "m.pt2"
+    with pytest.raises(UserError, match=r"absent/m\.pt2: cannot be written, no such file"):
+        export_model(small("vit", "tome"), "exported", path, photographs(2))
