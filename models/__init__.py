@@ -14,7 +14,7 @@ from .settings import Settings, UserError, check, nearest
 
 if TYPE_CHECKING:
     from .registry import MODELS, build, build_model
-    from .zoo import split_name
+    from .zoo_settings import split_name
 
 __all__ = ["MODELS", "Settings", "UserError", "build", "build_model", "check", "nearest", "split_name"]
 
@@ -26,5 +26,5 @@ def __getattr__(name: str) -> Any:
     """Imports what stands in __all__ but is not imported above, when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "zoo" if name == "split_name" else "registry"
+    module = "zoo_settings" if name == "split_name" else "registry"
     return getattr(import_module(f".{module}", __name__), name)

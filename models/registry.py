@@ -14,7 +14,8 @@ from .hybrid import HybridSettings, build_hybrid
 from .settings import Settings, UserError, check, nearest
 from .vit import ViTSettings, build_vit
 from .weights import load_weights
-from .zoo import LIBRARIES, TimmSettings, TorchvisionSettings, build_zoo, split_name
+from .zoo import build_zoo
+from .zoo_settings import LIBRARIES, TimmSettings, TorchvisionSettings, split_name
 
 # The name of a model -> its settings class, and the function that builds it from such settings.
 MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {

@@ -26,7 +26,7 @@ from models.lora import merge_lora
 from models.registry import build
 from models.settings import UserError
 from models.weights import load_weights as load_weights_from
-from models.zoo import normalisation
+from models.zoo_settings import normalisation
 
 log = logging.getLogger("hybridmerge")
 

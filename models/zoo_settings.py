@@ -1,0 +1,180 @@
+"""Settings of timm's and torchvision's models, `timm:NAME` and `torchvision:NAME`, checked against their lists.
+
+The image size, mean and standard deviation are those of the weights, as the library's metadata have them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torchvision
+from pydantic import Field, model_validator
+from timm.models import get_pretrained_cfg, is_model
+
+from .heads import Head
+from .merging.settings import AnySettings, MergeSettings
+from .settings import ModelSettings, UserError, nearest
+
+LIBRARIES = ("timm", "torchvision")
+Option = bool | int | float | str | list[int] | list[float] | None
+# What our settings say, and what would give another thing than a model that classifies, or download: no `options`.
+OURS = {
+    "img_size": "img_size",
+    "image_size": "img_size",
+    "in_chans": "in_chans",
+    "num_classes": "num_classes",
+    "weights": "weights",
+    "pretrained": "weights",
+    "checkpoint_path": "weights",
+    "pretrained_cfg": "weights",
+    "pretrained_cfg_overlay": "weights",
+    "cache_dir": "weights",
+    "progress": "weights",
+}
+TUPLES = ("features_only", "aux_logits")  # options that make `forward` return more than logits
+
+
+class Metadata(NamedTuple):
+    """What weights say of the images that they take."""
+
+    img_size: int
+    mean: tuple[float, ...]  # of pixels in [0, 1]
+    std: tuple[float, ...]
+
+
+def _also_with_arch(schema: dict[str, Any]) -> None:
+    """In files a name may be `timm:resnet18`; see split_name."""
+    schema["pattern"] = f"^{schema.pop('const')}(:.+)?$"
+
+
+class ZooSettings(ModelSettings):
+    """A model of another library. `img_size` is the weights' own unless it is given."""
+
+    arch: str = Field(min_length=1, description="the model's name in its library, as in timm:NAME")
+    head: Head = Field(
+        "linear",
+        description="the library's classifier; mlp: dropout, linear to head_dim, ReLU, dropout, linear; "
+        "power: signed roots of the features, standardised, dropout, linear",
+    )
+    head_dim: int = Field(512, gt=0, le=65536, description="hidden width of the mlp head")
+    head_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the mlp and power heads")
+    options: dict[str, Option] = Field({}, description="keyword arguments of the library's constructor")
+    merge: MergeSettings | None = Field(None, description="token merging, for models that merging can be put into")
+
+    @classmethod
+    def spelled_out(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns `name: timm:resnet18` as `name: timm, arch: resnet18`."""
+        return split_name(values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_size(cls, values: Any) -> Any:
+        """Fills in the image size that the weights were trained at."""
+        if not isinstance(values, dict) or not isinstance(values.get("arch"), str):
+            return values
+        if not values["arch"] or values.get("img_size") is not None:
+            return values
+        weights = values.get("weights") if isinstance(values.get("weights"), str) else None
+        return {**values, "img_size": cls.metadata(values["arch"], weights).img_size}
+
+    @model_validator(mode="after")
+    def _can_be(self) -> ZooSettings:
+        self.metadata(self.arch, self.weights)  # names that there are
+        for key in self.options:
+            if key in OURS:
+                raise ValueError(f"options.{key} = {self.options[key]!r}: is not for options; use model.{OURS[key]}")
+            if key in TUPLES:
+                raise ValueError(f"options.{key}: makes more than one output, and training takes logits; drop it")
+        if self.merge is not None and isinstance(self.merge.r, AnySettings):
+            said = f"merge.r = {{train: {self.merge.r.train}}}: is drawn for each step in our own models, not in"
+            raise ValueError(f"{said} {self.name}'s; give a number, a list or {{first: n, last: n}}")
+        return self
+
+    @classmethod
+    def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        """What the weights say that `weights` names, or else the library's default weights for `arch`.
+
+        Raises:
+            ValueError: there is no such model, or no such weights.
+        """
+        raise NotImplementedError
+
+
+class TimmSettings(ZooSettings):
+    """A model of timm: `timm:resnet18`, `timm:vit_base_patch16_384.augreg_in21k_ft_in1k`."""
+
+    name: Literal["timm"] = Field("timm", json_schema_extra=_also_with_arch)
+
+    @classmethod
+    def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        named = hub_name(weights, "timm") or arch
+        for name in dict.fromkeys((arch, named)):
+            key = "arch" if name == arch else "weights"
+            if not is_model(name.split(".")[0]):
+                raise ValueError(f"{key} = {name!r}: timm has no such model; {_near(name, timm.list_models())}")
+        try:
+            cfg = get_pretrained_cfg(named)
+        except RuntimeError:
+            tags = timm.list_pretrained(f"{named.split('.')[0]}.*")
+            raise ValueError(f"{key} = {named!r}: timm has no such weights; {_near(named, tags)}") from None
+        return Metadata(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
+
+
+class TorchvisionSettings(ZooSettings):
+    """A model of torchvision: `torchvision:squeezenet1_1`; weights such as torchvision:vit_l_16.IMAGENET1K_V1."""
+
+    name: Literal["torchvision"] = Field("torchvision", json_schema_extra=_also_with_arch)
+
+    @classmethod
+    def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        known = torchvision.models.list_models(module=torchvision.models)
+        if arch not in known:
+            raise ValueError(f"arch = {arch!r}: torchvision has no such classifier; {_near(arch, known)}")
+        entries = torchvision.models.get_model_weights(arch)
+        _, _, tag = (hub_name(weights, "torchvision") or "").partition(".")
+        if tag and tag not in entries.__members__:
+            raise ValueError(f"weights = {weights!r}: no such weights; {nearest(tag, list(entries.__members__))}")
+        transforms = (entries[tag] if tag else entries.DEFAULT).transforms()
+        return Metadata(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
+
+
+def split_name(values: dict[str, Any]) -> dict[str, Any]:
+    """`name: timm:resnet18` as `name: timm, arch: resnet18`: how the settings keep it."""
+    name = values.get("name")
+    library, colon, arch = name.partition(":") if isinstance(name, str) else ("", "", "")
+    return {**values, "name": library, "arch": arch} if colon and library in LIBRARIES else values
+
+
+def normalisation(settings: ModelSettings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that the settings' weights were trained with; None where they do not say.
+
+    Weights of a hub say; so does a file for a model of the zoo, for which the library's default weights answer.
+    """
+    if settings.weights is None or settings.in_chans != 3 or os.path.isdir(settings.weights):
+        return None  # a folder is a run of ours, which keeps its own
+    library, colon, name = settings.weights.partition(":")
+    if colon and library in LIBRARIES:
+        cls, arch = {"timm": TimmSettings, "torchvision": TorchvisionSettings}[library], name.partition(".")[0]
+    elif isinstance(settings, ZooSettings):
+        cls, arch = type(settings), settings.arch
+    else:
+        return None
+    try:
+        _, mean, std = cls.metadata(arch, settings.weights)
+    except ValueError as error:
+        raise UserError(f"model.weights = {settings.weights!r}: {error}") from None
+    return mean, std
+
+
+def hub_name(weights: str | None, library: str) -> str | None:
+    """NAME of `library:NAME`."""
+    prefix, colon, name = (weights or "").partition(":")
+    return name if colon and prefix == library else None
+
+
+def _near(word: str, known: list[str]) -> str:
+    """The end of an error line, also where a thousand names are known."""
+    said = nearest(word, known)
+    return said if len(said) < 200 else f"known: {', '.join(known[:3])} and {len(known) - 3} more"
