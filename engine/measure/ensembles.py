@@ -48,7 +48,7 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
         data = build_data(settings.data, settings.split, settings.seed, raw)
         if data.task.one_class:  # else there is no predictions.csv
             read_tested(run.predictions_file, data.test, data.classes)
-        warn_of_other_data(run, settings, data)
+        warn_of_other_data(run, settings, run.read_results(), data)
         yield run.path, load_run(run, overrides, which, data)
 
 

@@ -5,14 +5,35 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from engine.data import Data
+from engine.data import Data, build_data
 from engine.runs.folder import RunFolder
+from engine.runs.results import Results
 from engine.settings.schema import RunSettings
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
 
 PLACES = ("path", "root", "images", "workers")  # settings of data that say where images are, and not which
+
+
+def checked_data(run: RunFolder, settings: RunSettings, results: Results | None, data: Data | None) -> Data:
+    """Loads the data of a run and checks that its model takes them; logs a warning if they may be known to the model.
+
+    Args:
+        run: the run folder.
+        settings: its settings, possibly with overrides.
+        results: what the run measured, if it has come to its end.
+        data: the data, if they are loaded already.
+
+    Raises:
+        UserError: the data cannot be read, or do not fit the model.
+    """
+    warn_of_other_split(run, settings)
+    if data is None:
+        data = build_data(settings.data, settings.split, settings.seed)
+        warn_of_other_data(run, settings, results, data)
+    check_fits(settings, data)
+    return data
 
 
 def check_fits(settings: RunSettings, data: Data) -> None:
@@ -30,22 +51,6 @@ def check_fits(settings: RunSettings, data: Data) -> None:
         current = getattr(settings.model, key)
         if current != value:
             raise UserError(f"model.{key} = {current}: the data has {value}; set model.{key}={value}")
-
-
-def check_classes(checkpoint_classes: list[str], data: Data, file: str) -> None:
-    """Checks that a checkpoint was trained on the data's classes, in the same order.
-
-    Args:
-        checkpoint_classes: the names that the checkpoint holds.
-        data: whose classes are compared.
-        file: the checkpoint, for the error.
-
-    Raises:
-        UserError: the classes differ.
-    """
-    if checkpoint_classes != data.classes:
-        trained, present = _some(checkpoint_classes), _some(data.classes)
-        raise UserError(f"{file}: trained on classes {trained}; the data has {present}")
 
 
 def same_images(first: RunSettings, second: RunSettings) -> bool:
@@ -68,15 +73,15 @@ def warn_of_other_split(run: RunFolder, settings: RunSettings) -> None:
         log.warning("%s: the split is not that of training: the model %s seen images that test it now", run, certainty)
 
 
-def warn_of_other_data(run: RunFolder, settings: RunSettings, data: Data) -> None:
+def warn_of_other_data(run: RunFolder, settings: RunSettings, results: Results | None, data: Data) -> None:
     """Logs a warning if data read and split with the run's own settings are not those that it was trained on.
 
     Args:
-        run: a run that may have come to its end; if not, there is nothing to compare with.
+        run: the run folder.
         settings: the settings that `data` were read with.
+        results: what the run measured; None: there is nothing to compare with.
         data: the data.
     """
-    results = run.read_results()
     if results is None or _reading_of(run.settings) != _reading_of(settings):
         return
     if results.data_sha256 not in (None, data.fingerprint()):
@@ -95,7 +100,3 @@ def _reading_of(settings: RunSettings) -> list[Any]:
 def _splits_of(settings: RunSettings) -> list[Any]:
     """The settings that decide which images test and which validate."""
     return [*test_set_of(settings), settings.split.val, settings.seed if settings.split.val else None]
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.data import Data, build_data
+from engine.data import Data
 from engine.machine import pick_device
-from engine.runs import checkpoint
-from engine.runs.compatibility import check_classes, check_fits, warn_of_other_data, warn_of_other_split
+from engine.runs.compatibility import checked_data
 from engine.runs.folder import RunFolder, Which
 from engine.runs.results import Results
 from engine.runs.weights import trained_model
@@ -68,24 +67,19 @@ def load_run(
         UserError: this is not a run folder, or that of all folds; or settings, data and weights do not go together.
     """
     run, overrides = RunFolder.at(folder), tuple(overrides)
-    settings = single_run_settings(run, overrides)
-    warn_of_other_split(run, settings)
-    if data is None:
-        data = build_data(settings.data, settings.split, settings.seed)
-        warn_of_other_data(run, settings, data)
-    check_fits(settings, data)
-    state = checkpoint.load(run.checkpoint(which))
-    check_classes(state["classes"], data, str(run.checkpoint(which)))
+    settings, results = single_run_settings(run, overrides), run.read_results()
+    data = checked_data(run, settings, results, data)
+    model, state = trained_model(run, settings, which, data.classes)
     if "mean" in state:  # an older version always normalised by the data's own statistics
         data = replace(data, mean=tuple(state["mean"]), std=tuple(state["std"]))
     return FinishedRun(
         run=run,
         settings=settings,
-        model=trained_model(run, settings, state, which).to(pick_device(settings.device)),
+        model=model.to(pick_device(settings.device)),
         classes=data.classes,
         mean=data.mean,
         std=data.std,
-        results=run.read_results(),
+        results=results,
         as_trained=merges_as_trained(run, overrides),
         data=data,
     )
@@ -104,7 +98,7 @@ def load_model(folder: RunFolder | str | Path, overrides: Iterable[str] = ()) ->
     """
     run, overrides = RunFolder.at(folder), tuple(overrides)
     settings = single_run_settings(run, overrides)
-    state = checkpoint.load(run.checkpoint("best"))
+    model, state = trained_model(run, settings)
     if "mean" not in state:
         raise UserError(
             f"{run.checkpoint('best')}: written by an older version, without the mean and standard deviation of its "
@@ -113,7 +107,7 @@ def load_model(folder: RunFolder | str | Path, overrides: Iterable[str] = ()) ->
     return TrainedModel(
         run=run,
         settings=settings,
-        model=trained_model(run, settings, state).to(pick_device(settings.device)),
+        model=model.to(pick_device(settings.device)),
         classes=state["classes"],
         mean=tuple(state["mean"]),
         std=tuple(state["std"]),

@@ -20,7 +20,6 @@ from engine.machine import seed_step
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder, Which
 from engine.settings.schema import RunSettings
-from models.budget import solve
 from models.finetune import Tuning, frozen_state
 from models.lora import merge_lora
 from models.registry import build
@@ -36,7 +35,7 @@ CheckpointState = dict[str, Any]  # what `checkpoint.load` returns
 def built(settings: RunSettings) -> nn.Module:
     """Builds the model of the settings with initial weights drawn from the run's seed."""
     seed_step(settings.seed, 0)
-    return build(solve(settings.model)).to(memory_format=torch.channels_last)
+    return build(settings.model).to(memory_format=torch.channels_last)
 
 
 def start_weights(model: nn.Module, settings: RunSettings) -> None:
@@ -66,30 +65,39 @@ def _all_weights(run: RunFolder) -> dict[str, Tensor]:
     return _rebuilt(run.solved_settings, run.settings, state, run.checkpoint("best")).state_dict()
 
 
-def trained_model(run: RunFolder, settings: RunSettings, state: CheckpointState, which: Which = "best") -> nn.Module:
+def trained_model(
+    run: RunFolder, settings: RunSettings, which: Which = "best", data_classes: list[str] | None = None
+) -> tuple[nn.Module, CheckpointState]:
     """Builds the model of a run with the weights of a checkpoint, on the CPU.
 
     Args:
         run: the run.
         settings: its settings, possibly with merging changed; a budget is solved.
-        state: the checkpoint.
-        which: of the run's checkpoints, for errors.
+        which: of the run's checkpoints.
+        data_classes: names that the checkpoint's classes must have, in their order; None: any.
+
+    Returns:
+        The model, and the checkpoint.
 
     Raises:
-        UserError: the checkpoint's weights are another model's, or the weights that the run started from have changed.
+        UserError: the checkpoint cannot be read, has other classes or another model's weights, or the weights that the
+            run started from have changed.
     """
     file = run.checkpoint(which)
+    state = checkpoint.load(file)
+    if data_classes is not None:
+        check_classes(state["classes"], data_classes, file)
     if not _trains_a_part(settings):
         model = built(settings)
         load_trained(model, state, file, None)
-        return model
+        return model, state
     stored = run.solved_settings  # adapters belong to the model as it was trained
     model = _rebuilt(stored, settings, state, file)
     if settings.model == stored.model:
-        return model
+        return model, state
     changed = built(settings)
     checkpoint.load_model_state(changed, model.state_dict(), str(file))
-    return changed
+    return changed, state
 
 
 def _trains_a_part(settings: RunSettings) -> bool:
@@ -129,6 +137,22 @@ def load_trained(model: nn.Module, state: CheckpointState, file: Path, names: se
     checkpoint.load_model_state(model, state["model"], str(file), names)
 
 
+def check_classes(checkpoint_classes: list[str], data_classes: list[str], file: Path) -> None:
+    """Checks that a checkpoint was trained on the data's classes, in the same order.
+
+    Args:
+        checkpoint_classes: the names that the checkpoint holds.
+        data_classes: the data's.
+        file: the checkpoint, for the error.
+
+    Raises:
+        UserError: the classes differ.
+    """
+    if checkpoint_classes != data_classes:
+        trained, present = _some(checkpoint_classes), _some(data_classes)
+        raise UserError(f"{file}: trained on classes {trained}; the data has {present}")
+
+
 def with_statistics(data: Data, settings: RunSettings, state: CheckpointState | None = None) -> Data:
     """Returns the data with the mean and standard deviation that normalised the images of the weights' training.
 
@@ -146,3 +170,7 @@ def with_statistics(data: Data, settings: RunSettings, state: CheckpointState | 
     if statistics is None or len(statistics[0]) != len(data.mean):
         return data
     return replace(data, mean=tuple(statistics[0]), std=tuple(statistics[1]))
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

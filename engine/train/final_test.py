@@ -13,11 +13,10 @@ from engine.measure.evaluate import Evaluation, evaluate_split
 from engine.measure.intervals import wilson
 from engine.measure.predictions import predictions_of, write_predictions
 from engine.runs import checkpoint
-from engine.runs.compatibility import check_classes
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
 from engine.runs.tracking import Tracker
-from engine.runs.weights import load_trained
+from engine.runs.weights import check_classes, load_trained
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation
 from engine.train.checkpoints import Progress
@@ -38,7 +37,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
     cost = prepared.cost
     model, data, settings, best = prepared.model, prepared.data, prepared.settings, prepared.checkpoints.best
     state = checkpoint.load(best)
-    check_classes(state["classes"], data, str(best))
+    check_classes(state["classes"], data.classes, best)
     load_trained(model, state, best, prepared.checkpoints.saved_names)
     trained, parameters = prepared.tuning.trained(), sum(p.numel() for p in model.parameters())
     if settings.finetune and settings.finetune.mode == "lora":

@@ -212,7 +212,7 @@ def test_any_key_of_merging_can_be_swept(run, tell, key):
 
 
 def test_the_data_are_loaded_once_and_a_wrong_value_is_found_first(run, tell, monkeypatch):
-    from engine.runs import restore as finished
+    from engine.runs import compatibility as finished
     from engine.study import sweep
 
     loads, evaluated = [], []
