@@ -147,8 +147,11 @@ def _superseded(below: dict[str, Any], above: dict[str, Any], classes: Sequence[
     """Returns the keys of `below` that lose their meaning under `above`."""
     removed: set[str] = set()
     if len(classes) > 1:
-        removed |= _other_form(below, above, classes)
-        removed |= _other_choice(below, above, "name", {n: cls.model_fields for cls in classes for n in names_of(cls)})
+        keys_of_name = {name: cls.model_fields for cls in classes for name in names_of(cls)}
+        if keys_of_name:
+            removed |= _other_choice(below, above, "name", keys_of_name)
+        else:
+            removed |= _other_form(below, above, classes)
     for cls in classes:
         for group in cls.alternatives:
             if any(above.get(key) is not None for key in group):
