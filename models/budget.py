@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .formulas import FORMULAS, formula_macs
+from .interface import merge_settings
 from .merging.budget import Cost, macs_of_target, solve_budget
 from .merging.wrapping import blocks_of
 from .merging.wrapping.cost import count
@@ -36,7 +37,7 @@ def solve(settings: Any) -> Any:
             without merging), the model is too small for any schedule within 0.5 % of it, or it is a model of our own
             that has no formula for its MACs.
     """
-    merge = getattr(settings, "merge", None)
+    merge = merge_settings(settings)
     if merge is None or merge.solved:
         return settings
     if isinstance(settings, ZooSettings):
@@ -54,7 +55,7 @@ def target_macs(settings: Any) -> float | None:
     Args:
         settings: a model's checked options, not yet solved.
     """
-    merge = getattr(settings, "merge", None)
+    merge = merge_settings(settings)
     if merge is None or merge.solved:
         return None
     if isinstance(settings, ZooSettings):

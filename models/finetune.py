@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from .interface import LayerGroups
 from .lora import add_lora
 from .settings import Settings, UserError, nearest
 
@@ -181,7 +182,7 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     head's. Anything else, and a norm, belongs to the layer before it.
     """
     names = [name for name, _ in model.named_parameters()]
-    if hasattr(model, "group_matcher"):
+    if isinstance(model, LayerGroups):
         layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
         order = {layer: depth for depth, layer in enumerate(sorted(set(layers.values()), key=float))}
         depths = {name: order[layer] for name, layer in layers.items() if name in names}

@@ -15,13 +15,14 @@ from typing import Any
 from .merging.budget import CountError
 from .merging.contract import Counts
 from .settings import Settings
+from .vit import EncoderSettings
 
 PREFIX = 1  # the class token
 
 
 def token_counts(settings: Settings) -> list[tuple[int, int]]:
-    """Tokens that enter and leave each transformer block, the class token included; none for a model without."""
-    if not hasattr(settings, "schedule"):
+    """The tokens that enter and leave each transformer block, class token included; empty for models without blocks."""
+    if not isinstance(settings, EncoderSettings):
         return []
     left = PREFIX + prod(settings.grid)
     counts = []

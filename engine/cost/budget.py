@@ -6,14 +6,15 @@ from typing import Any
 
 from engine.data.keyed import BUDGET, hash64
 from models.budget import with_r
+from models.interface import merge_settings
 from models.merging.settings import AnySettings
 from models.settings import Settings
 
 
 def range_of(settings: Settings) -> list[int] | None:
     """Returns the least and the most r of `merge.r: {train: [least, most]}`; None for all other settings."""
-    r = getattr(getattr(settings, "merge", None), "r", None)
-    return r.train if isinstance(r, AnySettings) else None
+    merge = merge_settings(settings)
+    return merge.r.train if merge is not None and isinstance(merge.r, AnySettings) else None
 
 
 def drawn_schedule(settings: Any, seed: int, step: int) -> list[int]:

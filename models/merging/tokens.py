@@ -74,6 +74,15 @@ def mean_positions(tokens: Tokens, prefix: int) -> Tensor:
     return total[..., :2] / total[..., 2:]
 
 
+def merge_context(
+    tokens: Tokens, merger: Merger, prefix: int, attention: Tensor | None = None, depth: float = 0.0
+) -> MergeContext:
+    """What a method may use besides the metric, for tokens with this state; arguments as for `merge`."""
+    patches_attention = None if attention is None else attention[:, prefix:].float()
+    position = mean_positions(tokens, prefix) if merger.position else None
+    return MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth, position)
+
+
 def merge(
     x: Tensor,
     tokens: Tokens,
@@ -103,9 +112,7 @@ def merge(
         return x, tokens
     # Matched in fp32 even under autocast: bf16 scores tie and swap pairs, and fp16 cannot count above 2,048.
     with torch.autocast(x.device.type, enabled=False):
-        patches_attention = None if attention is None else attention[:, prefix:].float()
-        position = mean_positions(tokens, prefix) if merger.position else None
-        context = MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth, position)
+        context = merge_context(tokens, merger, prefix, attention, depth)
         # The choice of pairs has no derivative, so it is not recorded for the backward pass.
         with torch.no_grad():
             assignment = merger.assign(metric[:, prefix:].float(), r, context)

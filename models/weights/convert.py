@@ -16,6 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
+from ..interface import MergingModel
 from ..merging.contract import Grid
 from .files import State
 
@@ -228,5 +229,7 @@ def _grid(model: nn.Module) -> Grid | None:
     if isinstance(model, TorchvisionViT):
         side = model.image_size // model.patch_size
         return side, side
-    grid = getattr(model, "grid", None) or getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if isinstance(model, MergingModel):
+        return model.grid
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)  # timm's models
     return grid if isinstance(grid, tuple) else None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..hybrid import Hybrid
+from ..interface import NamedHeads
 from ..settings import UserError
 from .convert import filtered, first_conv, renamed, resized
 from .files import State, read_path
@@ -107,7 +109,7 @@ def load_weights(model: nn.Module, source: str, state: State | None = None) -> R
 def _readings(model: nn.Module, state: State) -> Iterator[tuple[str, State, State]]:
     """Every way to read the names, the plainest first: a prefix of the model's, the state under the names of what is
     there, and the same with its shapes converted. The one by which most elements fit is taken."""
-    parts = [("", model)] + ([("vit.", model.vit)] if isinstance(getattr(model, "vit", None), nn.Module) else [])
+    parts = [("", model)] + ([("vit.", model.vit)] if isinstance(model, Hybrid) else [])
     given = [state]
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in state):
@@ -171,7 +173,7 @@ def _check(report: Report, model: nn.Module, tensors: dict[str, Tensor]) -> None
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
     """What names of parameters that classify begin with."""
-    named = getattr(model, "head_names", None)
+    named = model.head_names if isinstance(model, NamedHeads) else ()
     named = named if isinstance(named, tuple) and named else HEADS  # torchvision's ViT has a module of that name
     timm = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     return tuple(f"{name}." for name in (*named, *((timm,) if isinstance(timm, str) else timm)))

@@ -10,7 +10,6 @@ from engine.cost.speed.timing import Times, timed
 from models.merging import (
     MERGERS,
     Assignment,
-    MergeContext,
     Merger,
     Tokens,
     apply_assignment,
@@ -20,6 +19,7 @@ from models.merging import (
     unmerge,
 )
 from models.merging.layer import attention_received
+from models.merging.tokens import merge_context
 
 HEAD_DIM = 64
 
@@ -67,6 +67,5 @@ def merging_times(
 
 
 def _match(merger: Merger, tokens: Tokens, q: Tensor, k: Tensor, r: int) -> Assignment:
-    attention = None if merger.attention is None else attention_received(q, k, None, merger.attention)[:, 1:]
-    context = MergeContext(tokens.size[:, 1:], attention, tokens.grid)
-    return merger.assign(k.mean(1)[:, 1:], r, context)
+    attention = None if merger.attention is None else attention_received(q, k, None, merger.attention)
+    return merger.assign(k.mean(1)[:, 1:], r, merge_context(tokens, merger, 1, attention))

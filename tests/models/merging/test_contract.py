@@ -19,6 +19,7 @@ from models.merging import (
     size_bias,
     unmerge,
 )
+from models.merging.tokens import mean_positions
 from tests.paths import CONFIGS
 
 # Every method, and every option that changes what a method does to all patches (pruning has tests of its own).
@@ -97,7 +98,9 @@ def test_the_weighted_sum_is_conserved_and_each_token_is_its_inputs_mean(merger,
     size = torch.ones(x.shape[:2])
     size[:, prefix:] += torch.arange(prod(grid)) % 3  # as if merged before
     attention = x.square().mean(-1).softmax(-1)
-    answer = merger.assign(x[:, prefix:], r, MergeContext(size[:, prefix:], attention[:, prefix:], grid))
+    position = mean_positions(initial_tokens(x, grid), prefix)
+    context = MergeContext(size[:, prefix:], attention[:, prefix:], grid, position=position)
+    answer = merger.assign(x[:, prefix:], r, context)
     assert answer.count == prod(grid) - r
     index = initial_tokens(x).index
     out, tokens = apply_assignment(x, Tokens(index, size, grid), answer, prefix)
@@ -191,6 +194,8 @@ def table_row(name, merger):
         uses.append("learned metric")
     if merger.shrink is not None:
         uses.append("the grid")
+    if merger.position:
+        uses.append("positions")
     return uses, limit, [f"`{option}`" for option in merger.options]
 
 
