@@ -1,4 +1,4 @@
-"""Classifiers that take the place of a library's own."""
+"""Classifiers that replace the one of a library's model: an MLP, or a linear layer on signed roots of features."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Head = Literal["linear", "mlp", "power"]
 class PowerNorm(nn.Module):
     """sign(x) sqrt(|x|), any shape (Perronnin, Sanchez and Mensink, Improving the Fisher Kernel, ECCV 2010).
 
-    Pooled activations are skewed: a few large ones decide a linear classifier, and the root takes them down. Computed
-    as x / sqrt(|x| + eps), whose slope at 0 is finite.
+    Pooled activations are skewed: a few large ones dominate a linear classifier, and the root reduces them. Computed as
+    x / sqrt(|x| + eps), whose slope at 0 is finite.
     """
 
     def __init__(self, eps: float = 1e-4) -> None:
@@ -25,7 +25,7 @@ class PowerNorm(nn.Module):
 
 
 class Standardised(nn.BatchNorm1d):
-    """Each of D features, (..., D), standardised over images, and tokens: BatchNorm without a scale and a shift."""
+    """Standardises each of D features, (..., D), over images and tokens: BatchNorm without scale and shift."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features, affine=False)
@@ -35,13 +35,13 @@ class Standardised(nn.BatchNorm1d):
 
 
 def new_head(kind: Head, features: int, num_classes: int, *, hidden: int, dropout: float, maps: bool) -> nn.Sequential:
-    """A classifier of pooled features [B, features], or of feature maps [B, features, H, W], which it pools.
+    """Returns a classifier of pooled features (B, features), or of feature maps (B, features, H, W), which it pools.
 
     Args:
-        kind: mlp: dropout, linear, ReLU, dropout, linear. power: the features' signed roots, each standardised (over
-            the batch while it trains, else by what training saw), dropout, linear.
+        kind: mlp: dropout, linear, ReLU, dropout, linear. power: signed roots of the features, standardised (by the
+            statistics of the batch in training, by running statistics otherwise), dropout, linear.
         hidden: width of the mlp's hidden layer.
-        maps: whether it is given feature maps.
+        maps: whether its inputs are feature maps.
     """
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if maps else []
     if kind == "power":

@@ -16,28 +16,29 @@ ATTENTION = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "query", "key", "value
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str] | None) -> None:
-    """Puts adapters beside the targets' weights, in place, and freezes all else.
+    """Adds adapters to the target modules, in place, and freezes all other parameters.
 
     Args:
-        model: its `head_names` get none.
-        rank, alpha: of the adapters, whose scale is alpha / rank.
-        dropout: before them.
+        model: the model. The modules in its `head_names` get no adapters.
+        rank, alpha: rank of the adapters; their scale is alpha / rank.
+        dropout: dropout before the adapters.
         targets: see `lora_targets`.
 
     Raises:
-        UserError: peft is not installed, the targets match nothing, or one is a convolution that `_unmergeable` names.
+        UserError: peft is not installed, the targets match nothing, or one is a convolution whose adapter could not be
+            added to its weights (see `_unmergeable`).
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("finetune.mode = 'lora': needs peft; pip install peft") from None
     names = lora_targets(model, targets)
-    for name in names:  # before the training, after which nobody could use what it learnt
+    for name in names:  # checked before training, since the result could not be used
         if reason := _unmergeable(model.get_submodule(name)):
             said = f"finetune.targets = {targets}: {name} {reason}"
             raise UserError(f"{said}, so that no adapter can be added to its weights; name others")
-    # Of torchvision's attention the projection of queries, keys and values is adapted, as a parameter: peft's layer for
-    # the module adds its adapter to the frozen weights in each forward and takes it off again, which rounding shows.
+    # In torchvision's attention the projection of queries, keys and values is adapted as a parameter: peft's layer for
+    # the module adds its adapter to the frozen weights in each forward and subtracts it again, with rounding errors.
     whole = [name for name in names if isinstance(model.get_submodule(name), nn.MultiheadAttention)]
     if whole and dropout:
         raise UserError(f"finetune.dropout = {dropout}: not for adapters of {whole[0]}; use 0, or other targets")
@@ -52,14 +53,14 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float, targets:
 
 
 def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
-    """Full names of the modules that adapters go beside.
+    """Returns the full names of the modules that get adapters.
 
     Args:
-        model: one image is sent through it, to see what it calls.
-        asked: names, or last parts of names; None: attention's projections.
+        model: the model. It is run on one image to find out which modules it calls.
+        asked: names, or last parts of names; None: the projections of attention.
 
     Raises:
-        UserError: none that can have one is called so.
+        UserError: no module with such a name can have an adapter.
     """
     kinds, kind = nn.Linear | nn.Conv2d | nn.MultiheadAttention, type(model).__name__
     heads = tuple(f"{head}." for head in model.head_names)
@@ -84,15 +85,15 @@ def lora_targets(model: nn.Module, asked: list[str] | None) -> list[str]:
 
 
 def merge_lora(model: nn.Module) -> int:
-    """Adds every adapter to the weights beside it and takes it out: the same logits, the plain model's modules.
+    """Adds every adapter to the weights that it adapts and removes it. The logits stay the same.
 
     Returns:
-        How many there were.
+        The number of adapters.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     count = 0
-    # One by one, the outer first: of torchvision's attention the output projection has an adapter inside the adapter.
+    # One by one, outer ones first: in torchvision's attention the output projection's adapter is inside another one.
     while found := next(((n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)), None):
         name, layer = found
         if not layer.merged:
@@ -104,10 +105,10 @@ def merge_lora(model: nn.Module) -> int:
 
 
 def _unmergeable(module: nn.Module) -> str:
-    """Why the sum of a module's weights and its adapter's is not what both compute, in words; "" where it is.
+    """Returns why an adapter cannot be added to a module's weights, as the end of a sentence; "" if it can.
 
-    peft's adapter of a convolution is a plain one: it sees all channels, whatever the groups, neither dilates nor pads
-    with anything but zeros, and knows nothing of weights that are standardised in the forward.
+    The adapter of a convolution is a plain convolution: it ignores groups and dilation, pads with zeros, and does not
+    take part in standardising the weights.
     """
     if not isinstance(module, nn.Conv2d):
         return ""
@@ -126,8 +127,11 @@ def _matching(names: list[str], target: str) -> list[str]:
 
 @torch.no_grad()
 def _called(model: nn.Module, names: list[str]) -> set[str]:
-    """Which of these modules the model calls. Of others it takes the weights alone, and would not know of an adapter:
-    Beit's qkv, the projections of torchvision's attention, and that itself where tokens are merged."""
+    """Returns which of these modules the model calls.
+
+    It uses only the weights of the others, so that an adapter would have no effect: Beit's qkv, the projections of
+    torchvision's attention, and that attention itself in a wrapped model.
+    """
     called: set[str] = set()
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda module, given, output, name=name: called.add(name))

@@ -20,15 +20,15 @@ from .zoo_settings import ZooSettings, hub_name
 
 
 class _Refused(Exception):
-    """The library's own refusal of an image size, or of options."""
+    """The library does not accept an image size, or options."""
 
 
 def build_zoo(settings: ZooSettings) -> nn.Module:
-    """The library's model for the settings' image size, channels and classes, its weights drawn at random.
+    """Builds the library's model for the image size, channels and classes in the settings, with random weights.
 
     Raises:
-        UserError: the library refuses an option, or the model an image size (the error names sizes that work), or it
-            classifies in no way that is known, or merging does not go into it.
+        UserError: the library does not accept an option, the model does not accept the image size (the error names
+            sizes that work), no classifier is found in the model, or it does not support merging.
     """
     own = settings.metadata(settings.arch, settings.weights).img_size
     if (settings.img_size != own or settings.options) and not _takes(settings, settings.img_size):
@@ -52,11 +52,13 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
 
 
 def head_paths(model: nn.Module, settings: ZooSettings) -> tuple[str, ...]:
-    """The modules that turn features into logits: timm says which (a distilled DeiT has two), of torchvision's models
-    it is the last linear layer (SqueezeNet's is a whole classifier around a convolution).
+    """Returns the paths of the modules that turn features into logits.
+
+    timm names them (a distilled DeiT has two). In torchvision's models it is the last linear layer, or in SqueezeNet
+    the classifier around the last convolution.
 
     Raises:
-        UserError: a model that does not classify.
+        UserError: the model has no classifier.
     """
     if settings.name == "timm":
         named = model.pretrained_cfg.get("classifier") or "head"
@@ -70,7 +72,7 @@ def head_paths(model: nn.Module, settings: ZooSettings) -> tuple[str, ...]:
 
 
 def _create(settings: ZooSettings, img_size: int) -> nn.Module:
-    """The library's constructor; transformers with a fixed grid are told the image size."""
+    """Calls the library's constructor, with the image size for transformers with a fixed grid."""
     given, name = dict(settings.options), f"{settings.name}:{settings.arch}"
     if settings.name == "torchvision":
         if settings.in_chans != 3:
@@ -101,8 +103,10 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
 
 
 def _takes(settings: ZooSettings, img_size: int, device: str = "meta") -> bool:
-    """Whether an image of this size goes through the model to logits, tried without storage where that can be, and no
-    patch is cut."""
+    """Returns whether the model accepts images of this size without cutting patches.
+
+    It is run on the meta device, which needs no storage, where its constructor allows that.
+    """
     try:
         with torch.device(device), torch.no_grad():
             model = _create(settings, img_size).eval()
@@ -120,7 +124,7 @@ def _takes(settings: ZooSettings, img_size: int, device: str = "meta") -> bool:
 
 
 def _refusal(settings: ZooSettings, own: int) -> str:
-    """The error for a size that does not work, with the nearest that do, and the weights' own."""
+    """Returns the error for a size that does not work, with the nearest sizes that do, and that of the weights."""
     asked = settings.img_size
     near = sorted({max(16 * round(asked / 16 + step), 16) for step in range(-4, 5)}, key=lambda size: abs(size - asked))
     works = list(islice((size for size in dict.fromkeys((own, *near)) if size != asked and _takes(settings, size)), 4))
@@ -132,7 +136,7 @@ def _refusal(settings: ZooSettings, own: int) -> str:
 
 
 def _replace_head(model: nn.Module, path: str, settings: ZooSettings) -> None:
-    """Puts another classifier in place of the linear layer, or of the convolution of 1 x 1 and what pools around it."""
+    """Replaces the linear layer, or the 1 x 1 convolution with the pooling around it, by another classifier."""
     old = model.get_submodule(path)
     convs = [module for module in old.modules() if isinstance(module, nn.Conv2d)]
     features = convs[0].in_channels if convs else old.in_features

@@ -19,7 +19,7 @@ from .settings import ModelSettings, UserError, nearest
 
 LIBRARIES = ("timm", "torchvision")
 Option = bool | int | float | str | list[int] | list[float] | None
-# What our settings say, and what would give another thing than a model that classifies, or download: no `options`.
+# Constructor arguments that are not allowed in `options`, and the key of ours to use instead.
 OURS = {
     "img_size": "img_size",
     "image_size": "img_size",
@@ -37,7 +37,7 @@ TUPLES = ("features_only", "aux_logits")  # options that make `forward` return m
 
 
 class Metadata(NamedTuple):
-    """What weights say of the images that they take."""
+    """The images that pretrained weights were trained on."""
 
     img_size: int
     mean: tuple[float, ...]  # of pixels in [0, 1]
@@ -81,12 +81,12 @@ class ZooSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _can_be(self) -> ZooSettings:
-        self.metadata(self.arch, self.weights)  # names that there are
+        self.metadata(self.arch, self.weights)  # raises where a name does not exist
         for key in self.options:
             if key in OURS:
-                raise ValueError(f"options.{key} = {self.options[key]!r}: is not for options; use model.{OURS[key]}")
+                raise ValueError(f"options.{key} = {self.options[key]!r}: not allowed here; use model.{OURS[key]}")
             if key in TUPLES:
-                raise ValueError(f"options.{key}: makes more than one output, and training takes logits; drop it")
+                raise ValueError(f"options.{key}: the model would return more than logits; omit it")
         if self.merge is not None and isinstance(self.merge.r, AnySettings):
             said = f"merge.r = {{train: {self.merge.r.train}}}: is drawn for each step in our own models, not in"
             raise ValueError(f"{said} {self.name}'s; give a number, a list or {{first: n, last: n}}")
@@ -94,10 +94,10 @@ class ZooSettings(ModelSettings):
 
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
-        """What the weights say that `weights` names, or else the library's default weights for `arch`.
+        """Returns what is known about the weights `weights`, or about the library's default weights for `arch`.
 
         Raises:
-            ValueError: there is no such model, or no such weights.
+            ValueError: the model or the weights do not exist.
         """
         raise NotImplementedError
 
@@ -148,12 +148,12 @@ def split_name(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalisation(settings: ModelSettings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation that the settings' weights were trained with; None where they do not say.
+    """Returns the mean and standard deviation that the weights in the settings were trained with; None if unknown.
 
-    Weights of a hub say; so does a file for a model of the zoo, for which the library's default weights answer.
+    They are known for weights from a hub. For a file, those of the library's default weights for the model are used.
     """
     if settings.weights is None or settings.in_chans != 3 or os.path.isdir(settings.weights):
-        return None  # a folder is a run of ours, which keeps its own
+        return None  # a run folder, which has statistics of its own
     library, colon, name = settings.weights.partition(":")
     if colon and library in LIBRARIES:
         cls, arch = {"timm": TimmSettings, "torchvision": TorchvisionSettings}[library], name.partition(".")[0]

@@ -121,8 +121,8 @@ def test_swin_s_patches_must_fit(size):
         ("timm:resnet18", {"num_classes": 3}, ["options.num_classes = 3", "use model.num_classes"]),
         ("torchvision:vit_b_16", {"image_size": 32}, ["options.image_size = 32", "use model.img_size"]),
         ("timm:resnet18", {"pretrained": True}, ["options.pretrained = True", "use model.weights"]),
-        ("timm:resnet18", {"features_only": True}, ["options.features_only", "drop it"]),
-        ("torchvision:googlenet", {"aux_logits": True}, ["options.aux_logits", "drop it"]),
+        ("timm:resnet18", {"features_only": True}, ["options.features_only", "omit it"]),
+        ("torchvision:googlenet", {"aux_logits": True}, ["options.aux_logits", "omit it"]),
     ],
 )
 def test_options_are_refused_by_name(name, options, words):
