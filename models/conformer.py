@@ -130,7 +130,7 @@ class Conformer(MergingEncoder):
 
         Args:
             images: (B, C, H, W).
-            schedule: patches that each block removes this time; None: those of the model.
+            schedule: the number of patches that each block removes in this call; None: the model's own.
 
         Raises:
             ValueError: images of another size than the model's.

@@ -118,8 +118,8 @@ class Tuning:
         move and nothing is dropped out.
 
         Returns:
-            Whether `requires_grad` of any parameter has changed. Whoever has wrapped the model must then wrap it again:
-            DistributedDataParallel, for one, takes down at its construction which parameters learn.
+            Whether `requires_grad` of any parameter has changed. A wrapped model must then be wrapped again:
+            DistributedDataParallel, for example, records at construction which parameters require gradients.
         """
         changed = False
         for name, parameter in self.model.named_parameters():

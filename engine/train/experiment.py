@@ -1,4 +1,4 @@
-"""A run from its settings: build, train, test, write down."""
+"""One run from its settings to its results: build, train, test, record."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ log = logging.getLogger("hybridmerge")
 def run_experiment(
     settings: RunSettings,
     folder: Path,
+    *,
     resume: bool = False,
     begin: Callable[[RunSettings], None] = lambda settings: None,
 ) -> Results:
@@ -106,7 +107,7 @@ def prepare_run(
 
 
 def _hparams(results: Results) -> dict[str, float]:
-    """The measures on TensorBoard's page of hyperparameters."""
+    """Returns the measures for TensorBoard's page of hyperparameters."""
     measures = {"gmacs": results.gmacs, "params": results.params, "seconds": results.seconds}
     if results.test_score is not None:
         measures = {f"test_{results.metric}": results.test_score, **measures}
@@ -115,7 +116,7 @@ def _hparams(results: Results) -> dict[str, float]:
 
 @contextmanager
 def limits_in_words(settings: RunSettings, device: torch.device) -> Iterator[None]:
-    """Turns running out of memory, or of values for BatchNorm, into a UserError that says what to change."""
+    """Turns errors of torch about memory, or about too few values for BatchNorm, into a UserError with a fix."""
     try:
         yield
     except ValueError as error:
@@ -136,7 +137,7 @@ def limits_in_words(settings: RunSettings, device: torch.device) -> Iterator[Non
 
 
 def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
-    """Checks that a resumed run computes what it started to compute.
+    """Checks that a resumed run has the settings that it was begun with.
 
     Returns:
         By which setting it goes on for longer than it was begun for, in words; "" if it does not.
@@ -155,8 +156,10 @@ def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
 
 
 def warn_of_seen(settings: RunSettings) -> None:
-    """Says it where the weights are those of a run that may have trained on the images that test this one: a run on
-    the same data with another test set."""
+    """Logs a warning if the weights are of a run on the same data with another test set.
+
+    It may have been trained on images that test this run.
+    """
     if settings.model.weights is None:
         return
     source = Path(settings.model.weights)

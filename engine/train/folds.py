@@ -58,7 +58,7 @@ SHARED = (
 )
 
 
-def run_folds(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, Results]:
+def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> dict[int, Results]:
     """Runs all folds one after the other, or the one that `split.fold` names, each as `run_experiment` does.
 
     A signal that stops one fold stops all.

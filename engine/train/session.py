@@ -55,7 +55,7 @@ def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool) -> None:
         run: the folder of all folds.
         resume: skip finished folds and continue stopped ones.
     """
-    trained = run_folds(settings, run.path, resume)
+    trained = run_folds(settings, run.path, resume=resume)
     if settings.split.fold is not None:
         print_run(trained[settings.split.fold], run.fold(settings.split.fold).path)
     if missing := run.unfinished_folds():

@@ -60,7 +60,7 @@ def settings_of(split: dict, **sections) -> RunSettings:
 
 def quietly(settings: RunSettings, folder: Path, resume: bool = False) -> dict[int, dict]:
     with redirect_stdout(io.StringIO()):
-        found = run_folds(settings, folder, resume)
+        found = run_folds(settings, folder, resume=resume)
     end_log()
     return found
 
@@ -243,6 +243,8 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_other_settings_are_refused(copied):
     with pytest.raises(UserError, match="train.lr = 0.5: the run was begun with 0.01, in .*all folds have the same"):
         run_folds(settings_of({}, train={**SHORT["train"], "lr": 0.5}), copied, resume=True)
+    with pytest.raises(UserError, match="train.epochs = 2: the run was begun with 1, in .*all folds have the same"):
+        run_folds(settings_of({}, train={**SHORT["train"], "epochs": 2}), copied, resume=True)
     with pytest.raises(UserError, match="split.folds = 4: the run was begun with 3"):
         run_folds(settings_of({"folds": 4, "fold": 3}), copied)
     (copied / "folds.json").unlink()

@@ -101,3 +101,27 @@ def test_the_average_is_that_of_older_checkpoints():
     state = average.saved_state()
     assert state["updates"] == 60 and state["shadow"].keys() == shadow.keys()
     assert all(torch.equal(value, state["shadow"][name]) for name, value in shadow.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hybrid", SMALL),
+        (
+            "timm:vit_tiny_patch16_224",
+            {"img_size": 32, "num_classes": 10, "options": {"patch_size": 8, "depth": 2, "embed_dim": 48}},
+        ),
+    ],
+)
+def test_the_average_of_a_model_that_merges_is_a_model_of_its_own(name, options):
+    """Merging in another library's blocks included: the copy runs its own blocks, not the model's."""
+    model = build_model(name, **options, merge={"method": "tome", "r": 3}).eval()
+    images = torch.randn(2, model.in_chans, 32, 32)
+    average = MovingAverage(model, 0.9)
+    with torch.inference_mode():
+        before = model(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1
+    with torch.inference_mode():
+        assert torch.equal(average.module.eval()(images), before) and not torch.equal(model(images), before)
