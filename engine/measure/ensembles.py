@@ -12,7 +12,7 @@ from engine.machine import pick_autocast
 from engine.measure.evaluate import Evaluation, Mirrored, evaluate_logits, evaluate_split
 from engine.measure.predictions import read_tested
 from engine.runs.compatibility import same_images, warn_of_other_data
-from engine.runs.folder import RunFolder
+from engine.runs.folder import RunFolder, Which
 from engine.runs.folds import finished_runs
 from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_overrides
@@ -20,7 +20,9 @@ from engine.tasks import Task
 from models.settings import UserError
 
 
-def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best") -> Iterator[tuple[Path, FinishedRun]]:
+def load_folds(
+    folder: RunFolder | Path, overrides: Sequence[str] = (), which: Which = "best"
+) -> Iterator[tuple[Path, FinishedRun]]:
     """Loads the runs of all folds one at a time, each with the images that it was tested on; the data are read once.
 
     Every fold must be evaluated on images that it was not trained on. Therefore overrides of the split are refused, and
@@ -37,7 +39,7 @@ def load_folds(folder: Path, overrides: Sequence[str] = (), which: str = "best")
     Raises:
         UserError: a fold is not finished, the split is overridden, or the images are not those of training.
     """
-    runs = finished_runs(RunFolder(folder))
+    runs = finished_runs(RunFolder.at(folder))
     if "split" in parse_overrides(overrides):
         raise UserError(
             f"split: each fold is tested on its own images; for another split give one, such as --run {runs[0]}"

@@ -65,14 +65,15 @@ def load_groups(folders: Sequence[Path], overrides: Sequence[str] = (), which: s
     for number, folder in enumerate(folders):
         if resolved[number] in resolved[:number]:
             raise UserError(f"--run {folder}: given twice; give it once")
-    with_folds = [folder for folder in folders if RunFolder(folder).holds_folds]
-    single = [folder for folder in folders if folder not in with_folds]
+    stored = [RunFolder(folder) for folder in folders]
+    with_folds = [run for run in stored if run.holds_folds]
+    single = [run for run in stored if not run.holds_folds]
     if with_folds and single:
         raise UserError(f"--run {single[0]}: is one run, and {with_folds[0]} holds folds; give folders of one kind")
     if with_folds:
-        yield from zip(*(load_folds(folder, overrides, which) for folder in folders))
+        yield from zip(*(load_folds(run, overrides, which) for run in stored))
     else:
-        yield [(folder, load_run(folder, overrides, which)) for folder in folders]
+        yield [(run.path, load_run(run, overrides, which)) for run in stored]
 
 
 def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: bool = False) -> Reevaluation:
