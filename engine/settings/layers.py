@@ -37,8 +37,9 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
     """
-    values = layered(_load(_find(cfg)), parse_overrides(overrides))
-    settings = check(RunSettings, layered(recipe_for(values), values))
+    in_files = _load(_find(cfg))
+    values = layered(in_files, parse_overrides(overrides))
+    settings = check(RunSettings, layered(recipe_for(values, in_files), values))
     if getattr(settings.data, "size", 0) is None:  # files are read at the size that the model takes
         data = settings.data.model_copy(update={"size": settings.model.img_size})
         settings = settings.model_copy(update={"data": data})

@@ -121,7 +121,9 @@ class RunSettings(Settings):
     split: SplitSettings = Field(
         SplitSettings(), description="test and validation images, folds, and the part that trains"
     )
-    augment: AugmentSettings = Field(AugmentSettings(), description="changes to training images")
+    augment: AugmentSettings = Field(
+        AugmentSettings(), description="changes to training images; light by default with finetune, but none for head"
+    )
     train: TrainSettings = Field(TrainSettings(), description="optimisation")
     finetune: FinetuneSettings | None = Field(
         None, description="which parameters are trained; null: all of them, from scratch or from weights"

@@ -412,6 +412,32 @@ def test_a_file_s_own_learning_rate_wins_over_the_recipe(tmp_path):
     assert load_settings(path, ["finetune=null"]).train.lr == 0.2
 
 
+def augmentation(cfg, *overrides):
+    """What is switched on under `augment:`."""
+    return load_settings(cfg, overrides).augment.model_dump(exclude_defaults=True)
+
+
+def test_a_head_learns_from_images_as_they_are_and_the_other_modes_augment_lightly(tmp_path):
+    assert augmentation("zoo/squeezenet", "finetune.mode=head") == {}
+    for mode in ("lora", "full"):
+        assert augmentation("zoo/squeezenet", f"finetune.mode={mode}") == {"scale": 0.5, "flip": True}
+    gradual = "finetune={mode: gradual, groups: [{parts: [head], lr: 1e-3}]}"
+    assert augmentation("zoo/squeezenet", gradual) == {"scale": 0.5, "flip": True}
+    assert augmentation("zoo/squeezenet", "finetune=null") == {}
+    stored = write(tmp_path, "settings.yaml", to_yaml(load_settings("zoo/squeezenet", ["finetune.mode=head"])))
+    assert augmentation(stored, "finetune.mode=full") == {}, "a run folder says all"
+
+
+def test_augmentation_of_a_file_replaces_that_of_the_recipe_and_the_command_line_changes_single_keys(tmp_path):
+    path = write(tmp_path, "a.yaml", BODY + "finetune: {mode: full}\naugment: {crop: 1}\n")
+    assert augmentation(path) == {"crop": 1}
+    path = write(tmp_path, "a.yaml", BODY + "finetune: {mode: full}\naugment: {}\n")
+    assert augmentation(path) == {}
+    assert augmentation("zoo/squeezenet", "augment.flip=false", "augment.erase=0.25") == {"scale": 0.5, "erase": 0.25}
+    listed = augmentation("zoo/squeezenet", "augment.transforms=[{name: RandomHorizontalFlip}]")
+    assert [entry["name"] for entry in listed["transforms"]] == ["RandomHorizontalFlip"] and len(listed) == 1
+
+
 def test_the_number_of_classes_is_the_dataset_s_where_it_is_published(tmp_path):
     for name, classes in (("digits/hybrid", 10), ("hybrid_merge", 10), ("cifar100/vit", 100), ("transfer/dtd_vit", 47)):
         assert load_settings(name).model.num_classes == classes
