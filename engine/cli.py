@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ def cli(main: Callable[[list[str]], None]) -> int:
     """
     code = 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tools.start left it to the system
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and "±" where the terminal's encoding lacks them
     try:
         try:
             main(sys.argv[1:])
