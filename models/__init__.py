@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from .settings import Settings, UserError, check, nearest
 
 if TYPE_CHECKING:
-    from .registry import MODELS, build, build_model
-    from .zoo_settings import split_name
+    from .builders import build, build_model
+    from .registry import MODELS
+    from .settings.zoo import split_name
 
+# Name -> the module that has it.
+LATER = {"MODELS": "registry", "build": "builders", "build_model": "builders", "split_name": "settings.zoo"}
 __all__ = ["MODELS", "Settings", "UserError", "build", "build_model", "check", "nearest", "split_name"]
 
 # torchvision, timm and fvcore use torch.jit.script as they are imported; users cannot do anything about that.
@@ -23,8 +26,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what stands in __all__ but is not imported above, when it is first used (PEP 562)."""
-    if name not in __all__:
+    """Imports a name of LATER when it is first used (PEP 562)."""
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "zoo_settings" if name == "split_name" else "registry"
-    return getattr(import_module(f".{module}", __name__), name)
+    return getattr(import_module(f".{LATER[name]}", __name__), name)

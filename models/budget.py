@@ -16,8 +16,8 @@ from .merging.budget import Cost, macs_of_target, solve_budget
 from .merging.wrapping import blocks_of
 from .merging.wrapping.cost import count
 from .settings import UserError
+from .settings.zoo import ZooSettings
 from .zoo import build_zoo
-from .zoo_settings import ZooSettings
 
 
 def solve(settings: Any) -> Any:

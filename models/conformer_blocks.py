@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from .merging import Assignment, Tokens, apply_assignment, initial_tokens, unmerge
 from .merging.tokens import Soft
+from .settings.conformer import EXPANSION
 from .vit import Block
-
-EXPANSION = 4  # channels of a bottleneck divided by those of its 3x3 convolution
 
 
 class ConvBlock(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 from .merging.budget import CountError
 from .merging.contract import Counts
 from .settings import Settings
-from .vit import EncoderSettings
+from .settings.vit import EncoderSettings
 
 PREFIX = 1  # the class token
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
-Head = Literal["linear", "mlp", "power"]
+from .settings.zoo import Head
 
 
 class PowerNorm(nn.Module):

@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import Literal
 
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from .bridge import Bridge, DirectMap
 from .cnn import CONV_BLOCKS
-from .merging import MERGERS, Tokens
+from .merging import Tokens
 from .merging.contract import Grid
-from .settings import Settings
-from .stem import STEMS, ConvStem
-from .vit import EncoderSettings, VisionTransformer
-
-
-class BridgeSettings(Settings):
-    """How merged tokens are turned into a feature map."""
-
-    stride: int = Field(1, gt=0, le=16384, description="patches per side of a cell of the map; 1: one cell per patch")
-    skip: bool = Field(True, description="add the stem's features from before merging")
-
-
-class CNNSettings(Settings):
-    """The CNN stage after the bridge."""
-
-    block: Literal[tuple(CONV_BLOCKS)] = Field("convnext", description="kind of block")
-    depth: int = Field(2, gt=0, le=1000, description="number of blocks")
-    dim: int | None = Field(None, gt=0, le=65536, description="channels; null: embed_dim")
-    layer_scale: float = Field(0.1, gt=0, description="initial scale of each block's residual")
-
-
-class HybridSettings(EncoderSettings):
-    """A ViT with token merging, followed by a CNN stage."""
-
-    name: Literal["hybrid"] = "hybrid"
-    stem: Literal[tuple(STEMS)] = Field(
-        "conv", description="image to patches: convolutions, or one projection as in ViT"
-    )
-    bridge: BridgeSettings | None = Field(
-        BridgeSettings(), description="merged tokens to a feature map; null: no bridge, for merging that keeps a grid"
-    )
-    cnn: CNNSettings | None = Field(CNNSettings(), description="CNN stage; null: no CNN stage and no bridge")
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> HybridSettings:
-        if self.stem == "conv":
-            ConvStem.widths(self.embed_dim, self.patch_size)
-        grid = self.grid[0]
-        if self.bridge is not None and grid % self.bridge.stride:
-            raise ValueError(f"bridge.stride = {self.bridge.stride}: does not divide the grid of {grid} patches a side")
-        # This depends on the method, not on the present r: another schedule may be set at any time.
-        fits = [name for name, m in MERGERS.items() if m.shrink is not None or m.at_most(prod(self.grid)) == 0]
-        if self.bridge is None and self.cnn is not None and self.merge.method not in fits:
-            raise ValueError(
-                f"bridge = null: merge.method = {self.merge.method} leaves no grid of patches; "
-                f"use {' or '.join(fits)}, or give a bridge"
-            )
-        return self
+from .settings.hybrid import HybridSettings
+from .stem import STEMS
+from .vit import VisionTransformer
 
 
 class ConvHead(nn.Module):

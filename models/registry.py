@@ -1,57 +1,46 @@
-"""All models by name, and the functions that build one from its settings."""
+"""All models by name: the settings of each, and where the function stands that builds it.
+
+Importing this file imports the settings alone. A model's own code, with timm and torchvision, is imported when one is
+built, so that settings are checked without waiting for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from .settings import Settings
+from .settings.conformer import ConformerSettings
+from .settings.hybrid import HybridSettings
+from .settings.lenet5 import LeNet5Settings
+from .settings.vit import ViTSettings
+from .settings.zoo import TimmSettings, TorchvisionSettings
 
-from .budget import solve
-from .cnn import LeNet5, LeNet5Settings
-from .conformer import Conformer, ConformerSettings
-from .hybrid import HybridSettings, build_hybrid
-from .settings import Settings, UserError, check, nearest
-from .vit import ViTSettings, build_vit
-from .weights import load_weights
-from .zoo import build_zoo
-from .zoo_settings import LIBRARIES, TimmSettings, TorchvisionSettings, split_name
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def imported(module: str, name: str) -> Callable[[Any], nn.Module]:
+    """Returns a function that imports a model's builder when it is called, and calls it.
+
+    Args:
+        module: the file in this folder, without .py.
+        name: the function or class in it that makes a model of settings.
+    """
+
+    def build(settings: Any) -> nn.Module:
+        return getattr(import_module(f".{module}", __package__), name)(settings)
+
+    return build
+
 
 # The name of a model -> its settings class, and the function that builds it from such settings.
 MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {
-    "vit": (ViTSettings, build_vit),
-    "hybrid": (HybridSettings, build_hybrid),
-    "conformer": (ConformerSettings, Conformer),
-    "lenet5": (LeNet5Settings, LeNet5),
-    "timm": (TimmSettings, build_zoo),
-    "torchvision": (TorchvisionSettings, build_zoo),
+    "vit": (ViTSettings, imported("vit", "build_vit")),
+    "hybrid": (HybridSettings, imported("hybrid", "build_hybrid")),
+    "conformer": (ConformerSettings, imported("conformer", "Conformer")),
+    "lenet5": (LeNet5Settings, imported("cnn", "LeNet5")),
+    "timm": (TimmSettings, imported("zoo", "build_zoo")),
+    "torchvision": (TorchvisionSettings, imported("zoo", "build_zoo")),
 }
-
-
-def build(settings: Settings) -> nn.Module:
-    """Builds a model, with random weights, from an instance of one of the settings classes in MODELS.
-
-    A budget in its `merge:` section is solved first.
-    """
-    return MODELS[settings.name][1](solve(settings))
-
-
-def build_model(name: str, **options: Any) -> nn.Module:
-    """Builds a model and loads its weights, if `weights` is among the options.
-
-    Args:
-        name: a key of MODELS, `timm:NAME` or `torchvision:NAME`.
-        options: the keys of the YAML's `model:` section.
-
-    Raises:
-        UserError: an unknown model or option, or a value out of range, in one line.
-    """
-    options = split_name({"name": name, **options})
-    if options["name"] not in MODELS:
-        known = [f"{known}:NAME" if known in LIBRARIES else known for known in sorted(MODELS)]
-        raise UserError(f"model.name = {name!r}: unknown; {nearest(name, known)}")
-    settings = check(MODELS[options["name"]][0], options, where="model")
-    model = build(settings)
-    if settings.weights is not None:
-        load_weights(model, settings.weights)
-    return model

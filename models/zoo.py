@@ -16,7 +16,7 @@ from torch import nn
 from .heads import new_head
 from .merging.wrapping import wrap
 from .settings import UserError
-from .zoo_settings import ZooSettings, hub_name
+from .settings.zoo import ZooSettings, hub_name
 
 
 class _Refused(Exception):

@@ -17,9 +17,13 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from engine.cli import cli
 from models.settings import UserError
+
+if TYPE_CHECKING:
+    from engine.runs.folder import RunFolder
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -48,20 +52,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    from engine.settings.layers import load_settings, to_yaml  # imports torch, which takes seconds
-
     if args.schema:
         from engine.files import write_text_atomic
         from engine.settings.schema import schema
 
         write_text_atomic(args.schema, json.dumps(schema(), indent=2) + "\n")
         return
-    from engine.runs.folder import RunFolder
+    from engine.settings.layers import load_settings, to_yaml  # imports torch, which takes seconds
 
-    stored = RunFolder(args.resume) if isinstance(args.resume, str) else None
-    if stored and not stored.is_run:
-        name = stored.settings_file.name
-        raise UserError(f"--resume {stored}: no run (no {name}); give the folder that training printed")
+    stored = run_to_resume(args.resume) if isinstance(args.resume, str) else None
     settings = load_settings(args.cfg, args.overrides) if args.cfg else stored.settings_with(args.overrides)
     if args.print:
         print(to_yaml(settings), end="")
@@ -70,6 +69,21 @@ def main(argv: list[str]) -> None:
     from engine.train.session import train
 
     train(settings, stored, resume=bool(args.resume))
+
+
+def run_to_resume(folder: str) -> RunFolder:
+    """Returns the run folder that --resume names.
+
+    Raises:
+        UserError: training has not begun there.
+    """
+    from engine.runs.folder import RunFolder
+
+    run = RunFolder(folder)
+    if not run.is_run:
+        name = run.settings_file.name
+        raise UserError(f"--resume {run}: no run (no {name}); give the folder that training printed")
+    return run
 
 
 if __name__ == "__main__":

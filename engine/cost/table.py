@@ -12,7 +12,7 @@ from engine.cost.macs import Complexity, measure
 from engine.tables import Column
 from engine.wording import fixed
 from models.budget import solve
-from models.registry import build
+from models.builders import build
 from models.settings import ModelSettings
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
-from torchvision.transforms import v2
 
 from engine.data.keyed import AUGMENT, hash64
 from models.settings import Settings, UserError
@@ -154,31 +153,42 @@ class CutMix(Settings):
     alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
 
 
-Make = Callable[[Any, int], Callable[[Tensor], Tensor]]
-BILINEAR = v2.InterpolationMode.BILINEAR
-# name -> its settings, and a function of these and data.size that builds the transform; None: it mixes whole batches
+# (torchvision.transforms.v2, settings, data.size) -> the transform
+Make = Callable[[Any, Any, int], Callable[[Tensor], Tensor]]
+# name -> its settings, and a function that builds the transform; None: it mixes whole batches
 TRANSFORMS: dict[str, tuple[type[Settings], Make | None]] = {
-    "Resize": (Resize, lambda s, size: v2.Resize(s.size or size, antialias=True)),
-    "CenterCrop": (CenterCrop, lambda s, size: v2.CenterCrop(s.size or size)),
+    "Resize": (Resize, lambda v2, s, size: v2.Resize(s.size or size, antialias=True)),
+    "CenterCrop": (CenterCrop, lambda v2, s, size: v2.CenterCrop(s.size or size)),
     "RandomCrop": (
         RandomCrop,
-        lambda s, size: v2.RandomCrop(s.size or size, padding=s.padding, pad_if_needed=True, fill=s.fill),
+        lambda v2, s, size: v2.RandomCrop(s.size or size, padding=s.padding, pad_if_needed=True, fill=s.fill),
     ),
     "RandomResizedCrop": (
         RandomResizedCrop,
-        lambda s, size: v2.RandomResizedCrop(s.size or size, s.scale, s.ratio, antialias=True),
+        lambda v2, s, size: v2.RandomResizedCrop(s.size or size, s.scale, s.ratio, antialias=True),
     ),
-    "RandomHorizontalFlip": (RandomHorizontalFlip, lambda s, size: v2.RandomHorizontalFlip(s.p)),
-    "RandomVerticalFlip": (RandomVerticalFlip, lambda s, size: v2.RandomVerticalFlip(s.p)),
-    "RandAugment": (RandAugment, lambda s, size: v2.RandAugment(s.num_ops, s.magnitude, 31, BILINEAR, s.fill)),
-    "TrivialAugmentWide": (TrivialAugmentWide, lambda s, size: v2.TrivialAugmentWide(31, BILINEAR, s.fill)),
-    "RandomRotation": (RandomRotation, lambda s, size: v2.RandomRotation(s.degrees, BILINEAR, fill=s.fill)),
-    "ColorJitter": (ColorJitter, lambda s, size: v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)),
+    "RandomHorizontalFlip": (RandomHorizontalFlip, lambda v2, s, size: v2.RandomHorizontalFlip(s.p)),
+    "RandomVerticalFlip": (RandomVerticalFlip, lambda v2, s, size: v2.RandomVerticalFlip(s.p)),
+    "RandAugment": (
+        RandAugment,
+        lambda v2, s, size: v2.RandAugment(s.num_ops, s.magnitude, 31, v2.InterpolationMode.BILINEAR, s.fill),
+    ),
+    "TrivialAugmentWide": (
+        TrivialAugmentWide,
+        lambda v2, s, size: v2.TrivialAugmentWide(31, v2.InterpolationMode.BILINEAR, s.fill),
+    ),
+    "RandomRotation": (
+        RandomRotation,
+        lambda v2, s, size: v2.RandomRotation(s.degrees, v2.InterpolationMode.BILINEAR, fill=s.fill),
+    ),
+    "ColorJitter": (ColorJitter, lambda v2, s, size: v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)),
     "RandomAffine": (
         RandomAffine,
-        lambda s, size: v2.RandomAffine(s.degrees, s.translate, s.scale, s.shear or None, BILINEAR, s.fill),
+        lambda v2, s, size: v2.RandomAffine(
+            s.degrees, s.translate, s.scale, s.shear or None, v2.InterpolationMode.BILINEAR, s.fill
+        ),
     ),
-    "RandomErasing": (RandomErasing, lambda s, size: v2.RandomErasing(s.p, s.scale, s.ratio, s.value)),
+    "RandomErasing": (RandomErasing, lambda v2, s, size: v2.RandomErasing(s.p, s.scale, s.ratio, s.value)),
     "MixUp": (MixUp, None),
     "CutMix": (CutMix, None),
 }
@@ -196,12 +206,14 @@ def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], *, whol
     Raises:
         UserError: the output does not have that shape, or a transform of colours is used on other images.
     """
+    from torchvision.transforms import v2  # slow to import, and not needed to check settings
+
     coloured = [s.name for s in transforms if s.name in COLOURED]
     if coloured and shape[0] not in (1, 3):
         raise UserError(
             f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; remove it"
         )
-    chain = [make(s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
+    chain = [make(v2, s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
     composed = v2.Compose(chain) if chain else lambda image: image
     size = shape[1]
     tried = ((size + 40, 2 * size), (2 * size, size), (max(size // 2, 1), size)) if whole else ((size, size),)

@@ -20,12 +20,12 @@ from engine.machine import seed_step
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder, Which
 from engine.settings.schema import RunSettings
+from models.builders import build
 from models.finetune import Tuning, frozen_state
 from models.lora import merge_lora
-from models.registry import build
 from models.settings import UserError
+from models.settings.zoo import normalisation
 from models.weights import load_weights as load_weights_from
-from models.zoo_settings import normalisation
 
 log = logging.getLogger("hybridmerge")
 

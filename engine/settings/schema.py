@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 from pydantic import Field, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
-from models.finetune import FinetuneSettings
 from models.registry import MODELS
 from models.settings import ModelSettings, Settings
+from models.settings.finetune import FinetuneSettings
 
 
 def one_of(table: Mapping[str, tuple[type[Settings], Any]]) -> Any:

@@ -21,7 +21,7 @@ from engine.data.loader import eval_batches
 from engine.files import writing
 from engine.machine import to_device
 from engine.measure.evaluate import eval_mode
-from models.finetune import FinetuneSettings
+from models.settings.finetune import FinetuneSettings
 
 log = logging.getLogger("hybridmerge")
 

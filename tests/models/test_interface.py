@@ -22,7 +22,7 @@ from models.interface import (
 from models.merging import wrap
 from models.merging.wrapping import trace
 from models.settings import check
-from models.zoo_settings import split_name
+from models.settings.zoo import split_name
 from tests.models.merging.wrapped_models import built, images, prefix_of
 
 OURS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}

@@ -9,7 +9,7 @@ from torch import nn
 from models import MODELS, build_model, split_name
 from models.heads import PowerNorm, Standardised
 from models.settings import UserError, check
-from models.zoo_settings import normalisation
+from models.settings.zoo import normalisation
 
 VIT = "timm:vit_tiny_patch16_224"
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}

@@ -5,9 +5,9 @@ from torch.nn import functional as F
 
 from engine.train.optim import build_optimizer
 from models import build_model
-from models.finetune import FinetuneSettings
 from models.merging import wrap
 from models.settings import check
+from models.settings.finetune import FinetuneSettings
 from tests.models.merging.wrapped_models import built
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}

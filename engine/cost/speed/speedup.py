@@ -14,11 +14,11 @@ from engine.cost.macs import measure
 from engine.cost.speed.timing import synchronise, timed
 from engine.machine import pick_autocast
 from models.budget import solve
+from models.builders import build
 from models.formulas import FORMULAS, formula_macs
 from models.interface import SettingsWithMerging, merging_method, model_name
 from models.merging.layer import MergeLayer
 from models.merging.settings import MergeSettings
-from models.registry import build
 from models.settings import ModelSettings, UserError
 
 

@@ -13,11 +13,11 @@ from pydantic import create_model
 from engine.data.sources.npz import NpzSettings
 from engine.settings import layers as config
 from engine.settings.layers import CONFIGS, load_settings, to_yaml
-from models.cnn import LeNet5Settings
-from models.hybrid import HybridSettings
 from models.merging.settings import AnySettings, LinearSettings, MergeSettings
 from models.settings import Settings, check
-from models.vit import ViTSettings
+from models.settings.hybrid import HybridSettings
+from models.settings.lenet5 import LeNet5Settings
+from models.settings.vit import ViTSettings
 from tests.engine.settings.settings_files import BODY, QUICK, RUNS, refusal, write
 
 # Reading a file

@@ -18,7 +18,8 @@ from engine.train.build import build_trainer
 from engine.train.checkpoints import Progress
 from engine.train.experiment import prepare_run
 from engine.train.objective import Objective
-from models.finetune import FinetuneSettings, Tuning
+from models.finetune import Tuning
+from models.settings.finetune import FinetuneSettings
 
 FP32 = torch.autocast("cpu", enabled=False)
 

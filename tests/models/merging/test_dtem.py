@@ -11,7 +11,7 @@ from models.merging import MERGERS, initial_tokens, log_size, merge, size_bias, 
 from models.merging.layer import Attended, Scores
 from models.merging.methods.dtem import NEAREST, SPREAD, grouped, soften
 from models.settings import UserError, check
-from models.vit import ViTSettings
+from models.settings.vit import ViTSettings
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 10}
 DTEM = MERGERS["dtem"]

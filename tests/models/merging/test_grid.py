@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from engine.cost.macs import measure
 from models import build_model
 from models.bridge import DirectMap
-from models.hybrid import HybridSettings
 from models.merging import MERGERS, MergeContext, Tokens, effective_schedule, initial_tokens, merge
 from models.settings import UserError, check
+from models.settings.hybrid import HybridSettings
 
 GRID = MERGERS["grid"]
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 10}

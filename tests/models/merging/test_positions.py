@@ -16,7 +16,7 @@ from models.merging.settings import MergeSettings
 from models.merging.tokens import mean_positions
 from models.merging.wrapping import trace
 from models.settings import UserError, check
-from models.vit import ViTSettings
+from models.settings.vit import ViTSettings
 from tests.models.merging.test_contract import PAGE, cases, holds_the_contract
 from tests.models.merging.wrapped_models import TINY, built, images, prefix_of
 

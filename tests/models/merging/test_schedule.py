@@ -10,7 +10,7 @@ from models import build_model
 from models.merging import MERGERS, effective_schedule
 from models.merging.settings import MergeSettings
 from models.settings import UserError, check
-from models.vit import ViTSettings
+from models.settings.vit import ViTSettings
 
 EVERY = pytest.mark.parametrize("method", MERGERS)
 

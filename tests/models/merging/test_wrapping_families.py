@@ -18,7 +18,7 @@ from models.merging.wrapping import blocks_of, schedule_of, trace
 from models.merging.wrapping.equations import between_tokens
 from models.merging.wrapping.families import KINDS, attention_width
 from models.settings import UserError, check
-from models.vit import ViTSettings
+from models.settings.vit import ViTSettings
 from tests.models.merging.wrapped_models import ALL, MODELS, PATCHES, TINY, built, container, images, prefix_of
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 from typing import Any, Literal, NamedTuple
 
-import timm
-import torchvision
 from pydantic import Field, model_validator
-from timm.models import get_pretrained_cfg, is_model
 
-from .heads import Head
-from .merging.settings import AnySettings, MergeSettings
-from .settings import ModelSettings, UserError, nearest
+from ..merging.settings import AnySettings, MergeSettings
+from . import ModelSettings, UserError, nearest
 
+Head = Literal["linear", "mlp", "power"]
 LIBRARIES = ("timm", "torchvision")
 Option = bool | int | float | str | list[int] | list[float] | None
 # Constructor arguments that are not allowed in `options`, and the key of ours to use instead.
@@ -109,6 +106,9 @@ class TimmSettings(ZooSettings):
 
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        import timm  # slow to import, and not needed by other models
+        from timm.models import get_pretrained_cfg, is_model
+
         named = hub_name(weights, "timm") or arch
         for name in dict.fromkeys((arch, named)):
             key = "arch" if name == arch else "weights"
@@ -129,6 +129,8 @@ class TorchvisionSettings(ZooSettings):
 
     @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
+        import torchvision  # slow to import, and not needed by other models
+
         known = torchvision.models.list_models(module=torchvision.models)
         if arch not in known:
             raise ValueError(f"arch = {arch!r}: torchvision has no such classifier; {_near(arch, known)}")
