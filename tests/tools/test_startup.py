@@ -53,3 +53,7 @@ def test_help_imports_nothing_heavy_and_has_an_example(tool):
 def test_importing_the_models_package_imports_no_model():
     code = "import sys, models; models.UserError; assert 'torch' not in sys.modules; models.build_model; models.MODELS"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_checking_settings_imports_neither_timm_nor_torchvision():
+    assert run("tools/train.py", "--print", "--cfg", "hybrid_merge")[-1] == "heavy torch"
