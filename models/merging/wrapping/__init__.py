@@ -22,11 +22,22 @@ from ..settings import MergeSettings
 from ..tokens import Tokens
 from .blocks import MergingBlocks
 from .cost import meet_budget
-from .families import attention_width, family_of, kind_of
-from .kinds import Family
+from .families import FAMILIES, KINDS, attention_width, family_of, kind_of
+from .kinds import Family, Kind
 from .refusals import check_block, check_container, check_hooks, check_needs
 
-__all__ = ["MergingBlocks", "blocks_of", "schedule_of", "trace", "unwrap", "wrap"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "Family",
+    "Kind",
+    "MergingBlocks",
+    "blocks_of",
+    "schedule_of",
+    "trace",
+    "unwrap",
+    "wrap",
+]
 
 
 def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> nn.Module:

@@ -236,8 +236,12 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
     budget = f"merge.{blocks.settings.target} = {getattr(blocks.settings, str(blocks.settings.target))}"
     if grid is None:
         raise UserError(f"{budget}: this {type(vit).__name__} was built for no image size; build it for one, or give r")
-    channels = next(module.in_channels for module in vit.modules() if isinstance(module, nn.Conv2d))
-    image = (channels, *family.image_size(vit))
+    convolution = next((module for module in vit.modules() if isinstance(module, nn.Conv2d)), None)
+    if convolution is None:
+        raise UserError(
+            f"{budget}: this {type(vit).__name__} has no convolution that tells the channels of its images; give r"
+        )
+    image = (convolution.in_channels, *family.image_size(vit))
     cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
     plan = solve_budget(blocks.settings, cost, len(blocks), grid)
     blocks.plan = plan

@@ -1,6 +1,7 @@
 """The families of ViTs that `wrap` supports, and their kinds of blocks, in timm and torchvision.
 
 A new family is an entry in FAMILIES; a new kind of block is an entry in KINDS and its equations in equations.py.
+docs/merging.md adds one as an example.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from .kinds import Family, Kind
 from .refusals import check_by_weight, why_not
 
 TimmAttention = vision_transformer.Attention  # type: ignore[attr-defined]  # newer versions re-export it
-SERVED = "timm's VisionTransformer and Beit, and torchvision's VisionTransformer"
 
 
 def _timm_layout(patch_embed: Any) -> tuple[Grid | None, bool]:
@@ -62,6 +62,11 @@ FAMILIES = {
 }
 
 
+def served() -> str:
+    """Returns the classes in FAMILIES, each with the package that it is from."""
+    return ", ".join(f"{cls.__module__.partition('.')[0]}'s {cls.__name__}" for cls in FAMILIES)
+
+
 def family_of(model: nn.Module) -> Family:
     """Returns the family of a model.
 
@@ -71,7 +76,7 @@ def family_of(model: nn.Module) -> Family:
     cls = type(model)
     base = next((base for base in cls.__mro__ if base in FAMILIES), None)
     if base is None:
-        raise UserError(f"{cls.__name__} {why_not(cls, 'is not a model that wrap supports')}; wrap takes {SERVED}")
+        raise UserError(f"{cls.__name__} {why_not(cls, 'is not a model that wrap supports')}; wrap takes {served()}")
     for method in ("forward", "forward_features"):
         if getattr(cls, method, None) is not getattr(base, method, None) or method in vars(model):
             raise UserError(f"{cls.__name__} has a {method} of its own; wrap supports that of {base.__name__} alone")
@@ -79,15 +84,24 @@ def family_of(model: nn.Module) -> Family:
 
 
 _TIMM = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
+
+
+def _timm_head_dim(attn: Any) -> int:
+    width: int = attn.proj.in_features  # `head_dim` is not an attribute in every version
+    heads: int = attn.num_heads
+    return width // heads
+
+
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
 KINDS = {
-    vision_transformer.Block: Kind(vit_block, ("attn", TimmAttention), _BLOCK | {"ls1", "ls2"}, _TIMM),
-    vision_transformer.ResPostBlock: Kind(post_norm_block, ("attn", TimmAttention), _BLOCK, _TIMM),
+    vision_transformer.Block: Kind(vit_block, ("attn", TimmAttention), _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim),
+    vision_transformer.ResPostBlock: Kind(post_norm_block, ("attn", TimmAttention), _BLOCK, _TIMM, _timm_head_dim),
     beit.Block: Kind(
         beit_block,
         ("attn", beit.Attention),
         _BLOCK | {"gamma_1", "gamma_2"},
         frozenset({"qkv", "q_bias", "v_bias", "relative_position_bias_table", "attn_drop", "proj", "proj_drop"}),
+        _timm_head_dim,
         frozenset({"shared_rel_pos_bias"}),
         by_weight=lambda attn: "" if attn.q_bias is None or attn.qkv_bias_separate else "qkv",
         adaptable=("proj", "fc1", "fc2"),
@@ -97,6 +111,7 @@ KINDS = {
         ("self_attention", nn.MultiheadAttention),
         frozenset({"ln_1", "self_attention", "dropout", "ln_2", "mlp"}),
         frozenset({"in_proj_weight", "in_proj_bias", "out_proj"}),
+        lambda attn: attn.head_dim,
         by_weight=lambda attn: "out_proj",
         adaptable=("mlp.0", "mlp.3"),
     ),
@@ -125,7 +140,5 @@ def kind_of(block: nn.Module, name: str) -> Kind:
 
 def attention_width(block: nn.Module) -> int:
     """Width of an attention head."""
-    attn: Any = getattr(block, kind_of(block, "block").attention[0])
-    width: int = attn.embed_dim if isinstance(attn, nn.MultiheadAttention) else attn.proj.in_features
-    heads: int = attn.num_heads
-    return width // heads
+    kind = kind_of(block, "block")
+    return kind.head_dim(getattr(block, kind.attention[0]))

@@ -35,6 +35,7 @@ class Kind:
     attention: tuple[str, type[nn.Module]]  # name and class of its attention
     parts: frozenset[str]
     attention_parts: frozenset[str]
+    head_dim: Callable[[Any], int]  # width of a head, from the attention
     options: frozenset[str] = frozenset()  # arguments besides x that it accepts after a merge
     by_weight: Callable[[Any], str] = lambda attn: ""  # the attention's projection that is never called; "": none
     adaptable: tuple[str, ...] = ()  # layers that LoRA can be added to instead

@@ -12,7 +12,6 @@ from torch import nn
 from models import build_model
 from models.merging import unwrap, wrap
 from models.merging.wrapping import blocks_of, schedule_of, trace
-from models.merging.wrapping.families import SERVED
 from models.settings import UserError
 from tests.models.merging.wrapped_models import TINY, built, container, gradients, images
 
@@ -73,7 +72,8 @@ REFUSED = {
     "ConvNeXt convolves": lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
     "Eva rotates queries and keys": lambda: timm.models.Eva(**TINY, use_rot_pos_emb=True),
     "VisionTransformer merges by itself": lambda: build_model("vit", **TINY),
-    f"Linear is not a model that wrap supports; wrap takes {SERVED}": lambda: nn.Linear(1, 1),
+    "Linear is not a model that wrap supports; "
+    "wrap takes timm's VisionTransformer, timm's Beit, torchvision's VisionTransformer": lambda: nn.Linear(1, 1),
     "OptimizedModule holds the model already": lambda: torch.compile(built()),
     "blocks.0 is a ParallelScalingBlock, which computes attention and MLP side by side": lambda: with_blocks(
         vision_transformer.ParallelScalingBlock

@@ -19,7 +19,7 @@ from models.merging.wrapping.equations import between_tokens
 from models.merging.wrapping.families import KINDS, attention_width
 from models.settings import UserError, check
 from models.settings.vit import ViTSettings
-from tests.models.merging.wrapped_models import ALL, MODELS, PATCHES, TINY, built, container, images, prefix_of
+from tests.models.merging.wrapped_models import ALL, DROPOUT, MODELS, PATCHES, TINY, built, container, images, prefix_of
 
 
 @ALL
@@ -81,15 +81,9 @@ def test_merging_equal_tokens_changes_nothing(name):
     assert not torch.allclose(container(model)(x, **given), expected, atol=1e-3)
 
 
-DROPOUT = {"proj_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.3}
-
-
 @ALL
 def test_a_block_s_equations_are_the_block_with_its_dropout(name):
-    options = {"dropout": 0.3, "attention_dropout": 0.3} if name == "torchvision" else dict(DROPOUT)
-    if name == "qk_norm":
-        del options["drop_path_rate"]
-    model = built(name, **options).train()
+    model = built(name, **DROPOUT[name]).train()
     x = torch.randn(1, prefix_of(model) + PATCHES, 32)  # one image: torchvision drops out in an order of its own
     layer = MergeLayer(MERGERS["tome"], "keys", 1, 0.0, 32, 8)
     shared = getattr(model, "rel_pos_bias", None)

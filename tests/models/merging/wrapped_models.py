@@ -7,6 +7,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models import vision_transformer as torchvision_vit
 
+from models.merging.wrapping.families import family_of
+
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
 PATCHES = 16
 BEIT = {**TINY, "init_values": 0.5}
@@ -33,6 +35,11 @@ MODELS = {
     "beit_both": lambda **o: beit.Beit(**{**TINY, **o}, use_rel_pos_bias=True, use_shared_rel_pos_bias=True),
     "torchvision": torchvision_tiny,
 }
+# Options of a family's model that switch its dropout on.
+DROPOUT = {name: {"proj_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.3} for name in MODELS} | {
+    "qk_norm": {"proj_drop_rate": 0.3, "attn_drop_rate": 0.3},
+    "torchvision": {"dropout": 0.3, "attention_dropout": 0.3},
+}
 ALL = pytest.mark.parametrize("name", MODELS)
 
 
@@ -51,7 +58,7 @@ def images(batch=2, size=32):
 
 
 def container(model):
-    return model.encoder.layers if hasattr(model, "encoder") else model.blocks
+    return model.get_submodule(family_of(model).blocks)
 
 
 def prefix_of(model):
