@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    from engine.cost.table import COLUMNS, MODULE_COLUMNS, breakdown, cost_of, other_estimates, record
+    from engine.cost.table import COLUMNS, MODULE_COLUMNS, assumed_classes, breakdown, cost_of, other_estimates, record
     from engine.files import write_json_atomic
     from engine.settings.layers import load_settings
 
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     print_table([column for column, _ in COLUMNS], [[text(model) for _, text in COLUMNS] for model in models])
     for line in filter(None, map(other_estimates, models)):
         print(line)
+    if note := assumed_classes({settings.name: settings.model for settings in all_settings}):
+        print(note)
     if args.json:
         write_json_atomic(args.json, [record(model) for model in models])
 

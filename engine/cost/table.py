@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -102,3 +102,13 @@ def other_estimates(model: ModelCost) -> str | None:
         return None
     estimates = ", ".join(f"{operation} {fixed(count / 1e6, 3)}" for operation, count in model.cost.other.items())
     return f"apart from these, {model.name}, M by fvcore's estimate: {estimates}"
+
+
+def assumed_classes(models: Mapping[str, ModelSettings]) -> str | None:
+    """Returns a note on models whose number of classes is not given, so that a default is used; None if there are none.
+
+    Args:
+        models: name -> settings.
+    """
+    assumed = [f"{settings.classes} for {name}" for name, settings in models.items() if settings.num_classes is None]
+    return f"number of classes not given, assumed: {', '.join(assumed)}; set model.num_classes=N" if assumed else None

@@ -17,33 +17,43 @@ OF_MODE = {
 
 
 class GroupSettings(Settings):
-    """Parts of a model that begin to learn together."""
+    """Parts of a model that are trained from the same epoch on, with the same learning rate."""
 
-    parts: list[str] = Field(min_length=1, description='names of modules or parameters, such as "blocks.11"; "head"')
-    epoch: int = Field(0, ge=0, description="the epoch before which they begin to learn; 0: at once")
-    lr: float = Field(gt=0, description="their learning rate where the schedule is at its height")
+    parts: list[str] = Field(
+        min_length=1, description='modules or parameters by name, such as "blocks.11"; "head" is the classifier'
+    )
+    epoch: int = Field(0, ge=0, description="the epoch from which they are trained, counted from 0")
+    lr: float = Field(gt=0, description="their learning rate after the warm-up")
 
 
 class FinetuneSettings(Settings):
-    """What of a model learns."""
+    """Which parameters are trained."""
 
     keys_by_choice: ClassVar = {"mode": OF_MODE}
 
     mode: Literal["head", "gradual", "full", "lora"] = Field(
-        description="the head alone; groups from the head down; everything; adapters of low rank, and the head"
+        description="head: the classifier alone; gradual: groups, one after another; full: everything; lora: low-rank "
+        "adapters and the classifier"
     )
     cache: Literal["auto", "memory", "disk", "none"] | None = Field(
-        None, description="head: where the frozen part's features are kept while nothing is augmented; null: auto"
+        None, description="head: where features of the frozen part are kept if nothing is augmented; null: auto"
     )
-    groups: list[GroupSettings] | None = Field(None, description="gradual: what begins to learn when, and how fast")
+    groups: list[GroupSettings] | None = Field(
+        None, description="gradual: groups of parameters, with the epoch and learning rate of each"
+    )
     layer_decay: float | None = Field(
-        None, gt=0, le=1, description="full: factor on the learning rate for each layer further from the head; null: 1"
+        None,
+        gt=0,
+        le=1,
+        description="full: the learning rate is multiplied by this for each layer further from the head; null: 1",
     )
     rank: int | None = Field(None, ge=1, le=4096, description="lora: rank of the adapters; null: 8")
-    alpha: float | None = Field(None, gt=0, description="lora: their scale is alpha / rank; null: 16")
-    dropout: float | None = Field(None, ge=0, lt=1, description="lora: dropout before the adapters; null: 0")
+    alpha: float | None = Field(None, gt=0, description="lora: the adapters are scaled by alpha / rank; null: 16")
+    dropout: float | None = Field(None, ge=0, lt=1, description="lora: dropout of the adapters' inputs; null: 0")
     targets: list[str] | None = Field(
-        None, min_length=1, description="lora: names, or last parts of names, of modules; null: attention's projections"
+        None,
+        min_length=1,
+        description="lora: modules that get adapters, by name or end of name; null: the attention projections",
     )
 
     @model_validator(mode="after")

@@ -42,23 +42,23 @@ class Metadata(NamedTuple):
 
 
 def _also_with_arch(schema: dict[str, Any]) -> None:
-    """In files a name may be `timm:resnet18`; see split_name."""
+    """Lets the JSON schema accept names such as `timm:resnet18`; see split_name."""
     schema["pattern"] = f"^{schema.pop('const')}(:.+)?$"
 
 
 class ZooSettings(ModelSettings):
-    """A model of another library. `img_size` is the weights' own unless it is given."""
+    """A model of another library. `img_size` defaults to the size that the weights were trained at."""
 
     arch: str = Field(min_length=1, description="the model's name in its library, as in timm:NAME")
     head: Head = Field(
         "linear",
-        description="the library's classifier; mlp: dropout, linear to head_dim, ReLU, dropout, linear; "
+        description="linear: the library's own classifier; mlp: dropout, linear to head_dim, ReLU, dropout, linear; "
         "power: signed roots of the features, standardised, dropout, linear",
     )
     head_dim: int = Field(512, gt=0, le=65536, description="hidden width of the mlp head")
     head_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the mlp and power heads")
     options: dict[str, Option] = Field({}, description="keyword arguments of the library's constructor")
-    merge: MergeSettings | None = Field(None, description="token merging, for models that merging can be put into")
+    merge: MergeSettings | None = Field(None, description="token merging, for ViTs that support it; null: none")
 
     @classmethod
     def spelled_out(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +85,10 @@ class ZooSettings(ModelSettings):
             if key in TUPLES:
                 raise ValueError(f"options.{key}: the model would return more than logits; omit it")
         if self.merge is not None and isinstance(self.merge.r, AnySettings):
-            said = f"merge.r = {{train: {self.merge.r.train}}}: is drawn for each step in our own models, not in"
-            raise ValueError(f"{said} {self.name}'s; give a number, a list or {{first: n, last: n}}")
+            raise ValueError(
+                f"merge.r = {{train: {self.merge.r.train}}}: is drawn for each step in our own models, not in "
+                f"{self.name}'s; give a number, a list or {{first: n, last: n}}"
+            )
         return self
 
     @classmethod
@@ -143,7 +145,7 @@ class TorchvisionSettings(ZooSettings):
 
 
 def split_name(values: dict[str, Any]) -> dict[str, Any]:
-    """`name: timm:resnet18` as `name: timm, arch: resnet18`: how the settings keep it."""
+    """Returns settings with `name: timm:resnet18` written as `name: timm, arch: resnet18`."""
     name = values.get("name")
     library, colon, arch = name.partition(":") if isinstance(name, str) else ("", "", "")
     return {**values, "name": library, "arch": arch} if colon and library in LIBRARIES else values
@@ -171,12 +173,12 @@ def normalisation(settings: ModelSettings) -> tuple[tuple[float, ...], tuple[flo
 
 
 def hub_name(weights: str | None, library: str) -> str | None:
-    """NAME of `library:NAME`."""
+    """Returns NAME of `library:NAME`; None if the weights are not of this library."""
     prefix, colon, name = (weights or "").partition(":")
     return name if colon and prefix == library else None
 
 
 def _near(word: str, known: list[str]) -> str:
-    """The end of an error line, also where a thousand names are known."""
-    said = nearest(word, known)
-    return said if len(said) < 200 else f"known: {', '.join(known[:3])} and {len(known) - 3} more"
+    """Returns the end of an error line: the nearest names, or a few if none of very many is near."""
+    hint = nearest(word, known)
+    return hint if len(hint) < 200 else f"known: {', '.join(known[:3])} and {len(known) - 3} more"

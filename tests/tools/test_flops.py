@@ -57,6 +57,17 @@ def test_tiny_models_have_significant_digits(configs: list[str], capsys: pytest.
     assert float(merging[2]) == pytest.approx(MERGING_MACS / 1e9, rel=0.005) and merging[2] == "0.00000766"
 
 
+def test_an_assumed_number_of_classes_is_said(configs: list[str], capsys: pytest.CaptureFixture) -> None:
+    flops.main(["--cfg", *configs])
+    assert "assumed" not in capsys.readouterr().out
+    unknown = Path(configs[0])
+    body = unknown.read_text().replace(", num_classes: 10", "").replace("{name: digits}", "{name: npz, path: x.npz}")
+    unknown.write_text(body)
+    flops.main(["--cfg", *configs])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "assumed" in line]
+    assert lines == ["number of classes not given, assumed: 1000 for merging; set model.num_classes=N"]
+
+
 def test_norms_stand_below_the_table(configs: list[str], capsys: pytest.CaptureFixture) -> None:
     flops.main(["--cfg", configs[0]])
     assert "apart from these, merging, M by fvcore's estimate: layer_norm" in capsys.readouterr().out
