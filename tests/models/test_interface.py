@@ -113,12 +113,22 @@ def test_what_each_model_offers(name):
     assert (as_merging_model(model) is model) == (MergingModel in PROTOCOLS[name])
 
 
-def test_settings_with_merging():
-    for name, (cls, _) in MODELS.items():
-        options = {"arch": "vit_tiny_patch16_224"} if name == "timm" else {"arch": "vit_b_16"}
-        settings = check(cls, {"name": name, **(options if name in ("timm", "torchvision") else {})})
-        assert isinstance(settings, SettingsWithMerging) == (name != "lenet5"), name
-        assert (merge_settings(settings) is None) == (name == "lenet5" or name in ("timm", "torchvision"))
+@pytest.mark.parametrize(
+    ("name", "has_section", "merges"),
+    [
+        ("vit", True, True),
+        ("hybrid", True, True),
+        ("conformer", True, True),
+        ("timm:vit_tiny_patch16_224", True, False),
+        ("torchvision:vit_b_16", True, False),
+        ("lenet5", False, False),
+    ],
+)
+def test_settings_with_merging(name, has_section, merges):
+    values = split_name({"name": name})
+    settings = check(MODELS[values["name"]][0], values)
+    assert isinstance(settings, SettingsWithMerging) == has_section
+    assert (merge_settings(settings) is not None) == merges
 
 
 def test_a_wrapped_model_s_schedule_can_be_set():
