@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from ..settings import Settings, UserError
-from .contract import Merger, declared_options
+from .contract import Grid, Merger, declared_options
 from .layer import METRICS
 from .methods import MERGERS
-from .schedule import Plan
+from .schedule import Plan, effective_schedule
 
 BUDGETS = (
     "r",
@@ -170,6 +171,15 @@ class MergeSettings(WithOptions):
     def compared_by(self) -> str:
         """What tokens are compared by: one of METRICS."""
         return self.metric or MERGERS[self.method].metric
+
+    def schedule(self, depth: int, grid: Grid) -> list[int]:
+        """Returns the number of patches that each of `depth` blocks removes: as many as requested, or as it can.
+
+        Args:
+            depth: number of blocks.
+            grid: rows and columns of the patches that enter the first block.
+        """
+        return effective_schedule(self.plan(depth), prod(grid), self.merger(), grid)
 
     def plan(self, depth: int) -> Plan:
         """The number of tokens, or share to keep, requested from each of `depth` blocks.

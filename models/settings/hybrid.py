@@ -48,11 +48,15 @@ class HybridSettings(EncoderSettings):
         grid = self.grid[0]
         if self.bridge is not None and grid % self.bridge.stride:
             raise ValueError(f"bridge.stride = {self.bridge.stride}: does not divide the grid of {grid} patches a side")
-        # This depends on the method, not on the present r: another schedule may be set at any time.
+        if self.bridge is None and self.cnn is not None:
+            self._check_grid_is_kept()
+        return self
+
+    def _check_grid_is_kept(self) -> None:
+        """Refuses methods that leave no grid; r does not matter, since another schedule may be set at any time."""
         fits = [name for name, m in MERGERS.items() if m.shrink is not None or m.at_most(prod(self.grid)) == 0]
-        if self.bridge is None and self.cnn is not None and self.merge.method not in fits:
+        if self.merge.method not in fits:
             raise ValueError(
                 f"bridge = null: merge.method = {self.merge.method} leaves no grid of patches; "
                 f"use {' or '.join(fits)}, or give a bridge"
             )
-        return self

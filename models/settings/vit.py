@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ..merging.contract import Grid
-from ..merging.schedule import effective_schedule
 from ..merging.settings import MergeSettings
 from . import ModelSettings
 
@@ -49,7 +47,7 @@ class EncoderSettings(ModelSettings):
 
     def schedule(self) -> list[int]:
         """The number of patches that each block removes: as many as requested, or as the method can."""
-        return effective_schedule(self.merge.plan(self.depth), prod(self.grid), self.merge.merger(), self.grid)
+        return self.merge.schedule(self.depth, self.grid)
 
 
 class ViTSettings(EncoderSettings):
