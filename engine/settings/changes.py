@@ -16,22 +16,18 @@ FREE_ON_RESUME = re.compile(
 )
 
 
-# A finished or stopped run may be continued for more epochs or steps, unless it is a fold.
-LENGTHS = ("train.epochs", "train.steps")
-
-
 def changed_on_resume(stored: RunSettings, given: RunSettings, *, may_go_on: bool = False) -> str:
     """Returns a phrase that names the first setting whose change would alter the result; "" if there is none.
 
     Args:
         stored: the settings that the run was started with.
         given: the settings that it is resumed with.
-        may_go_on: whether more epochs or steps than at the start are allowed.
+        may_go_on: whether more epochs than at the start are allowed, or more steps if the run is measured in steps.
     """
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     for key in {**now, **before}:
         from_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
-        longer = may_go_on and key in LENGTHS and _is_longer(before.get(key), now.get(key))
+        longer = may_go_on and key == _length(stored) and _is_longer(before[key], now[key])
         if now.get(key) != before.get(key) and not (from_data or longer or FREE_ON_RESUME.fullmatch(key)):
             return f"{key} = {now.get(key)!r}: the run was begun with {before.get(key)!r}"
     return ""
@@ -40,10 +36,13 @@ def changed_on_resume(stored: RunSettings, given: RunSettings, *, may_go_on: boo
 def goes_on(stored: RunSettings, given: RunSettings) -> str:
     """Returns a phrase that says how a resumed run becomes longer than it was started for; "" if it does not."""
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    for key in LENGTHS:
-        if _is_longer(before[key], now[key]):
-            return f"{key} = {now[key]}, begun with {before[key]}"
-    return ""
+    key = _length(stored)
+    return f"{key} = {now[key]}, begun with {before[key]}" if _is_longer(before[key], now[key]) else ""
+
+
+def _length(settings: RunSettings) -> str:
+    """Returns the setting that decides how long a run is; with `train.steps`, `train.epochs` has no effect."""
+    return "train.epochs" if settings.train.steps is None else "train.steps"
 
 
 def _is_longer(before: int | None, now: int | None) -> bool:

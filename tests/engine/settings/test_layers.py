@@ -16,7 +16,7 @@ from pydantic import Field, create_model
 from engine.cli import cli
 from engine.data.sources.digits import DigitsSettings
 from engine.data.sources.npz import NpzSettings
-from engine.settings.changes import changed_on_resume
+from engine.settings.changes import changed_on_resume, goes_on
 from engine.settings.layers import CONFIGS, load_settings, to_yaml
 from engine.settings.schema import RunSettings, TrainSettings, one_of, schema
 from engine.settings.yaml12 import parse
@@ -224,6 +224,22 @@ def test_a_resumed_run_may_change_only_what_computes_nothing(override, words):
     assert bool(changed) == bool(words)
     for word in words:
         assert word in changed
+
+
+@pytest.mark.parametrize(
+    ("begun", "resumed", "key"),
+    [
+        ("train.epochs=20", "train.epochs=30", "train.epochs"),
+        ("train.steps=20", "train.steps=30", "train.steps"),
+        ("train.steps=20", "train.epochs=30", ""),  # without an effect: nothing is trained, and the test would repeat
+        ("train.epochs=20", "train.steps=30", ""),
+    ],
+)
+def test_a_run_goes_on_only_by_what_measures_its_length(begun, resumed, key):
+    overrides = ["train.warmup_epochs=0", begun]
+    stored, given = (load_settings("digits/hybrid", [*overrides, *more]) for more in ([], [resumed]))
+    assert bool(changed_on_resume(stored, given, may_go_on=True)) != bool(key)
+    assert goes_on(stored, given) == (f"{key} = 30, begun with 20" if key else "")
 
 
 # The schema
