@@ -21,6 +21,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"hybridmerge": "models"},
     packages=["hybridmerge", *(f"hybridmerge.{name}" for name in find_packages(str(ROOT / "models")))],
+    package_data={"hybridmerge": ["py.typed"]},  # its type hints are meant for users
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

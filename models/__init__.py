@@ -30,3 +30,8 @@ def __getattr__(name: str) -> Any:
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{LATER[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """Names for completion, those that are imported later included."""
+    return sorted({*globals(), *__all__})

@@ -25,6 +25,7 @@ PROJECT = {
     "train.py": """
 import sys
 import engine
+import hybridmerge
 import models
 import timm
 import torch
@@ -34,6 +35,7 @@ from hybridmerge.merging import unwrap, wrap
 from hybridmerge.merging.wrapping import schedule_of
 
 assert (models.WIDTH, engine.SPEED) == (7, 9)
+assert set(hybridmerge.__all__) <= set(dir(hybridmerge))
 images = torch.randn(2, 3, 64, 64)
 vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3).eval()
 with torch.no_grad():
@@ -77,7 +79,8 @@ def test_the_wheel_holds_the_library_alone(wheel):
     with ZipFile(wheel) as archive:
         names = archive.namelist()
     modules = {name for name in names if ".dist-info/" not in name}
-    assert modules == {f"hybridmerge/{path.relative_to(ROOT / 'models')}" for path in (ROOT / "models").rglob("*.py")}
+    files = [*(ROOT / "models").rglob("*.py"), ROOT / "models" / "py.typed"]
+    assert modules == {f"hybridmerge/{path.relative_to(ROOT / 'models')}" for path in files}
 
 
 def test_the_wheel_requires_what_models_import_and_no_more(wheel):

@@ -28,8 +28,19 @@ from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from ..merging.wrapping import base_model
 from ..settings import UserError, nearest
-from .agreement import ABSOLUTE, NOISE, Agreement, Runtime, close, compare, random_images
+from .agreement import (
+    ABSOLUTE,
+    NOISE,
+    Agreement,
+    Runtime,
+    check_accepts,
+    close,
+    compare,
+    images_to_check,
+    random_images,
+)
 from .formats import FORMATS, LEAST_TORCH, Format, check_packages, conversion_errors
 
 __all__ = [
@@ -62,7 +73,8 @@ def export_model(
     """Writes a model in evaluation mode and in fp32, for images of this size in batches of any size.
 
     Args:
-        model: the model. The numbers of tokens that it removes are fixed in the file. It is not changed.
+        model: the model, or peft's model around it. The numbers of tokens that it removes are fixed in the file. It is
+            not changed.
         to: "onnx" or "exported", a key of FORMATS.
         path: the file. If the export fails, an older file at this path is left as it was.
         images: normalised images (n, C, H, W), of the kind that the model is for, to check the file on; or the size
@@ -74,15 +86,17 @@ def export_model(
         How well the file, read back, agrees with the model.
 
     Raises:
-        UserError: the format does not exist, a package is missing or torch is too old, the model cannot be converted or
-            gives no finite logits, the file cannot be written, or its logits are not the model's.
+        UserError: the format does not exist, a package is missing or torch is too old, the model does not take these
+            images, cannot be converted or gives no finite logits, the file cannot be written, or its logits are not
+            the model's.
     """
     if to not in FORMATS:
         raise UserError(f"to = {to!r}: {nearest(to, list(FORMATS))}")
     form, metadata, path = FORMATS[to], dict(metadata or {}), Path(path)
-    images = images if isinstance(images, Tensor) else random_images(images)
+    images = images_to_check(images)
     check_packages(to)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    check_accepts(model, images)
     if to == "onnx" and sum(p.nbytes for p in (*model.parameters(), *model.buffers())) > BYTES:
         raise UserError(
             "to = 'onnx': a single ONNX file ends at 2 GB, and this model's weights do not fit; use exported"
@@ -90,7 +104,7 @@ def export_model(
     with _replacing(path) as file:
         with quiet(), conversion_errors(to, metadata.get("method")):
             with _unfused(model) if to == "onnx" else nullcontext():
-                program = program_of(model, images.shape[1:])
+                program = program_of(base_model(model), images.shape[1:])
             form.write(program, file, metadata)
             file.flush()
             runtime, _ = form.read(file)

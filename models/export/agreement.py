@@ -110,6 +110,36 @@ def random_images(shape: Sequence[int], count: int = 16) -> Tensor:
     return pattern + 0.3 * torch.randn(count, *shape, generator=generator)
 
 
+def images_to_check(images: Tensor | Sequence[int]) -> Tensor:
+    """Returns images (n, C, H, W) in float32 on the CPU: those given, or random ones of the given size (C, H, W).
+
+    Raises:
+        UserError: neither of the two.
+    """
+    if isinstance(images, Tensor):
+        if images.ndim == 4 and len(images) and images.is_floating_point():
+            return images.detach().to("cpu", torch.float32)
+        value = f"a tensor of {images.dtype} and shape {tuple(images.shape)}"
+    else:
+        if isinstance(images, Sequence) and len(images) == 3 and all(isinstance(n, int) and n > 0 for n in images):
+            return random_images(images)
+        value = f"a {type(images).__name__}"
+    raise UserError(f"images: {value}; give normalised images (n, C, H, W), or the size (C, H, W) of one image")
+
+
+@torch.no_grad()
+def check_accepts(model: nn.Module, images: Tensor) -> None:
+    """Raises UserError if a model gives no logits for the first of the images (n, C, H, W)."""
+    try:
+        _logits(model, images[:1])
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        shape = tuple(images.shape[1:])
+        raise UserError(f"images: the model does not take images of shape {shape} (C, H, W): {reason}") from error
+
+
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """Returns the model's logits (B, classes).
 

@@ -70,7 +70,7 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
             The model is then as it was.
     """
     settings = check(MergeSettings, {"method": method, "r": r, **others}, where="merge")
-    vit = _inside(model)
+    vit = base_model(model)
     family = family_of(vit)
     old, new = vit.get_submodule(family.blocks), _merging_blocks(vit, family, settings)
     _replace(vit, family.blocks, new)
@@ -89,7 +89,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         UserError: a model that is not wrapped, or whose container has hooks.
     """
-    vit = _inside(model)
+    vit = base_model(model)
     merging = blocks_of(model)
     check_hooks(merging, family_of(vit).blocks)
     container = merging.container()
@@ -105,8 +105,9 @@ def blocks_of(model: nn.Module) -> MergingBlocks:
     Raises:
         UserError: a model that is not wrapped.
     """
-    vit = _inside(model)
-    blocks = vit.get_submodule(family_of(vit).blocks)
+    vit = base_model(model)
+    family = family_of(vit)
+    blocks = vit.get_submodule(family.blocks)
     if not isinstance(blocks, MergingBlocks):
         raise UserError(f"this {type(vit).__name__} is not wrapped; {__package__.rpartition('.')[0]}.wrap does that")
     return blocks
@@ -167,7 +168,7 @@ class HasBaseModel(Protocol):
         """The adapted model."""
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> nn.Module:
     """The model inside peft's model, or the model itself."""
     return model.get_base_model() if isinstance(model, HasBaseModel) else model
 

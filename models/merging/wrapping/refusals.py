@@ -32,6 +32,7 @@ REASONS = {
     f"{PACKAGE}.vit.": "merges by itself, see its option `merge`",
     f"{PACKAGE}.hybrid.": "merges by itself, see its option `merge`",
     f"{PACKAGE}.conformer.": "merges by itself, see its option `merge`",
+    "torch.distributed.fsdp": "is sharded by itself: wrap first, then shard the whole model",
     "torch.nn.parallel": "holds the model already: wrap the model first",
     "torch._dynamo": "holds the model already: wrap the model first",
 }

@@ -202,6 +202,40 @@ def test_random_images_are_enough_for_a_check(tmp_path):
     assert (found.images, found.same_prediction, found.ties) == (16, 16, 0) and found.difference <= 1e-4
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ((32, 32), r"a tuple; give normalised images \(n, C, H, W\), or the size \(C, H, W\) of one image"),
+        ([torch.zeros(3, 32, 32)] * 3, "a list; give"),
+        (torch.zeros(3, 32, 32), r"a tensor of torch\.float32 and shape \(3, 32, 32\); give"),
+        (torch.zeros(0, 3, 32, 32), "a tensor of"),
+        (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), r"a tensor of torch\.uint8 and"),
+        ((3, 48, 32), r"does not take images of shape \(3, 48, 32\) \(C, H, W\): Input height \(48\)"),
+        ((1, 32, 32), r"does not take images of shape \(1, 32, 32\)"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_refused_before_the_conversion(images, message, tmp_path):
+    with pytest.raises(UserError, match=f"images: .*{message}"):
+        export_model(small("timm", "tome"), "exported", tmp_path / "m.pt2", images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_any_floating_type_serve_as_a_check(tmp_path):
+    found = export_model(small("timm", "tome"), "exported", tmp_path / "m.pt2", photographs(4).double())
+    assert found.same_prediction == 4
+
+
+def test_a_model_inside_peft_s_is_exported_with_its_adapters(tmp_path):
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(small("timm", "tome"), adapters).eval()
+    found = export_model(model, "exported", tmp_path / "m.pt2", photographs(4))
+    assert found.same_prediction == 4 and found.difference <= 1e-4
+    runtime, _ = load(tmp_path / "m.pt2")
+    with model.disable_adapter(), torch.no_grad():
+        assert not close(runtime(photographs(4)), model(photographs(4))).any()
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "absent" / "m.pt2"
     with pytest.raises(UserError, match=r"absent/m\.pt2: cannot be written, no such file"):

@@ -126,3 +126,13 @@ def test_hooks_on_the_attention_run_until_something_is_merged():
         model.blocks[number].attn.register_forward_hook(lambda *_, number=number: calls.append(number))
     model(images())
     assert calls == [0]
+
+
+def test_hooks_on_a_wrapped_block_itself_do_not_run():
+    """As the documentation says: the block's parts are called, in a forward of their own."""
+    model = wrap(built("deit"))
+    calls = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append("block"))
+    model.blocks[0].attn.register_forward_hook(lambda *_: calls.append("attention"))
+    model(images())
+    assert calls == ["attention"]

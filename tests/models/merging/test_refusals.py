@@ -193,6 +193,19 @@ def test_only_wrapped_models_can_be_unwrapped_and_traced():
     for function in (unwrap, schedule_of, blocks_of, lambda model: trace(model, images())):
         with pytest.raises(UserError, match="this VisionTransformer is not wrapped"):
             function(built())
+        with pytest.raises(UserError, match="NoneType is not a model that wrap supports"):
+            function(None)
+
+
+@pytest.mark.parametrize("r", [0, 2])
+def test_a_block_that_is_sharded_by_itself_is_refused(r):
+    from torch.distributed.fsdp import FSDPModule
+
+    model = wrap(built(), r=r)
+    block = model.blocks[1]
+    block.__class__ = type("FSDPBlock", (FSDPModule, type(block)), {})  # as fully_shard(block) does
+    with pytest.raises(UserError, match="block 1 is a FSDPBlock, which is sharded by itself: .* the whole model"):
+        model(images())
 
 
 def test_hooks_of_the_container_do_not_vanish_when_it_is_unwrapped():
