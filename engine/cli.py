@@ -1,4 +1,4 @@
-"""The frame of the command-line tools: exit codes, and a user's mistake reported on one line."""
+"""Runs the command-line tools: turns errors into exit codes, and reports a user's mistake on one line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def cli(main: Callable[[list[str]], None]) -> int:
     """Runs a tool on the command-line arguments.
 
     Args:
-        main: the tool's function; it gets the arguments without the program's name.
+        main: the tool's main function, called with the arguments without the program's name.
 
     Returns:
-        The exit code: 0; 2 for a UserError, which is printed as one line on stderr; 130 for Ctrl-C; 141 if the reader
-        of a pipe has closed it. All other exceptions are bugs and propagate with their traceback.
+        The exit code: 0; 2 for a UserError, which is printed as one line on stderr; 130 for Ctrl-C; 141 if the
+        program that reads our output has closed the pipe. All other exceptions are bugs and propagate with their
+        traceback.
     """
     code = 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tools.start left it to the system
@@ -46,8 +47,8 @@ def cli(main: Callable[[list[str]], None]) -> int:
 def take_overrides(args: argparse.Namespace, *options: str) -> argparse.Namespace:
     """Moves `section.key=value` out of list options and into `args.overrides`.
 
-    In `--images a.jpg b.jpg merge.r=4` argparse takes the override for another image: it cannot know where the list
-    ends. A value with "=" that is an existing file stays in its list.
+    argparse cannot know where a list ends: in `--images a.jpg b.jpg merge.r=4` it takes the override for another image.
+    A value with "=" that is an existing file stays in its list.
 
     Args:
         args: parsed arguments, changed and returned; `overrides` is a list.

@@ -30,11 +30,11 @@ def export_run(run: FinishedRun, to: str, path: Path, weights: str) -> Agreement
     Raises:
         UserError: see `models.export.export_model`.
     """
-    return export_model(run.model, to, path, sample(run.data), metadata_of(run, weights))
+    return export_model(run.model, to, path, sample_images(run.data), metadata_of(run, weights))
 
 
-def sample(data: Data, most: int = 64) -> Tensor:
-    """Returns test images, or training images where there are none, spread over the split: normalised (n, C, H, W)."""
+def sample_images(data: Data, most: int = 64) -> Tensor:
+    """Returns test images, or training images if there are none, spread over the split: normalised (n, C, H, W)."""
     split = data.test if len(data.test) else data.train
     arrays = split.take(torch.linspace(0, len(split) - 1, min(most, len(split))).long())
     images, _ = next(eval_batches(arrays, len(arrays), data.mean, data.std, data.resize))
@@ -42,7 +42,7 @@ def sample(data: Data, most: int = 64) -> Tensor:
 
 
 def metadata_of(run: FinishedRun, weights: str) -> dict[str, Any]:
-    """Returns what is stored in a run's file. Without merging, `method` is None and `removed` is empty."""
+    """Returns the metadata for the exported file. Without merging, `method` is None and `removed` is empty."""
     data, model = run.data, run.settings.model
     return {
         "name": run.settings.name,

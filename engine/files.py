@@ -1,4 +1,4 @@
-"""Writes files atomically: after a crash a file has its old content or its new one, never a part of it."""
+"""Writes files atomically: after a crash a file has either its old content or its new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Returns `value` with every nan and inf in it, which JSON does not have, replaced by None."""
+    """Returns `value` with every nan and inf in it replaced by None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -39,7 +39,7 @@ def finite(value: Any) -> Any:
 
 
 def demand_writable(option: str, path: Path, example: str) -> None:
-    """Checks that a file can be written, before the work whose result it will hold begins.
+    """Checks that a file can be written, before starting the work whose result it will hold.
 
     Args:
         option: the command-line option that names the file, for the error.
@@ -52,9 +52,9 @@ def demand_writable(option: str, path: Path, example: str) -> None:
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; give a file in it, such as {path / example}")
     if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}; make it")
+        raise UserError(f"{option} {path}: there is no folder {path.parent}; create it")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise UserError(f"{option} {path}: may not be written; make it and its folder writable, or give another")
+        raise UserError(f"{option} {path}: not writable; make it and its folder writable, or give another")
 
 
 @contextmanager
@@ -98,12 +98,12 @@ def _explain(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{reason}; make the folder writable, or write to another (out= of a run)"
     if error.errno == errno.ENOENT:
-        return f"{reason}; its folder is not there, or no longer; make it, or write to another"
+        return f"{reason}; its folder does not exist, or no longer does; create it, or write to another"
     return f"{reason}; write to another folder (out= of a run)"
 
 
 def _sync_folder(path: Path) -> None:
-    with suppress(OSError):  # not every file system can; the file itself is safe by now
+    with suppress(OSError):  # not every file system supports this; the file itself is already on disk
         folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)

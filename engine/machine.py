@@ -1,4 +1,4 @@
-"""The machine that a program runs on: device, precision, seeds of torch, memory, versions of libraries."""
+"""The machine that a program runs on: its device, precision, torch's seeds, memory, and the versions of libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "einops", "fvcore", "numpy", "pydan
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device of a name: `auto` is CUDA if available, else Apple's MPS, else the CPU.
+    """Returns the device for a name: `auto` is CUDA if available, else Apple's MPS, else the CPU.
 
     Args:
         name: auto, cpu, cuda, cuda:N or mps.
@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Returns whether the device has bfloat16 arithmetic, so that autocast makes it faster."""
+    """Returns whether the device has bfloat16 arithmetic, so that autocast makes computation faster."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
@@ -89,7 +89,7 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 def seed_step(seed: int, step: int) -> None:
     """Seeds torch so that the random draws of a step (dropout, stochastic depth) depend on (seed, step) alone.
 
-    torch's generator on the CPU uses only the lower 32 bits of a seed, so that both numbers are mixed into these.
+    torch's CPU generator uses only the lower 32 bits of a seed, so both numbers are mixed into these.
     """
     torch.manual_seed((seed * 1_000_003 + step) % 2**32)
 

@@ -1,4 +1,4 @@
-"""Tables for the terminal, and the same tables as Markdown wherever else the output goes."""
+"""Prints tables: in colour on a terminal, and as Markdown into a file or a pipe."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def markdown(columns: Sequence[Column], rows: Sequence[Cells]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """A cell's text on one line, with bars that do not end the cell."""
+    """Returns a cell's text on one line, with bars escaped so that they do not end the cell."""
     return shown(cell).replace("|", "\\|")
 
 
 def _print_on_terminal(columns: Sequence[Column], rows: Sequence[Cells], file: TextIO) -> None:
-    """Draws the table with rich; one that is wider than the terminal as several, below each other."""
+    """Draws the table with rich; a table that is wider than the terminal is split into several, one below the other."""
     from rich.cells import cell_len
     from rich.console import Console  # only terminals need it
 
@@ -89,7 +89,7 @@ def groups(widths: Sequence[int], available: int) -> list[list[int]]:
 
 
 def _drawn(columns: Sequence[Column], texts: Sequence[Cells]) -> Table:
-    """Returns a rich table with bold titles, the first of `texts`; cells that do not fit go on in the next line."""
+    """Returns a rich table with bold titles, the first of `texts`; cells that do not fit are wrapped."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -98,5 +98,5 @@ def _drawn(columns: Sequence[Column], texts: Sequence[Cells]) -> Table:
     for column, title in zip(columns, texts[0], strict=True):
         table.add_column(Text(title), justify="left" if column.words else "right", overflow="fold")
     for row in texts[1:]:
-        table.add_row(*map(Text, row))  # Text: brackets in a name are no mark-up
+        table.add_row(*map(Text, row))  # Text does not take brackets in a name for mark-up
     return table

@@ -35,8 +35,8 @@ class Task(ABC):
         has_thresholds: whether each label is predicted from a probability threshold of its own, fitted on validation
             images.
         soft_targets: whether a target can be a distribution over classes, as mixup, cutmix and label smoothing make it.
-        training_score_title: what is logged as `train/accuracy`, where that is not the main metric; otherwise empty.
-        missing_words: the beginning of a warning about classes without an image in a part of the data; the name of the
+        training_score_title: the title of `train/accuracy` in the log if it is not the main metric; otherwise empty.
+        missing_words: a part of the warning about classes that have no image in one part of the data; the name of the
             part replaces the braces.
     """
 
@@ -56,7 +56,7 @@ class Task(ABC):
 
     @abstractmethod
     def accepts(self, labels: Tensor) -> bool:
-        """Whether a tensor of labels has the type, the shape and the values of this task."""
+        """Returns whether a tensor of labels has the type, the shape and the values of this task."""
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -70,19 +70,19 @@ class Task(ABC):
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Returns the probabilities behind logits (B, classes), in the same shape."""
+        """Converts logits (B, classes) to probabilities of the same shape."""
 
     @abstractmethod
     def mean_logits(self, views: Sequence[Tensor]) -> Tensor:
-        """Averages the probabilities behind the logits of several models or views, each (B, classes), into logits."""
+        """Averages the probabilities of several models or views, given and returned as logits, each (B, classes)."""
 
     @abstractmethod
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Returns how much of each image's prediction is right, from 0 to 1, (B,), for the log of training.
+        """Returns the fraction of each image's prediction that is correct, (B,), for the training log.
 
         Args:
             logits: (B, classes).
-            targets: labels, or soft targets, of which the class with the largest share counts.
+            targets: labels, or soft targets; of soft targets the class with the largest share counts as correct.
         """
 
     @abstractmethod
@@ -90,8 +90,8 @@ class Task(ABC):
         """Returns the classes predicted for each image, from probabilities (N, classes).
 
         Args:
-            probabilities: as from `probabilities`.
-            thresholds: for tasks with thresholds, those of each label, (classes,).
+            probabilities: returned by `probabilities`.
+            thresholds: the threshold of each label, (classes,), for tasks with thresholds; otherwise unused.
         """
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Task(ABC):
         """Counts the images of each class, int64 (classes,)."""
 
     def strata(self, labels: Tensor) -> Tensor:
-        """Returns the groups, int64 (N,), from each of which a split takes its share: by default all images are one."""
+        """Returns the group of each image, int64 (N,), for stratified splits. By default there is a single group."""
         return torch.zeros(len(labels), dtype=torch.int64)
 
     def missing(self, labels: Tensor, part: Tensor, num_classes: int) -> Tensor:
@@ -111,7 +111,7 @@ class Task(ABC):
         return labels[:, order]
 
     def metric_labels(self, labels: Tensor) -> Tensor:
-        """Returns labels as the task's metrics take them."""
+        """Converts labels to the form that the task's metrics expect."""
         return labels
 
     def thresholds(self, probabilities: Tensor, labels: Tensor) -> list[float]:
@@ -119,11 +119,11 @@ class Task(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no thresholds")
 
     def check_measurable(self, classes: Sequence[str], labels: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Raises a UserError where the metrics cannot be computed.
+        """Raises a UserError if the metrics cannot be computed.
 
         Args:
             classes: the names of the classes.
-            labels: those of "val" and "test", possibly empty.
+            labels: the labels of "val" and "test", possibly empty.
         """
 
 
@@ -161,7 +161,7 @@ class OneLabel(Task):
         return labels
 
     def missing(self, labels: Tensor, part: Tensor, num_classes: int) -> Tensor:
-        """Those classes only that have images at all."""
+        """Returns the classes, int64 (M,), that have images, but none in the part."""
         return ((self.counts(labels, num_classes) > 0) & (self.counts(part, num_classes) == 0)).nonzero()[:, 0]
 
     def renumbered(self, labels: Tensor, order: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ TASKS: dict[str, Task] = {"one": ONE_LABEL, "many": MANY_LABELS}  # by the value
 
 
 def task_with_metric(metric: str) -> Task:
-    """Returns the task that has a metric, for readers of results that have nothing but its name."""
+    """Returns the task that uses a metric, for code that knows only the metric's name."""
     return next(task for task in TASKS.values() if metric in task.titles)
 
 

@@ -14,14 +14,14 @@ def shown(name: str) -> str:
 
 
 def few(names: Sequence[str]) -> str:
-    """Returns the first names, with "..." if there are more."""
+    """Returns the first few names, followed by "..." if there are more."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def fixed(value: float, decimals: int) -> str:
-    """Returns a number with so many decimals, or with more where it would have fewer than three significant digits.
+    """Returns a number with the given number of decimals, or more if it would have fewer than three significant digits.
 
-    With four decimals 17.5638 GMACs are "17.5638", and 0.00004132 GMACs are "0.0000413".
+    With four decimals, 17.5638 becomes "17.5638" and 0.00004132 becomes "0.0000413".
     """
     if value:
         decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))

@@ -58,7 +58,7 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     from engine.data.check.preflight import check_source, source_settings
-    from engine.data.check.words import words
+    from engine.data.check.text import report_lines
     from engine.settings.layers import parse_overrides
     from models.settings import UserError
 
@@ -67,7 +67,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{strange}: not a setting of the data; write data.key=value, as in data.max_pixels=1000000")
     settings = source_settings(args.path, args.kind, overrides.get("data"))
     report = check_source(settings)
-    for line in words(report):
+    for line in report_lines(report):
         print(line)
     if args.out:
         from engine.figures.check import save_picture

@@ -134,7 +134,7 @@ def compare_with_record(args: argparse.Namespace, group: Group, part: Reevaluati
     for folder, run in group:
         if not run.as_trained:
             name = f"{folder}: " if len(args.run) > 1 else ""
-            print(f"{name}merging is not that of training: {describe_merging(run)}")
+            print(f"{name}merging differs from training: {describe_merging(run)}")
         elif recorded_way and run.results:
             recorded = f"results.json says {100 * run.results.test_score:.2f} %"
             if part.evaluation.score == run.results.test_score:

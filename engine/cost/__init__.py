@@ -1,1 +1,1 @@
-"""What a model costs: multiply-adds, budgets, speed."""
+"""What a model costs: multiply-adds, merging budgets and speed."""

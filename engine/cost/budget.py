@@ -1,4 +1,4 @@
-"""Draws, for every training step, how many tokens each block removes, so that one model serves any budget."""
+"""Draws the number of tokens that each block removes in a training step, so that one model works with any budget."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from models.settings import Settings
 
 
 def range_of(settings: Settings) -> list[int] | None:
-    """Returns the least and the most r of `merge.r: {train: [least, most]}`; None for all other settings."""
+    """Returns the smallest and the largest r of `merge.r: {train: [least, most]}`; None for all other settings."""
     merge = merge_settings(settings)
     return merge.r.train if merge is not None and isinstance(merge.r, AnySettings) else None
 
 
 def drawn_schedule(settings: Any, seed: int, step: int) -> list[int]:
-    """Returns the patches that each block removes in a training step: r is uniform over its range.
+    """Returns the number of patches that each block removes in a training step, with r drawn uniformly from its range.
 
-    The draw is a function of (seed, step) alone.
+    The draw depends only on (seed, step).
 
     Args:
         settings: a model's checked options, with `merge.r: {train: [least, most]}`.

@@ -1,8 +1,8 @@
-"""What a model costs: parameters, multiply-adds, activations, tokens left. Counted twice, or refused.
+"""Counts what a model costs: parameters, multiply-adds (MACs), activations, and the tokens left after each block.
 
-fvcore traces the model and counts op by op, with the handles of `engine.cost.ops`; `models.formulas` says by
-formula what our own models should come to. An op that multiplies and has no handle is an error, and so is a
-disagreement.
+fvcore traces the model and counts each operation with the handles in `engine.cost.ops`. For our own models
+`models.formulas` computes the MACs a second time, by formula. It is an error if the two counts differ, or if an
+operation multiplies and has no handle.
 
 One MAC is one multiplication and one addition: two FLOPs.
 """
@@ -32,14 +32,14 @@ TOLERANCE = 0.005  # of either count
 class Complexity:
     """The cost of one image through a model in evaluation mode."""
 
-    params: int  # a shared parameter once
+    params: int  # a shared parameter is counted once
     by_kind: dict[str, int]  # MACs of convolutions, linear layers, attention and explicit products (matching)
     other: dict[str, int]  # fvcore's estimate for norms, pooling and resizing; not in `macs`
-    ignored: dict[str, int]  # how often each op occurs that nobody counts: additions, activation functions, sorting ...
-    activations: int  # elements put out by the ops in `by_kind`; fused attention never puts out its T x T weights
-    tokens: list[int]  # tokens that leave each transformer block, prefix included; empty where a model does not say
-    by_module: dict[str, int]  # MACs by module path; "" is the whole
-    formula: dict[str, int] | None  # MACs by kind again, by formula; None for models that are not ours
+    ignored: dict[str, int]  # number of calls of each op that is not counted: additions, activations, sorting ...
+    activations: int  # elements that the ops in `by_kind` output; fused attention does not output its T x T weights
+    tokens: list[int]  # tokens after each transformer block, prefix included; empty for models without blocks
+    by_module: dict[str, int]  # MACs by module path; "" is the whole model
+    formula: dict[str, int] | None  # MACs by kind, computed by formula; None for other libraries' models
 
     @property
     def macs(self) -> int:
@@ -55,12 +55,13 @@ def measure(
 ) -> Complexity:
     """Counts what one image costs.
 
-    Training mode, weights and random state are left as they were. The tracer leaves out what no result depends on.
+    The model's mode, its weights and the random state are left unchanged. Operations that the output does not depend on
+    are not counted.
 
     Args:
-        model: on any device; built at random will do.
-        input_size: (C, H, W) of the image; None asks the model's `in_chans` and `img_size`.
-        settings: the options that the model was built from, to check the count by formula.
+        model: a model on any device; random weights are sufficient.
+        input_size: (C, H, W) of the image; None: from the model's `in_chans` and `img_size`.
+        settings: the settings that the model was built from, to check the count by formula; None: no check.
 
     Raises:
         CountError: an op that multiplies is not counted, or the formula disagrees by more than 0.5 % of any kind.
@@ -97,14 +98,14 @@ def measure(
         check_agreement(complexity.by_kind, complexity.formula)
         expected = [after for _, after in token_counts(settings)]
         if complexity.tokens != expected:
-            raise CountError(f"the model says {complexity.tokens} tokens are left, the formula {expected}")
+            raise CountError(f"the model reports {complexity.tokens} tokens left, the formula {expected}")
     return complexity
 
 
 def check_agreement(counted: Mapping[str, int], formula: Mapping[str, int]) -> None:
-    """Raises CountError where two counts of MACs by kind differ by more than 0.5 % in any kind.
+    """Raises CountError if two counts of MACs by kind differ by more than 0.5 % in any kind.
 
-    Kinds are compared one by one, so that a small part cannot hide in a large total.
+    Each kind is compared by itself, so that an error in a small part does not disappear in a large total.
     """
     pairs = {kind: (counted.get(kind, 0), formula.get(kind, 0)) for kind in KINDS}
     if all(abs(a - b) <= TOLERANCE * min(a, b) for a, b in pairs.values()):
@@ -128,11 +129,11 @@ def _images(model: nn.Module, input_size: tuple[int, int, int] | None) -> Tensor
 
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients, autocast and torch's fused encoder layers, all undone at the end."""
+    """Disables training mode, gradients, autocast and fused encoder layers, and restores them at the end."""
     modes = {module: module.training for module in model.modules()}
     hooks = {module: (set(module._forward_pre_hooks), set(module._forward_hooks)) for module in modes}
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one op in place of a whole layer
+    torch.backends.mha.set_fastpath_enabled(False)  # otherwise a whole layer appears as one op
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -143,5 +144,5 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, training in modes.items():
             module.training = training
             for now, before in zip((module._forward_pre_hooks, module._forward_hooks), hooks[module], strict=True):
-                for key in set(now) - before:  # fvcore leaves its own behind where the forward raises
+                for key in set(now) - before:  # fvcore leaves its hooks behind if the forward raises
                     del now[key]

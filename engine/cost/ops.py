@@ -1,8 +1,8 @@
-"""What fvcore is told about the ops that multiply, and which ops it must never pass over in silence.
+"""How fvcore counts the operations that multiply, and which operations must not go uncounted.
 
-A count is in multiply-adds (MACs) and belongs to a kind. fvcore's own handles cover a part of them, give fused
-attention zero, and read some shapes wrongly (a product with a vector, a batch on the right side only); so every op
-that multiplies has its handle here.
+Counts are in multiply-adds (MACs), by kind of operation. fvcore's own handles cover only some operations, count fused
+attention as zero, and misread some shapes (a product with a vector, a batch on the right side only). Therefore every
+operation that multiplies has a handle here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fvcore.nn.jit_handles import conv_flop_count, generic_activation_jit, get_s
 
 from models.merging.budget import CountError
 
-# An explicit product is matching in our models, and attention that is written out in others.
+# A "product" is the matching of tokens in our models, and unfused attention in others.
 KINDS = ("convolution", "linear", "attention", "product")
 
 Handle = Callable[[list[Any], list[Any]], Counter]  # an op's inputs and outputs, as jit values -> MACs by kind
@@ -31,7 +31,7 @@ def _shape(value: Any) -> list[int]:
 
 
 def _contraction(kind: str, position: int) -> Handle:
-    """A matrix product whose left factor is input `position`: each output element costs that factor's last extent."""
+    """Counts a matrix product whose left factor is input `position`: its last dimension, for each output element."""
 
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter:
         return Counter({kind: prod(_shape(outputs[0])) * _shape(inputs[position])[-1]})
@@ -40,12 +40,12 @@ def _contraction(kind: str, position: int) -> Handle:
 
 
 def _addbmm(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """sum_b a (B, N, K) @ b (B, K, M): the output has lost the batch."""
+    """Counts sum_b a (B, N, K) @ b (B, K, M), whose output has no batch dimension."""
     return Counter({"product": prod(_shape(inputs[1])) * _shape(outputs[0])[-1]})
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """One multiplication for each setting of the indices of two operands; none for a single operand."""
+    """Counts one multiplication for each combination of the indices of two operands; none for a single operand."""
     equation = inputs[0].toIValue().replace(" ", "")
     operands = [_shape(value) for value in inputs[1].node().inputs()]
     if len(operands) == 1:
@@ -71,16 +71,16 @@ def _convolution(transposed_at: int | None) -> Handle:
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """q k^T and the product with v: q (..., Tq, D), k (..., Tk, D), v (..., Tk, Dv) -> (..., Tq, Dv).
+    """Counts q k^T and the product with v: q (..., Tq, D), k (..., Tk, D), v (..., Tk, Dv) -> (..., Tq, Dv).
 
-    The output's leading extents are those after broadcasting.
+    The leading dimensions are taken from the output, where they are already broadcast.
     """
     query, key, output = _shape(inputs[0]), _shape(inputs[1]), _shape(outputs[0])
     return Counter({"attention": prod(output[:-1]) * key[-2] * (query[-1] + output[-1])})
 
 
 def _multi_head(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """torch's fused nn.MultiheadAttention: query (B, T, D), key and value (B, S, D)."""
+    """Counts torch's fused nn.MultiheadAttention: query (B, T, D), key and value (B, S, D)."""
     batch, queries, dim = _shape(inputs[0])
     keys = _shape(inputs[1])[1]
     linear = batch * dim * dim * (2 * queries + 2 * keys)
@@ -88,7 +88,7 @@ def _multi_head(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def _encoder_layer(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """torch's fused nn.TransformerEncoderLayer: x (B, T, D); input 14 is the first MLP weight (hidden, D)."""
+    """Counts torch's fused nn.TransformerEncoderLayer: x (B, T, D); input 14 is the first MLP weight (hidden, D)."""
     hidden, dim = _shape(inputs[14])
     mlp = 2 * prod(_shape(inputs[0])[:-1]) * dim * hidden
     return _multi_head([inputs[0], inputs[0]], outputs) + Counter({"linear": mlp})
@@ -115,14 +115,15 @@ HANDLES: dict[str, Handle] = {
     "aten::_transformer_encoder_layer_fwd": _encoder_layer,
 }
 
-# fvcore's measure: the elements that these ops put out. Softmax, norms and element-wise ops are not counted.
+# As in fvcore, activations are the elements that these ops output; softmax, norms and element-wise ops are left out.
 ACTIVATIONS: dict[str, Handle] = {op: generic_activation_jit() for op in HANDLES}
 
 _MULTIPLIES = re.compile(
     r"mm|mv|matmul|matrix|conv|attention|attn|transformer|multi_head|einsum|linear|linalg|dot|inner|outer|kron|cdist"
     r"|cosine_similarity|cov$|corrcoef|lstm|gru|rnn|::addr|::ger$"
 )
-# Names that only look like it; and the sequential part of facility location, which adds and compares.
+# Names that match although the op does not multiply; and the sequential part of facility location, which only adds and
+# compares.
 _HARMLESS = frozenset(["hybridmerge::select"]) | frozenset(
     f"aten::{name}"
     for name in (
@@ -148,9 +149,9 @@ _HARMLESS = frozenset(["hybridmerge::select"]) | frozenset(
 
 
 def uncounted(ops: Iterable[str]) -> list[str]:
-    """Those of fvcore's unsupported ops that multiply, or may: products by name, and all that cannot be seen into.
+    """Returns the ops, of those that fvcore does not count, that multiply or may multiply.
 
-    An autograd function, a scripted function and an operator of another library (anything that is not `aten::`) are
-    closed to the tracer.
+    These are products, recognised by name, and all ops that the tracer cannot look into: autograd functions, scripted
+    functions and other libraries' operators (anything that is not `aten::`).
     """
     return sorted(op for op in ops if op not in _HARMLESS and (not op.startswith("aten::") or _MULTIPLIES.search(op)))

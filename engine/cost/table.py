@@ -1,4 +1,4 @@
-"""The cost of models as rows: of a table, of a JSON file, and of a breakdown by modules."""
+"""The costs of models as rows of a table, as records for JSON, and broken down by module (tools/flops.py)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def cost_of(name: str, settings: ModelSettings) -> ModelCost:
     """Builds a model and counts what it costs; a budget in its settings is solved first.
 
     Args:
-        name: what to call it.
-        settings: the model's.
+        name: the model's name in the table.
+        settings: the model's settings.
 
     Raises:
         UserError: a budget that cannot be met.
-        CountError: an operation that multiplies is not counted, or the formula disagrees with the count.
+        CountError: an operation that multiplies is not counted, or the count and the formula disagree.
     """
     solved = solve(settings)
     model = build(solved)
@@ -54,7 +54,7 @@ def record(model: ModelCost) -> dict[str, Any]:
 
 
 def tokens_left(tokens: list[int]) -> str:
-    """Returns the tokens that leave each block, equal neighbours together: [5, 4, 4] -> "5 2x4"."""
+    """Returns the number of tokens after each block as text, with equal neighbours grouped: [5, 4, 4] -> "5 2x4"."""
     lengths = [(count, len(list(blocks))) for count, blocks in groupby(tokens)]
     return " ".join(str(count) if blocks == 1 else f"{blocks}x{count}" for count, blocks in lengths) or "-"
 
@@ -82,7 +82,7 @@ def breakdown(model: ModelCost, depth: int) -> list[tuple[str, ...]]:
 
     Args:
         model: a model and its cost.
-        depth: levels of modules; 1 is the model's own children.
+        depth: number of levels of modules; 1 shows only the model's own children.
 
     Returns:
         A row for the whole model, then one for each module that has parameters or MACs.
@@ -97,7 +97,7 @@ def breakdown(model: ModelCost, depth: int) -> list[tuple[str, ...]]:
 
 
 def other_estimates(model: ModelCost) -> str | None:
-    """Returns fvcore's estimates for what GMACs leave out, norms, pooling and resizing, in millions; None: nothing."""
+    """Returns fvcore's estimates, in millions, for norms, pooling and resizing, which GMACs leave out; None if none."""
     if not model.cost.other:
         return None
     estimates = ", ".join(f"{operation} {fixed(count / 1e6, 3)}" for operation, count in model.cost.other.items())

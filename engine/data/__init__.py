@@ -1,4 +1,4 @@
-"""Datasets: where images come from, by the name in `data.name`; loaded, and split for a run.
+"""The datasets that `data.name` can name, and the functions that load one and split it for a run.
 
 A new dataset is a settings class with `name: Literal[...]`, a function, and one line in DATASETS; see docs/data.md.
 """
@@ -50,7 +50,7 @@ DATASETS: dict[str, tuple[type[DataSettings], Callable[..., RawData | Source]]] 
 
 
 def check_datasets(table: Mapping[str, Any]) -> None:
-    """Raises TypeError, which says what to write, for an entry that is no pair of settings class and function."""
+    """Raises a TypeError, which says what to write, for an entry that is not a pair of settings class and function."""
     for name, entry in table.items():
         form = (
             f"write ({name.capitalize()}Settings, find_{name}), a class derived from FileSettings or ArraySettings and "
@@ -72,10 +72,10 @@ check_datasets(DATASETS)
 
 
 def load_raw(data: DataSettings) -> RawData:
-    """Loads the dataset that the settings name, with the splits that it has.
+    """Loads the dataset that the settings name, with the splits that it comes with.
 
     Raises:
-        UserError: the dataset is not there, or not what it should be.
+        UserError: the dataset is missing or malformed.
     """
     images = DATASETS[data.name][1](data)
     return read_source(images, data) if isinstance(images, Source) else images
@@ -86,17 +86,17 @@ def build_data(data: DataSettings, split: SplitSettings, seed: int, raw: RawData
 
     Args:
         data: settings of one of DATASETS, with `size` filled in for image files.
-        split: what is held out for test and validation where the dataset does not say, or which fold is the test set,
-            and how much of the rest trains.
-        seed: of the validation split; the test set has its own.
-        raw: the dataset, if it is loaded already.
+        split: how many images to hold out for testing and validation if the dataset has no such splits, or which fold
+            is the test set; and how many of the others to train on.
+        seed: the seed of the validation split; the test split has a seed of its own in `split`.
+        raw: the dataset, if it is already loaded.
 
     Returns:
-        The splits, and the mean and standard deviation that the dataset has published, or else those of the images
-        that train.
+        The splits, and the published mean and standard deviation of the dataset or, if there are none, those of the
+        training images.
 
     Raises:
-        UserError: the dataset is not there, or not what it should be; or there are folds and none is chosen.
+        UserError: the dataset is missing or malformed; or there are folds and none is chosen.
     """
     raw = with_test_set(load_raw(data) if raw is None else raw, split)
     train, val = split_data(raw, split, seed)

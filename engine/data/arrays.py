@@ -1,4 +1,4 @@
-"""Images and labels: a split, a dataset as its source provides it, and the data of a run."""
+"""Containers for images and labels: a split, a dataset as its source provides it, and the data of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK, VALUES = 1024, 2**24  # largest number of images, and of their values, co
 
 
 def digest_of(image: np.ndarray) -> bytes:
-    """Returns a digest of an image's pixels, contiguous uint8 (C, H, W), which is equal for copies of an image."""
+    """Returns a digest of an image's pixels, contiguous uint8 (C, H, W); copies of an image have the same digest."""
     return hashlib.blake2b(image, digest_size=16).digest()
 
 
@@ -26,7 +26,7 @@ class Split(ABC):
     """N images of one size and their labels.
 
     Attributes:
-        labels: (N, ...), with the type and shape that the task of the data has; see engine.tasks.
+        labels: (N, ...), with the type and shape that the task requires; see engine.tasks.
         paths: the files of the images, in order, or None.
     """
 
@@ -55,7 +55,7 @@ class Split(ABC):
 
     @abstractmethod
     def digests(self) -> Iterable[bytes]:
-        """Returns `digest_of` each image, in order."""
+        """Returns the digest of each image, in order; see `digest_of`."""
 
     @abstractmethod
     def pixels(self) -> Any:
@@ -102,7 +102,7 @@ class RawData:
         test: test images; None: they are held out of `train`.
         classes: names, in the order of the labels.
         val: validation images; None: they are held out of `train`.
-        mean, std: published statistics of each channel, of pixels in [0, 1]; None: they are computed.
+        mean, std: published statistics of each channel, for pixels in [0, 1]; None: they are computed.
         task: what the labels mean.
     """
 
@@ -128,7 +128,7 @@ class Data:
         val: validation images; none if split.val is 0.
         test: test images; none if split.test is 0 and the dataset has none.
         classes: names, in the order of the labels.
-        mean, std: of each channel, of pixels in [0, 1].
+        mean, std: statistics of each channel, for pixels in [0, 1].
         resize: height and width to which batches are resized, pixels; None: unchanged.
         task: what the labels mean.
     """
@@ -159,12 +159,12 @@ class Data:
 
 
 def channel_stats(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Computes the mean and standard deviation of each channel, of pixels in [0, 1], in float64.
+    """Computes the mean and standard deviation of each channel in float64, for pixels in [0, 1].
 
     A constant channel gets the standard deviation 1/255, so that it is normalised to zero.
 
     Args:
-        split: of at least one image.
+        split: a split with at least one image.
     """
     channels, height, width = split.shape
     total = torch.zeros(channels, dtype=torch.float64)

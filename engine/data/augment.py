@@ -1,6 +1,6 @@
-"""Augmentation of whole batches, with random numbers of its own for each image, keyed by (seed, epoch, index).
+"""Augments whole batches; each image has random numbers of its own, keyed by (seed, epoch, index).
 
-The augmentation of an image depends only on its key, not on its batch or on earlier random numbers.
+The augmentation of an image therefore depends only on its key, not on its batch or on earlier random numbers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def augment_images(
     Args:
         images: uint8 (B, C, H, W); not changed.
         index: position of each image in its dataset, int64 (B,).
-        augment: which of these to do.
-        seed: of the run.
-        epoch: from 0.
+        augment: which of these to apply.
+        seed: the run's seed.
+        epoch: the epoch, from 0.
 
     Returns:
         uint8 (B, C, H, W).
@@ -61,11 +61,11 @@ def augment_images(
 
 
 def random_crop(images: np.ndarray, pad: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Pads each side with black and crops to the old size.
+    """Pads each side with black and crops to the original size.
 
     Args:
         images: uint8 (B, C, H, W).
-        pad: pixels on each side, which gives 2 pad + 1 offsets in each direction.
+        pad: pixels on each side, which allows 2 pad + 1 offsets in each direction.
         u, v: vertical and horizontal offset of each crop, as fractions of their range, in [0, 1), (B,).
     """
     batch, channels, height, width = images.shape
@@ -87,7 +87,7 @@ def random_scale(images: np.ndarray, least: float, key: tuple) -> np.ndarray:
     Args:
         images: uint8 (B, C, H, W); not changed.
         least: smallest share of the area, in (0, 1).
-        key: of the random numbers, each part (B, 1) or a number.
+        key: key of the random numbers; each part is (B, 1) or a number.
     """
     height, width = images.shape[2:]
     tries = BOX + 4 * np.arange(TRIES)
@@ -135,9 +135,9 @@ def erased_pixels(shape: tuple[int, int], index: np.ndarray, erase: float, seed:
     Args:
         shape: height and width of the images.
         index: position of each image in its dataset, int64 (B,).
-        erase: probability that an image is erased at all.
-        seed: of the run.
-        epoch: from 0.
+        erase: probability that anything is erased in an image.
+        seed: the run's seed.
+        epoch: the epoch, from 0.
 
     Returns:
         bool (B, H, W), or None if nothing is erased in the whole batch.
@@ -165,7 +165,7 @@ def _first_fit(fits: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _rectangles(shape: tuple[int, int], key: tuple) -> tuple[np.ndarray, ...]:
-    """Draws top, left, height and width of a rectangle for each image, (B, 1) each; height 0 where no try fits."""
+    """Draws top, left, height and width of a rectangle for each image, (B, 1) each; height 0 if no try fits."""
     tries = RECTANGLE + 4 * np.arange(TRIES)
     pixels = shape[0] * shape[1]
     area = pixels * (ERASE_AREA[0] + uniform(*key, tries) * (ERASE_AREA[1] - ERASE_AREA[0]))  # (B, tries)

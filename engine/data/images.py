@@ -25,7 +25,7 @@ from PIL import (
 
 from engine.data.settings import FileSettings
 
-# Names of files that have to be images, be it of a format that is only recognised in order to be refused.
+# Extensions of files that must be images, including formats that are recognised only in order to be refused.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 READERS = {
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -38,7 +38,7 @@ READERS = {
 FORMATS = tuple(READERS)  # no other format is opened, whatever the name of a file
 FOREIGN = ("HEIC", "AVIF")  # recognised by their first bytes, but not read
 HEAD = 32  # bytes that identify a format
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes in bytes; checked because texts may begin with "BM", too
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes in bytes; checked because text files may also begin with "BM"
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 BRANDS = {
     b"avif": "AVIF",
@@ -55,38 +55,38 @@ class Facts(NamedTuple):
     mode: str  # Pillow's name for the kind of pixels, such as RGB or L
     width: int  # pixels, as stored
     height: int
-    several: bool  # whether it holds more images than the one that is read
+    several: bool  # whether the file holds more than one image; only the first is read
 
 
 def read_image(path: Path, settings: FileSettings) -> np.ndarray:
-    """Reads an image as for evaluation, uint8 (size, size, 3); see open_rgb and to_square."""
+    """Reads an image as in evaluation, uint8 (size, size, 3); see open_rgb and to_square."""
     assert settings.size is not None
     return to_square(open_rgb(path, settings), settings)
 
 
 def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
-    """Reads an image upright, as 8-bit RGB, at its original size; of a file with several images the first.
+    """Reads an image upright, as 8-bit RGB, at its original size. If a file holds several images, the first is read.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and transparent areas are filled with
     data.background.
 
     Raises:
         DecompressionBombError: more than data.max_pixels pixels, according to the header.
-        ValueError: not a regular file, an empty one, or pixels of neither 8 nor 16 bits.
+        ValueError: the file is empty or not a regular file, or its pixels have neither 8 nor 16 bits.
         Exception: whatever Pillow raises for a file that it cannot decode.
     """
-    return look(path, settings)[0]
+    return read_with_facts(path, settings)[0]
 
 
-def look(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
-    """Reads an image as open_rgb does; returns it and the facts about its file.
+def read_with_facts(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
+    """Reads an image as open_rgb does, and returns it with the facts about its file.
 
-    The first bytes decide the format, whatever the name of the file. The reader of the format is called directly,
-    because Image.open has a limit of pixels of its own, one for the whole process.
+    The first bytes of the file determine its format, whatever its name. The format's reader is called directly, because
+    Image.open has a pixel limit of its own, which is global to the process.
     """
     with _opened(path) as file:
         head = file.read(HEAD)
-        kind = content(head)
+        kind = format_of(head)
         if kind in FOREIGN:
             raise ValueError(f"{kind}; convert it to JPEG")
         if kind is None:
@@ -100,19 +100,19 @@ def look(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
             _scale_clear(image)
             image.load()
             upright = image
-            with suppress(Exception):  # with damaged EXIF data the pixels can still be whole
+            with suppress(Exception):  # the pixels can be intact even if the EXIF data are damaged
                 upright = ImageOps.exif_transpose(image)
             return to_rgb(_full_range(upright, image), settings.background), facts
 
 
 def has_image(path: Path) -> bool:
-    """Returns whether a file begins like an image of FORMATS or FOREIGN.
+    """Returns whether a file begins like an image in one of FORMATS or FOREIGN.
 
     Raises:
-        OSError, ValueError: it cannot be opened, or is not a regular file.
+        OSError, ValueError: the file cannot be opened, or is not a regular file.
     """
     with _opened(path) as file:
-        return content(file.read(HEAD)) is not None
+        return format_of(file.read(HEAD)) is not None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -127,8 +127,8 @@ def _opened(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def content(head: bytes) -> str | None:
-    """Returns the format, of FORMATS or FOREIGN, of a file that begins with these HEAD bytes; None: another one."""
+def format_of(head: bytes) -> str | None:
+    """Returns the format of a file, one of FORMATS or FOREIGN, from its first HEAD bytes; None for any other format."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -145,14 +145,14 @@ def content(head: bytes) -> str | None:
 
 
 def _several(image: Image.Image) -> bool:
-    """Returns whether a file that was just opened holds more than one image; damage in later ones is ignored."""
+    """Returns whether a file that was just opened holds more than one image; damage in later images is ignored."""
     with suppress(Exception):
         return bool(image.is_animated)
     return False
 
 
 def _scale_clear(image: Image.Image) -> None:
-    """Scales a PNG's transparent value as Pillow scales pixels of 2, 4 and 16 bits; to be called before load()."""
+    """Scales a PNG's transparent value as Pillow scales pixels of 2, 4 and 16 bits; must be called before load()."""
     clear, kind = image.info.get("transparency"), image.tile[0][3] if image.format == "PNG" and image.tile else None
     if isinstance(clear, int) and kind in ("L;2", "L;4"):
         image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[kind]
@@ -161,7 +161,7 @@ def _scale_clear(image: Image.Image) -> None:
 
 
 def _full_range(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Scales 16-bit grey of a TIFF file, `source`, to 0 (black) to 65535; Pillow keeps 12 bits, and white as 0."""
+    """Scales the 16-bit grey of a TIFF file, `source`, to 0 (black) to 65535; Pillow leaves 12 bits, and white as 0."""
     if source.format != "TIFF" or not image.mode.startswith("I;16"):
         return image
     tags = source.tag_v2
@@ -175,8 +175,8 @@ def _full_range(image: Image.Image, source: Image.Image) -> Image.Image:
 def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
     """Resizes an image to data.size, uint8 (size, size, 3), bicubic and antialiased.
 
-    With data.fit "crop" it is the square in the middle, whose side is data.crop_pct times the shorter side;
-    with "squash" it is the whole image, whose shape changes.
+    With data.fit "crop" the square in the middle is used, whose side is data.crop_pct times the shorter side; with
+    "squash" the whole image is used, and its aspect ratio changes.
     """
     size, (width, height) = settings.size, image.size
     side_x, side_y = width, height
@@ -209,18 +209,18 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file has to be an image, according to its extension."""
+    """Returns whether a file must be an image according to its extension."""
     return name.lower().endswith(EXTENSIONS)
 
 
-def below(paths: Sequence[str]) -> list[str]:
-    """Returns paths relative to the folder that contains all of them, so that they do not depend on its place."""
+def relative_paths(paths: Sequence[str]) -> list[str]:
+    """Returns paths relative to the innermost folder that contains all of them, wherever that folder is."""
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) else ""
     return [os.path.relpath(path, root) if root else path for path in paths]
 
 
 def reason(error: Exception) -> str:
-    """Returns in a few words, without the path, why a file cannot be read."""
+    """Returns a few words, without the path, that say why a file cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, Image.DecompressionBombError):

@@ -1,7 +1,7 @@
-"""Image files as a model sees them: the one path by which predictions and pictures turn files into model input.
+"""Turns image files into model input, for predictions and pictures.
 
-The run's own settings (`data.size`, `fit`, `crop_pct`, `background`) decide how a file is cropped, resized and
-converted, so that a model is shown the same pixels here as in training and evaluation.
+The run's own settings (`data.size`, `fit`, `crop_pct`, `background`) determine how a file is cropped, resized and
+converted, so that the model sees the same pixels as in training and evaluation.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ GREY = (19595, 38470, 7471)  # ITU-R 601 luma weights of red, green and blue, ti
 
 
 def reading_settings(data: Settings, model: ModelSettings) -> FileSettings:
-    """Returns how image files are read for a run's model.
+    """Returns the settings by which image files are read for a run's model.
 
     Args:
-        data: the run's data settings. A run on image files reads other files as it reads its own. A run on arrays
-            (npz, cifar10, digits) takes the square in the middle, resized to the model's input.
+        data: the run's data settings. A run on image files reads other files in the same way as its own. A run on
+            arrays (npz, cifar10, digits) uses the square in the middle, resized to the model's input size.
         model: the run's model settings.
 
     Raises:
@@ -49,15 +49,15 @@ def read_images(paths: Sequence[Path], reading: FileSettings, channels: int) -> 
 
     Args:
         paths: N image files.
-        reading: how, from `reading_settings`.
-        channels: of the model's input, 1 (grey) or 3 (RGB).
+        reading: the settings returned by `reading_settings`.
+        channels: number of channels of the model's input, 1 (grey) or 3 (RGB).
 
     Returns:
-        The images, uint8 (N, channels, size, size), and for each file that cannot be read its position in `paths` and
-        the reason.
+        The images, uint8 (N, channels, size, size), and the reason for each file that cannot be read, by its position
+        in `paths`.
 
     Raises:
-        UserError: more images than fit into memory.
+        UserError: the images do not fit into memory.
     """
     images, unreadable = decode(paths, reading)
     return (to_grey(images) if channels == 1 else images), unreadable

@@ -1,8 +1,8 @@
 """Random numbers that are functions of a key instead of a stream: SplitMix64 over counters, vectorised.
 
-A key gives the same number in every order, batch and process and on every platform, so a run can stop anywhere and
-resume exactly. The mixing function is the one of SplitMix64 (Steele, Lea and Flood, 2014, "Fast
-Splittable Pseudorandom Number Generators"; constants by Vigna).
+A key gives the same number in any order, batch and process and on every platform, so a run can stop anywhere and
+resume exactly. The mixing function is that of SplitMix64 (Steele, Lea and Flood, 2014, "Fast Splittable Pseudorandom
+Number Generators"; constants by Vigna).
 """
 
 from __future__ import annotations

@@ -18,20 +18,20 @@ from models.settings import UserError
 
 
 class TrainLoader:
-    """Yields training batches. The order is a function of (seed, epoch), and an image one of (seed, epoch, index).
+    """Yields training batches. The order depends only on (seed, epoch), and each image only on (seed, epoch, index).
 
-    No state is carried from batch to batch, so an epoch can be resumed at any batch with the same result. Images that
-    do not fill a last batch are left out, different ones in each epoch.
+    No state is carried from batch to batch, so an epoch can be resumed at any batch with the same result. The images
+    left over after the last full batch are not used; they differ from epoch to epoch.
 
     Args:
         split: the training images.
         batch_size: images per batch.
         augment: how they are augmented.
-        mean, std: of each channel, of pixels in [0, 1].
-        seed: of the run.
+        mean, std: statistics of each channel, for pixels in [0, 1].
+        seed: the run's seed.
         resize: height and width to which batches are resized at the end, pixels; None: unchanged.
-        workers: processes that read images and apply `augment.transforms`; None: one for each processor, at most 8.
-            The result does not depend on it. Images in memory without `transforms` need none.
+        workers: number of processes that read images and apply `augment.transforms`; None: one per processor, at most
+            8. The result does not depend on it. Images in memory need no processes unless there are `transforms`.
 
     Raises:
         UserError: fewer images than one batch, a crop that can miss the image, quarter turns of images that are not
@@ -113,7 +113,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
 
 
 class Normalise:
-    """Normalises images by the mean and standard deviation of each channel, of pixels in [0, 1].
+    """Normalises images by the mean and standard deviation of each channel, given for pixels in [0, 1].
 
     uint8 (B, C, H, W) -> float32 (B, C, H, W).
     """

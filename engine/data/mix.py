@@ -1,4 +1,4 @@
-"""Mixup and cutmix, by timm, as a function of the step."""
+"""Applies timm's mixup and cutmix to batches, with random numbers that depend only on (seed, step)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Mix:
     for the call and restored afterwards.
 
     Args:
-        augment: the strengths of mixup and cutmix, of which at least one is on.
+        augment: the strengths of mixup and cutmix; at least one must be on.
         num_classes: the number of classes.
         label_smoothing: the share of each target that is spread over all classes.
         task: what the labels mean.
 
     Raises:
-        UserError: the task has no soft targets, as mixing produces them.
+        UserError: the task has no soft targets, which mixing produces.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Mix:
         if not task.soft_targets:
             key, alpha = ("mixup", mixup) if mixup > 0 else ("cutmix", cutmix)
             if augment.transforms:
-                raise UserError(f"augment.transforms: {key} is not for multi-label targets; take it out")
-            raise UserError(f"augment.{key} = {alpha}: not for multi-label targets; set it to 0")
+                raise UserError(f"augment.transforms: {key} does not support multi-label targets; remove it")
+            raise UserError(f"augment.{key} = {alpha}: not supported for multi-label targets; set it to 0")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self._mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)

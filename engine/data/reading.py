@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from engine.data.arrays import Arrays, RawData, Split, digest_of
-from engine.data.check.findings import Source, of_contents, tell
-from engine.data.images import Facts, look, open_rgb, reason, to_square
+from engine.data.check.findings import Source, content_findings, log_warnings
+from engine.data.images import Facts, open_rgb, read_with_facts, reason, to_square
 from engine.data.settings import FileSettings
 from engine.tasks import ONE_LABEL, Task
 from engine.wording import few
@@ -40,21 +40,21 @@ class Files(Split):
         return 3, self.settings.size, self.settings.size
 
     def read(self, index: Tensor) -> Tensor:
-        """Returns the images at `index` as for evaluation, uint8 (M, 3, size, size), decoded in several threads.
+        """Returns the images at `index` as in evaluation, uint8 (M, 3, size, size), decoded in several threads.
 
         Raises:
-            UserError: files that were readable when the run began and no longer are.
+            UserError: files that were readable when the run began no longer are.
         """
         chosen = [Path(self.paths[i]) for i in index.tolist()]
         images, bad = decode(chosen, self.settings)
-        refuse(chosen, bad, "data", "put them back")
+        raise_unreadable(chosen, bad, "data", "put them back")
         return images
 
     def whole(self, i: int) -> Image.Image:
         """Returns one image, upright, RGB, at its original size.
 
         Raises:
-            UserError: it was readable when the run began and no longer is.
+            UserError: the file was readable when the run began and no longer is.
         """
         try:
             with warnings.catch_warnings():
@@ -89,13 +89,13 @@ def read_splits(
         samples: for "train" and optionally "val" and "test", N files and labels, (N, ...).
         classes: names in the order of the labels.
         settings: how files are read; `size` is set.
-        where: start of an error, such as "data.path = 'scenes'".
-        fix: end of an error: what to do about files that cannot be read.
+        where: the beginning of error messages, such as "data.path = 'scenes'".
+        fix: the end of the error about files that cannot be read: what to do about them.
         task: what the labels mean.
 
     Raises:
-        UserError: files that cannot be read (the log names all of them); with data.on_error = skip only if they are
-            test or validation images, or all images of a class. Or more images than fit into memory.
+        UserError: files cannot be read (the log names all of them); with data.on_error = skip only if they are test or
+            validation images, or all images of a class. Or the images do not fit into memory.
     """
     assert settings.size is not None, (
         "data.size: null stands for model.img_size, which is filled in before data is built"
@@ -107,8 +107,8 @@ def read_splits(
     pixels = images.numpy()  # shares its memory
     digests, facts = [b""] * len(paths), [None] * len(paths)
 
-    def keep(i: int, image: np.ndarray, its_facts: Facts) -> None:
-        digests[i], facts[i] = digest_of(image), its_facts
+    def keep(i: int, image: np.ndarray, image_facts: Facts) -> None:
+        digests[i], facts[i] = digest_of(image), image_facts
         if in_memory:
             pixels[i] = image
 
@@ -123,8 +123,8 @@ def read_splits(
         start = part.stop
     if bad and settings.on_error == "skip":
         bad = _skipped(splits, bad, classes, where, task)
-    refuse(paths, bad, where, repair(bad, fix, samples["train"][1], classes, settings, task))
-    tell(of_contents(samples, classes, facts, digests, task), where)
+    raise_unreadable(paths, bad, where, repair_advice(bad, fix, samples["train"][1], classes, settings, task))
+    log_warnings(content_findings(samples, classes, facts, digests, task), where)
     return RawData(splits["train"], splits.get("test"), classes, val=splits.get("val"), task=task)
 
 
@@ -132,18 +132,18 @@ def read_source(source: Source, settings: FileSettings) -> RawData:
     """Decodes the images of a source, and logs its warnings.
 
     Raises:
-        UserError: there is an error among its findings, or see `read_splits`.
+        UserError: one of the source's findings is an error; or as in `read_splits`.
     """
-    source.tell()
+    source.report()
     return read_splits(source.samples, source.classes, settings, source.where, source.fix, source.task)
 
 
 def _skipped(
     splits: dict[str, Split], bad: dict[int, str], classes: list[str], where: str, task: Task
 ) -> dict[int, str]:
-    """Removes unreadable images from the training split, and logs them; returns the unreadable ones of other splits."""
+    """Removes unreadable images from the training split and logs them; returns those of the other splits."""
     train = splits["train"]
-    skipped, others = parted(bad, len(train))
+    skipped, others = by_training(bad, len(train))
     for i, why in skipped.items():
         log.warning("left out: %r (%s)", train.paths[i], why)
     if skipped:
@@ -153,19 +153,19 @@ def _skipped(
             len(skipped),
             len(train),
         )
-        if loss := all_lost(train.labels, skipped, classes, task):
+        if loss := lost_classes(train.labels, skipped, classes, task):
             raise UserError(f"{where}: {loss}")
         splits["train"] = train.take(torch.tensor([i for i in range(len(train)) if i not in skipped]))
     return others
 
 
-def parted(bad: Mapping[int, str], trained: int) -> tuple[dict[int, str], dict[int, str]]:
-    """Separates unreadable images of "train", the first split, which has `trained` images, from those of others."""
+def by_training(bad: Mapping[int, str], trained: int) -> tuple[dict[int, str], dict[int, str]]:
+    """Separates unreadable images of "train", the first split, with `trained` images, from those of other splits."""
     return {i: why for i, why in bad.items() if i < trained}, {i: why for i, why in bad.items() if i >= trained}
 
 
-def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str], task: Task) -> str:
-    """Returns an error text if leaving images out leaves none of a class, or none at all; else an empty text."""
+def lost_classes(labels: Tensor, skipped: Mapping[int, str], classes: list[str], task: Task) -> str:
+    """Returns an error text if a class, or the whole split, would lose all of its images; otherwise an empty text."""
     if len(skipped) == len(labels):
         return "no training image can be read; repair them"
     if not task.one_class:
@@ -175,7 +175,7 @@ def all_lost(labels: Tensor, skipped: Mapping[int, str], classes: list[str], tas
     return f"no image of {len(gone)} classes can be read: {few(gone)}; repair them" if gone else ""
 
 
-def repair(
+def repair_advice(
     unreadable: Mapping[int, str],
     fix: str,
     train_labels: Tensor,
@@ -183,26 +183,26 @@ def repair(
     settings: FileSettings,
     task: Task,
 ) -> str:
-    """Returns what to do about images that cannot be read, with data.on_error = skip only where that helps.
+    """Returns what to do about images that cannot be read; suggests data.on_error = skip only if that helps.
 
     Args:
-        unreadable: positions, the training images first, and reasons.
+        unreadable: the reason for each unreadable image, by its position; training images come first.
         fix: what to do in any case.
-        train_labels: of the training images.
+        train_labels: labels of the training images.
         classes: names in the order of the labels.
-        settings: of the data.
+        settings: the settings of the data.
         task: what the labels mean.
     """
-    training, others = parted(unreadable, len(train_labels))
-    if settings.on_error == "skip" or not training or all_lost(train_labels, training, classes, task):
+    training, others = by_training(unreadable, len(train_labels))
+    if settings.on_error == "skip" or not training or lost_classes(train_labels, training, classes, task):
         return fix
     if others:
         return f"{fix}; data.on_error=skip leaves out those of the training images, never validation or test images"
     return f"{fix}, or set data.on_error=skip to train without them"
 
 
-def refuse(paths: Sequence[Path], bad: Mapping[int, str], where: str, fix: str) -> None:
-    """Raises UserError if there are unreadable files, and logs each of them."""
+def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str], where: str, fix: str) -> None:
+    """Raises a UserError if there are unreadable files, and logs each of them."""
     if not bad:
         return
     named = [f"{str(paths[i])!r} ({why})" for i, why in bad.items()]
@@ -215,10 +215,11 @@ def decode(paths: Sequence[Path], settings: FileSettings, where: str = "data") -
     """Decodes image files.
 
     Returns:
-        The images, uint8 (N, 3, size, size), and the position in `paths` and the reason for each that cannot be read.
+        The images, uint8 (N, 3, size, size), and the reason for each file that cannot be read, by its position in
+        `paths`.
 
     Raises:
-        UserError: more images than fit into memory.
+        UserError: the images do not fit into memory.
     """
     images = _room(len(paths), settings.size, where)
     pixels = images.numpy()  # shares its memory
@@ -243,27 +244,27 @@ def _room(count: int, size: int, where: str) -> Tensor:
 def read_each(
     paths: Sequence[Path], settings: FileSettings, keep: Callable[[int, np.ndarray, Facts], None]
 ) -> dict[int, str]:
-    """Decodes every image once, in a thread per processor.
+    """Decodes every image once, with one thread per processor.
 
     Args:
         paths: N files.
         settings: how files are read; `size` is set.
-        keep: called by any thread with a position in `paths`, the image as for evaluation, contiguous uint8
+        keep: called, from any thread, with a position in `paths`, the image as in evaluation, contiguous uint8
             (3, size, size), and the facts about its file.
 
     Returns:
-        The position and the reason for each image that cannot be read.
+        The reason for each image that cannot be read, by its position.
     """
 
     def read(i: int) -> None:
-        image, facts = look(paths[i], settings)
+        image, facts = read_with_facts(paths[i], settings)
         keep(i, np.ascontiguousarray(to_square(image, settings).transpose(2, 0, 1)), facts)
 
-    return each(read, len(paths))
+    return call_each(read, len(paths))
 
 
-def each(work: Callable[[int], None], count: int) -> dict[int, str]:
-    """Calls `work` with 0 to count - 1, in a thread per processor; returns the reason for each call that fails."""
+def call_each(work: Callable[[int], None], count: int) -> dict[int, str]:
+    """Calls `work` with 0 to count - 1, one thread per processor; returns the reason for each call that fails."""
 
     def attempt(i: int) -> str | None:
         try:

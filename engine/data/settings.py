@@ -1,4 +1,4 @@
-"""Settings that datasets share: how image files are read, splits, and augmentation."""
+"""Settings that all datasets share: how image files are read, split and augmented."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _colour(name: str) -> str:
     try:
         ImageColor.getrgb(name)
     except ValueError:
-        raise ValueError(f"{name!r} is no colour; write a name such as white, or #rrggbb") from None
+        raise ValueError(f"{name!r} is not a colour; write a name such as white, or #rrggbb") from None
     return name
 
 
@@ -35,7 +35,7 @@ class DataSettings(Settings):
     """Base of the settings of every dataset.
 
     Attributes:
-        published_classes: the dataset's number of classes, where it is known before anything is read.
+        published_classes: the dataset's number of classes, if it is known before anything is read.
     """
 
     published_classes: ClassVar[int | None] = None
@@ -47,7 +47,7 @@ class DataSettings(Settings):
 
 
 class ArraySettings(DataSettings):
-    """Settings of datasets in arrays, whose images have one size. Each dataset adds its `name` and its place."""
+    """Settings of datasets in arrays, whose images all have one size. Each dataset adds its `name` and its location."""
 
     resize: int | None = Field(
         None, gt=0, le=16384, description="height and width to which batches are resized, pixels; null: unchanged"
@@ -55,7 +55,7 @@ class ArraySettings(DataSettings):
 
 
 class FileSettings(DataSettings):
-    """How image files are read, for every dataset of files. Each dataset adds its `name` and its place."""
+    """Settings of datasets of image files: how the files are read. Each dataset adds its `name` and its location."""
 
     size: int | None = Field(None, gt=0, le=16384, description="height and width, pixels; null: model.img_size")
     fit: Literal["crop", "squash"] = Field(
@@ -78,7 +78,7 @@ class FileSettings(DataSettings):
 
 
 class SplitSettings(Settings):
-    """Which images test and validate, and how many of the others train; see engine.data.split."""
+    """Which images are for testing and validation, and how many of the others for training; see engine.data.split."""
 
     test: float = Field(
         0.2, ge=0, lt=1, description="fraction of each class held out for testing if the dataset has no test set"
@@ -87,7 +87,7 @@ class SplitSettings(Settings):
         0, ge=0, lt=2**32, description="seed of that hold-out; runs with different seeds share the test set"
     )
     val: float = Field(0.1, ge=0, lt=1, description="fraction of each class held out for validation; 0 holds out none")
-    part: float = Field(1.0, gt=0, le=1, description="fraction of the remaining images of each class that train")
+    part: float = Field(1.0, gt=0, le=1, description="fraction of the remaining images of each class to train on")
     folds: int | None = Field(
         None, ge=2, le=100, description="number of folds: each fold of the training images is the test set of one run"
     )
@@ -107,7 +107,7 @@ class SplitSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Augmentation of training images: with random numbers for each image, or for each batch in mixup and cutmix."""
+    """Augmentation of training images, with random numbers for each image, or for each batch in mixup and cutmix."""
 
     crop: int = Field(0, ge=0, description="pixels of black padding on each side before a random crop to the old size")
     scale: float = Field(

@@ -1,6 +1,6 @@
-"""Splits: test and validation images, folds, and the part of the training images that is used.
+"""Splits a dataset: into test, validation and training images, or into folds.
 
-All are stratified and functions of a seed, and copies of an image are kept together.
+All splits are stratified and depend only on a seed, and copies of an image are kept together.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ log = logging.getLogger("hybridmerge.data")
 
 
 def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
-    """Returns the dataset with a test set: its own, or else one held out of its training images.
+    """Returns the dataset with a test set: its own or, if it has none, one held out of its training images.
 
-    The share split.test of each class is held out, in the way of `split_data`, but in an order that is a hash of
+    The share split.test of each class is held out, as in `split_data`, but in an order that is a hash of
     (split.test_seed, index) and does not depend on the run's seed. Copies of an image are never separated, not even
-    copies in different classes: if one of them has to train, all do. Of images with many labels the share
-    of all is held out. The test set is empty if split.test is 0.
+    copies in different classes: if one of them stays in training, all do. For images with many labels, the share of all
+    images is held out. The test set is empty if split.test is 0.
 
-    With split.folds the test set is part split.fold of `folded`, and the test set of the dataset is not used.
+    With split.folds the test set is fold split.fold of `folded`, and the test set of the dataset is not used.
 
     Raises:
         UserError: there are folds and none is chosen, or a class is too small for them.
@@ -47,7 +47,7 @@ def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
     if raw.test is not None:
         return raw
     copies = _first_copies([raw.train])
-    order = np.argsort(hash64(TEST, split.test_seed, copies), kind="stable")  # copies stand side by side
+    order = np.argsort(hash64(TEST, split.test_seed, copies), kind="stable")  # copies are adjacent
     held_out = order[:0]
     if split.test > 0:
         held_out = _hold_out(order, _strata(raw, raw.train), split.test, copies)
@@ -62,13 +62,12 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
 
     The dataset's own validation split is used if there is one. Otherwise the share split.val of each class, rounded, is
     held out: at least one image, and never all. A class that cannot spare an image stays in training, and a warning
-    names it. Of the remaining images of each class the share split.part, rounded, is used for training, at least one.
+    names it. The share split.part of the other images of each class, rounded but at least one, is used for training.
 
-    Both follow one order of the images, which is a hash of (seed, index): runs that differ only in `part` share their
-    validation images, and a smaller part is a subset of a larger one. Copies of an image within a class are kept
-    together; copies across the splits of the dataset are counted in a warning and not moved.
-    Images with many labels each count as one class: shares are of all images, and a warning names the labels that no
-    held-out image has.
+    Both follow the same order of the images, which is a hash of (seed, index): runs that differ only in `part` share
+    their validation images, and a smaller part is a subset of a larger one. Copies of an image within a class are kept
+    together; copies across the splits of the dataset are counted in a warning and not moved. For images with many
+    labels, shares are of all images, and a warning names the labels that no held-out image has.
 
     Returns:
         Training and validation images, each in the order of the dataset; no validation images if split.val is 0 and the
@@ -78,7 +77,7 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
     labels = _strata(raw, raw.train)
     copies = _first_copies([raw.train, *([raw.val] if raw.val is not None else []), raw.test])
     _warn_of_copies(raw, copies)
-    order = np.argsort(hash64(SPLIT, seed, copies[: len(labels)]), kind="stable")  # copies stand side by side
+    order = np.argsort(hash64(SPLIT, seed, copies[: len(labels)]), kind="stable")  # copies are adjacent
     held_out = order[:0]
     if raw.val is None and split.val > 0:
         held_out = _hold_out(order, labels, split.val, copies)
@@ -92,11 +91,11 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
 def folded(raw: RawData, split: SplitSettings) -> tuple[Split, np.ndarray]:
     """Assigns all training and validation images of a dataset to K folds.
 
-    Of each class, and of all images, any two parts have numbers that differ by at most 1; of images with many labels
-    only the latter is so. Copies of an image are in one part, also copies in different classes: they are dealt out
-    first, the largest groups before smaller ones, each to the part with the fewest images of its classes; single images
-    then even out what differs. Within a class the order is a hash of (split.test_seed, index): the run's seed has no
-    part in it. The labelled test images of the dataset are not used, and the log says so.
+    The sizes of any two folds differ by at most 1, in total and within each class; for images with many labels, in
+    total only. Copies of an image are in the same fold, even copies in different classes: groups of copies are assigned
+    first, the largest before the smaller ones, each to the fold with the fewest images of its classes. Single images
+    then even out the differences. The order within a class is a hash of (split.test_seed, index) and does not depend on
+    the run's seed. The labelled test images of the dataset are not used, and the log says so.
 
     Returns:
         The dataset's training images followed by its validation images, and the fold of each, int64 (N,) in [0, K).
@@ -110,7 +109,7 @@ def folded(raw: RawData, split: SplitSettings) -> tuple[Split, np.ndarray]:
     labels, copies = _strata(raw, images), _first_copies([images])
     _demand_enough(raw, labels, copies, split.folds)
     _, group, size = np.unique(copies, return_inverse=True, return_counts=True)
-    # The largest groups first, then by class; groups within that, and the images of a group, side by side.
+    # The largest groups come first, then single images by class; the images of a group are adjacent.
     strata = np.where(size[group] > 1, -size[group], labels)
     order = np.lexsort((copies, hash64(TEST, split.test_seed, copies), strata))
     parts = np.zeros(len(images), np.int64)
@@ -152,7 +151,7 @@ def _joined(one: Split, other: Split) -> Split:
 
 
 def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np.ndarray) -> np.ndarray:
-    """Returns the first images of each class in `order`, cut such that copies stay together and some images remain."""
+    """Returns the first images of each class in `order`, so many that copies stay together and some images remain."""
     held_out = []
     for members in _classes(order, labels):
         cuts = np.flatnonzero(np.diff(copies[members]) != 0) + 1
@@ -162,7 +161,7 @@ def _hold_out(order: np.ndarray, labels: np.ndarray, fraction: float, copies: np
 
 
 def _strata(raw: RawData, images: Split) -> np.ndarray:
-    """Returns the group of each image, int64 (N,); shares are taken of every group."""
+    """Returns the group of each image, int64 (N,); a share of every group is held out."""
     return raw.task.strata(images.labels).numpy()
 
 
@@ -176,7 +175,7 @@ def _share(members: np.ndarray, fraction: float) -> int:
 
 
 def _first_copies(splits: list[Split]) -> np.ndarray:
-    """Returns for each image of all splits the index of the first image with the same pixels, int64 (N,)."""
+    """Returns, for each image of all splits, the index of the first image with the same pixels, int64 (N,)."""
     first: dict[bytes, int] = {}
     digests = (digest for split in splits for digest in split.digests())
     return np.fromiter((first.setdefault(digest, i) for i, digest in enumerate(digests)), np.int64)

@@ -83,19 +83,19 @@ class RandomVerticalFlip(Settings):
 
 
 class RandAugment(Settings):
-    """Applies a few random operations of fourteen (Cubuk et al., 2020)."""
+    """Applies a few operations, chosen at random from fourteen (Cubuk et al., 2020)."""
 
     name: Literal["RandAugment"]
     num_ops: int = Field(2, ge=1, le=14, description="number of operations per image")
     magnitude: int = Field(9, ge=0, le=30, description="of each operation, in 31 steps")
-    fill: Grey = Field(0, description="grey value of areas from outside of the image")
+    fill: Grey = Field(0, description="grey value of areas outside the image")
 
 
 class TrivialAugmentWide(Settings):
     """Applies one random operation of random magnitude (Müller and Hutter, 2021)."""
 
     name: Literal["TrivialAugmentWide"]
-    fill: Grey = Field(0, description="grey value of areas from outside of the image")
+    fill: Grey = Field(0, description="grey value of areas outside the image")
 
 
 class RandomRotation(Settings):
@@ -103,7 +103,7 @@ class RandomRotation(Settings):
 
     name: Literal["RandomRotation"]
     degrees: float = Field(ge=0, le=180, description="largest angle in either direction")
-    fill: Grey = Field(0, description="grey value of areas from outside of the image")
+    fill: Grey = Field(0, description="grey value of areas outside the image")
 
 
 class ColorJitter(Settings):
@@ -126,7 +126,7 @@ class RandomAffine(Settings):
     )
     scale: Factors | None = Field(None, description="smallest and largest factor")
     shear: float = Field(0, ge=0, lt=90, description="largest angle along x, degrees")
-    fill: Grey = Field(0, description="grey value of areas from outside of the image")
+    fill: Grey = Field(0, description="grey value of areas outside the image")
 
 
 class RandomErasing(Settings):
@@ -199,19 +199,20 @@ def compose(transforms: Sequence[Settings], shape: tuple[int, int, int], *, whol
     """Composes the transforms of single images: uint8 (C, height, width) -> uint8 of `shape`.
 
     Args:
-        transforms: settings of TRANSFORMS; those that mix batches are left out.
+        transforms: settings of TRANSFORMS; those that mix batches are skipped.
         shape: (C, H, W) of the model's input; H = W.
         whole: whether images come at their original sizes instead of `shape`.
 
     Raises:
-        UserError: the output does not have that shape, or a transform of colours is used on other images.
+        UserError: the output does not have that shape, or a colour transform is used on images of 2 or more than 3
+            channels.
     """
     from torchvision.transforms import v2  # slow to import, and not needed to check settings
 
     coloured = [s.name for s in transforms if s.name in COLOURED]
     if coloured and shape[0] not in (1, 3):
         raise UserError(
-            f"augment.transforms: {coloured[0]} is for images of 1 or 3 channels, these have {shape[0]}; remove it"
+            f"augment.transforms: {coloured[0]} needs images with 1 or 3 channels, these have {shape[0]}; remove it"
         )
     chain = [make(v2, s, shape[1]) for s in transforms if (make := TRANSFORMS[s.name][1]) is not None]
     composed = v2.Compose(chain) if chain else lambda image: image

@@ -1,4 +1,4 @@
-"""Worker processes that read and transform images, which would be too slow between two training steps."""
+"""Worker processes that read and transform images in the background, so that training steps do not wait for them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Reader(Dataset):
 
     Args:
         split: images in memory or in files.
-        transforms: of engine.data.transforms; None: images as for evaluation.
-        seed: of the run.
+        transforms: settings from engine.data.transforms; None: images as in evaluation.
+        seed: the run's seed.
 
     Raises:
         UserError: the output of the transforms does not have the split's size.
@@ -40,16 +40,16 @@ class Reader(Dataset):
         self.split, self.seed = split, seed
         self.compose = None if transforms is None else compose(transforms, split.shape, whole=isinstance(split, Files))
 
-    def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> Tensor | UserError:
+    def __getitems__(self, keys_of_batch: Sequence[tuple[int, int]]) -> Tensor | UserError:
         """Returns uint8 (B, C, H, W), or the error that an image cannot be read, whose text would be lost if raised."""
-        epoch, index = wanted[0][0], [i for _, i in wanted]
+        epoch, index = keys_of_batch[0][0], [i for _, i in keys_of_batch]
         try:
             return torch.stack(self._read(index) if self.compose is None else self._transformed(epoch, index))
         except UserError as error:
             return error
 
     def _read(self, index: list[int]) -> list[Tensor]:
-        """Returns images as for evaluation."""
+        """Returns images as in evaluation."""
         split = self.split
         if not isinstance(split, Files):
             return list(split.read(torch.tensor(index)))
@@ -66,24 +66,24 @@ class Reader(Dataset):
 
 
 class Workers:
-    """Worker processes that run a Reader and are kept from epoch to epoch; with 0 of them it runs in this process."""
+    """Worker processes that run a Reader and stay alive from epoch to epoch; with 0 of them it runs in this process."""
 
     def __init__(self, reader: Reader, count: int | None) -> None:
         self.count = min(processors(), MOST) if count is None else count
         self._keys = _Keys()
-        several = {}
+        worker_options = {}
         if self.count:
-            # A fork shares the images in memory; only on Linux is it safe together with the system's libraries.
+            # A forked process shares the images in memory; forking is safe with the system's libraries only on Linux.
             context = "fork" if sys.platform == "linux" else None
-            several = {"worker_init_fn": _begin, "multiprocessing_context": context, "persistent_workers": True}
+            worker_options = {"worker_init_fn": _begin, "multiprocessing_context": context, "persistent_workers": True}
         # A generator of its own, because the loader draws a number at the start of each epoch.
         self._loader = DataLoader(
             reader,
             batch_sampler=self._keys,
             num_workers=self.count,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator(),
-            **several,
+            **worker_options,
         )
 
     def batches(self, epoch: int, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -102,7 +102,7 @@ class Workers:
         """Stops the processes; the next epoch would start new ones."""
         running, self._loader._iterator = self._loader._iterator, None
         if running is not None:
-            running._shutdown_workers()  # else they live as long as the iterator, to which an exception may refer
+            running._shutdown_workers()  # otherwise they live as long as the iterator, which a traceback may keep alive
 
 
 class _Keys:
@@ -119,11 +119,11 @@ class _Keys:
 
 
 @contextmanager
-def deaths_in_words() -> Iterator[None]:
-    """Turns the death of a worker process into a UserError; torch raises it anywhere in the main process."""
+def killed_workers_as_errors() -> Iterator[None]:
+    """Turns the error that torch raises, at any point of the main process, when a worker is killed into a UserError."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while it sends a batch
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two if it was sending a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
@@ -137,26 +137,26 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _as_it_is(batch: Tensor | UserError) -> Tensor | UserError:
+def _unchanged(batch: Tensor | UserError) -> Tensor | UserError:
     return batch
 
 
 def _begin(_: int) -> None:
-    """Sets up a worker process: one thread, and signals are left to the main process, which stops the workers.
+    """Sets up a worker process: one thread, and signals are ignored, because the main process stops the workers.
 
-    Ctrl-C, `timeout`, systemd and batch systems send signals to all processes at once; the main process still needs
-    batches then, to finish its step and save.
+    Ctrl-C, `timeout`, systemd and batch systems send signals to all processes at once. The main process then still
+    needs batches, to finish its step and save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_if_told_by, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_exit_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _end_if_told_by(process: int) -> None:
-    """Waits for SIGTERM from this process, ignoring those of others, and exits."""
+def _exit_on_sigterm_from(process: int) -> None:
+    """Waits for SIGTERM from one process, ignoring those from others, and exits."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)

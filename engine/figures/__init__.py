@@ -1,1 +1,1 @@
-"""Figures: everything that is drawn, each from data that other rooms have computed."""
+"""Figures: everything that is drawn, from data that other parts of the engine have computed."""

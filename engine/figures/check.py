@@ -1,4 +1,4 @@
-"""The picture of a preflight (tools/data.py check --out): images of each class, and their sizes."""
+"""Draws the picture of a preflight (tools/data.py check --out): the images of each class, and the sizes of images."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def save_picture(report: Report, folder: Path) -> Path:
 
 
 def _short(name: str) -> str:
-    """Returns a name for a tick: shortened, and with dollar signs escaped, which matplotlib takes for mathematics."""
+    """Returns a name for a tick: shortened, and with dollar signs escaped, which matplotlib reads as mathematics."""
     name = shown(name).replace("$", r"\$")
     return name if len(name) <= 24 else name[:23] + "…"

@@ -1,4 +1,4 @@
-"""Pictures of a model's mistakes: the confusion matrix, and examples of the most confused pairs of classes."""
+"""Draws a model's mistakes: the confusion matrix, and examples of the most confused pairs of classes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from engine.measure.predictions import Predictions
 
 WRITTEN = 30  # largest number of classes for which the matrix shows its numbers
 NAMED = 150  # largest number of classes for which it shows their names
-LETTERS = 24  # of such a name
-PAIRS, EXAMPLES = 8, 6  # number of confused pairs that are drawn, and of images for each
+LETTERS = 24  # largest number of letters of such a name
+PAIRS, EXAMPLES = 8, 6  # number of confused pairs that are drawn, and of images for each pair
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Draws a confusion matrix, with a row for each true class.
 
-    A cell is coloured by the square root of its share of the row, so that single mistakes are visible. Up to WRITTEN
-    classes the cells show their numbers, and up to NAMED classes the axes show the names.
+    A cell is coloured by the square root of its share of the row, so that single mistakes are visible. For up to
+    WRITTEN classes the cells show their numbers, and for up to NAMED classes the axes show the names.
 
     Args:
         matrix: int64 (K, K), numbers of images; rows are true classes, columns predicted ones.
         classes: K names.
-        title: of the figure.
+        title: the figure's title.
     """
     count = len(classes)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -67,21 +67,21 @@ def confused_figure(
 ) -> Figure:
     """Draws the most confused pairs of classes, with a row of images for each pair.
 
-    The images are those of one class that were predicted as the other, most confident first, and half of them in either
+    The images are those of one class that were predicted as the other, most confident first, and half of them in each
     direction if there are enough.
 
     Args:
         pairs: from `most_confused`; the first PAIRS are drawn.
-        predictions: of N images.
+        predictions: the predictions for N images.
         images: the N images, in the same order.
-        classes: the names.
-        title: of the figure.
+        classes: names of the classes.
+        title: the figure's title.
     """
     pairs, rows = pairs[:PAIRS], max(1, len(pairs[:PAIRS]))
     width, height = 1.4 * EXAMPLES, 1.85 * rows + 0.5  # inches
     figure = Figure(figsize=(width, height), dpi=130)
     figure.suptitle(title if pairs else f"{title}: none", y=1 - 0.1 / height, va="top", fontsize=10, parse_math=False)
-    grid = figure.subplots(rows, EXAMPLES, squeeze=False)  # laid out by hand: ten times as fast as constrained layout
+    grid = figure.subplots(rows, EXAMPLES, squeeze=False)  # a manual layout is ten times as fast as a constrained one
     figure.subplots_adjust(0.01, 0.2 / height, 0.99, 1 - 0.75 / height, wspace=0.08, hspace=0.45)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -105,7 +105,7 @@ def confused_figure(
 
 
 def _examples(pair: Confused, predictions: Predictions) -> np.ndarray:
-    """Returns the positions of at most EXAMPLES mistakes between a pair, int64, first those of `pair.first`."""
+    """Returns the positions of at most EXAMPLES mistakes between a pair, int64, those of `pair.first` first."""
     sides = []
     for true, predicted in ((pair.first, pair.second), (pair.second, pair.first)):
         wrong = np.flatnonzero((predictions.labels == true) & (predictions.predicted == predicted))

@@ -1,4 +1,4 @@
-"""Writes figures: to PNG files, and to TensorBoard."""
+"""Writes figures to PNG files and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from engine.runs.tracking import Tracker
 
 
 def draw(folder: Path, tracker: Tracker, step: int, tag: str, figure: Figure) -> None:
-    """Writes a figure, drawn once, to TensorBoard and to a PNG file.
+    """Draws a figure once, and writes it to TensorBoard and to a PNG file.
 
     Args:
-        folder: of the file, which is named after the last part of the tag.
-        tracker: of TensorBoard.
-        step: optimizer steps so far.
-        tag: in TensorBoard, such as "test/confusion".
+        folder: the folder for the file, which is named after the last part of the tag.
+        tracker: writes to TensorBoard.
+        step: number of optimizer steps so far.
+        tag: the figure's tag in TensorBoard, such as "test/confusion".
         figure: the figure.
 
     Raises:
         UserError: the file cannot be written.
     """
     tracker.figure(step, tag, figure)
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # as the tracker has drawn it
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # drawn by the tracker
     with replacing(folder / f"{tag.rpartition('/')[2]}.png") as file:
         Image.fromarray(pixels).save(file, format="png")
 

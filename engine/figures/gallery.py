@@ -1,4 +1,4 @@
-"""Galleries: small pictures in rows, each with a title, such as the mistakes that a model is most sure of."""
+"""Draws galleries: small pictures in rows, each with a title, such as a model's most confident mistakes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = ""
     """Draws pictures in rows.
 
     Args:
-        images: uint8 (N, C, H, W), N >= 0; three channels are drawn in colour, others as their mean, in grey.
+        images: uint8 (N, C, H, W), N >= 0; three channels are drawn in colour, other numbers as their mean, in grey.
         titles: N texts, above the pictures.
         columns: number of pictures in a row.
-        title: of the figure.
-        empty: the text where there are no pictures.
+        title: the figure's title.
+        empty: the text to show if there are no pictures.
     """
     rows = max(1, math.ceil(len(images) / columns))
     figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.3 * bool(title)), layout="constrained")  # inches
@@ -40,7 +40,7 @@ def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = ""
 def wrong_pictures_figure(
     images: Tensor, true: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]
 ) -> Figure:
-    """Draws images that a model classifies wrongly, in the order given, with the true and the predicted class.
+    """Draws misclassified images, in the given order, with the true and the predicted class.
 
     Args:
         images: uint8 (N, C, H, W), N >= 0.

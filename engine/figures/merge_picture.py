@@ -1,4 +1,4 @@
-"""The picture of tools/picture.py: what merging methods do to photographs, with a run's model or by colours alone."""
+"""Draws what merging methods do to photographs, with a run's model or by colour alone (tools/picture.py)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from engine.data import FileSettings
 from engine.data.inputs import read_images, reading_settings
-from engine.figures.merged import LEARNED, STEPS, THUMBNAIL, UNTRAINED, merged_by_colour, merged_by_run
-from engine.figures.merging import Row, merging
+from engine.figures.merge_drawing import Row, draw_rows
+from engine.figures.merge_tracing import LEARNED, STEPS, THUMBNAIL, UNTRAINED, merged_by_colour, merged_by_run
 from engine.figures.photographs import credit_line, path_of
 from engine.runs.restore import TrainedModel, load_model
 from models.interface import model_name
@@ -30,8 +30,8 @@ def picture_by_colour(
 
     Args:
         names: image files, or names of engine.figures.photographs.PHOTOGRAPHS.
-        methods: names of MERGERS; none: all that need no training.
-        size: height and width that the square in the middle of each photograph is resized to, pixels.
+        methods: names of MERGERS; if empty, all that need no training.
+        size: height and width to which the square in the middle of each photograph is resized, pixels.
         patch: side of a patch, pixels.
         keep: share of the patches that should remain.
 
@@ -46,7 +46,7 @@ def picture_by_colour(
     rows = []
     for name, image in zip(names, read_photographs(names, FileSettings(size=size))):
         rows.append(Row(Path(name).stem, image, [merged_by_colour(image, patch, method, keep) for method in methods]))
-    return merging(rows, _caption(_how_by_colour(patch, methods), names))
+    return draw_rows(rows, _caption(_how_by_colour(patch, methods), names))
 
 
 def picture_of_run(
@@ -57,11 +57,12 @@ def picture_of_run(
     Args:
         folder: a run folder.
         names: image files, or names of engine.figures.photographs.PHOTOGRAPHS.
-        methods: names of MERGERS, a column for each, with the same weights; none: the run's own.
-        overrides: changes of the run's settings, such as "merge.r=4".
+        methods: names of MERGERS, a column for each, all with the same weights; if empty, the run's own.
+        overrides: changes to the run's settings, such as "merge.r=4".
 
     Raises:
-        UserError: no run, a model that merges nothing or takes no photographs, or photographs that cannot be read.
+        UserError: the folder is not a run, its model merges nothing or does not take photographs, or a photograph
+            cannot be read.
     """
     _check_methods(methods)
     columns: list[list] = [[] for _ in names]
@@ -71,16 +72,16 @@ def picture_of_run(
         images = read_photographs(names, reading, run.settings.model.in_chans)
         for column, image in zip(columns, images):
             column.append(merged_by_run(run, image))
-    shown = read_photographs(names, reading)  # in colour, also where the model is given grey
-    rows = [Row(Path(name).stem, image, column) for name, image, column in zip(names, shown, columns)]
-    return merging(rows, _caption(_how_by_run(run, methods), names))
+    photographs = read_photographs(names, reading)  # in colour, even if the model takes grey images
+    rows = [Row(Path(name).stem, image, column) for name, image, column in zip(names, photographs, columns)]
+    return draw_rows(rows, _caption(_how_by_run(run, methods), names))
 
 
 def read_photographs(names: Sequence[str], reading: FileSettings, channels: int = 3) -> Tensor:
     """Reads photographs as model input, before normalisation: uint8 (N, channels, size, size).
 
     Raises:
-        UserError: a file that is not there or cannot be read; names the first.
+        UserError: a file is missing or cannot be read; the message names the first such file.
     """
     images, unreadable = read_images([path_of(name) for name in names], reading, channels)
     for position, why in unreadable.items():

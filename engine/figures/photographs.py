@@ -1,4 +1,4 @@
-"""Photographs that installed packages bring along, for pictures that need one at hand; and whose they are."""
+"""Photographs that come with installed packages, with their credits; tools/picture.py can draw them by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def path_of(name: str) -> Path:
     """Returns the file of a photograph: one of PHOTOGRAPHS by its name, or any path.
 
     Raises:
-        UserError: no such file, and no photograph of that name.
+        UserError: there is no such file and no photograph of that name.
     """
     photograph = PHOTOGRAPHS.get(name)
     path = Path(str(files(photograph.package) / photograph.file)) if photograph else Path(name)
@@ -40,6 +40,6 @@ def path_of(name: str) -> Path:
 
 
 def credit_line(names: Sequence[str]) -> str:
-    """Returns the credits of those names that are in PHOTOGRAPHS; empty for a user's own files."""
+    """Returns the credits of the names that are in PHOTOGRAPHS; an empty text for a user's own files."""
     credits = [f"{name} by {PHOTOGRAPHS[name].credit}" for name in dict.fromkeys(names) if name in PHOTOGRAPHS]
     return f"Photographs, made square: {'; '.join(credits)}." if credits else ""

@@ -1,4 +1,4 @@
-"""The picture of a training batch as the model will see it: augmented, mixed and resized (tools/data.py preview)."""
+"""Draws a training batch as the model will see it: augmented, mixed and resized (tools/data.py preview)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.data import Data, build_data
 from engine.data.loader import TrainLoader
 from engine.data.mix import Mix
-from engine.data.workers import deaths_in_words
+from engine.data.workers import killed_workers_as_errors
 from engine.figures.gallery import MOST, gallery, shown
 from engine.runs.compatibility import check_fits
 from engine.runs.folds import of_fold
@@ -26,12 +26,12 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
     """Draws the first images of an epoch's first batch, each with its label; with folds, of the first fold.
 
     Args:
-        settings: of the run.
-        epoch: from 0.
+        settings: the run's settings.
+        epoch: the epoch, from 0.
         most: largest number of images.
 
     Raises:
-        UserError: data, augmentation or batch size with which training could not start.
+        UserError: training could not start with these data, augmentation or batch size.
     """
     if settings.split.all_folds:
         settings = of_fold(settings, 0)
@@ -49,7 +49,7 @@ def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, 
     """Returns the first batch: normalised images (B, C, H, W), and labels (B, ...) or soft targets (B, classes)."""
     t, augment = settings.train, settings.augment
     loader = TrainLoader(data.train, t.batch_size, augment, data.mean, data.std, settings.seed, data.resize, workers=0)
-    with deaths_in_words():
+    with killed_workers_as_errors():
         images, labels = next(loader.epoch(epoch))
     if any(augment.mixing()):
         mix = Mix(augment, len(data.classes), 0.0, data.task)

@@ -1,1 +1,1 @@
-"""How good a model is: metrics, intervals, predictions, ensembles."""
+"""How good a model is: metrics, confidence intervals, predictions and ensembles."""

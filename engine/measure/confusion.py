@@ -1,4 +1,4 @@
-"""The confusion matrix, and what follows from it: accuracy by class and the most confused pairs of classes."""
+"""Computes the confusion matrix, the accuracy of each class, and the most confused pairs of classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 
 def class_accuracy(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, float | None]:
-    """Returns the fraction of each class's images that are right; None for a class without images."""
+    """Returns the fraction of each class's images that are predicted correctly; None for a class without images."""
     return {
         name: float(right / n) if n else None
         for name, right, n in zip(classes, matrix.diagonal(), matrix.sum(1), strict=True)
@@ -43,7 +43,7 @@ class Confused:
 
 
 def most_confused(matrix: np.ndarray, most: int = 20) -> list[Confused]:
-    """Returns the pairs of classes with the most mistakes between them, in falling order.
+    """Returns the pairs of classes with the most mistakes between them, in descending order.
 
     The first class of a pair is the one with more mistakes.
 

@@ -25,19 +25,19 @@ def load_folds(
 ) -> Iterator[tuple[Path, FinishedRun]]:
     """Loads the runs of all folds one at a time, each with the images that it was tested on; the data are read once.
 
-    Every fold must be evaluated on images that it was not trained on. Therefore overrides of the split are refused, and
-    so are test images with other names or labels than in training; other pixels are a warning.
+    Every fold must be evaluated on images that it was not trained on. Therefore overrides of the split are an error,
+    and so are test images whose names or labels have changed since training. Changed pixels cause a warning.
 
     Args:
-        folder: of all folds.
-        overrides: changes of the runs' settings, such as "merge.r=4".
-        which: "best" or "last", the checkpoints.
+        folder: the folder of all folds.
+        overrides: changes to the runs' settings, such as "merge.r=4".
+        which: which checkpoint of each run to load, "best" or "last".
 
     Yields:
         The folder of each fold's run, and the run.
 
     Raises:
-        UserError: a fold is not finished, the split is overridden, or the images are not those of training.
+        UserError: a fold is not finished, the split is overridden, or the images differ from those in training.
     """
     runs = finished_runs(RunFolder.at(folder))
     if "split" in parse_overrides(overrides):
@@ -60,13 +60,13 @@ def evaluate_together(
     """Evaluates the mean probabilities of several runs on the images of a split.
 
     Args:
-        folders: the runs' folders, for errors.
+        folders: the runs' folders, for error messages.
         runs: runs with the same classes, in any order, and the same images in `split`, at any size.
         split: "test" or "val".
         mirror: whether to average over each image and its mirror image as well.
 
     Raises:
-        UserError: a run has other classes or images than the first, or no images.
+        UserError: a run has no images, or its classes or images differ from those of the first run.
     """
     classes, first = runs[0].data.classes, getattr(runs[0].data, split)
     logits = []
@@ -92,9 +92,9 @@ def evaluate_together(
 
 
 def _same(one: Split, other: Split, order: torch.Tensor, task: Task, one_source: bool) -> bool:
-    """Whether two splits hold the same images with the same labels; class i of the first is order[i] of the other.
+    """Returns whether two splits hold the same images with the same labels; class i of `one` is order[i] of `other`.
 
-    Images from one source are compared by their files, whatever size they are read at, others by their pixels.
+    Images from the same source are compared by file name, whatever size they are read at, others by their pixels.
     """
     if len(one) != len(other) or not torch.equal(one.labels, task.renumbered(other.labels, order)):
         return False
@@ -109,7 +109,7 @@ def evaluate_run(
     """Evaluates the model of a finished run on its test or validation images.
 
     Args:
-        run: a run read back.
+        run: the restored run.
         split: "test" or "val".
         first: number of batches to evaluate; None: all.
         keep_logits: whether to return the logits of every image.

@@ -29,13 +29,13 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on a split of n images."""
+    """The measurements of a model on a split of n images."""
 
     n: int
     loss: float | None  # the task's mean loss, without label smoothing; None without images
     metrics: dict[str, float]  # fractions, by the names of the task's metrics, the main metric first
     mistakes: list[Mistake] = field(default_factory=list)  # most confident first
-    logits: Tensor | None = None  # float32 (n, classes), on the CPU, where they were asked for
+    logits: Tensor | None = None  # float32 (n, classes), on the CPU; None unless requested
 
     @property
     def score(self) -> float:
@@ -43,7 +43,7 @@ class Evaluation:
         return next(iter(self.metrics.values()))
 
     def scalars(self, split: str) -> dict[str, float]:
-        """Returns the loss and the metrics under the names of logs: `val/loss`, `val/top1`, ...."""
+        """Returns the loss and the metrics under their names in the log: `val/loss`, `val/top1`, ..."""
         return {f"{split}/loss": self.loss, **{f"{split}/{name}": value for name, value in self.metrics.items()}}
 
 
@@ -52,7 +52,7 @@ class Mirrored(nn.Module):
 
     Args:
         model: images -> logits.
-        task: what the labels mean, and so the probabilities behind logits.
+        task: what the labels mean, which determines how logits become probabilities.
     """
 
     def __init__(self, model: nn.Module, task: Task) -> None:
@@ -94,13 +94,13 @@ def evaluate(
         batches: normalised images (B, C, H, W), or features, and labels (B, ...), in the order of the split.
         task: what the labels mean.
         num_classes: the number of logits of each image.
-        device: where the model is.
+        device: the model's device.
         autocast: a reusable context manager for the precision to compute in.
         keep_mistakes: the number of most confident mistakes to return; only for tasks with one class per image.
         keep_logits: whether to return the logits of every image.
 
     Raises:
-        ValueError: no images.
+        ValueError: there are no images.
     """
     metrics = build_metrics(task, num_classes).to(device)
     kept: list[Tensor] = []
@@ -151,7 +151,7 @@ def evaluate_split(
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, task: Task) -> Evaluation:
-    """Measures logits that were computed before.
+    """Measures logits that have already been computed.
 
     Args:
         logits: float32 (n, classes).
@@ -164,13 +164,13 @@ def evaluate_logits(logits: Tensor, labels: Tensor, task: Task) -> Evaluation:
 
 
 def _values(metrics: nn.Module, task: Task) -> dict[str, float]:
-    """The metrics as numbers, in the task's order; torchmetrics sorts them by name."""
+    """Returns the metrics as numbers in the task's order; torchmetrics sorts them by name."""
     values = metrics.compute()
     return {name: values[name].item() for name in task.titles}
 
 
 def _mistakes(task: Task, logits: Tensor, labels: Tensor, offset: int, most: int) -> list[Mistake]:
-    """The most confident mistakes of a batch, whose first image has the position `offset` in the split."""
+    """Returns the most confident mistakes of a batch whose first image has the position `offset` in the split."""
     confidence, predicted = task.probabilities(logits).max(dim=1)
     score = torch.where(predicted == labels, -1.0, confidence)
     top = score.topk(min(most, len(score))).indices

@@ -11,7 +11,7 @@ from scipy.special import ndtri, stdtrit
 from scipy.stats import binomtest
 
 LEVEL = 0.95  # of confidence
-UNSEEN = 1000  # number of new images that the prediction interval of folds is for
+UNSEEN = 1000  # number of new images for which folds report a prediction interval
 
 
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -19,14 +19,14 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
     It holds the accuracies p that a test of size 1 - level does not reject: |correct / n - p| <= z sqrt(p (1 - p) / n).
     Unlike the normal approximation it stays within [0, 1], has a width even if no image or every image is right, and
-    covers the true accuracy about as often as the level says from some ten images on (Brown, Cai and DasGupta, 2001).
-    It describes one model and assumes independently drawn images; it does not say how the accuracy varies from one
-    training to the next.
+    covers the true accuracy about as often as the level says for ten or more images (Brown, Cai and DasGupta, 2001).
+    It describes a single model and assumes independently drawn images; it does not say how much the accuracy varies
+    from one training run to the next.
 
     Args:
-        correct: number of images that are right, 0 to n.
+        correct: number of correctly predicted images, 0 to n.
         n: number of images, 1 or more.
-        level: of confidence, in (0, 1).
+        level: the confidence level, in (0, 1).
 
     Returns:
         Lower and upper bound, fractions.
@@ -50,10 +50,10 @@ def mean_interval(
         accuracies: fractions, of two folds or more.
         sizes: number of test images of each fold; None for metrics that are not fractions of images, such as average
             precision.
-        level: of confidence, in (0, 1).
+        level: the confidence level, in (0, 1).
 
     Returns:
-        Lower and upper bound, cut to [0, 1].
+        Lower and upper bound, clipped to [0, 1].
     """
     assert len(accuracies) > 1, "one accuracy has no spread"
     middle, half = mean(accuracies), _student(level, len(accuracies)) * _error_of_mean(accuracies)
@@ -93,10 +93,10 @@ def prediction_interval(
         accuracies: fractions, of two folds or more.
         sizes: number of test images of each fold.
         unseen: number of new images, 1 or more.
-        level: of confidence, in (0, 1).
+        level: the confidence level, in (0, 1).
 
     Returns:
-        Lower and upper bound, cut to [0, 1].
+        Lower and upper bound, clipped to [0, 1].
     """
     assert len(accuracies) == len(sizes) > 1 and min(sizes) > 0 and unseen > 0, (accuracies, sizes, unseen)
     total, z, student = sum(sizes), _normal(level), _student(level, len(accuracies))
@@ -114,7 +114,7 @@ def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = Tr
     Args:
         accuracies: fractions, of two folds or more.
         sizes: number of test images of each fold.
-        counted: whether an accuracy is the fraction of images that are right. If not, as for average precision,
+        counted: whether the accuracies are fractions of correctly predicted images. If not, as for average precision,
             `pooled` and `unseen` are None.
 
     Returns:
@@ -137,7 +137,7 @@ def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = Tr
 
 
 def spread_lines(summary: dict[str, Any]) -> list[str]:
-    """Returns what `spread` returned as lines for the terminal."""
+    """Formats the summary returned by `spread` as lines for the terminal."""
     lines = [
         f"mean            {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} %  (standard deviation; 95 % "
         f"interval of the mean {percent(summary['interval'])} %)"
@@ -169,7 +169,7 @@ def _student(level: float, count: int) -> float:
 
 
 def _sampling(middle: float, total: int, z: float) -> float:
-    """The variance that one image contributes: p (1 - p), with p shrunk towards 1/2; see prediction_interval."""
+    """Returns the variance of one image, p (1 - p), with p shrunk towards 1/2; see prediction_interval."""
     p = (total * middle + z * z / 2) / (total + z * z)
     return p * (1 - p)
 

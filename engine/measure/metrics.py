@@ -34,7 +34,7 @@ def accuracy(num_classes: int, top_k: int) -> Metric:
     return MulticlassAccuracy(num_classes, top_k=min(top_k, num_classes), average="micro")
 
 
-# Each is built from the number of classes and updated with logits (B, classes) and labels.
+# Metrics by name. Each is built from the number of classes and updated with logits (B, classes) and labels.
 METRICS: dict[str, Callable[[int], Metric]] = {
     "top1": lambda classes: accuracy(classes, top_k=1),
     "top5": lambda classes: accuracy(classes, top_k=5),

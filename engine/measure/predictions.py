@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.data import Split
-from engine.data.images import below
+from engine.data.images import relative_paths
 from engine.files import replacing
 from models.settings import UserError
 
@@ -26,8 +26,8 @@ class Predictions:
     Attributes:
         labels: int64 (N,).
         predicted: the predicted classes, int64 (N,).
-        probabilities: of the predicted classes, float32 (N,).
-        images: paths, or positions in the split, if they were read back from a file.
+        probabilities: probabilities of the predicted classes, float32 (N,).
+        images: paths, or positions in the split, if the predictions were read from a file.
     """
 
     labels: np.ndarray
@@ -37,7 +37,7 @@ class Predictions:
 
 
 def predictions_of(labels: Tensor, logits: Tensor) -> Predictions:
-    """Returns the predictions behind logits (N, classes) of images with labels, int64 (N,)."""
+    """Converts logits (N, classes) of images with labels, int64 (N,), to predictions."""
     predicted = logits.argmax(dim=1)
     probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
     return Predictions(labels.numpy(), predicted.numpy(), probabilities.numpy())
@@ -50,9 +50,9 @@ def write_predictions(
 
     Args:
         file: the run's predictions.csv.
-        predictions: of the images.
-        paths: of the images; None: each image is named by its position in the split, from 0.
-        classes: their names.
+        predictions: the predictions.
+        paths: paths of the images; None: each image is named by its position in the split, from 0.
+        classes: names of the classes.
 
     Raises:
         UserError: the file cannot be written.
@@ -70,10 +70,10 @@ def write_predictions(
 
 
 def read_predictions(file: Path, classes: Sequence[str]) -> Predictions:
-    """Reads back what `write_predictions` wrote.
+    """Reads a file written by `write_predictions`.
 
     Raises:
-        UserError: the file is missing, was not written by this program, or has other classes.
+        UserError: the file is missing, was not written by this program, or contains other classes.
     """
     number = {name: i for i, name in enumerate(classes)}
     try:
@@ -87,21 +87,21 @@ def read_predictions(file: Path, classes: Sequence[str]) -> Predictions:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{file}: cannot be read, {reason}; delete {file.parent} and run it again") from None
     except (ValueError, KeyError, IndexError, AssertionError, csv.Error):
-        problem = "not as training wrote it for these classes"
+        problem = "not in the form that training writes for these classes"
         raise UserError(f"{file}: {problem}; delete {file.parent} and run it again") from None
 
 
 def read_tested(file: Path, images: Split, classes: Sequence[str]) -> Predictions:
-    """Reads the predictions of a run and checks that they are of these images, wherever their folder is now.
+    """Reads the predictions of a run and checks that they belong to these images, wherever their folder is now.
 
     Raises:
-        UserError: `read_predictions` fails, or the images or their labels are others.
+        UserError: `read_predictions` fails, or the images or their labels differ.
     """
     predictions = read_predictions(file, classes)
-    other = images.paths is not None and below(images.paths) != below(predictions.images)
-    if other or not np.array_equal(images.labels.numpy(), predictions.labels):
+    moved = images.paths is not None and relative_paths(images.paths) != relative_paths(predictions.images)
+    if moved or not np.array_equal(images.labels.numpy(), predictions.labels):
         raise UserError(
-            f"{file.parent}: its test images are not those that the data has for it now; bring back the data "
-            "that it was run on, or run it again"
+            f"{file.parent}: its test images differ from those that the data has now; restore the data "
+            "that it was trained on, or run it again"
         )
     return predictions

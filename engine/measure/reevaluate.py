@@ -1,7 +1,7 @@
-"""Evaluates finished runs again, from their folders alone, and compares the scores with those that they recorded.
+"""Evaluates finished runs again, from their folders alone (tools/eval.py).
 
-One run is evaluated by itself, several runs together by their mean probabilities, and the runs of all folds fold by
-fold, each on the images that it was not trained on.
+A single run is evaluated by itself, several runs together by their mean probabilities, and the runs of all folds fold
+by fold, each on the images that it was not trained on.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ class Reevaluation:
 
     folders: list[Path]
     evaluation: Evaluation
-    metrics: dict[str, float]  # fractions; with F1 at the run's thresholds, where it has them
+    metrics: dict[str, float]  # fractions; includes F1 at the run's thresholds if it has any
     labels: Tensor
     classes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the entry of tools/eval.py --json."""
+        """Returns the entry for tools/eval.py --json."""
         folders = [str(folder) for folder in self.folders]
         return {"runs": folders, "images": self.evaluation.n, "loss": self.evaluation.loss, **self.metrics}
 
 
 def load_groups(folders: Sequence[Path], overrides: Sequence[str] = (), which: str = "best") -> Iterator[Group]:
-    """Loads runs, grouped as they are evaluated together: all of them or, for folders of all folds, each fold's.
+    """Loads runs in groups that are evaluated together: all runs or, for folders of all folds, those of each fold.
 
     Args:
         folders: run folders, or folders of all folds.
-        overrides: changes of the runs' settings, such as "merge.r=4".
-        which: "best" or "last", the checkpoints.
+        overrides: changes to the runs' settings, such as "merge.r=4".
+        which: which checkpoint of each run to load, "best" or "last".
 
     Yields:
-        One group of runs, or one for each fold, loaded when it is asked for.
+        One group of runs, or one for each fold, loaded on demand.
 
     Raises:
-        UserError: a folder is given twice, or folders are of both kinds; or a run cannot be loaded.
+        UserError: a folder is given twice, the folders are of both kinds, or a run cannot be loaded.
     """
     resolved = [folder.resolve() for folder in folders]
     for number, folder in enumerate(folders):
@@ -101,7 +101,7 @@ def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: b
 def _evaluate_alone(
     run: FinishedRun, split: str, *, mirror: bool, keep_logits: bool
 ) -> tuple[Evaluation, dict[str, float]]:
-    """Evaluates one run; its metrics with F1 at the thresholds that its results hold."""
+    """Evaluates one run; if its results contain thresholds, the metrics include F1 at these thresholds."""
     thresholds = run.results.thresholds if run.results else None
     if not thresholds:
         evaluation = evaluate_run(run, split, keep_logits=keep_logits, mirror=mirror)
@@ -114,7 +114,7 @@ def _evaluate_alone(
 
 
 def f1_at_thresholds(logits: Tensor, labels: Tensor, thresholds: Tensor) -> float:
-    """Returns the mean F1 score over labels, each of which is predicted from its own threshold on.
+    """Returns the mean F1 score over labels, each predicted with its own threshold.
 
     Args:
         logits: (N, classes).
@@ -133,9 +133,9 @@ def describe_merging(run: FinishedRun) -> str:
 
 
 def over_folds(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:
-    """Returns mean, spread and intervals over folds; see `engine.measure.intervals.spread`.
+    """Returns mean, standard deviation and intervals over folds; see `engine.measure.intervals.spread`.
 
-    The best epoch was chosen by the validation images, so for them nothing is predicted about new images.
+    The best epoch was selected on the validation images, so they allow no prediction about new images.
     """
     evaluations = [fold.evaluation for fold in folds]
     task = task_with_metric(next(iter(evaluations[0].metrics)))

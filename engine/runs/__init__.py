@@ -1,1 +1,1 @@
-"""Run folders: writing them, and reading them back into a model."""
+"""Run folders: writes them, and restores models from them."""

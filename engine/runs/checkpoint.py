@@ -1,7 +1,8 @@
-"""Saves and loads checkpoints: each file is whole, verified when it is read, and executes nothing.
+"""Saves and loads checkpoint files, which are written atomically, verified when read, and never execute code.
 
-A checkpoint is what `torch.save` writes, so that `torch.load(path, weights_only=True)` reads it anywhere. A zip archive
-may end with a comment; ours is the SHA-256 of everything before it, because torch loads a flipped bit without an error.
+A checkpoint is written by `torch.save`, so `torch.load(path, weights_only=True)` can read it anywhere. A zip archive
+may end with a comment; ours is the SHA-256 of everything before it, because torch loads a file with a flipped bit
+without an error.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Saves `state` to `path`, which holds the old checkpoint until the new one is complete and on disk.
+    """Saves `state` to `path`. The old checkpoint stays there until the new one is complete and on disk.
 
     Args:
         path: the file; its folder exists.
         state: nested dicts, lists and tuples of tensors, None, bool, int, float and str; the key "format" is reserved.
 
     Raises:
-        TypeError: `state` holds something else.
+        TypeError: `state` contains anything else.
         UserError: the disk is full, or the folder is read-only or gone; the old checkpoint is kept.
     """
     assert "format" not in state
@@ -47,7 +48,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Loads what `save` wrote, onto the CPU. Nothing in the file is executed.
+    """Loads a file written by `save` onto the CPU. Nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, damaged, not a checkpoint, or in a newer format.
@@ -70,12 +71,12 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def statistics(path: Path) -> tuple[list[float], list[float]] | None:
-    """Returns the mean and the standard deviation that normalised the images of a checkpoint's training.
+    """Returns the mean and the standard deviation with which the training images of a checkpoint were normalised.
 
-    The weights are mapped and not read, so that the file's digest is not verified.
+    The weights are memory-mapped and not read, so the file's digest is not verified.
 
     Returns:
-        A number for each channel, both times; None if the file is not a checkpoint of ours, or does not have them.
+        Both with a number for each channel; None if the file is not a checkpoint of ours, or does not contain them.
     """
     if path.suffix != ".pt" or not path.is_file():
         return None
@@ -89,7 +90,7 @@ def statistics(path: Path) -> tuple[list[float], list[float]] | None:
 
 
 def verify(path: Path) -> None:
-    """Verifies the digest of a file that `save` wrote; another program's file has none and passes.
+    """Verifies the digest of a file written by `save`; another program's file has no digest and passes.
 
     Raises:
         UserError: the file is damaged.
@@ -108,12 +109,12 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, o
 
     Args:
         model: any module.
-        state: names and tensors as from `state_dict`.
-        what: where `state` comes from, for errors, such as "runs/x/last.pt".
-        only: names of the part of the model's state that `state` holds; None: all of it.
+        state: names and tensors, as returned by `state_dict`.
+        what: where `state` comes from, for error messages, such as "runs/x/last.pt".
+        only: names of the part of the model's state that `state` contains; None: all of it.
 
     Raises:
-        UserError: names are missing, unexpected or doubled, or shapes differ.
+        UserError: names are missing, unexpected or duplicated, or shapes differ.
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{what}: not a model's weights; give a checkpoint that tools/train.py wrote")
@@ -138,7 +139,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, o
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256, in hexadecimal, of named tensors: of the part of a model that its checkpoints leave out."""
+    """Returns the SHA-256, in hexadecimal, of named tensors, such as the part of a model that checkpoints leave out."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name}{tuple(state[name].shape)}".encode())
@@ -147,7 +148,7 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Allows only what `weights_only=True` reads back, by exact type: a numpy float, a kind of float, is refused."""
+    """Allows only the exact types that `weights_only=True` can read back; a numpy float, for example, is refused."""
     if type(value) in (dict, OrderedDict):
         for key, entry in value.items():
             if type(key) not in _PLAIN:

@@ -1,4 +1,4 @@
-"""Whether settings, data and runs go together: checks before a model is built, warnings where images may be known."""
+"""Checks that settings, data and a run fit together, and warns if a model may have seen its test images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
 
-PLACES = ("path", "root", "images", "workers")  # settings of data that say where images are, and not which
+PLACES = ("path", "root", "images", "workers")  # settings of data that say where images are, not which they are
 
 
 def checked_data(run: RunFolder, settings: RunSettings, results: Results | None, data: Data | None) -> Data:
-    """Loads the data of a run and checks that its model takes them; logs a warning if they may be known to the model.
+    """Loads the data of a run and checks that its model accepts them; warns if the model may have seen test images.
 
     Args:
         run: the run folder.
         settings: its settings, possibly with overrides.
-        results: what the run measured, if it has come to its end.
-        data: the data, if they are loaded already.
+        results: the run's results, if it is finished.
+        data: the data, if they are already loaded.
 
     Raises:
         UserError: the data cannot be read, or do not fit the model.
@@ -37,10 +37,10 @@ def checked_data(run: RunFolder, settings: RunSettings, results: Results | None,
 
 
 def check_fits(settings: RunSettings, data: Data) -> None:
-    """Checks that the model takes the data's images and has an output for each of their classes.
+    """Checks that the model accepts the data's images and has an output for each of their classes.
 
     Raises:
-        UserError: it does not, or the metrics cannot be computed on the validation or test images.
+        UserError: the model does not, or the metrics cannot be computed on the validation or test images.
     """
     data.task.check_measurable(data.classes, {"val": data.val.labels, "test": data.test.labels})
     channels, height, width = data.shape
@@ -54,7 +54,7 @@ def check_fits(settings: RunSettings, data: Data) -> None:
 
 
 def same_images(first: RunSettings, second: RunSettings) -> bool:
-    """Whether two runs take their images from the same dataset in the same place."""
+    """Returns whether two runs take their images from the same dataset in the same place."""
     keys = ("name", "path", "root")
     return all(getattr(first.data, key, None) == getattr(second.data, key, None) for key in keys)
 
@@ -66,37 +66,37 @@ def test_set_of(settings: RunSettings) -> list[Any]:
 
 
 def warn_of_other_split(run: RunFolder, settings: RunSettings) -> None:
-    """Logs a warning if `settings` split the run's dataset otherwise than in training."""
+    """Logs a warning if `settings` split the run's dataset differently than in training."""
     stored = run.settings
     if stored.data.name == settings.data.name and _splits_of(stored) != _splits_of(settings):
         certainty = "has" if same_images(stored, settings) else "may have"
-        log.warning("%s: the split is not that of training: the model %s seen images that test it now", run, certainty)
+        log.warning("%s: the split differs from training: the model %s seen images that test it now", run, certainty)
 
 
 def warn_of_other_data(run: RunFolder, settings: RunSettings, results: Results | None, data: Data) -> None:
-    """Logs a warning if data read and split with the run's own settings are not those that it was trained on.
+    """Logs a warning if data that were read and split with the run's own settings differ from its training data.
 
     Args:
         run: the run folder.
-        settings: the settings that `data` were read with.
-        results: what the run measured; None: there is nothing to compare with.
+        settings: the settings with which `data` were read.
+        results: the run's results; None: there is nothing to compare with.
         data: the data.
     """
     if results is None or _reading_of(run.settings) != _reading_of(settings):
         return
     if results.data_sha256 not in (None, data.fingerprint()):
         log.warning(
-            "%s: was run on other images, labels or pixels than are read now; the model may have seen images that "
-            "test it",
+            "%s: was trained on other images, labels or pixels than those read now; the model may have seen images "
+            "that test it",
             run,
         )
 
 
 def _reading_of(settings: RunSettings) -> list[Any]:
-    """The settings that decide what is read, wherever it lies."""
+    """Returns the settings that determine which data are read, wherever they are stored."""
     return [settings.data.model_dump(exclude=set(PLACES)), settings.split, settings.seed]
 
 
 def _splits_of(settings: RunSettings) -> list[Any]:
-    """The settings that decide which images test and which validate."""
+    """Returns the settings that determine the test and the validation images."""
     return [*test_set_of(settings), settings.split.val, settings.seed if settings.split.val else None]

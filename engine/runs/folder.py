@@ -1,7 +1,7 @@
-"""`RunFolder`: a run on disk, the one place that knows what the files in it are called and how they are read.
+"""`RunFolder`: a run on disk. This is the only place that knows the names of the files in it and how to read them.
 
-Training writes a run folder; every other tool needs nothing but one. With `split.folds` there is a folder of all folds
-as well, which holds a run folder for each fold (`fold0`, `fold1`, ...) and no model of its own.
+Training writes a run folder, and all other tools need only the run folder. With `split.folds` there is also a folder of
+all folds, which holds a run folder for each fold (`fold0`, `fold1`, ...) and no model of its own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Which = Literal["best", "last"]
 
 
 def with_budget(settings: RunSettings) -> RunSettings:
-    """Returns the settings with `merge.target_gmacs` or `target_ratio` solved: what a model is built from.
+    """Returns the settings from which a model is built, with `merge.target_gmacs` or `target_ratio` solved.
 
-    A run folder keeps the settings as they were asked for.
+    A run folder stores the settings as the user gave them.
     """
     return settings.model_copy(update={"model": solve(settings.model)})
 
 
 class RunFolder:
-    """A run folder, or the folder of all folds of a run; whether it exists is asked of it.
+    """A run folder, or a folder of all folds. It need not exist yet; see `is_run`.
 
-    The settings are parsed, and a budget in them is solved, once for each object.
+    The settings are parsed, and a budget in them is solved, only once for each object.
 
     Args:
         path: the folder.
@@ -55,7 +55,7 @@ class RunFolder:
 
     @classmethod
     def at(cls, folder: RunFolder | str | Path) -> RunFolder:
-        """Returns `folder` itself if it is a RunFolder, so that what it has read is kept, or one for the path."""
+        """Returns `folder` itself if it is a RunFolder, which keeps what it has read, or a RunFolder for the path."""
         return folder if isinstance(folder, RunFolder) else cls(folder)
 
     def __str__(self) -> str:
@@ -65,11 +65,11 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     def checkpoint(self, which: Which = "best") -> Path:
-        """Returns the path of a checkpoint: the best weights by validation, or the last, from which a run resumes."""
+        """Returns the path of a checkpoint: the best weights by validation, or the last, for resuming the run."""
         return self.path / f"{which}.pt"
 
     def owns(self, file: Path) -> bool:
-        """Whether `file` is one that training writes into this run folder, which no tool may overwrite."""
+        """Returns whether `file` is one that training writes into this run folder, which no tool may overwrite."""
         files = (
             self.settings_file,
             self.results_file,
@@ -85,19 +85,19 @@ class RunFolder:
         return self.is_run and file.name in {own.name for own in files}
 
     def lock(self, *, resume: bool = False) -> Lock:
-        """Makes the folder if it is missing and takes it for this process alone; see `take_lock`."""
+        """Creates the folder if it is missing and locks it for this process; see `take_lock`."""
         return take_lock(self.path, resume=resume)
 
     # Settings
 
     @property
     def is_run(self) -> bool:
-        """Whether training has begun here, of a run or of all folds."""
+        """Whether the training of a run, or of all folds, has begun in this folder."""
         return self.settings_file.is_file()
 
     @property
     def settings(self) -> RunSettings:
-        """The settings that the run was trained with, as they were asked for: a budget is not solved.
+        """The settings that the run was trained with, as the user gave them: a budget is not solved.
 
         Raises:
             UserError: this is not a run folder.
@@ -106,7 +106,7 @@ class RunFolder:
 
     @property
     def solved_settings(self) -> RunSettings:
-        """The settings with `merge.target_gmacs` or `target_ratio` solved: what the model is built from."""
+        """The settings from which the model is built, with `merge.target_gmacs` or `target_ratio` solved."""
         return self.solved_settings_with(())
 
     def settings_with(self, overrides: tuple[str, ...] | list[str]) -> RunSettings:
@@ -136,7 +136,7 @@ class RunFolder:
         return self._solved[key]
 
     def _check_learned_metric(self, settings: RunSettings) -> None:
-        """Refuses merging by a learned metric that the weights do not have, or the other way round."""
+        """Refuses merging by a learned metric if the weights have none, and the other way round."""
         trained, merge = (merge_settings(s.model) for s in (self.settings, settings))
         if not trained or not merge or (trained.compared_by() == "learned") == (merge.compared_by() == "learned"):
             return
@@ -148,7 +148,7 @@ class RunFolder:
         raise UserError(f"{metric}: {self} {problem} among its weights; {fix}")
 
     def write_settings(self, settings: RunSettings) -> None:
-        """Writes the settings of a run that begins or goes on.
+        """Writes the settings of a run that starts or resumes.
 
         Raises:
             UserError: the disk is full, or the folder is read-only or gone.
@@ -160,11 +160,11 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run was trained and tested to its end."""
+        """Whether the run has been trained and tested."""
         return self.results_file.is_file()
 
     def read_results(self) -> Results | None:
-        """Returns what the run measured; None if it has not come to its end.
+        """Returns the run's results; None if it is not finished.
 
         Raises:
             UserError: results.json is damaged, or was written by a newer version.
@@ -214,11 +214,11 @@ class RunFolder:
         return [self.fold(number) for number in range(self.settings.split.folds)]
 
     def unfinished_folds(self) -> list[int]:
-        """Returns the numbers of the folds that have not come to their end."""
+        """Returns the numbers of the folds that are not finished."""
         return [number for number, fold in enumerate(self.folds) if not fold.is_finished]
 
     def folder_of_folds(self) -> RunFolder:
-        """Returns the folder of all folds that this fold's run folder lies in.
+        """Returns the folder of all folds that contains this fold's run folder.
 
         Raises:
             UserError: the folder was renamed, so that it no longer says which fold it is.

@@ -1,4 +1,4 @@
-"""The runs of all folds: choosing a fold in settings, and checking that folds belong together."""
+"""Helpers for runs with folds: choose a fold in the settings, and check that folds belong together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.settings import UserError
 
 
 def of_all(settings: RunSettings) -> RunSettings:
-    """Returns the settings without the choice of one fold."""
+    """Returns the settings for all folds, with `split.fold` removed."""
     return of_fold(settings, None)
 
 
@@ -43,11 +43,11 @@ def finished_runs(run: RunFolder) -> list[RunFolder]:
         return [run]
     if not run.holds_folds:
         name = run.checkpoint("best").name
-        raise UserError(f"{run}: has no {name}; let the run come to its end, tools/train.py --resume {run}")
+        raise UserError(f"{run}: has no {name}; finish the run with tools/train.py --resume {run}")
     if missing := run.unfinished_folds():
         names = few([run.fold(number).path.name for number in missing])
         raise UserError(
-            f"{run}: {len(missing)} of {run.settings.split.folds} folds are not done: {names}; go on with "
+            f"{run}: {len(missing)} of {run.settings.split.folds} folds are not finished: {names}; continue with "
             f"tools/train.py --resume {run}, or give a finished fold by its own folder"
         )
     demand_alike(run)

@@ -1,4 +1,4 @@
-"""The lock of a run folder: one process at a time works in it."""
+"""Locks a run folder, so that only one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.files import replacing, writing
 from models.settings import UserError
 
-LOCK = ".lock"  # the lock's file; an empty folder may hold it
+LOCK = ".lock"  # the lock file; a folder that holds nothing else counts as empty
 
 log = logging.getLogger("hybridmerge")
 
@@ -19,10 +19,10 @@ log = logging.getLogger("hybridmerge")
 class Lock:
     """A run folder held by this process until `close`, the end of a `with` block, or the end of the process.
 
-    The kernel releases the lock, so that kill -9 leaves nothing to clean up.
+    The kernel releases the lock when the process ends, so that kill -9 leaves nothing to clean up.
 
     Args:
-        descriptor: of the locked file.
+        descriptor: file descriptor of the locked file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -42,15 +42,15 @@ class Lock:
 
 
 def take_lock(path: Path, *, resume: bool) -> Lock:
-    """Makes the run folder `path` if it is missing, and locks it for this process.
+    """Creates the run folder `path` if it is missing, and locks it for this process.
 
     Args:
         path: the run folder.
-        resume: whether a run is to be continued there; otherwise the folder must be empty or new.
+        resume: whether to continue a run there; otherwise the folder must be empty or new.
 
     Raises:
-        UserError: another process holds the folder; it holds files and `resume` is off; it does not exist and `resume`
-            is on; or files cannot be created, replaced and deleted in it.
+        UserError: another process has locked the folder; it contains files and `resume` is False; it does not exist and
+            `resume` is True; or files cannot be created, replaced and deleted in it.
     """
     with writing(path):
         if resume and not path.is_dir():
@@ -70,7 +70,7 @@ def take_lock(path: Path, *, resume: bool) -> Lock:
 
 
 def _lock(path: Path) -> int:
-    """Locks the lock file and writes process and host into it; returns its file descriptor."""
+    """Locks the lock file and writes the process and the host into it; returns its file descriptor."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +91,7 @@ def _check_empty(path: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Creates, replaces and deletes a file, as every checkpoint will: a failure now is better than after an epoch."""
+    """Creates, replaces and deletes a file, as saving checkpoints will: better to fail now than after an epoch."""
     probe = path / ".probe"
     for _ in range(2):
         with replacing(probe) as file:

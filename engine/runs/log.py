@@ -1,4 +1,4 @@
-"""The log of a run: on the terminal, and in log.txt once the run folder exists."""
+"""Sends the log of a run to the terminal and, once the run folder exists, to log.txt."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def start_log() -> MemoryHandler:
     Returns:
         The buffer, for `log_to`.
     """
-    kept = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
+    buffer = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     log.setLevel(logging.INFO)
     for handler in log.handlers:
-        handler.close()  # the run before, in this process, has ended
-    log.handlers = [logging.StreamHandler(sys.stdout), kept]
+        handler.close()  # of an earlier run in this process
+    log.handlers = [logging.StreamHandler(sys.stdout), buffer]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    return kept
+    return buffer
 
 
-def log_to(file: Path, kept: MemoryHandler) -> None:
-    """Writes what was buffered into a file, and sends the log there from now on.
+def log_to(file: Path, buffer: MemoryHandler) -> None:
+    """Writes the buffered messages to a file, and sends the log there from now on.
 
     Args:
         file: the run's log.txt.
-        kept: what `start_log` returned.
+        buffer: the buffer that `start_log` returned.
     """
     handler = logging.FileHandler(file)
-    handler.setFormatter(kept.formatter)
-    kept.setTarget(handler)
-    kept.flush()
+    handler.setFormatter(buffer.formatter)
+    buffer.setTarget(handler)
+    buffer.flush()
     log.handlers[1] = handler

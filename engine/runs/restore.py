@@ -1,4 +1,4 @@
-"""A run folder back into a trained model: `load_run` with the run's data, `load_model` without them."""
+"""Restores a trained model from a run folder: `load_run` with the run's data, `load_model` without them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class TrainedModel:
 
     Attributes:
         run: the run folder.
-        settings: what the model was built from: with overrides, and a budget solved.
-        model: with a checkpoint's weights, on its device.
+        settings: the settings from which the model was built, with overrides, and with a budget solved.
+        model: the model with a checkpoint's weights, on its device.
         classes: names, in the order of the logits.
-        mean: of each channel of the training images, of pixels in [0, 1].
-        std: their standard deviation, likewise.
-        results: what the run measured; None if it has not come to its end.
-        as_trained: whether merging is what it was in training.
+        mean: mean of each channel of the training images, for pixels in [0, 1].
+        std: standard deviation of each channel, likewise.
+        results: the run's results; None if it is not finished.
+        as_trained: whether merging is the same as in training.
     """
 
     run: RunFolder
@@ -55,16 +55,17 @@ class FinishedRun(TrainedModel):
 def load_run(
     folder: RunFolder | str | Path, overrides: Iterable[str] = (), which: Which = "best", data: Data | None = None
 ) -> FinishedRun:
-    """Reads a run folder back: its settings, its data, and its model with the weights of a checkpoint.
+    """Restores a run: its settings, its data, and its model with the weights of a checkpoint.
 
     Args:
-        folder: the run's.
-        overrides: changes of its settings, such as "merge.r=4". Any run can merge otherwise than in training.
+        folder: the run folder.
+        overrides: changes to its settings, such as "merge.r=4". Merging may differ from training.
         which: the checkpoint, best.pt or last.pt.
-        data: the run's data, if they are loaded already.
+        data: the run's data, if they are already loaded.
 
     Raises:
-        UserError: this is not a run folder, or that of all folds; or settings, data and weights do not go together.
+        UserError: this is not a run folder, or it is a folder of all folds; or settings, data and weights do not fit
+            together.
     """
     run, overrides = RunFolder.at(folder), tuple(overrides)
     settings, results = single_run_settings(run, overrides), run.read_results()
@@ -86,15 +87,15 @@ def load_run(
 
 
 def load_model(folder: RunFolder | str | Path, overrides: Iterable[str] = ()) -> TrainedModel:
-    """Reads the model of a run folder back, with the weights of best.pt. The run's data are not needed.
+    """Restores the model of a run with the weights of best.pt. The run's data are not needed.
 
     Args:
-        folder: the run's.
-        overrides: changes of its settings, as for `load_run`.
+        folder: the run folder.
+        overrides: changes to its settings, as for `load_run`.
 
     Raises:
-        UserError: this is not a run folder, or that of all folds; a run of an older version that did not keep the
-            mean of its images; or settings and weights do not go together.
+        UserError: this is not a run folder, or it is a folder of all folds; the run is of an older version that did not
+            store the mean of its images; or settings and weights do not fit together.
     """
     run, overrides = RunFolder.at(folder), tuple(overrides)
     settings = single_run_settings(run, overrides)
@@ -117,7 +118,11 @@ def load_model(folder: RunFolder | str | Path, overrides: Iterable[str] = ()) ->
 
 
 def single_run_settings(run: RunFolder, overrides: tuple[str, ...]) -> RunSettings:
-    """Returns the settings of a run that is not the folder of all folds, and sets the number of threads they name."""
+    """Returns the settings of a single run, and sets torch's number of threads to theirs.
+
+    Raises:
+        UserError: this is not a run folder, or it is a folder of all folds.
+    """
     settings = run.solved_settings_with(overrides)
     if run.holds_folds:
         raise UserError(
@@ -130,6 +135,6 @@ def single_run_settings(run: RunFolder, overrides: tuple[str, ...]) -> RunSettin
 
 
 def merges_as_trained(run: RunFolder, overrides: tuple[str, ...]) -> bool:
-    """Whether the settings with overrides ask for the merging that the run was trained with."""
+    """Returns whether the settings with overrides merge as in the run's training."""
     trained, changed = (merge_settings(s.model) for s in (run.settings, run.settings_with(overrides)))
     return trained == changed

@@ -1,7 +1,7 @@
-"""`Results`: what training and testing one model gave, as `results.json` in its run folder keeps it.
+"""`Results`: the results of training and testing one model, stored as `results.json` in its run folder.
 
-A field is a number with its unit; comparisons are tables over these fields. A new field goes here, with a default that
-says what held for runs written before it, and is filled in by `engine.train.experiment`.
+Each field is a value with its unit, and comparisons are tables of these fields. A new field needs a default that is
+correct for runs written before it existed, and is filled in by `engine.train.final_test`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSION = 2  # of the record: 1 has no `version` and may lack every field that h
 
 
 class Results(BaseModel):
-    """What one run measured. Accuracies and shares are fractions; None means not measured, or not recorded.
+    """The results of one run. Accuracies and shares are fractions; None means not measured, or not recorded.
 
     In JSON the metrics have keys of their own: `test_metrics` becomes `test_top1`, `test_top5`, ..., and `val_score`
     becomes `val_top1`, or whatever `metric` names.
@@ -87,10 +87,10 @@ class Results(BaseModel):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Results:
-        """Reads what `to_json` returned, or what an older version of the code wrote.
+        """Reads a record from `to_json`, or one that an older version of the code wrote.
 
         Raises:
-            UserError: the record is of a newer version, or a field is missing or of another type.
+            UserError: the record has a newer version, or a field is missing or has the wrong type.
         """
         version = values.get("version", 1)
         if not isinstance(version, int) or version > VERSION:

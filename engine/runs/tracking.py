@@ -1,4 +1,4 @@
-"""Logs the numbers and pictures of a run as it trains: in metrics.jsonl, and as TensorBoard's events."""
+"""Records the numbers and pictures of a run during training, in metrics.jsonl and in TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Tracker:
 
     A resumed run continues the files where its checkpoint left them: lines that the interrupted run wrote after the
     checkpoint are deleted, and TensorBoard is told to discard its events after that step. For this to be exact, log
-    first, then call `flush`, then save the checkpoint with the step and what `flush` returned.
+    first, then call `flush`, then save the checkpoint with the step and the number that `flush` returned.
 
     Args:
-        run_dir: the run folder, which exists.
-        resume_step: the step of the checkpoint that the run resumes from; None: the files are begun anew.
-        resume_lines: what `flush` returned for that checkpoint; None: every line up to `resume_step` is kept.
+        run_dir: the run folder, which must exist.
+        resume_step: the step of the checkpoint that the run resumes from; None: the files are started afresh.
+        resume_lines: the number that `flush` returned for that checkpoint; None: all lines up to that step are kept.
 
     Raises:
-        UserError: here and in every method: the disk is full, or the folder is read-only or gone.
+        UserError: the disk is full, or the folder is read-only or gone; every method raises it as well.
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None = None, resume_lines: int | None = None) -> None:
@@ -67,7 +67,7 @@ class Tracker:
             self._board.flush()
 
     def curve(self, tag: str, values: Sequence[float]) -> None:
-        """Draws numbers over something other than steps, such as the number of the block, from 1; TensorBoard only."""
+        """Plots numbers over an axis other than steps, such as the number of the block, from 1; TensorBoard only."""
         with writing(self._path):
             for position, value in enumerate(values, 1):
                 if position >= self._start:  # TensorBoard has kept what is before it
@@ -75,7 +75,7 @@ class Tracker:
             self._board.flush()
 
     def figure(self, step: int, tag: str, figure: Figure) -> None:
-        """Draws a matplotlib figure as a picture; TensorBoard only."""
+        """Draws a matplotlib figure and writes it as a picture; TensorBoard only."""
         canvas = FigureCanvasAgg(figure)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a letter that the font lacks is drawn as a box
@@ -127,9 +127,9 @@ class Tracker:
 
 
 class _Board:
-    """A file of TensorBoard's events, written in the thread of the caller.
+    """A TensorBoard event file, written in the thread of the caller.
 
-    SummaryWriter writes in a thread of its own: there a full disk ends in a traceback, and kill -9 loses the last two
+    SummaryWriter writes in a thread of its own, where a full disk ends in a traceback, and kill -9 loses the last two
     minutes. TensorBoard reads a folder's files in the order of their names, which begin with a time; here a file that
     is opened later gets a later name, even if the clock was set back.
 
@@ -167,7 +167,7 @@ def _cut(path: Path, end: int, most: int | None) -> int:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for a line that kill -9 or a power failure left incomplete."""
+    """Returns the step of a line; infinity for a line that kill -9 or a power failure left incomplete."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -175,7 +175,7 @@ def _step(line: str) -> float:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested settings as dotted keys; values that TensorBoard has no type for, such as lists and None, as JSON text."""
+    """Flattens nested settings to dotted keys; values that TensorBoard has no type for, such as lists, become JSON."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""Weights into models: those that a run starts from, and those that its checkpoints hold.
+"""Loads weights into models: those that a run starts from, and those in its checkpoints.
 
-The checkpoint of a run that trains only a part of its model (`finetune.mode` head or lora) holds only that part. The
-model is then built from the weights that the run started from, and the checkpoint has a digest of what was not trained,
-so that other starting weights are refused.
+If a run trains only a part of its model (`finetune.mode` head or lora), its checkpoints contain only that part. The
+rest is loaded from the weights that the run started from; the checkpoint has a digest of them, so that different
+weights are detected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from models.weights import load_weights as load_weights_from
 
 log = logging.getLogger("hybridmerge")
 
-CheckpointState = dict[str, Any]  # what `checkpoint.load` returns
+CheckpointState = dict[str, Any]  # as returned by `checkpoint.load`
 
 
 def built(settings: RunSettings) -> nn.Module:
@@ -57,7 +57,7 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
 
 
 def _all_weights(run: RunFolder) -> dict[str, Tensor]:
-    """A run's best weights, all of them, even if its checkpoint holds only the part that was trained."""
+    """Returns all of a run's best weights, even if its checkpoint contains only the part that was trained."""
     state = checkpoint.load(run.checkpoint("best"))
     if not _trains_a_part(run.settings):
         weights: dict[str, Tensor] = state["model"]
@@ -71,17 +71,17 @@ def trained_model(
     """Builds the model of a run with the weights of a checkpoint, on the CPU.
 
     Args:
-        run: the run.
-        settings: its settings, possibly with merging changed; a budget is solved.
-        which: of the run's checkpoints.
-        data_classes: names that the checkpoint's classes must have, in their order; None: any.
+        run: the run folder.
+        settings: its settings with a budget solved, possibly with different merging.
+        which: the checkpoint, "best" or "last".
+        data_classes: class names that the checkpoint must have, in this order; None: any.
 
     Returns:
         The model, and the checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be read, has other classes or another model's weights, or the weights that the
-            run started from have changed.
+        UserError: the checkpoint cannot be read or has other classes or another model's weights, or the weights that
+            the run started from have changed.
     """
     file = run.checkpoint(which)
     state = checkpoint.load(file)
@@ -101,14 +101,14 @@ def trained_model(
 
 
 def _trains_a_part(settings: RunSettings) -> bool:
-    """Whether the run's checkpoints hold only the part of the model that was trained."""
+    """Returns whether the run's checkpoints contain only the part of the model that was trained."""
     return settings.finetune is not None and settings.finetune.mode in ("head", "lora")
 
 
 def _rebuilt(stored: RunSettings, settings: RunSettings, state: CheckpointState, file: Path) -> nn.Module:
-    """Builds a model of which a part was trained: by `stored`, from the weights that `settings` name.
+    """Builds a partly trained model with the settings `stored`, from the weights that `settings` name.
 
-    LoRA's adapters are added to the weights beside them.
+    LoRA's adapters are merged into the weights.
     """
     model = built(stored)
     start_weights(model, settings)
@@ -121,17 +121,17 @@ def load_trained(model: nn.Module, state: CheckpointState, file: Path, names: se
     """Copies a checkpoint's weights into a model.
 
     Args:
-        model: if only a part was trained, with the weights that the run started from.
+        model: the model; if only a part was trained, with the weights that the run started from.
         state: the checkpoint.
-        file: its path, for errors.
-        names: of the weights that the checkpoint holds; None: all of the model's.
+        file: its path, for error messages.
+        names: names of the weights that the checkpoint contains; None: all of the model's.
 
     Raises:
-        UserError: the weights are another model's, or the part that was not trained is not what it was.
+        UserError: the weights are another model's, or the part that was not trained has changed.
     """
     if names is not None and state.get("frozen") != checkpoint.digest_of(frozen_state(model, names)):
         raise UserError(
-            f"{file}: holds only what was trained, and model.weights are not those that the run started from; "
+            f"{file}: contains only what was trained, and model.weights are not those that the run started from; "
             "give the same weights"
         )
     checkpoint.load_model_state(model, state["model"], str(file), names)
@@ -141,9 +141,9 @@ def check_classes(checkpoint_classes: list[str], data_classes: list[str], file: 
     """Checks that a checkpoint was trained on the data's classes, in the same order.
 
     Args:
-        checkpoint_classes: the names that the checkpoint holds.
-        data_classes: the data's.
-        file: the checkpoint, for the error.
+        checkpoint_classes: class names in the checkpoint.
+        data_classes: class names of the data.
+        file: the checkpoint, for the error message.
 
     Raises:
         UserError: the classes differ.
@@ -154,12 +154,12 @@ def check_classes(checkpoint_classes: list[str], data_classes: list[str], file: 
 
 
 def with_statistics(data: Data, settings: RunSettings, state: CheckpointState | None = None) -> Data:
-    """Returns the data with the mean and standard deviation that normalised the images of the weights' training.
+    """Returns the data with the mean and standard deviation that normalised images when the weights were trained.
 
     Args:
-        data: with its own statistics, which are kept if the weights have none.
-        settings: whose `model.weights` name a run, a checkpoint of one, or a hub's model with metadata.
-        state: the checkpoint that a run resumes from, whose statistics win.
+        data: the data with its own statistics, which are kept if the weights have none.
+        settings: the run's settings; `model.weights` names a run, a checkpoint, or a hub's model with metadata.
+        state: the checkpoint that a run resumes from, whose statistics take precedence.
     """
     weights, statistics = settings.model.weights, None
     if state is not None and "mean" in state:

@@ -1,1 +1,1 @@
-"""Many runs: tables, sweeps, curves."""
+"""Studies of many runs: tables, sweeps and curves."""

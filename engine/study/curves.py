@@ -1,4 +1,4 @@
-"""Pictures of runs: their curves over training, and accuracy against cost."""
+"""Draws runs: their curves over the training, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.study.table import kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
 
-# Tags in metrics.jsonl, of training and of validation.
+# Tags in metrics.jsonl, for training and for validation.
 LOSS = ("train/loss", "val/loss")
 SCORES = {task.main_metric: ("train/accuracy", f"val/{task.main_metric}") for task in TASKS.values()}
 
@@ -22,14 +22,14 @@ SCORES = {task.main_metric: ("train/accuracy", f"val/{task.main_metric}") for ta
 def curves(folders: Sequence[Path]) -> Figure:
     """Draws loss and main metric at the end of each epoch, by optimizer step: training dashed, validation solid.
 
-    Runs that differ in nothing but the seed have one colour. Training logs no average precision: its line beside
-    that of validation is then another score, which the caption names.
+    Runs that differ only in the seed have the same colour. Training does not log average precision; for such runs its
+    line shows another score, which the caption names.
 
     Args:
         folders: run folders.
 
     Raises:
-        UserError: a folder without the metrics of a single epoch with validation.
+        UserError: a folder does not have the metrics of a single epoch with validation.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -54,7 +54,7 @@ def curves(folders: Sequence[Path]) -> Figure:
 
 
 def _caption(folders: Sequence[Path], metrics: Iterable[str]) -> str:
-    """Says what the two kinds of lines are."""
+    """Returns a caption that explains the two kinds of lines."""
     augmented = any(any(RunFolder(folder).settings.augment.model_dump().values()) for folder in folders)
     training = "training, on augmented images" if augmented else "training"
     caption = f"dashed: {training}; solid: validation"
@@ -85,8 +85,8 @@ def accuracy_by_cost(points: Sequence[tuple[str, float, float]], title: str, met
     """Draws accuracy, or another metric, against cost.
 
     Args:
-        points: label, GMACs of an image, and the metric as a fraction, for each point; a line joins them by cost.
-        title: the figure's.
+        points: label, GMACs of an image, and the metric as a fraction, for each point; a line joins the points by cost.
+        title: the figure's title.
         metric: name of the metric, for the axis.
     """
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")

@@ -1,6 +1,6 @@
-"""One run evaluated with several ways of merging: accuracy, cost and speed of each.
+"""Evaluates one run with several ways of merging, and measures the accuracy, cost and speed of each.
 
-A sweep is written as one key of the settings' `merge:` section and a list of values, such as "merge.r=[0,4,8]".
+A sweep is written as one key of the `merge:` section and a list of its values, such as "merge.r=[0,4,8]".
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ EXAMPLE = "write a key of merge: and a list of values, as in merge.r=[0,4,8]"
 class SweepRow:
     """A run evaluated with one way of merging."""
 
-    value: Any  # of the key that is swept
-    method: str | None  # of merging
-    removed: list[int]  # patches that each block merges away
-    tokens: int  # left after the last block
-    gmacs: float  # of one image
+    value: Any  # the value of the key that is swept
+    method: str | None  # the merging method
+    removed: list[int]  # number of patches that each block removes
+    tokens: int  # number of tokens after the last block
+    gmacs: float  # for one image
     loss: float
     metric: str  # name of the main metric
     metrics: dict[str, float]  # fractions, the main metric first
-    images_per_second: float  # of the whole evaluation, after a batch to warm up
+    images_per_second: float  # over the whole evaluation, after one batch to warm up
 
     @property
     def score(self) -> float:
@@ -47,7 +47,7 @@ class SweepRow:
 
     @property
     def label(self) -> str:
-        """The value as it is written on the command line."""
+        """The value as written on the command line."""
         return self.value if isinstance(self.value, str) else json.dumps(self.value)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def parse_sweep(item: str) -> tuple[str, list[Any]]:
     """Parses a sweep: "merge.r=[0,4,8]" -> ("merge.r", [0, 4, 8]).
 
     Raises:
-        UserError: it is not of that form.
+        UserError: the text does not have this form.
     """
     values: Any = parse_overrides([item])
     path = []
@@ -89,18 +89,18 @@ def sweep(
     """Evaluates a run once for each value of one key of its `merge:` section. The data are loaded once.
 
     Args:
-        folder: the run's.
+        folder: the run folder.
         item: the key and its values, such as "merge.r=[0,4,8]".
-        overrides: changes of other settings, such as "data.root=DIR".
-        which: "best" or "last", the run's checkpoint.
-        split: "test" or "val", the images.
+        overrides: changes to other settings, such as "data.root=DIR".
+        which: which checkpoint of the run to load, "best" or "last".
+        split: which images to evaluate on, "test" or "val".
 
     Returns:
-        A row for each value, in their order.
+        A row for each value, in the given order.
 
     Raises:
-        UserError: a value that the settings refuse, before anything is evaluated; the folder is no run, or its
-            weights do not fit.
+        UserError: a value is not valid (checked before anything is evaluated), the folder is not a run, or its weights
+            do not fit.
     """
     key, values = parse_sweep(item)
     changes = [[*overrides, f"{key}={json.dumps(value)}"] for value in values]
@@ -138,7 +138,7 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
 
     Args:
         key: the key that was swept.
-        rows: one or more.
+        rows: the rows, one or more.
     """
     titles = ("tokens left", "GMACs", f"{title_of(rows[0].metric)}, %", "loss", "images/s")
     cells = [

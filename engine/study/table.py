@@ -1,6 +1,6 @@
-"""Finished runs side by side in one table.
+"""Compares finished runs in one table (tools/compare.py).
 
-Runs that differ in nothing but seed and fold share a row, with the mean of their numbers. A new column is a field of
+Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a field of
 `engine.runs.results.Results` and a line in COLUMNS.
 """
 
@@ -26,13 +26,13 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Row:
-    """Results of runs that differ in nothing but seed and fold."""
+    """Results of runs that differ only in seed and fold."""
 
     results: list[Results]
 
     @property
     def name(self) -> str:
-        """What the names of the runs begin with: `vit_s0`, `vit_s1` -> `vit`."""
+        """The common beginning of the runs' names: `vit_s0`, `vit_s1` -> `vit`."""
         return _common_name([results.name for results in self.results])
 
     @property
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def runs(self) -> str:
-        """How many seeds and folds the row is the mean of, such as "3", "5 folds" or "3 x 5 folds"."""
+        """The number of seeds and folds that the row averages, such as "3", "5 folds" or "3 x 5 folds"."""
         seeds, folds = len(self.seeds), len(self.folds)
         if not folds:
             return str(seeds)
@@ -81,9 +81,9 @@ class ResultColumn:
     """A column that shows a field of `Results`."""
 
     title: str
-    text: Callable[[Any], str]  # of a value
-    words: bool = False  # not a number
-    spread: bool = False  # add the standard deviation, where a row has several runs
+    text: Callable[[Any], str]  # converts a value to text
+    words: bool = False  # whether the values are words instead of numbers
+    spread: bool = False  # whether to add the standard deviation if a row has several runs
 
     def cell(self, row: Row, field: str) -> str:
         """Returns the text of a row's cell."""
@@ -95,7 +95,7 @@ class ResultColumn:
 
 
 def number(decimals: int, unit: float = 1.0) -> Callable[[float], str]:
-    """Returns a function that writes a number in a unit, with at least so many decimals; see `fixed`."""
+    """Returns a function that formats a number in a unit, with at least the given number of decimals; see `fixed`."""
     return lambda value: fixed(value / unit, decimals) if decimals else f"{value / unit:.0f}"
 
 
@@ -104,7 +104,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-# Field of Results, or property of it -> its column. `{metric}` in a title stands for the titles of the main metrics.
+# Field or property of Results -> its column. `{metric}` in a title is replaced by the titles of the main metrics.
 COLUMNS: dict[str, ResultColumn] = {
     "test_score": ResultColumn("test {metric}, %", percent, spread=True),
     "model": ResultColumn("model", str, words=True),
@@ -130,10 +130,10 @@ def table(rows: Sequence[Row]) -> tuple[list[Column], list[list[str]]]:
 
 
 def compare(folders: Sequence[Path]) -> list[Row]:
-    """Reads run folders, or folders of all folds, and groups them, in the order in which each kind first appears.
+    """Reads run folders, or folders of all folds, and groups them in the order in which each kind first appears.
 
     Raises:
-        UserError: a folder that holds no finished run, or the same seed and fold of one kind twice.
+        UserError: a folder does not hold a finished run, or the same seed and fold of one kind occur twice.
     """
     groups: dict[str, list[Results]] = {}
     for folder in runs_in(folders):
@@ -165,10 +165,10 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
 
 
 def kind(folder: Path) -> str:
-    """Returns a text that two run folders share if their settings differ in nothing but the seed and the fold.
+    """Returns a text that is equal for two run folders if their settings differ only in the seed and the fold.
 
     Raises:
-        UserError: not a run folder.
+        UserError: the folder is not a run folder.
     """
     excluded = {**dict.fromkeys(MAY_DIFFER, True), "split": {"fold"}}
     return RunFolder(folder).settings.model_dump_json(exclude=excluded)

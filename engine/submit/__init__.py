@@ -1,1 +1,1 @@
-"""From images to predictions to a submission file."""
+"""Predicts images and writes submission files."""

@@ -1,17 +1,17 @@
-"""Cells of a submission: numbers as text, and names that a spreadsheet would take for a formula.
+"""Formats the cells of a submission: numbers as text, and names that a spreadsheet would take for a formula.
 
-A spreadsheet computes a cell that begins with one of FORMULA, even if it is a name. Such a cell is written with
-an apostrophe in front, which spreadsheets take for "this is text"; reading a file here removes it again.
+A spreadsheet computes a cell that begins with one of FORMULA, even if it is a name. Such a cell is written with an
+apostrophe in front, which tells spreadsheets that it is text. The apostrophe is removed when a file is read.
 """
 
 from __future__ import annotations
 
 import re
 
-FORMULA = "=+-@\t\r＝＋－＠"  # full-width ones too: some spreadsheets treat them alike
+FORMULA = "=+-@\t\r＝＋－＠"  # with the full-width forms, which some spreadsheets treat alike
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-QUOTED = re.compile(r"[\",;\t\r\n]|^\s|\s$")  # every separator: a spreadsheet may split at another than ours
-TOGETHER = ";"  # between the labels of an image that has many
+QUOTED = re.compile(r"[\",;\t\r\n]|^\s|\s$")  # every separator, since a spreadsheet may split at another one than ours
+LABEL_SEPARATOR = ";"  # between the labels of an image that has many
 
 
 def is_formula(cell: str) -> bool:
@@ -21,12 +21,12 @@ def is_formula(cell: str) -> bool:
 
 
 def guarded(cell: str) -> str:
-    """Returns a cell as text for spreadsheets: an apostrophe before a formula and before what `unguarded` changes."""
+    """Puts an apostrophe before a cell that looks like a formula, and before one that `unguarded` would change."""
     return "'" + cell if is_formula(cell.lstrip("'")) else cell
 
 
 def unguarded(cell: str) -> str:
-    """Returns the cell that `guarded` was given."""
+    """Returns the cell that was passed to `guarded`."""
     return cell[1:] if cell.startswith("'") and is_formula(cell.lstrip("'")) else cell
 
 
@@ -36,7 +36,7 @@ def number(value: float) -> str:
 
 
 def quoted(cell: str) -> str:
-    """Returns a cell as CSV has it, in quotation marks where it needs them."""
+    """Returns a cell as it stands in a CSV file, in quotation marks if it needs them."""
     if QUOTED.search(cell) or guarded(cell) != cell or unguarded(cell) != cell:
         return '"' + cell.replace('"', '""') + '"'
     return cell

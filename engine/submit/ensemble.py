@@ -1,4 +1,4 @@
-"""Runs that predict together: which run folders they are, how much each counts, and whether their classes agree."""
+"""Ensembles of runs that predict together: finds their run folders and weights, and checks that their classes agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ensemble:
         members: their shares sum to 1.
         classes: names, in the order of the first run's logits.
         task: what the labels mean.
-        overrides: changes of every run's settings.
+        overrides: changes to every run's settings.
     """
 
     members: list[Member]
@@ -45,7 +45,7 @@ def classes_of(folder: Path) -> tuple[list[str], Task]:
     """Returns the names of a run's classes in the order of its logits, and what its labels mean.
 
     Args:
-        folder: of a run, or of all folds of one.
+        folder: a run folder, or a folder of all folds.
     """
     ensemble = gather([folder])
     return ensemble.classes, ensemble.task
@@ -55,20 +55,21 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
     """Finds the runs that predict together, and checks that they can.
 
     Args:
-        folders: run folders, or folders of all folds (fold0, fold1, ...), of which each fold becomes a member.
-        weights: one for each folder, divided among its folds; None: equal.
-        overrides: changes of every run's settings.
+        folders: run folders, or folders of all folds (fold0, fold1, ...); every fold becomes a member.
+        weights: one for each folder, divided among its folds; None: equal weights.
+        overrides: changes to every run's settings.
 
     Raises:
-        UserError: no run there; unfinished folds; a run given twice; weights that are not positive numbers; an override
-            that is wrong, concerns the split, or turns on merging in a model that cannot merge; or different classes.
+        UserError: a folder is not a run or has unfinished folds; a run is given twice; weights are not positive
+            numbers; an override is invalid, concerns the split, or turns on merging in a model that cannot merge; or
+            the runs' classes differ.
     """
     weights = [1.0] * len(folders) if weights is None else list(weights)
     if len(weights) != len(folders):
         raise UserError(f"--weights: {len(weights)} numbers for {len(folders)} runs; give one for each --run")
     if not all(weight > 0 for weight in weights) or not sum(weights) < float("inf"):  # also refuses nan
         text = ",".join(f"{weight:g}" for weight in weights)
-        raise UserError(f"--weights {text}: must be numbers greater than 0, of finite sum")
+        raise UserError(f"--weights {text}: must be numbers greater than 0, with a finite sum")
     members = []
     for folder, weight in zip(folders, weights):
         folds = finished_runs(RunFolder(folder))

@@ -1,4 +1,4 @@
-"""The images to predict: found in files and folders, and matched with the ids of a competition's sample file."""
+"""Finds the images to predict in files and folders, and matches them with the ids of a competition's sample file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from engine.data.images import HEAD, content, is_image
+from engine.data.images import HEAD, format_of, is_image
 from engine.wording import few
 from models.settings import UserError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hybridmerge")
 
-# How a sample's ids may name an image, whose name is its path from the folder of images.
+# The ways in which a sample's ids may name an image; the image's own name is its path from the folder of images.
 SPELLINGS: dict[str, Callable[[PurePosixPath], str]] = {
     "path": str,
     "file name": lambda path: path.name,
@@ -31,15 +31,15 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
     """Finds the images to predict.
 
     Args:
-        sources: image files and folders of images (see `find_images`), in any mixture.
+        sources: image files, folders of images (see `find_images`), or both.
 
     Returns:
-        The file of each image by its name, in natural order of the names (2 before 10). The name of an image in a
-        folder is its path from that folder; the name of a file that was given by itself is its file name.
+        The file of each image by the image's name, in natural order of the names (2 before 10). The name of an image in
+        a folder is its path from that folder; the name of a file that was given by itself is its file name.
 
     Raises:
-        UserError: a file or folder that is not there, a folder without images, two images of one name, or names that
-            cannot be written into a CSV file.
+        UserError: a file or folder is missing, a folder has no images, two images have the same name, or a name cannot
+            be written into a CSV file.
     """
     files: dict[str, Path] = {}
     for source in sources:
@@ -61,15 +61,16 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
 def find_images(folder: Path) -> list[str]:
     """Finds the images in a folder and its subfolders.
 
-    A file is an image if its extension or its first bytes say so. One that has an image's extension and cannot be read
-    is listed too, so that it is reported later and not silently left out. Names that begin with a dot and links to
+    A file is an image if its extension or its first bytes say so. A file with an image's extension that cannot be read
+    is included, so that it is reported later and not silently left out. Names that begin with a dot and links to
     folders are ignored; the log names the links.
 
     Returns:
         Paths relative to the folder, in natural order: 2 before 10.
 
     Raises:
-        UserError: no such folder, no image in it, or names that are not UTF-8 or begin or end with a blank.
+        UserError: the folder does not exist or has no image in it, or a name is not UTF-8 or begins or ends with a
+            blank.
     """
     where = f"--images {folder}"
     if not folder.is_dir():
@@ -98,7 +99,7 @@ def find_images(folder: Path) -> list[str]:
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    """Raises UserError for names that a CSV file cannot hold unchanged."""
+    """Raises a UserError for names that a CSV file cannot hold unchanged."""
     odd = [repr(name) for name in names if not _is_utf8(name)]
     if odd:
         raise UserError(f"{where}: {len(odd)} names are not UTF-8: {few(odd)}; rename them")
@@ -115,13 +116,13 @@ def _has_image_content(path: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return content(file.read(HEAD)) is not None
+            return format_of(file.read(HEAD)) is not None
     except OSError:
         return False
 
 
 def _holds(folders: Sequence[Path], name: str) -> bool:
-    """Returns whether one of the folders has a file of this name; a text that cannot be a file name has none."""
+    """Returns whether one of the folders has a file of this name; the name may be a text that no file can have."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and any(os.path.isfile(f / name) for f in folders)
 
@@ -135,13 +136,13 @@ def _is_utf8(text: str) -> bool:
 
 
 def natural(text: str) -> tuple:
-    """Returns a sort key by which numbers in texts are ordered by their value: 2 before 10."""
+    """Returns a sort key that orders numbers within texts by their value: 2 before 10."""
     parts = re.split(r"([0-9]+)", text)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 
 def spelled(ids: Sequence[str], names: Sequence[str]) -> tuple[str, int]:
-    """Returns the entry of SPELLINGS by which most ids name an image, and how many different ids do."""
+    """Returns the entry of SPELLINGS by which most ids name an image, and the number of distinct ids that do."""
     spellings = {way: {spell(PurePosixPath(name)) for name in names} for way, spell in SPELLINGS.items()}
     counts = {way: len(set(ids) & texts) for way, texts in spellings.items()}
     best = max(counts, key=counts.__getitem__)  # the first of equals
@@ -154,16 +155,17 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
     All ids must be spelled in the same way: as path or as file name, with or without extension.
 
     Args:
-        sample: its ids name images.
-        names: of the images, as `images_of` returns them.
-        sources: the files and folders that they are from, for errors.
-        ignore_extra: leave out images that no id names, with a warning, instead of raising an error.
+        sample: the sample, whose ids name images.
+        names: names of the images, as returned by `images_of`.
+        sources: the files and folders that the images come from, for error messages.
+        ignore_extra: whether to leave out images that no id names, with a warning, instead of raising an error.
 
     Returns:
         Names of images, in the order of the ids.
 
     Raises:
-        UserError: ids without an image or with several, or images without an id; counts them and names the first few.
+        UserError: ids without an image or with several, or images without an id; the message counts them and names the
+            first few.
     """
     way, _ = spelled(sample.ids, names)
     by_spelling: dict[str, list[str]] = {}
@@ -174,7 +176,7 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
     not_images = [repr(name) for name in missing if _holds(sources, name)]
     if not_images:
         raise UserError(
-            f"{where}: {len(not_images)} ids are files in {place} that are no images: {few(not_images)}; "
+            f"{where}: {len(not_images)} ids are files in {place} that are not images: {few(not_images)}; "
             "put the images there"
         )
     if missing:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from engine.data import FileSettings
 from engine.data.inputs import read_images, reading_settings
 from engine.data.loader import Normalise
-from engine.data.reading import refuse
+from engine.data.reading import raise_unreadable
 from engine.machine import pick_autocast, to_device
 from engine.measure.evaluate import eval_mode
 from engine.runs.restore import TrainedModel, load_model
@@ -27,18 +27,18 @@ from models.settings import ModelSettings, UserError
 
 log = logging.getLogger("hybridmerge")
 
-BATCH = 64  # largest number of images per batch: a run on kept features trains with more than its whole model can take
-# Largest number of input values per batch on a CPU: 8 images of 224 px. The layers' outputs then stay small enough that
-# the allocator reuses their memory; else it is returned and cleared for each, which takes SqueezeNet as long as its
-# arithmetic.
+BATCH = 64  # largest number of images per batch; training a head on cached features may use more than the model can
+# Largest number of input values per batch on a CPU: 8 images of 224 px. The layers' outputs then stay small enough for
+# the allocator to reuse their memory. Otherwise the memory is returned to the system and cleared for every layer, which
+# for SqueezeNet takes as long as the arithmetic.
 VALUES_CPU = 5 * 2**18
 TTA = ("flip", "crops")  # test-time augmentation
-MARGIN = 8 / 7  # size at which images are read for five crops, over the model's: 256 pixels for 224
+MARGIN = 8 / 7  # ratio of the size at which images are read for five crops to the model's: 256 pixels for 224
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of N images.
+    """Predicted probabilities for N images.
 
     Attributes:
         probabilities: float64 (N, K); each row sums to 1 where an image has one label.
@@ -58,7 +58,7 @@ class Predictions:
         return [self.classes[i] for i in self.probabilities.argmax(dim=1).tolist()]
 
     def names(self) -> list[list[str]]:
-        """Returns the classes predicted for each image: one, or any number including none, as the task has it."""
+        """Returns the classes predicted for each image: exactly one, or any number, depending on the task."""
         thresholds = None if self.thresholds is None else torch.tensor(self.thresholds, dtype=torch.float64)
         return [[self.classes[i] for i in row] for row in self.task.predicted(self.probabilities, thresholds)]
 
@@ -72,10 +72,10 @@ class Predictions:
 
 
 def parse_tta(text: str) -> list[str]:
-    """Returns the entries of TTA in a list separated by commas.
+    """Parses a comma-separated list of entries of TTA.
 
     Raises:
-        UserError: another entry.
+        UserError: an entry is unknown.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TTA]:
@@ -86,27 +86,27 @@ def parse_tta(text: str) -> list[str]:
 def predict(ensemble: Ensemble, paths: Sequence[Path], tta: Sequence[str] = ()) -> Predictions:
     """Computes the mean probabilities over all members and views of each image.
 
-    One model and two batches of images are in memory at a time. Each member gets the images as its own settings read
-    them (see engine.data.inputs).
+    Only one model and two batches of images are in memory at a time. For each member the images are read with its own
+    settings (see engine.data.inputs).
 
     Args:
         ensemble: the models.
         paths: image files.
-        tta: "flip": each image and its mirror image; "crops": its corners and centre instead of the whole.
+        tta: "flip": each image and its mirror image; "crops": its corners and centre instead of the whole image.
 
     Returns:
-        Probabilities in the order of `paths`; thresholds are the mean of the members'.
+        Probabilities in the order of `paths`; the thresholds are the means of the members' thresholds.
 
     Raises:
-        UserError: images that cannot be read (the log names all of them), a model that takes no photographs, or
-            probabilities that are not finite.
+        UserError: images cannot be read (the log names all of them), a model does not take photographs, or
+            probabilities are not finite.
     """
     total = torch.zeros(len(paths), len(ensemble.classes), dtype=torch.float64)
     thresholds = torch.zeros(len(ensemble.classes), dtype=torch.float64)
     for member in ensemble.members:
-        its_probabilities, its_thresholds = _of_member(ensemble, member, paths, tta)
-        total += member.share * its_probabilities
-        thresholds += member.share * its_thresholds
+        member_probabilities, member_thresholds = _of_member(ensemble, member, paths, tta)
+        total += member.share * member_probabilities
+        thresholds += member.share * member_thresholds
     used = thresholds.tolist() if ensemble.task.has_thresholds else None
     return Predictions(total, ensemble.classes, ensemble.task, used)
 
@@ -117,16 +117,16 @@ def _of_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: S
     order = [run.classes.index(name) for name in ensemble.classes]  # runs may number their classes differently
     if not run.as_trained:
         log.warning(
-            "%s: merging is not that of training: %s, tokens removed by each block: %s",
+            "%s: merging differs from training: %s, tokens removed by each block: %s",
             member.run,
             merging_method(run.settings.model) or "none",
             removed_per_block(run.model),
         )
-    its_probabilities = probabilities(run, paths, tta, task=ensemble.task, name=str(member.run))
+    member_probabilities = probabilities(run, paths, tta, task=ensemble.task, name=str(member.run))
     thresholds = torch.zeros(len(order), dtype=torch.float64)
     if ensemble.task.has_thresholds:
         thresholds = _thresholds(run)
-    return its_probabilities[:, order], thresholds[order]
+    return member_probabilities[:, order], thresholds[order]
 
 
 def _thresholds(run: TrainedModel) -> Tensor:
@@ -152,13 +152,13 @@ def probabilities(
     parts, unreadable = [], {}
     batch = min(settings.train.batch_size, BATCH if device.type != "cpu" else _batch_on_cpu(settings.model))
     with eval_mode(run.model), tqdm(total=len(paths), unit="image", desc=name, disable=None) as bar:
-        for start, images, failures in ahead(paths, reading, settings.model.in_chans, batch):
+        for start, images, failures in read_ahead(paths, reading, settings.model.in_chans, batch):
             unreadable |= {start + i: why for i, why in failures.items()}
-            if not unreadable:  # else the rest is only read, so that the error names every file
+            if not unreadable:  # otherwise the rest is only read, so that the error names every file
                 views = [_scores(run, view, normalise, autocast, task) for view in views_of(images, size, tta)]
                 parts.append(torch.stack(views).mean(dim=0))
             bar.update(len(images))
-    refuse(paths, unreadable, "--images", "replace them: test images are never left out")
+    raise_unreadable(paths, unreadable, "--images", "replace them: test images are never left out")
     scores = torch.cat(parts)
     lost = [str(path) for path, finite in zip(paths, scores.isfinite().all(dim=1).tolist()) if not finite]
     if lost:
@@ -181,10 +181,10 @@ def _scores(run: TrainedModel, images: Tensor, normalise: Normalise, autocast: t
 
 
 def views_of(images: Tensor, size: int, tta: Sequence[str]) -> Iterator[Tensor]:
-    """Yields the views of images, uint8 (B, C, S, S), that a model predicts, each (B, C, size, size).
+    """Yields the views of images, uint8 (B, C, S, S), over which a model's predictions are averaged.
 
-    With "crops" in `tta` these are five squares, at the corners and in the centre (S > size); with "flip", each of them
-    and its mirror image.
+    Each view is (B, C, size, size). With "crops" in `tta` there are five squares, at the corners and in the centre
+    (S > size); with "flip", each view is followed by its mirror image.
     """
     edge = images.shape[-1] - size
     corners = [(0, 0), (0, edge), (edge, 0), (edge, edge), (edge // 2, edge // 2)] if "crops" in tta else [(0, 0)]
@@ -195,14 +195,14 @@ def views_of(images: Tensor, size: int, tta: Sequence[str]) -> Iterator[Tensor]:
             yield view.flip(-1)
 
 
-def ahead(
+def read_ahead(
     paths: Sequence[Path], reading: FileSettings, channels: int, batch: int
 ) -> Iterator[tuple[int, Tensor, dict[int, str]]]:
     """Reads the images in batches, each in the background while the one before it is being used.
 
     Yields:
-        The position of the batch's first image; the images, uint8 (B, channels, S, S); and, for those that cannot be
-        read, their position in the batch and the reason.
+        The position of the batch's first image; the images, uint8 (B, channels, S, S); and the reason for each that
+        cannot be read, by its position in the batch.
     """
     parts = [(start, paths[start : start + batch]) for start in range(0, len(paths), batch)]
     with ThreadPoolExecutor(1) as pool:

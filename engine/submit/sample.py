@@ -1,4 +1,4 @@
-"""A competition's sample file: the columns, ids and spelling that a submission must have."""
+"""Reads a competition's sample file, which prescribes the columns, ids and spelling of a submission."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.sources.table import read_table
-from engine.submit.cells import NUMBER, TOGETHER, unguarded
+from engine.submit.cells import LABEL_SEPARATOR, NUMBER, unguarded
 from engine.wording import few
 from models.settings import UserError
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The form of a submission, with apostrophes for spreadsheets removed from all texts.
+    """The form of a submission. Apostrophes that protect cells from spreadsheets have been removed from all texts.
 
     Attributes:
-        where: start of an error, such as the file's name.
+        where: the beginning of error messages, such as the file's name.
         columns: the header.
         ids_at: position of the column of ids.
-        ids: of the images, in the order of the rows.
-        separator: of cells.
-        labels: the distinct cells of the other column, where there is only one.
+        ids: ids of the images, in the order of the rows.
+        separator: the character between cells.
+        labels: the distinct cells of the other column, if there is only one.
         numeric: whether the cells of all other columns are numbers.
     """
 
@@ -48,11 +48,11 @@ class Sample:
         sample's columns or labels correspond one to one to the classes, every class keeps its own name.
 
         Args:
-            classes: names.
-            many: whether a cell may hold several labels, joined by TOGETHER.
+            classes: names of the classes.
+            many: whether a cell may hold several labels, joined by LABEL_SEPARATOR.
         """
         by_key = {_key(name): name for name in classes}
-        labels = [name for cell in self.labels for name in (cell.split(TOGETHER) if many else [cell])]
+        labels = [name for cell in self.labels for name in (cell.split(LABEL_SEPARATOR) if many else [cell])]
         for theirs in (self.others, list(dict.fromkeys(name.strip() for name in labels if name.strip()))):
             if len(by_key) == len(classes) == len(theirs) and {_key(name) for name in theirs} == by_key.keys():
                 return {by_key[_key(name)]: name for name in theirs}
@@ -62,20 +62,20 @@ class Sample:
         """Returns whether the sample has a column of probabilities for each class, rather than one column of labels.
 
         Args:
-            classes: names.
+            classes: names of the classes.
             many: whether an image can have any number of labels.
 
         Raises:
-            UserError: its columns are neither, or its labels are not joined by TOGETHER.
+            UserError: its columns are neither, or its labels are not joined by LABEL_SEPARATOR.
         """
-        asked, has = set(self.others), {name.strip() for name in self.spelling(classes, many=many).values()}
-        if asked == has and len(self.others) == len(classes):
+        asked, offered = set(self.others), {name.strip() for name in self.spelling(classes, many=many).values()}
+        if asked == offered and len(self.others) == len(classes):
             return True
         if len(self.others) > 1:
-            unknown, missing = (sorted(map(repr, names)) for names in (asked - has, has - asked))
+            unknown, missing = (sorted(map(repr, names)) for names in (asked - offered, offered - asked))
             differences = [
                 f"{len(names)} {what} ({few(names)})"
-                for names, what in ((unknown, "are no class"), (missing, "classes have none"))
+                for names, what in ((unknown, "are not classes"), (missing, "classes have none"))
                 if names
             ]
             raise UserError(
@@ -84,35 +84,35 @@ class Sample:
                 "give a sample with one column of labels, or one for each class"
             )
         (name,) = self.others
-        if name in has and self.numeric and not set(self.labels) <= has:
+        if name in offered and self.numeric and not set(self.labels) <= offered:
             raise UserError(
                 f"{self.where}: column {name!r} is one of {len(classes)} classes and holds numbers: it "
                 "asks for that class alone; write --probabilities, and keep that column"
             )
         if many:
-            _check_together(self, has)
+            _check_joined_labels(self, offered)
         return False
 
 
 def _key(name: str) -> str:
-    """Returns what all spellings of one name share; numbers that differ in sign or decimal point differ here too."""
+    """Returns a text that is equal for all spellings of a name; numbers keep their sign and decimal point."""
     words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", name.casefold().strip())
     return re.sub(r"(?<![0-9.,])0+(?=[0-9])", "", words)
 
 
-def _check_together(sample: Sample, classes: set[str]) -> None:
-    """Raises UserError where labels cannot be joined by TOGETHER, or are not in the sample."""
-    odd = [repr(name) for name in sorted(classes) if TOGETHER in name]
+def _check_joined_labels(sample: Sample, classes: set[str]) -> None:
+    """Raises a UserError if labels cannot be joined by LABEL_SEPARATOR, or are not joined by it in the sample."""
+    odd = [repr(name) for name in sorted(classes) if LABEL_SEPARATOR in name]
     if odd:
         raise UserError(
-            f"{sample.where}: labels of an image are joined by {TOGETHER}, which these have in them: "
+            f"{sample.where}: labels of an image are joined by {LABEL_SEPARATOR}, which these labels contain: "
             f"{few(odd)}; write --probabilities, with a column for each"
         )
-    cells = [cell for cell in sample.labels if cell and not {n.strip() for n in cell.split(TOGETHER)} <= classes]
+    cells = [cell for cell in sample.labels if cell and not {n.strip() for n in cell.split(LABEL_SEPARATOR)} <= classes]
     if cells:
         raise UserError(
             f"{sample.where}: column {sample.others[0]!r} has {cells[0]!r}, which is not names joined by "
-            f"{TOGETHER}; write --probabilities, with a column for each label"
+            f"{LABEL_SEPARATOR}; write --probabilities, with a column for each label"
         )
 
 
@@ -122,10 +122,11 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
     Args:
         path: CSV in UTF-8, separated by commas, semicolons or tabs.
         matching: counts how many of a column's cells name an image. The column of ids is the one with the highest
-            count, if that is at least half of the rows; else, and without `matching`, the first without repetitions.
+            count, if that is at least half of the rows; otherwise, or without `matching`, it is the first column
+            without repetitions.
 
     Raises:
-        UserError: no such file, fewer than two columns, or missing or repeated ids.
+        UserError: the file does not exist, has fewer than two columns, or has missing or repeated ids.
     """
     table = read_table(path, str(path))
     if len(table.columns) < 2:

@@ -1,6 +1,6 @@
-"""From predictions to files: the submission in the sample's form, and the table of probabilities.
+"""Writes predictions to files: the submission, in the form of the sample, and the table of probabilities.
 
-Every file is read back and validated before it takes its name; a file that was there stays until then.
+Every file is read back and validated before it takes its name; an existing file is kept until then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.data.sources.table import read_table
 from engine.files import demand_writable, replacing
-from engine.submit.cells import TOGETHER, guarded, number, quoted
+from engine.submit.cells import LABEL_SEPARATOR, guarded, number, quoted
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled
 from engine.submit.predict import Predictions
@@ -38,10 +38,10 @@ def target_rows(sources: Sequence[Path], sample: Path | None, *, ignore_extra: b
     Args:
         sources: image files and folders of images.
         sample: the competition's sample file; None: columns ID and Label, and a row for each image in natural order.
-        ignore_extra: leave out images that the sample does not name, instead of raising an error.
+        ignore_extra: whether to leave out images that the sample does not name, instead of raising an error.
 
     Raises:
-        UserError: no images, a sample that is none, or ids and images that do not match.
+        UserError: there are no images, the sample cannot be read as one, or its ids and the images do not match.
     """
     images = images_of(sources)
     names = list(images)
@@ -58,8 +58,8 @@ class Outputs:
     Attributes:
         submission: CSV, in the sample's form.
         probabilities: CSV with the probability of every class, or None.
-        top_k: write the k most probable classes alone into `probabilities`.
-        keep_formulas: write cells that a spreadsheet would compute unchanged.
+        top_k: number of most probable classes to write into `probabilities`; None: all classes.
+        keep_formulas: whether cells that a spreadsheet would compute are written unchanged.
     """
 
     submission: Path
@@ -68,7 +68,7 @@ class Outputs:
     keep_formulas: bool = False
 
     def check(self, sample: Path | None = None) -> None:
-        """Raises UserError, before anything is computed, where a file could not or should not be written."""
+        """Raises a UserError, before anything is computed, if a file could not or should not be written."""
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"--top-k {self.top_k}: must be 1 or more")
         if self.top_k is not None and not self.probabilities:
@@ -80,7 +80,7 @@ class Outputs:
             demand_writable(option, path, "submission.csv")
             if path.exists() and not _is_text(path):
                 raise UserError(
-                    f"{option} {path}: exists and is no text file, so it is not replaced; give another name"
+                    f"{option} {path}: exists and is not a text file, so it is not replaced; give another name"
                 )
             for other, file in taken.items():
                 if file is not None and file.resolve() == path.resolve():
@@ -88,13 +88,13 @@ class Outputs:
             taken[option] = path
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Raises UserError where more classes are asked for than there are."""
+        """Raises a UserError if `top_k` exceeds the number of classes."""
         if self.top_k is not None and self.top_k > len(classes):
             raise UserError(f"--top-k {self.top_k}: there are {len(classes)} classes; use that or less")
 
 
 def _is_text(path: Path) -> bool:
-    """Returns whether a file may be an older table: not an image, a checkpoint, a device or a pipe."""
+    """Returns whether a file could be an older table, unlike an image, a checkpoint, a device or a pipe."""
     if not path.is_file():
         return False
     try:
@@ -108,7 +108,7 @@ def written_names(sample: Sample, ensemble: Ensemble) -> tuple[list[str], list[s
     """Returns the names of the ensemble's classes as the submission spells them, and notes for the user.
 
     Raises:
-        UserError: the sample asks for neither labels nor a probability of each class.
+        UserError: the sample has a column neither for labels nor for the probability of each class.
     """
     many = not ensemble.task.one_class
     sample.asks_for_probabilities(ensemble.classes, many=many)
@@ -124,9 +124,9 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
     """Writes the submission; returns a line that summarises it, and notes for the user.
 
     Args:
-        outputs: where to.
-        sample: the form.
-        predictions: of the sample's ids, in their order; its classes are spelled as the sample spells them.
+        outputs: the files to write.
+        sample: the form of the submission.
+        predictions: predictions for the sample's ids, in their order, with classes spelled as in the sample.
 
     Raises:
         UserError: see `write`.
@@ -138,12 +138,12 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
         chosen = predictions.probabilities[:, [position[column] for column in sample.others]]
         rows = [[number(value) for value in row] for row in chosen.tolist()]
     else:
-        rows = [[TOGETHER.join(names)] for names in predictions.names()]
+        rows = [[LABEL_SEPARATOR.join(names)] for names in predictions.names()]
         class_names = {name.strip() for name in predictions.classes}
         strange = [label for label in sample.labels if label and label not in class_names]
         if strange and not many:
             notes.append(
-                f"{sample.where} has labels such as {strange[0]!r}, which are no classes of the run; "
+                f"{sample.where} has labels such as {strange[0]!r}, which are not classes of the run; "
                 f"the run's names are written, such as {predictions.classes[0]!r}"
             )
     reports: list[Report] = []
@@ -194,18 +194,18 @@ def write(
     keep_formulas: bool = False,
     check: Callable[[Path], Report] | None = None,
 ) -> None:
-    """Writes a table in the form of a sample: UTF-8, lines that end in a line feed.
+    """Writes a table in the form of a sample, in UTF-8, with lines that end in a line feed.
 
     Args:
         path: the file, which may exist.
         sample: gives header, separator and ids.
         rows: the other cells of each id.
-        keep_formulas: write cells that a spreadsheet would compute unchanged.
+        keep_formulas: whether cells that a spreadsheet would compute are written unchanged.
         check: validates the whole file before it takes its name.
 
     Raises:
-        UserError: the file cannot be written, or differs from the rows when read back, or `check` finds problems; an
-            existing file stays as it was.
+        UserError: the file cannot be written or differs from the rows when read back, or `check` finds problems; an
+            existing file stays unchanged.
     """
     assert len(rows) == len(sample.ids)
     at = sample.ids_at
@@ -230,6 +230,6 @@ def write(
         file.flush()
         table = read_table(Path(file.name), str(path), strip=False, separator=sample.separator)
         if [table.columns, *table.rows] != cells:
-            raise UserError(f"{path}: not written: read back, it has other cells than were predicted; this is a bug")
+            raise UserError(f"{path}: not written: its cells differ from the predictions when read back; this is a bug")
         if check is not None and (problems := check(Path(file.name)).problems):
             raise UserError(f"{path}: not written: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""Checks a submission against the competition's sample file: all mistakes at once, and warnings of what looks odd."""
+"""Checks a submission against the competition's sample file; reports all mistakes at once, and warns of oddities."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from engine.data.sources.table import Table, read_table
-from engine.submit.cells import NUMBER, TOGETHER, is_formula, unguarded
+from engine.submit.cells import LABEL_SEPARATOR, NUMBER, is_formula, unguarded
 from engine.submit.images import natural
 from engine.submit.sample import Sample
 from engine.wording import few
 from models.settings import UserError
 
-SUM = 1e-3  # allowed deviation of a sum of probabilities from 1: they may be rounded to a few digits
+SUM = 1e-3  # allowed deviation of a sum of probabilities from 1, since they may be rounded to a few digits
 NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
 NOT_ONE = "probabilities that do not sum up to 1"
 
@@ -43,9 +43,9 @@ def validate(
     Args:
         path: the submission.
         sample: the form that it should have.
-        classes: the allowed labels; None: unknown, labels are compared with the sample's only.
+        classes: the allowed labels; None: unknown, labels are compared only with those in the sample.
         many: whether an image can have any number of labels; None: unknown.
-        keep_formulas: allow cells that a spreadsheet would compute.
+        keep_formulas: whether cells that a spreadsheet would compute are allowed.
     """
     try:
         table = _read_as(path, sample)
@@ -71,12 +71,12 @@ def validate(
     elif len(sample.others) == 1:
         wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, many)
     else:
-        wrong, odd = [], ["what its columns should hold is unknown and not checked; give --run or --classes"]
+        wrong, odd = ([], ["its columns are not checked, since the classes are unknown; give --run or --classes"])
     return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
 
 
 def _read_as(path: Path, sample: Sample) -> Table:
-    """Reads the table with the sample's separator if that gives the sample's columns, else with its own."""
+    """Reads the table with the sample's separator if that yields the sample's columns, otherwise with its own."""
     try:
         table = read_table(path, str(path), strip=False, separator=sample.separator)
         if [unguarded(name.strip()) for name in table.columns] == sample.columns:
@@ -101,15 +101,15 @@ def _header(table: Table, sample: Sample) -> list[str]:
     if unknown:
         problems.append(f"{len(unknown)} columns are not in the sample: {few(unknown)}")
     if not missing and not unknown and columns != sample.columns:
-        problems.append(f"columns are in another order than {', '.join(sample.columns[:5])}")
+        problems.append(f"columns are not in the order {', '.join(sample.columns[:5])}")
     return problems
 
 
 def _ids(table: Table, ids: Sequence[str], sample: Sample) -> list[str]:
-    problems, count, wanted = [], Counter(ids), set(sample.ids)
+    problems, count, sample_ids = [], Counter(ids), set(sample.ids)
     twice = [name for name, number in count.items() if number > 1]
     missing = [name for name in sample.ids if name not in count]
-    unknown = [name for name in count if name not in wanted]
+    unknown = [name for name in count if name not in sample_ids]
     for names, what in ((twice, "more than once"), (missing, "missing"), (unknown, "not in the sample")):
         if names:
             problems.append(f"{len(names)} ids are {what}: {few(list(map(repr, names)))}")
@@ -118,7 +118,7 @@ def _ids(table: Table, ids: Sequence[str], sample: Sample) -> list[str]:
     if not problems and list(ids) != sample.ids:
         at = next(i for i, (one, other) in enumerate(zip(ids, sample.ids)) if one != other)
         problems.append(
-            f"rows are in another order than the sample's, from line {table.lines[at]}: {ids[at]!r}, where "
+            f"rows are not in the sample's order from line {table.lines[at]} on: {ids[at]!r}, where "
             f"the sample has {sample.ids[at]!r}"
         )
     return problems
@@ -138,7 +138,7 @@ def _raw_formulas(table: Table) -> list[str]:
 
 
 def _blanks(table: Table, names: set[str]) -> list[str]:
-    """Returns a warning about cells with blanks around them, except where these belong to one of the names."""
+    """Returns a warning about cells with blanks around them, unless the blanks belong to one of the names."""
     lines = [1, *table.lines]
     cells = [
         f"{cell!r} (line {line})"
@@ -148,7 +148,7 @@ def _blanks(table: Table, names: set[str]) -> list[str]:
     ]
     if not cells:
         return []
-    return [f"{len(cells)} cells have blanks around them, which many scorers take for part of the name: {few(cells)}"]
+    return [f"{len(cells)} cells have blanks around them, which many scorers treat as part of the name: {few(cells)}"]
 
 
 def _labels(
@@ -159,7 +159,7 @@ def _labels(
     empty = [f"line {line}" for line, cell in zip(table.lines, cells) if not cell]
     if empty and not many and (classes is not None or "" not in sample.labels):
         problems.append(f"{len(empty)} rows have no label: {few(empty)}")
-    rows = [[name.strip() for name in cell.split(TOGETHER)] if many else [cell] for cell in cells]
+    rows = [[name.strip() for name in cell.split(LABEL_SEPARATOR)] if many else [cell] for cell in cells]
     counts = Counter(name for row in rows for name in row if name)
     spelled = sample.labels if classes is None else sample.spelling(classes, many=bool(many)).values()
     allowed = {name.strip() for name in spelled}
@@ -171,7 +171,7 @@ def _labels(
     elif unknown and len(allowed) > 1:
         warnings.append(f"{len(unknown)} labels are not in the sample: {few(unknown)}")
     if classes is None:
-        warnings.append("labels are compared with no list of names; give --run or --classes")
+        warnings.append("labels are not compared with a list of classes; give --run or --classes")
     return problems, warnings + _lopsided(counts, len(cells), many), counts
 
 
@@ -184,7 +184,7 @@ def _probabilities(
     for line, row in zip(table.lines, zip(*columns)):
         fault, values = "", [float(cell) if _is_number(cell) else None for cell in row]
         if None in values:
-            fault = "a cell that is no number"
+            fault = "a cell that is not a number"
         elif not all(map(math.isfinite, values)):
             fault = "a probability that is not finite"
         elif not all(0 <= value <= 1 for value in values):
@@ -210,7 +210,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _lopsided(counts: Counter, rows: int, many: bool | None) -> list[str]:
-    """Returns a warning where one label dominates."""
+    """Returns a warning if one label dominates."""
     if not counts or many or rows < 2:
         return []
     (name, most), *_ = counts.most_common(1)
@@ -233,7 +233,7 @@ def class_folders(folder: Path) -> list[str]:
     """Returns the names of the class folders in a folder, or in its subfolder `train`.
 
     Raises:
-        UserError: no such folder, or no class folder in it.
+        UserError: the folder does not exist or has no class folder in it.
     """
 
     def folders(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from engine.data.workers import deaths_in_words
+from engine.data.workers import killed_workers_as_errors
 from engine.machine import peak_memory, seed_step, to_device
 from engine.runs.tracking import Tracker
 from engine.train.batches import Batch, StepBatches
@@ -82,7 +82,7 @@ class Trainer:
         """Runs every step that is left. Ends with `best.pt` and `last.pt` written."""
         progress, batches = self.progress, self.batches
         bar = tqdm(total=batches.total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
-        with deaths_in_words(), bar, logging_redirect_tqdm([log]), Stopping() as stopping, closing(batches):
+        with killed_workers_as_errors(), bar, logging_redirect_tqdm([log]), Stopping() as stopping, closing(batches):
             self._log_what_learns()
             while progress.step < batches.total_steps:
                 epoch = self.epoch

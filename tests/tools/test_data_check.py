@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from engine.cli import cli
-from engine.data.check import words as checks
+from engine.data.check import text as report_text
 from engine.data.check.preflight import Report
 from engine.data.images import Facts
 from engine.figures.check import LABELS, picture
@@ -48,10 +48,12 @@ def test_errors_end_with_code_2_and_one_line(tmp_path, tell):
     before = contents(tmp_path)
     code, said, errors = tell(root)
     assert code == 2 and contents(tmp_path) == before and "can start" not in said
-    assert errors.count("\n") == 1 and "training cannot start: 1 class folders hold no image; 30 of 40 images" in errors
+    assert (
+        errors.count("\n") == 1 and "training cannot start: 1 class folders hold no images; 30 of 40 images" in errors
+    )
     for i in range(30):
         assert said.count(f"{str(root / 'ant' / f'x{i}.jpg')!r} (empty file)") == 1
-    assert "error: 1 class folders hold no image; fill or remove them\n    'bare'\n" in said
+    assert "error: 1 class folders hold no images; fill or remove them\n    'bare'\n" in said
     assert "warning: 1 images are copies of images with another label; keep each once, where it belongs" in said
 
 
@@ -109,12 +111,12 @@ def report(classes: int) -> Report:
 
 
 def test_a_hundred_classes_stay_readable():
-    lines = list(checks.table(report(100), 100))
+    lines = list(report_text.table(report(100), 100))
     assert max(map(len, lines)) <= 100 and len(lines) == 1 + 20
     assert lines[0].split() == ["class", "train"] * 5
     assert lines[1].split()[:6] == ["class", "0", "0", "class", "20", "20"]
     assert sum(line.count("class ") for line in lines[1:]) == 100
-    assert len(list(checks.table(report(3), 10))) == 4  # narrower than a column: one of them
+    assert len(list(report_text.table(report(3), 10))) == 4  # narrower than a column: one of them
 
 
 @pytest.mark.parametrize("classes", [1, 9, 60, 100, 300])

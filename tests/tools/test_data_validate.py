@@ -38,7 +38,7 @@ def test_a_right_file(tell, tmp_path):
     code, out, err = tell(GOOD, "--run", colour_run(tmp_path / "run"))
     assert code == 0 and "valid; 3 rows, 2 of 3 labels" in out
     code, out, err = tell(GOOD)
-    assert code == 0 and "warning: labels are compared with no list of names" in out
+    assert code == 0 and "warning: labels are not compared with a list of classes" in out
 
 
 def test_every_mistake_and_one_line_at_the_end(tell, tmp_path):

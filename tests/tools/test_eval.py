@@ -103,11 +103,11 @@ def test_data_that_are_not_those_of_training_are_said(tmp_path, caplog):
     load_run(folder, [moved])
     assert "WARNING" not in caplog.text
     load_run(folder, [moved, "split.test_seed=3"])
-    assert "the split is not that of training: the model may have seen images that test it now" in caplog.text
+    assert "the split differs from training: the model may have seen images that test it now" in caplog.text
     caplog.clear()
     save_image(tmp_path / "moved" / "a" / "0.png", 99, (40, 40))
     load_run(folder, [moved])
-    assert "was run on other images, labels or pixels than are read now" in caplog.text
+    assert "was trained on other images, labels or pixels than those read now" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_data_that_are_not_those_of_training_are_said(tmp_path, caplog):
 def test_with_other_merging_it_says_what_was_evaluated(run, tell, change, description):
     code, out, _ = tell(change)
     assert code == 0 and "results.json" not in out
-    assert f"merging is not that of training: {description}" in out and out.endswith(" GMACs\n")
+    assert f"merging differs from training: {description}" in out and out.endswith(" GMACs\n")
     other = load_run(run, [change])
     assert f"top1 {100 * evaluate_run(other, 'test').metrics['top1']:.2f} %" in out
 

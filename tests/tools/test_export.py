@@ -11,7 +11,7 @@ from torch import nn
 
 from engine import export
 from engine.cli import cli
-from engine.export import sample
+from engine.export import sample_images
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
 from engine.train.experiment import run_experiment
@@ -56,7 +56,7 @@ def test_a_run_becomes_a_checked_onnx_file(run, tell):
 
     runtime, metadata = load(run / "model.onnx")
     other = load_run(run, ["merge.r=2"])
-    images = sample(other.data, 20)
+    images = sample_images(other.data, 20)
     assert close(runtime(images), other.model.eval()(images).detach()).all()
     assert metadata["classes"] == [str(i) for i in range(10)] and metadata["input"] == [1, 8, 8]
     assert metadata["method"] == "tome" and metadata["removed"] == [2, 2] and metadata["weights"] == "best"

@@ -12,7 +12,7 @@ from engine.cli import cli
 from engine.data.inputs import read_images, reading_settings
 from engine.data.loader import Normalise
 from engine.figures import drawing
-from engine.figures.merging import painted
+from engine.figures.merge_drawing import painted
 from engine.figures.photographs import path_of
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings

@@ -1,1 +1,1 @@
-"""How fast: the parts of a merging model, whole models with and without merging, and the training data."""
+"""Speed measurements: whole models with and without merging, the parts of merging, and the loading of training data."""

@@ -1,4 +1,4 @@
-"""Time of attention with a size bias, by precision and by how the bias enters."""
+"""Times attention with a size bias, for each precision and each way to add the bias."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch.nn import functional as F
 
 from engine.cost.speed.timing import Times, timed
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, bias -> the values' means
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, bias -> weighted values
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The size bias as an additive mask."""
+    """Attention with the size bias as an additive mask."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
 
 
 def unbiased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """No size bias, for comparison."""
+    """Attention without a size bias, for comparison."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def mask_free(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The size bias as one more column, q' = [q, 1 / scale], k' = [k, bias], padded with zeros to a multiple of 8."""
+    """Attention with the bias as one more column, q' = [q, 1 / scale], k' = [k, bias], padded to a multiple of 8."""
     scale, width = q.shape[-1] ** -0.5, q.shape[-1]
     column = bias.squeeze(-2).unsqueeze(-1).expand(-1, q.shape[1], -1, -1)
     padding = 8 - (width + 1) % 8
@@ -34,7 +34,7 @@ def mask_free(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def in_fp32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The size bias as a mask, computed in fp32 whatever the inputs' precision."""
+    """Attention with the size bias as a mask, computed in fp32 whatever the inputs' precision."""
     return masked(q.float(), k.float(), v.float(), bias).to(q.dtype)
 
 

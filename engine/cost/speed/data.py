@@ -1,4 +1,4 @@
-"""Images per second of the training data, without a model: from memory, and from files beside a plain DataLoader."""
+"""Measures the training loader without a model: from memory, and from files in comparison with a plain DataLoader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from models.settings import check
 CPU = torch.device("cpu")
 CLASSES = 4  # folders of write_photographs
 PLAIN = "plain DataLoader"
-# What both pipelines compute for each image.
+# The augmentation that both pipelines apply to each image.
 TRANSFORMS = [
     {"name": "RandomResizedCrop", "scale": [0.35, 1.0]},
     {"name": "RandomHorizontalFlip"},
@@ -36,8 +36,8 @@ def memory_speeds(images: int, shape: tuple[int, int, int], batch_size: int, rep
     """Measures the training loader on images in memory: crop by 4 pixels, flip, normalise.
 
     Args:
-        images: how many random images an epoch has.
-        shape: (C, H, W) of each.
+        images: number of random images in an epoch.
+        shape: (C, H, W) of each image.
         batch_size: images of a batch.
         repeats: timed epochs.
 
@@ -54,11 +54,11 @@ def memory_speeds(images: int, shape: tuple[int, int, int], batch_size: int, rep
 
 
 def write_photographs(folder: Path, count: int, side: int) -> None:
-    """Writes square JPEG files into CLASSES folders: parts of scikit-learn's two sample photographs.
+    """Writes square JPEG files, cut out of scikit-learn's two sample photographs, into CLASSES folders.
 
     Args:
-        folder: where the folders of classes are made.
-        count: how many files.
+        folder: where the folders of the classes are created.
+        count: number of files.
         side: their width and height, in pixels.
     """
     draw, photographs = np.random.default_rng(0), load_sample_images().images
@@ -72,12 +72,14 @@ def write_photographs(folder: Path, count: int, side: int) -> None:
 
 
 def file_speeds(folder: Path, size: int, batch_size: int, workers: int, repeats: int) -> dict[str, list[float]]:
-    """Measures epochs over JPEG files: with our loader, which decodes each file anew or keeps images in memory, and
-    with a plain DataLoader over torchvision's ImageFolder that does the same to each image.
+    """Measures epochs over JPEG files with our loader and with a plain DataLoader.
+
+    Our loader decodes files in every epoch, or once. The plain DataLoader reads torchvision's ImageFolder and applies
+    the same augmentation.
 
     Args:
         folder: holds a folder of images for each class.
-        size: height and width that the images are brought to, in pixels.
+        size: height and width that the images are resized to, in pixels.
         batch_size: images of a batch.
         workers: processes of each loader.
         repeats: timed epochs of each.

@@ -1,4 +1,4 @@
-"""Time of the size-weighted mean over tokens that merge, by how it is computed."""
+"""Times several ways to compute the size-weighted mean of the tokens that merge."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Mean = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def by_rows(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
-    """Adds up whole rows: what models use."""
+    """Adds whole rows, as the models do."""
     return apply_assignment(x, Tokens(index, size), Assignment(index, count), prefix=0)[0]
 
 
 def by_scatter(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
-    """Adds up element by element along dimension 1, then divides."""
+    """Adds element by element along dimension 1, then divides."""
     total = size.new_zeros(size.shape[0], count).scatter_add(1, index, size)
     weighted = x.float() * size.unsqueeze(-1)
     sums = weighted.new_zeros(x.shape[0], count, x.shape[2])
@@ -30,7 +30,7 @@ def by_scatter(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def by_one_hot(x: Tensor, size: Tensor, index: Tensor, count: int) -> Tensor:
-    """Multiplies with the matrix of each token's share of its output token."""
+    """Multiplies by the matrix that holds each token's share of its output token."""
     total = size.new_zeros(size.shape[0], count).scatter_add(1, index, size)
     share = (size / total.gather(1, index)).to(x.dtype)
     return x.new_zeros(x.shape[0], count, x.shape[1]).scatter(1, index.unsqueeze(1), share.unsqueeze(1)) @ x
@@ -42,7 +42,7 @@ MEANS: dict[str, Mean] = {"index_add of rows (ours)": by_rows, "scatter_add": by
 def mean_times(
     shape: tuple[int, int, int], r: int, dtype: torch.dtype, repeats: int, device: torch.device, *, train: bool
 ) -> Times:
-    """Times each of MEANS on what tome merges.
+    """Times each of MEANS on a merge by `tome`.
 
     Args:
         shape: (B, T, C) of the tokens.

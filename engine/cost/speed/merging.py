@@ -1,4 +1,4 @@
-"""Time of one merge by itself, for each method: matching, merging, unmerging, and the attention that follows."""
+"""Times a single merge for each method: matching, merging, unmerging, and the attention that follows."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def merging_times(
 ) -> tuple[int, Times]:
     """Times one merge in fp32, with a class token and attention heads of width 64.
 
-    Every method matches by keys. So does dtem, which here has no learned metric.
+    Every method compares keys, including dtem, which has no learned metric here.
 
     Args:
         method: one of MERGERS.
         shape: (B, T, C) of the tokens.
-        r: patches to remove; a method on a grid removes what the grid allows.
+        r: number of patches to remove; methods on a grid remove as many as the grid allows.
         repeats: timed calls of each part.
         device: the device to compute on.
 
     Returns:
-        How many tokens were removed, and the milliseconds of `match` (with the attention scores, where the method uses
-        them), `merge`, `unmerge`, and fused `attention` with the size bias over the tokens that are left.
+        The number of tokens removed, and the milliseconds of `match` (including the attention scores if the method uses
+        them), `merge`, `unmerge`, and fused `attention` with the size bias over the remaining tokens.
     """
     merger, (batch, count, channels) = MERGERS[method], shape
     generator = torch.Generator().manual_seed(0)

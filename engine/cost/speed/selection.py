@@ -1,4 +1,4 @@
-"""Time of choosing tokens by facility location: ours, a plain loop, and submodlib's."""
+"""Times token selection by facility location: our implementation, a plain loop, and submodlib."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FORMS = ("greedy", "elimination", "stochastic")
 
 
 def selection_times(batch: int, patches: int, kept: int, repeats: int) -> Times:
-    """Times choosing `kept` of `patches`, similarities included, on a CPU.
+    """Times the selection of `kept` out of `patches` on a CPU, including the similarities.
 
-    Ours chooses for the whole batch at once. A plain loop in NumPy and, where it is installed, submodlib's lazy greedy
-    algorithm choose for one image.
+    Our implementation processes the whole batch at once. A plain loop in NumPy and, if installed, submodlib's lazy
+    greedy algorithm process a single image.
 
     Args:
         batch: images of a batch.
@@ -57,14 +57,14 @@ def similarity(metric: Tensor) -> np.ndarray:
 
 
 def plain_loop(similarities: np.ndarray, kept: int) -> list[int]:
-    """Chooses by forward greedy selection, with every gain computed anew in each step.
+    """Selects by forward greedy selection, recomputing every gain in each step.
 
     Args:
         similarities: (N, N).
-        kept: how many to choose.
+        kept: number of items to select.
 
     Returns:
-        The indices of those chosen, in the order in which they were chosen.
+        The indices of the selected items, in the order of selection.
     """
     best, chosen = np.zeros_like(similarities[0]), []
     for _ in range(kept):

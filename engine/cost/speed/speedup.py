@@ -1,4 +1,4 @@
-"""How much faster a model is with its merging than without, beside how many MACs merging saves."""
+"""Measures how much faster a model is with merging than without, beside the ratio of their MACs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Speedup:
     mac_ratio: float  # MACs without merging over MACs with it
     unmerged: list[float]
     merged: list[float]
-    merging: list[float]  # of `clocked`, the part spent matching and merging; empty while training
-    clocked: list[float]  # forward passes in which each merge is timed, and so a little slower than `merged`
+    merging: list[float]  # the part of `clocked` spent on matching and merging; empty while training
+    clocked: list[float]  # forward passes in which each merge is timed, which makes them slower than `merged`
 
     @property
     def gains(self) -> list[float]:
@@ -48,10 +48,10 @@ def measure_speedup(
 ) -> Speedup:
     """Times a model with its merging and without, in rounds.
 
-    What is timed is the forward pass in evaluation mode or, with `train`, forward and backward of a training step.
+    Times the forward pass in evaluation mode or, with `train`, the forward and backward pass of a training step.
 
     Args:
-        settings: a model's; its merging is what is measured.
+        settings: the settings of a model that merges.
         batch_size: images of a batch.
         precision: "fp32" or "bf16" (autocast).
         repeats: timed calls of each.
@@ -63,7 +63,7 @@ def measure_speedup(
     """
     plain, settings = _without_merging(settings), solve(settings)
     merged, unmerged = build(settings).to(device), build(plain).to(device)
-    unmerged.load_state_dict(merged.state_dict(), strict=False)  # it has no learned metric, and no wrapper
+    unmerged.load_state_dict(merged.state_dict(), strict=False)  # `unmerged` has no learned metric and no wrapper
     images = torch.randn(batch_size, settings.in_chans, settings.img_size, settings.img_size, device=device)
     autocast = pick_autocast(precision, device)
     spent: list[float] = []
@@ -98,10 +98,10 @@ def measure_speedup(
 
 
 def _without_merging(settings: ModelSettings) -> ModelSettings:
-    """The settings of the same model without merging.
+    """Returns the settings of the same model without merging.
 
     Raises:
-        UserError: they have none.
+        UserError: the model does not merge in the first place.
     """
     name = model_name(settings)
     if not isinstance(settings, SettingsWithMerging):
@@ -116,13 +116,13 @@ def _without_merging(settings: ModelSettings) -> ModelSettings:
 
 
 def _macs(settings: ModelSettings, model: nn.Module) -> int:
-    """MACs of one image: by formula, or as traced where there is no formula."""
+    """Returns the MACs of one image: by formula, or as traced if there is no formula."""
     return sum(formula_macs(settings).values()) if settings.name in FORMULAS else measure(model).macs
 
 
 @contextmanager
 def _clock_merging(model: nn.Module, spent: list[float], device: torch.device) -> Iterator[None]:
-    """Appends the milliseconds of each merge to `spent`, as long as the context lasts."""
+    """Appends the milliseconds of each merge to `spent` while the context is active."""
     starts: list[float] = []
 
     def before(*_: object) -> None:

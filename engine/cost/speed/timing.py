@@ -1,4 +1,4 @@
-"""The stopwatch of all speed measurements."""
+"""Times functions against each other, in rounds; all speed measurements use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Times = dict[str, list[float]]  # name -> milliseconds of each timed call
 def timed(calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> Times:
     """Times functions in rounds: each round calls every function once.
 
-    In this way a machine that slows down slows all of them. The first round is a warm-up and is not timed.
+    A machine that slows down thus slows all of them alike. The first round is a warm-up and is not timed.
 
     Args:
         calls: name -> function without arguments.

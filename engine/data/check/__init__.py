@@ -1,1 +1,1 @@
-"""Preflight: what is wrong with a folder of images, before training."""
+"""The preflight: finds what is wrong with a folder of images before training."""

@@ -1,4 +1,4 @@
-"""Findings about a source of images: errors and warnings, in the same words from training and from the preflight."""
+"""Findings about a source of images: errors and warnings, which training and the preflight report in the same words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
 
-SMALL = 5  # a class with fewer training images is reported: five folds could not have one each
+SMALL = 5  # a class with fewer training images is reported, because five folds could not have one each
 Samples = Mapping[str, tuple[Sequence[Path], Tensor]]
 
 
@@ -26,9 +26,9 @@ class Finding:
 
     Attributes:
         text: what was found.
-        items: everything that it concerns, such as paths, each as it is printed.
+        items: everything that it concerns, such as paths, in the form in which it is printed.
         fix: what to do, or empty.
-        error: whether it prevents training; else it is a warning.
+        error: whether it prevents training; otherwise it is a warning.
     """
 
     text: str
@@ -46,12 +46,12 @@ class Source:
     """Image files and their labels, before any image is decoded: what a dataset of files returns.
 
     Attributes:
-        where: start of its messages, such as "data.path = 'scenes'".
+        where: the beginning of its messages, such as "data.path = 'scenes'".
         classes: names, in the order of the labels.
         samples: for "train" and optionally "val" and "test", N files and labels, int64 (N,) or float32 (N, K).
-        fix: end of the error about images that cannot be read.
+        fix: the end of the error about images that cannot be read.
         unlabelled: images to predict.
-        findings: errors and warnings so far; what an error concerns may be missing from `samples`.
+        findings: errors and warnings so far; images that an error is about may be missing from `samples`.
         notes: remarks that need no action.
         task: what the labels mean.
     """
@@ -65,15 +65,15 @@ class Source:
     notes: list[str] = field(default_factory=list)
     task: Task = ONE_LABEL
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Logs every note and warning.
 
         Raises:
-            UserError: the first error; the log has the others, and all items of every error.
+            UserError: the first error; the log contains the others, and all items of every error.
         """
         for note in self.notes:
             log.info("%s: %s", self.where, note)
-        tell(self.findings, self.where)
+        log_warnings(self.findings, self.where)
         errors = [finding for finding in self.findings if finding.error]
         for finding in errors:
             if len(finding.items) > NAMED or finding is not errors[0]:
@@ -84,45 +84,45 @@ class Source:
             raise UserError(f"{self.where}: {errors[0].line()}")
 
 
-def tell(findings: Sequence[Finding], where: str) -> None:
+def log_warnings(findings: Sequence[Finding], where: str) -> None:
     """Logs every warning, on one line each."""
     for finding in findings:
         if not finding.error:
             log.warning("%s: %s", where, finding.line())
 
 
-def of_contents(
+def content_findings(
     samples: Samples, classes: list[str], facts: Sequence[Facts | None], digests: Sequence[bytes], task: Task
 ) -> list[Finding]:
-    """Returns warnings about the contents of a source, after all of its images were decoded.
+    """Returns warnings about the contents of a source whose images have all been decoded.
 
     Args:
         samples: see Source.
         classes: names in the order of the labels.
-        facts: of the images of all splits, one split after the other; None for an image that cannot be read.
-        digests: of their pixels, in the same order; those of images that cannot be read are ignored.
+        facts: facts about the images of all splits, one split after another; None for an image that cannot be read.
+        digests: digests of their pixels, in the same order; those of images that cannot be read are ignored.
         task: what the labels mean.
     """
     paths = [path for files, _ in samples.values() for path in files]
     labels = [row for _, rows in samples.values() for row in rows.tolist()]
     first: dict[bytes, int] = {}
     contradictions = []
-    for i, (path, label, its_facts, digest) in enumerate(zip(paths, labels, facts, digests, strict=True)):
-        original = first.setdefault(digest, i) if its_facts else i
+    for i, (path, label, image_facts, digest) in enumerate(zip(paths, labels, facts, digests, strict=True)):
+        original = first.setdefault(digest, i) if image_facts else i
         if label != labels[original]:
             contradictions.append(f"{str(path)!r} = {str(paths[original])!r}")
     findings = []
     if contradictions:
         text = f"{len(contradictions)} images are copies of images with another label"
         findings.append(Finding(text, tuple(contradictions), "keep each once, where it belongs"))
-    several = [repr(str(path)) for path, its_facts in zip(paths, facts) if its_facts and its_facts.several]
+    several = [repr(str(path)) for path, image_facts in zip(paths, facts) if image_facts and image_facts.several]
     if several:
-        text = f"{len(several)} files hold more than one image, of which the first is used"
+        text = f"{len(several)} files hold more than one image; only the first is used"
         findings.append(Finding(text, tuple(several)))
-    return findings + alike(classes) + small_classes(samples, classes, facts, task)
+    return findings + similar_names(classes) + small_classes(samples, classes, facts, task)
 
 
-def alike(classes: Sequence[str]) -> list[Finding]:
+def similar_names(classes: Sequence[str]) -> list[Finding]:
     """Returns a warning about classes whose names differ only in case and blanks."""
     spellings: dict[str, list[str]] = {}
     for name in classes:
@@ -130,18 +130,18 @@ def alike(classes: Sequence[str]) -> list[Finding]:
     groups = [" and ".join(names) for names in spellings.values() if len(names) > 1]
     if not groups:
         return []
-    text = f"{len(groups)} names of classes are spelled in several ways"
+    text = f"{len(groups)} class names are spelled in several ways"
     return [Finding(text, tuple(groups), "merge the folders or labels that are one class")]
 
 
 def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | None], task: Task) -> list[Finding]:
-    """Returns a warning about classes with fewer than SMALL readable training images, but at least one."""
+    """Returns a warning about classes with at least one but fewer than SMALL readable training images."""
     _, labels = samples["train"]
     if not task.one_class:
         return []
     counts = [0] * len(classes)
-    for label, its_facts in zip(labels.tolist(), facts):  # "train" is the first split
-        counts[label] += its_facts is not None
+    for label, image_facts in zip(labels.tolist(), facts):  # "train" is the first split
+        counts[label] += image_facts is not None
     small = [f"{name!r} ({count})" for name, count in zip(classes, counts) if 0 < count < SMALL]
     if not small:
         return []
@@ -149,11 +149,11 @@ def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | 
     return [Finding(text, tuple(small), "more images would make training and the measured accuracy more reliable")]
 
 
-def copies(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[bytes]) -> list[Finding]:
-    """Returns warnings about images with equal pixels; within a split, only those with equal labels (see of_contents).
+def copy_findings(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[bytes]) -> list[Finding]:
+    """Returns warnings about images with equal pixels; within a split, only about those with equal labels.
 
     Args:
-        samples, facts, digests: as in of_contents; a split without labels has an empty tensor of them.
+        samples, facts, digests: as in content_findings; the labels of a split without labels are an empty tensor.
     """
     owners = [name for name, (files, _) in samples.items() for _ in files]
     labels = [row for files, rows in samples.values() for row in rows.tolist() or [None] * len(files)]
@@ -161,8 +161,8 @@ def copies(samples: Samples, facts: Sequence[Facts | None], digests: Sequence[by
     first: dict[bytes, int] = {}
     within: dict[str, list[str]] = {}
     across: dict[tuple[str, str], list[str]] = {}
-    for i, (path, owner, its_facts, digest) in enumerate(zip(paths, owners, facts, digests, strict=True)):
-        original = first.setdefault(digest, i) if its_facts else i
+    for i, (path, owner, image_facts, digest) in enumerate(zip(paths, owners, facts, digests, strict=True)):
+        original = first.setdefault(digest, i) if image_facts else i
         if original != i:
             pair = f"{str(path)!r} = {str(paths[original])!r}"
             if owners[original] != owner:

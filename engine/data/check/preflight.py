@@ -12,9 +12,9 @@ import numpy as np
 
 from engine.data import DATASETS
 from engine.data.arrays import digest_of
-from engine.data.check.findings import Finding, Source, copies, of_contents
+from engine.data.check.findings import Finding, Source, content_findings, copy_findings
 from engine.data.images import Facts
-from engine.data.reading import all_lost, parted, read_each, repair
+from engine.data.reading import by_training, lost_classes, read_each, repair_advice
 from engine.data.settings import FileSettings
 from engine.data.sources.folder import folders_in
 from engine.data.sources.kaggle import SAMPLE
@@ -28,11 +28,11 @@ class Report:
     """The result of checking a source.
 
     Attributes:
-        where: start of its messages, such as "data.path = 'scenes'".
+        where: the beginning of its messages, such as "data.path = 'scenes'".
         classes: names, in the order of the labels.
         counts: for each split, the number of images of each class.
-        images: the number of images in each split and, as UNLABELLED, of those to predict.
-        facts: of every image that can be read.
+        images: the number of images in each split and, under UNLABELLED, of those to predict.
+        facts: facts about every image that can be read.
         findings: errors first, then warnings.
         notes: remarks that need no action.
     """
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def warnings(self) -> list[Finding]:
-        """The findings that do not."""
+        """The findings that do not prevent training."""
         return [finding for finding in self.findings if not finding.error]
 
 
@@ -66,12 +66,12 @@ def kinds() -> list[str]:
 
 
 def source_settings(path: str, kind: str | None = None, values: Mapping[str, Any] | None = None) -> FileSettings:
-    """Returns the data settings by which a folder or table is checked.
+    """Returns the data settings with which a folder or table is checked.
 
     Args:
         path: the folder or table.
-        kind: one of `kinds`; None: what the path looks like.
-        values: other keys of `data`; the size is 224 unless it is among them.
+        kind: one of `kinds`; None: guessed from the path, see `kind_of`.
+        values: other keys of `data`; `size` is 224 unless it is among them.
 
     Raises:
         UserError: an unknown kind or key, or a value out of range.
@@ -101,7 +101,7 @@ def check_source(settings: FileSettings) -> Report:
     """Decodes every image of a source as training does, without keeping it; writes nothing.
 
     Args:
-        settings: of one of `kinds`, with a size, at which images are compared.
+        settings: settings of one of `kinds`, with the size at which images are compared.
 
     Raises:
         UserError: the source does not exist or has another layout, so that nothing can be checked.
@@ -113,29 +113,29 @@ def check_source(settings: FileSettings) -> Report:
     digests: list[bytes] = [b""] * len(paths)
     facts: list[Facts | None] = [None] * len(paths)
 
-    def keep(i: int, image: np.ndarray, its_facts: Facts) -> None:
-        digests[i], facts[i] = digest_of(image), its_facts
+    def keep(i: int, image: np.ndarray, image_facts: Facts) -> None:
+        digests[i], facts[i] = digest_of(image), image_facts
 
     bad = read_each(paths, settings, keep)
     findings = [*source.findings, *_unreadable(source, paths, bad, settings)]
-    findings += of_contents(source.samples, source.classes, facts[:labelled], digests[:labelled], source.task)
+    findings += content_findings(source.samples, source.classes, facts[:labelled], digests[:labelled], source.task)
     every = dict(source.samples)
     if source.unlabelled:
         every[UNLABELLED] = (source.unlabelled, source.samples["train"][1][:0])  # no labels
-    findings += copies(every, facts, digests)
+    findings += copy_findings(every, facts, digests)
     return Report(
         source.where,
         source.classes,
         _counts(source),
         {name: len(files) for name, (files, _) in every.items()},
-        [its_facts for its_facts in facts if its_facts],
+        [image_facts for image_facts in facts if image_facts],
         sorted(findings, key=lambda finding: not finding.error),
         source.notes,
     )
 
 
 def _unreadable(source: Source, paths: list[Path], bad: Mapping[int, str], settings: FileSettings) -> list[Finding]:
-    """Returns findings about images that cannot be read: errors where training would stop."""
+    """Returns findings about images that cannot be read: errors if training would stop, otherwise warnings."""
 
     train = source.samples["train"]
     labelled = sum(len(files) for files, _ in source.samples.values())
@@ -149,11 +149,11 @@ def _unreadable(source: Source, paths: list[Path], bad: Mapping[int, str], setti
             findings.append(Finding(f"{len(some)} {text}", items, fix, error))
 
     if settings.on_error == "stop":
-        fix = repair(of_splits, source.fix, train[1], source.classes, settings, source.task)
+        fix = repair_advice(of_splits, source.fix, train[1], source.classes, settings, source.task)
         add(f"of {labelled} images cannot be read", of_splits, fix, error=True)
     else:
-        skipped, others = parted(of_splits, len(train[0]))
-        if skipped and (loss := all_lost(train[1], skipped, source.classes, source.task)):
+        skipped, others = by_training(of_splits, len(train[0]))
+        if skipped and (loss := lost_classes(train[1], skipped, source.classes, source.task)):
             findings.append(Finding(loss, error=True))
         add("training images cannot be read and are left out", skipped, source.fix)
         add("validation or test images cannot be read", others, source.fix, error=True)

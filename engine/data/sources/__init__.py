@@ -1,1 +1,1 @@
-"""Sources of images: one file for each dataset, or kind of dataset, in engine.data.DATASETS."""
+"""Sources of images: one file for each dataset, or kind of dataset, that engine.data.DATASETS lists."""

@@ -26,7 +26,7 @@ log = logging.getLogger("hybridmerge.data")
 TIMEOUT = 30  # seconds to wait for an answer from the server
 FAILURES = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
 
-# Of the training images' pixels in [0, 1], as published recipes have them.
+# Statistics of the training images, for pixels in [0, 1], as in published recipes.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
@@ -67,7 +67,7 @@ def _load(source: Any, root: Path, mean: tuple[float, ...], std: tuple[float, ..
     """Loads both halves of one of torchvision's CIFAR classes, after a download if `root` holds no intact copy.
 
     Raises:
-        UserError: there is no intact copy and none can be downloaded; says what is damaged and what to do.
+        UserError: there is no intact copy and none can be downloaded; the message says what is damaged and what to do.
     """
     damaged: list[str] = []
     try:

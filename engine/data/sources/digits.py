@@ -14,7 +14,7 @@ TEST_IMAGES = 360
 
 
 class DigitsSettings(ArraySettings):
-    """There are no options of its own: the images come with scikit-learn."""
+    """Settings without options of their own: the images come with scikit-learn."""
 
     published_classes: ClassVar[int] = 10
 
@@ -22,10 +22,10 @@ class DigitsSettings(ArraySettings):
 
 
 def load_digits(settings: DigitsSettings) -> RawData:
-    """Loads 1,437 training and 360 test images, uint8 (N, 1, 8, 8), with the original's 0..16 scaled to 0..255.
+    """Loads 1,437 training and 360 test images, uint8 (N, 1, 8, 8), with the original values 0..16 scaled to 0..255.
 
-    Scikit-learn has no test set. This one is stratified and does not depend on the run's seed. It is by the same 43
-    writers as the training images, so it is easier than the original test set.
+    Scikit-learn has no separate test set. This one is stratified and does not depend on the run's seed. Its digits are
+    by the same 43 writers as the training images, so it is easier than the original test set.
 
     Source: the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
     """

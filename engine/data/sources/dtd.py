@@ -27,13 +27,13 @@ class DtdSettings(FileSettings):
 
 
 def find_dtd(settings: DtdSettings) -> Source:
-    """Finds the official training, validation and test images of one split, 40 of each class in each, by torchvision.
+    """Finds the training, validation and test images of one official split, each with 40 of each class, by torchvision.
 
     Returns:
         Files and labels, int64 (N,), in the order of the split's own lists.
 
     Raises:
-        UserError: the dataset is not there and cannot be fetched, or is incomplete.
+        UserError: the dataset is missing and cannot be downloaded, or is incomplete.
     """
     from torchvision.datasets import DTD  # slow to import, and not needed by other datasets
 
@@ -77,7 +77,7 @@ def _fetch(source: Any, root: Path, home: Path, where: str) -> None:
         with downloading():
             source(str(root), download=True)
     except BaseException:
-        shutil.rmtree(home, ignore_errors=True)  # a part of it would be taken for the whole
+        shutil.rmtree(home, ignore_errors=True)  # an incomplete folder would be taken for the whole dataset
         with contextlib.suppress(OSError):
             for folder in new:
                 folder.rmdir()

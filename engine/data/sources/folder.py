@@ -1,4 +1,4 @@
-"""A folder of images, with a subfolder for each class."""
+"""The dataset `folder`: a folder of images with a subfolder for each class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def find_folder(settings: FolderSettings) -> Source:
     ImageFolder. Images may lie at any depth below the folder of their class. A file is an image if its extension says
     so or its content begins like one; other files are counted in a warning. Names that begin with a dot are ignored.
     The folder of a class may be a link; links to folders inside a class are not followed, so that no image is found
-    twice. A folder `test` without class folders is taken for unlabelled images: it is not used, and a warning says so.
+    twice. A folder `test` without class folders is assumed to hold unlabelled images: it is not used, with a warning.
 
     Returns:
         Files and labels, int64 (N,), in the order of classes and file names. A class without images, a single class,
@@ -44,27 +44,27 @@ def find_folder(settings: FolderSettings) -> Source:
     Raises:
         UserError: no such folder, no class folders in it, or a folder that cannot be read.
     """
-    root, where, passed = Path(settings.path), f"data.path = {settings.path!r}", Passed()
+    root, where, ignored = Path(settings.path), f"data.path = {settings.path!r}", Ignored()
     if not os.path.isdir(root):
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
-    roots, findings = _split_folders(root, where, passed)
-    files = {split: class_files(folder, where, passed) for split, folder in roots.items()}
+    roots, findings = _split_folders(root, where, ignored)
+    files = {split: class_files(folder, where, ignored) for split, folder in roots.items()}
     classes = sorted(files["train"])
     findings += check_classes(files["train"], LAYOUT)
     samples = {}
     for split, by_class in files.items():
         findings += _compare(by_class, classes, split)
         samples[split] = as_samples(by_class, classes)
-    return Source(where, classes, samples, findings=findings + passed.findings(), notes=passed.notes())
+    return Source(where, classes, samples, findings=findings + ignored.findings(), notes=ignored.notes())
 
 
 @dataclass
-class Passed:
-    """What was ignored in folders, for warnings and notes."""
+class Ignored:
+    """Files and links that were ignored in folders, for warnings and notes."""
 
-    strangers: Counter[str] = field(default_factory=Counter)  # by extension: files that are not images
+    other_files: Counter[str] = field(default_factory=Counter)  # by extension: files that are not images
     hidden: list[str] = field(default_factory=list)
-    loose: list[str] = field(default_factory=list)  # images outside of class folders
+    loose: list[str] = field(default_factory=list)  # images outside class folders
     broken: list[str] = field(default_factory=list)  # links to nothing, or to themselves
     links: list[str] = field(default_factory=list)  # links to folders, which are not followed
     closed: list[str] = field(default_factory=list)  # files that cannot be opened, without an image's extension
@@ -76,7 +76,7 @@ class Passed:
         try:
             if has_image(path):
                 return True
-            self.strangers[path.suffix.lower() or "no extension"] += 1
+            self.other_files[path.suffix.lower() or "no extension"] += 1
         except (OSError, ValueError) as error:
             if path.is_symlink() and not path.exists():
                 self.broken.append(repr(str(path)))
@@ -88,11 +88,11 @@ class Passed:
         """Returns a warning for each kind of ignored entry."""
         kinds = tuple(
             f"{count} {suffix if suffix.isprintable() else repr(suffix)}"
-            for suffix, count in self.strangers.most_common()
+            for suffix, count in self.other_files.most_common()
         )
         groups = (
-            (self.strangers.total(), "files are no images and are ignored", kinds, ""),
-            (len(self.loose), "images lie outside of class folders and are ignored", self.loose, "move them into one"),
+            (self.other_files.total(), "files are not images and are ignored", kinds, ""),
+            (len(self.loose), "images lie outside class folders and are ignored", self.loose, "move them into one"),
             (len(self.broken), "broken links are ignored", self.broken, "repair or delete them"),
             (len(self.links), "links to folders are not followed", self.links, "move them up, or delete them"),
             (len(self.closed), "files cannot be opened and are ignored", self.closed, ""),
@@ -104,17 +104,17 @@ class Passed:
         return [f"{len(self.hidden)} hidden names are ignored: {few(self.hidden)}"] if self.hidden else []
 
 
-def class_files(folder: Path, where: str, passed: Passed) -> dict[str, list[Path]]:
+def class_files(folder: Path, where: str, ignored: Ignored) -> dict[str, list[Path]]:
     """Returns the images of each class folder in a folder."""
     by_class = {}
-    for class_folder in folders_in(folder, where, passed):
-        by_class[class_folder.name] = image_files(class_folder, where, passed)
+    for class_folder in folders_in(folder, where, ignored):
+        by_class[class_folder.name] = image_files(class_folder, where, ignored)
     beside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
-    passed.loose += sorted(repr(str(path)) for path in beside if is_image(path.name) or _begins_as_image(path))
+    ignored.loose += sorted(repr(str(path)) for path in beside if is_image(path.name) or _begins_as_image(path))
     return by_class
 
 
-def image_files(folder: Path, where: str, passed: Passed) -> list[Path]:
+def image_files(folder: Path, where: str, ignored: Ignored) -> list[Path]:
     """Returns the images in a folder at any depth, sorted by path, without hidden ones."""
 
     def refuse(error: OSError) -> None:
@@ -122,27 +122,27 @@ def image_files(folder: Path, where: str, passed: Passed) -> list[Path]:
 
     paths = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        passed.hidden += [repr(name) for name in (*folders, *names) if name.startswith(".")]
+        ignored.hidden += [repr(name) for name in (*folders, *names) if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
-        passed.links += [repr(os.path.join(parent, name)) for name in folders if os.path.islink(Path(parent, name))]
+        ignored.links += [repr(os.path.join(parent, name)) for name in folders if os.path.islink(Path(parent, name))]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
-    return [path for path in sorted(paths, key=lambda path: path.parts) if passed.is_image(path)]
+    return [path for path in sorted(paths, key=lambda path: path.parts) if ignored.is_image(path)]
 
 
-def folders_in(folder: Path, where: str, passed: Passed | None = None) -> list[Path]:
+def folders_in(folder: Path, where: str, ignored: Ignored | None = None) -> list[Path]:
     """Returns the subfolders of a folder, sorted by name, without hidden ones and links back to the folder itself."""
-    passed = passed or Passed()
+    ignored = ignored or Ignored()
     try:
         inside = sorted(folder.iterdir(), key=lambda path: path.name)
-        passed.hidden += [repr(path.name) for path in inside if path.name.startswith(".")]
+        ignored.hidden += [repr(path.name) for path in inside if path.name.startswith(".")]
         visible = [path for path in inside if not path.name.startswith(".")]
         folders = [path for path in visible if path.is_dir()]
-        passed.broken += [repr(str(path)) for path in visible if path.is_symlink() and not path.exists()]
+        ignored.broken += [repr(str(path)) for path in visible if path.is_symlink() and not path.exists()]
     except OSError as error:
         raise _unreadable(error, where) from None
     here = folder.resolve()
     back = [path for path in folders if here.is_relative_to(path.resolve())]
-    passed.links += [repr(str(path)) for path in back]
+    ignored.links += [repr(str(path)) for path in back]
     return [path for path in folders if path not in back]
 
 
@@ -151,7 +151,7 @@ def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]
     findings = []
     empty = sorted(repr(name) for name, paths in by_class.items() if not paths)
     if empty:
-        text = f"{len(empty)} class folders hold no image"
+        text = f"{len(empty)} class folders hold no images"
         findings.append(Finding(text, tuple(empty), "fill or remove them", error=True))
     if len(by_class) == 1:
         only = next(iter(by_class))
@@ -171,8 +171,8 @@ def as_samples(by_class: dict[str, list[Path]], classes: list[str]) -> tuple[lis
     return paths, torch.tensor(labels, dtype=torch.int64)
 
 
-def _split_folders(root: Path, where: str, passed: Passed) -> tuple[dict[str, Path], list[Finding]]:
-    """Returns the folder of each split, and findings; `root` is "train" if it holds the class folders directly."""
+def _split_folders(root: Path, where: str, ignored: Ignored) -> tuple[dict[str, Path], list[Finding]]:
+    """Returns the folder of each split, and findings; "train" is `root` itself if that holds the class folders."""
     names = [folder.name for folder in folders_in(root, where)]
     parted = "train" in names and bool(folders_in(root / "train", where))
     if not parted:
@@ -182,7 +182,7 @@ def _split_folders(root: Path, where: str, passed: Passed) -> tuple[dict[str, Pa
     findings = []
     others = [repr(name) for name in names if name not in SPLITS]
     if others:
-        findings.append(Finding(f"of its folders only train, val and test are used, not {few(others)}"))
+        findings.append(Finding(f"only its folders train, val and test are used, not {few(others)}"))
     roots = {split: root / split for split in SPLITS if split in names}
     for split in [split for split in roots if not folders_in(roots[split], where)]:
         if split == "val":
@@ -190,7 +190,7 @@ def _split_folders(root: Path, where: str, passed: Passed) -> tuple[dict[str, Pa
         findings.append(
             Finding(
                 f"no class folders in {split}: it has no labels and is not used",
-                fix="data.name=kaggle takes its images for those to predict",
+                fix="with data.name=kaggle its images are those to predict",
             )
         )
         del roots[split]

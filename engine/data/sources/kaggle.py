@@ -1,4 +1,4 @@
-"""The layout of a competition: labelled images in class folders, and unlabelled images to predict."""
+"""The dataset `kaggle`: a competition's folder of labelled images in class folders and unlabelled images to predict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
 from engine.data.settings import DataPath, FileSettings
-from engine.data.sources.folder import Passed, as_samples, check_classes, class_files, folders_in, image_files
+from engine.data.sources.folder import Ignored, as_samples, check_classes, class_files, folders_in, image_files
 from engine.data.sources.table import read_table
 from engine.wording import few
 from models.settings import UserError
@@ -29,8 +29,8 @@ class KaggleSettings(FileSettings):
 def find_kaggle(settings: KaggleSettings) -> Source:
     """Finds the labelled images in DIR/train/LABEL/**, as find_folder does, and those to predict in DIR/test.
 
-    The latter have no labels and take no part in training, so there is neither a test nor a validation set: they, or
-    folds, are held out of train. Where the sample file does not agree with labels or test images, a warning says so.
+    Images to predict have no labels and are not used in training, so the dataset has neither a test nor a validation
+    set: these, or folds, are held out of train. A warning lists where the sample file differs from the folders.
 
     Returns:
         Files and labels, int64 (N,), in the order of sorted labels and file names. A label without images and a single
@@ -39,7 +39,7 @@ def find_kaggle(settings: KaggleSettings) -> Source:
     Raises:
         UserError: no such folder, no label folders in its train, or a folder that cannot be read.
     """
-    root, where, passed = Path(settings.path), f"data.path = {settings.path!r}", Passed()
+    root, where, ignored = Path(settings.path), f"data.path = {settings.path!r}", Ignored()
     if not os.path.isdir(root):
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
     train, test = root / "train", root / "test"
@@ -47,22 +47,22 @@ def find_kaggle(settings: KaggleSettings) -> Source:
         raise UserError(f"{where}: no folder train in it; {LAYOUT}")
     if not folders_in(train, where):
         raise UserError(f"{where}: no label folders in train; {LAYOUT}")
-    by_class = class_files(train, where, passed)
+    by_class = class_files(train, where, ignored)
     classes = sorted(by_class)
     source = Source(where, classes, {"train": as_samples(by_class, classes)})
     source.findings += check_classes(by_class, LAYOUT)
     others = [repr(folder.name) for folder in folders_in(root, where) if folder.name not in ("train", "test")]
     if others:
-        source.findings.append(Finding(f"of its folders only train and test are used, not {few(others)}"))
+        source.findings.append(Finding(f"only its folders train and test are used, not {few(others)}"))
     if test.is_dir():
-        source.unlabelled = image_files(test, where, passed)
+        source.unlabelled = image_files(test, where, ignored)
         source.findings += _of_test(test, source, where)
     else:
         source.notes.append("no folder test: training needs none, and there is nothing to predict")
-    source.findings += passed.findings()
+    source.findings += ignored.findings()
     if (root / SAMPLE).is_file():
         source.findings += _of_sample(root / SAMPLE, source)
-    source.notes += passed.notes()
+    source.notes += ignored.notes()
     return source
 
 
@@ -71,7 +71,7 @@ def _of_test(test: Path, source: Source, where: str) -> list[Finding]:
     if labelled:
         return [
             Finding(
-                "test has folders with the names of labels, and its images are taken for unlabelled",
+                "test has folders with the names of labels, but its images are treated as unlabelled",
                 tuple(labelled),
                 "if they have labels, set data.name=folder",
             )
@@ -108,14 +108,14 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
                 f"{len(missing)} of {len(ids)} ids in {name} have no image in test", missing, "they cannot be predicted"
             )
         )
-    asked = set(ids)
-    extra = tuple(repr(str(path)) for path in source.unlabelled if not {path.name, path.stem} & asked)
+    sample_ids = set(ids)
+    extra = tuple(repr(str(path)) for path in source.unlabelled if not {path.name, path.stem} & sample_ids)
     if extra:
         findings.append(
             Finding(
                 f"{len(extra)} of {len(source.unlabelled)} test images are not in {name}",
                 extra,
-                "no predictions of them are asked for",
+                "they need no predictions",
             )
         )
     return findings

@@ -1,4 +1,4 @@
-"""Images and labels in one NumPy archive with the keys of MedMNIST (Yang et al., 2023)."""
+"""The dataset `npz`: images and labels in one NumPy archive, with the keys of MedMNIST (Yang et al., 2023)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_npz(settings: NpzSettings) -> RawData:
     images. Nothing is unpickled.
 
     Raises:
-        UserError: a missing or wrong array; names the file, the key, what is wrong, and what to do.
+        UserError: an array is missing or wrong; the message names the file, the key, the problem and the fix.
     """
     path = Path(settings.path)
     arrays = _read(path)

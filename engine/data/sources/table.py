@@ -1,4 +1,4 @@
-"""A CSV file with a row for each image: its path, and one label or several."""
+"""The dataset `csv`: a CSV file with a row for each image, which holds its path and one label or several."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Table:
     """A CSV file that was read.
 
     Attributes:
-        where: start of an error, such as "data.path = 'a.csv'".
+        where: the beginning of error messages, such as "data.path = 'a.csv'".
         columns: the header.
         rows: the cells of each row.
         lines: the line of each row in the file, from 1.
-        separator: of cells.
+        separator: the character between cells.
     """
 
     where: str
@@ -64,7 +64,7 @@ class Table:
         return [row[at] for row in self.rows]
 
     def refuse(self, wrong: list[bool], rule: str) -> None:
-        """Raises UserError if there are wrong rows; counts them and names the first lines."""
+        """Raises a UserError if there are wrong rows; the message counts them and names the first lines."""
         lines = [str(line) for line, bad in zip(self.lines, wrong) if bad]
         if lines:
             raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
@@ -83,7 +83,7 @@ def find_csv(settings: CsvSettings) -> Source:
         name, or in the order of the columns. Missing files are among the findings.
 
     Raises:
-        UserError: not a table, missing columns, or rows without an entry that they need.
+        UserError: the file is not a table, lacks a column, or has rows without a required entry.
     """
     where = f"data.path = {settings.path!r}"
     table = read_table(Path(settings.path), where)
@@ -111,13 +111,13 @@ def read_table(path: Path, where: str, *, strip: bool = True, separator: str | N
 
     Args:
         path: the file.
-        where: start of an error, such as "data.path = 'a.csv'".
-        strip: remove blanks around each cell.
-        separator: of cells; None: the one of SEPARATORS that occurs most often in the header.
+        where: the beginning of error messages, such as "data.path = 'a.csv'".
+        strip: whether to remove blanks around each cell.
+        separator: the character between cells; None: the one of SEPARATORS that occurs most often in the header.
 
     Raises:
-        UserError: not such a file, columns without a name or with the same name, or rows of another length than the
-            header.
+        UserError: the file is not such a table, columns have no name or the same name, or a row does not have as many
+            cells as the header.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
@@ -170,7 +170,7 @@ def _splits(table: Table) -> list[str]:
     if "split" not in table.columns:
         return ["train"] * len(table.rows)
     splits = [cell.lower() for cell in table.column("split")]
-    table.refuse([split not in SPLITS for split in splits], f"have another split than {', '.join(SPLITS)}")
+    table.refuse([split not in SPLITS for split in splits], f"have a split other than {', '.join(SPLITS)}")
     if "train" not in splits:
         raise UserError(f"{table.where}: no row has the split train; mark the training images, or drop the column")
     return splits
@@ -191,7 +191,7 @@ def _one(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], 
 
 
 def _many(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], Tensor, list[Finding]]:
-    """Any number of labels for each row: names in the column `labels`, or a column of 0 and 1 for each label."""
+    """Returns the classes and the labels, float32 (N, K), from names in `labels` or from one column for each label."""
     if "labels" in names:
         classes, labels = _lists(table)
         findings = _without_labels(labels)
@@ -225,7 +225,7 @@ def _flags(table: Table, names: list[str]) -> tuple[list[str], Tensor]:
             if name == "label":
                 fix += ", or set data.labels=one"
             example = cells[wrong.index(True)]
-            table.refuse(wrong, f"have another value than 0 or 1 in column {name!r}, such as {example!r}; {fix}")
+            table.refuse(wrong, f"have a value other than 0 or 1 in column {name!r}, such as {example!r}; {fix}")
     columns = [[values[cell] for cell in table.column(name)] for name in names]
     return names, torch.tensor(columns).T.contiguous()
 
@@ -238,7 +238,7 @@ def _without_labels(labels: Tensor) -> list[Finding]:
 
 
 def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> list[Finding]:
-    """Returns a warning about labels that no training image has."""
+    """Returns a warning about labels that apply to no training image."""
     trains = torch.tensor([split == "train" for split in splits])
     bare = tuple(repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count)
     return [Finding(f"{len(bare)} labels have no positive training image", bare)] if bare else []
@@ -248,8 +248,8 @@ class Layout(NamedTuple):
     """The columns of a table for one value of `data.labels`."""
 
     required: set[str]
-    columns: str  # what the table needs, for an error
-    one_row: str  # the end of an error about files that two rows name
+    columns: str  # the columns that the table needs, for error messages
+    one_row: str  # the end of the error about a file that occurs in two rows
     read: Callable[[Table, list[str], list[str]], tuple[list[str], Tensor, list[Finding]]]
 
 

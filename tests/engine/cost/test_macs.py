@@ -223,7 +223,7 @@ def test_agreement_within_half_a_percent() -> None:
 def test_tokens_that_the_formula_does_not_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings = build("vit", **SMALL, merge=MERGE_1)
     monkeypatch.setattr(model, "tokens_per_block", lambda: [5])
-    with pytest.raises(CountError, match=r"\[5\] tokens are left, the formula \[4\]"):
+    with pytest.raises(CountError, match=r"\[5\] tokens left, the formula \[4\]"):
         measure(model, settings=settings)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from engine.data.images import content, has_image, is_image, look, read_image, reason
+from engine.data.images import format_of, has_image, is_image, read_image, read_with_facts, reason
 from engine.data.reading import decode, read_splits
 from models.settings import UserError
 from tests.engine.data.conftest import files, save_image
@@ -228,7 +228,7 @@ def test_what_is_transparent_lies_on_the_background(tmp_path):
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "p.png", transparency=bytes([0, 51]))  # of each colour of the palette
     assert (read_image(tmp_path / "p.png", files(2, background="blue"))[0] == [(0, 0, 255), (0, 51, 204)]).all()
-    with pytest.raises(ValueError, match="'whit' is no colour"):
+    with pytest.raises(ValueError, match="'whit' is not a colour"):
         files(2, background="whit")
 
 
@@ -258,11 +258,11 @@ def test_the_first_of_several_images(tmp_path, extension, caplog):
     first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     first.save(path, save_all=True, append_images=[second])
     second.save(single)
-    image, facts = look(path, files(16))
+    image, facts = read_with_facts(path, files(16))
     assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() <= 2 and facts.several
-    assert not look(single, files(16))[1].several
+    assert not read_with_facts(single, files(16))[1].several
     read_splits({"train": ([path, single], torch.tensor([0, 1]))}, ["a", "b"], files(8), "x")
-    assert caplog.text.count("1 files hold more than one image, of which the first is used: ") == 1
+    assert caplog.text.count("1 files hold more than one image; only the first is used: ") == 1
 
 
 def test_order_layout_and_type(tmp_path):
@@ -301,7 +301,7 @@ def test_more_pixels_than_the_limit_are_refused_by_the_header(tmp_path):
 def test_a_photograph_with_a_preview_is_one_image(tmp_path):
     first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
-    image, facts = look(tmp_path / "a.jpg", files(16))
+    image, facts = read_with_facts(tmp_path / "a.jpg", files(16))
     assert image.getpixel((8, 8))[0] > 250 and facts[:] == ("JPEG", "RGB", 16, 16, False)
 
 
@@ -320,7 +320,7 @@ def test_our_limit_of_pixels_is_the_only_one(tmp_path, monkeypatch):
     path = save_image(tmp_path / "a.png", 0, (9, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert look(path, files(8))[1][:4] == ("PNG", "RGB", 9, 8)
+        assert read_with_facts(path, files(8))[1][:4] == ("PNG", "RGB", 9, 8)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -334,9 +334,9 @@ def test_content_decides_and_not_the_name(tmp_path):
         ("f.dat", "BMP"),
     ):
         Image.new("RGB", (8, 8), "red").save(tmp_path / name, kind)
-        assert has_image(tmp_path / name) and look(tmp_path / name, files(8))[1].format == kind
-    assert content(b"BMW is a maker of cars and motorcycles") is None
-    assert content(b"") is None and content(b"%!PS-Adobe-3.0 EPSF-3.0") is None
+        assert has_image(tmp_path / name) and read_with_facts(tmp_path / name, files(8))[1].format == kind
+    assert format_of(b"BMW is a maker of cars and motorcycles") is None
+    assert format_of(b"") is None and format_of(b"%!PS-Adobe-3.0 EPSF-3.0") is None
 
 
 @pytest.mark.parametrize("brand, kind", [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])

@@ -82,5 +82,5 @@ def test_cutmix_targets_count_pixels():
 
 @pytest.mark.parametrize("augment, key", [(SETTINGS[0], "mixup = 0.8"), (SETTINGS[1], "cutmix = 1.0")])
 def test_many_labels_are_refused(augment, key):
-    with pytest.raises(UserError, match=f"augment.{key}: not for multi-label targets; set it to 0"):
+    with pytest.raises(UserError, match=f"augment.{key}: not supported for multi-label targets; set it to 0"):
         Mix(augment, 5, 0.0, task=MANY_LABELS)

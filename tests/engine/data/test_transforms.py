@@ -109,5 +109,5 @@ def test_mixing_is_read_from_the_list_or_from_its_keys():
 def test_colours_are_of_one_channel_or_three(name):
     chosen = check(AugmentSettings, {"transforms": [{"name": name}]}, "augment").transforms
     compose(chosen, (1, 8, 8), whole=False)
-    with pytest.raises(UserError, match=f"{name} is for images of 1 or 3 channels, these have 4; remove it"):
+    with pytest.raises(UserError, match=f"{name} needs images with 1 or 3 channels, these have 4; remove it"):
         compose(chosen, (4, 8, 8), whole=False)

@@ -14,7 +14,7 @@ from engine.data.arrays import Data
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.settings import AugmentSettings
 from engine.data.sources.folder import FolderSettings
-from engine.data.workers import deaths_in_words
+from engine.data.workers import killed_workers_as_errors
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
 
@@ -102,7 +102,7 @@ def test_a_killed_process_is_said_and_none_is_left_behind(images):
     next(running)
     (worker,) = set(_children()) - set(before)
     said = pytest.raises(UserError, match=r"data.workers: .* was killed .*data.workers=1, or 0")
-    with said, deaths_in_words(), closing(loader):
+    with said, killed_workers_as_errors(), closing(loader):
         os.kill(worker, signal.SIGKILL)
         for epoch in range(50):
             list(loader.epoch(epoch))

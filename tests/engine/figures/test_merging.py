@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.figures.merged import Merged, features, merged_by_colour
-from engine.figures.merging import Row, borders, merging, painted
+from engine.figures.merge_drawing import Row, borders, draw_rows, painted
+from engine.figures.merge_tracing import Merged, features, merged_by_colour
 from models.merging import MERGERS
 
 PATCH = 8
@@ -102,7 +102,7 @@ def test_borders_are_between_different_tokens_only(noise):
 
 def test_the_figure_has_a_row_for_each_photograph_and_a_column_for_each_method(flag):
     merged = [Merged("pool", QUADRANTS, 4), Merged("other", torch.arange(16).view(4, 4), 16)]
-    figure = merging([Row("a", flag, merged), Row("b", flag, merged)], ["one", "two words " * 60])
+    figure = draw_rows([Row("a", flag, merged), Row("b", flag, merged)], ["one", "two words " * 60])
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["photograph\n16 patches", "pool\n4 tokens", "other\n16 tokens"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["a", "", "", "b", "", ""]

@@ -84,7 +84,7 @@ def test_folds(tmp_path, tiny):
         assert not fold.holds_folds and fold.folder_of_folds().path == tmp_path
     run.folds[0].write_results(results_of())
     assert run.unfinished_folds() == [1]
-    with pytest.raises(UserError, match="1 of 2 folds are not done: fold1; go on with tools/train.py --resume"):
+    with pytest.raises(UserError, match="1 of 2 folds are not finished: fold1; continue with tools/train.py --resume"):
         finished_runs(run)
     run.folds[1].write_results(results_of())
     assert finished_runs(run) == run.folds
@@ -96,7 +96,7 @@ def test_folds(tmp_path, tiny):
 def test_a_run_without_weights_is_not_finished(tmp_path, tiny):
     run = RunFolder(tmp_path)
     run.write_settings(tiny())
-    with pytest.raises(UserError, match="has no best.pt; let the run come to its end"):
+    with pytest.raises(UserError, match="has no best.pt; finish the run with tools"):
         finished_runs(run)
     run.checkpoint("best").touch()
     assert finished_runs(run) == [run]

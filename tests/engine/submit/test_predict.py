@@ -73,7 +73,7 @@ def test_never_more_than_two_batches_in_memory(run, images, monkeypatch):
     monkeypatch.setattr(
         predict, "read_images", lambda paths, *how: parts.append(len(paths)) or read_images(paths, *how)
     )
-    for i, (start, pixels, bad) in enumerate(predict.ahead(images, FileSettings(size=8), 3, 2)):
+    for i, (start, pixels, bad) in enumerate(predict.read_ahead(images, FileSettings(size=8), 3, 2)):
         assert (start, len(pixels), bad) == (2 * i, min(2, 9 - 2 * i), {}) and len(parts) <= i + 2
     assert parts == [2, 2, 2, 2, 1]
 
@@ -112,7 +112,7 @@ def test_weights_and_folds(tmp_path, images):
     with pytest.raises(UserError, match=r"train.epochs = .* in .*fold1; delete it and run it again"):
         gather([folds])
     (folds / "fold1" / "results.json").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 folds are not done: fold1; go on with tools/train.py --resume"):
+    with pytest.raises(UserError, match=r"1 of 2 folds are not finished: fold1; continue with tools/train.py --resume"):
         gather([folds])
 
 
@@ -151,7 +151,7 @@ def test_folders_that_are_no_runs(tmp_path, run):
     with pytest.raises(UserError, match="no: not a run folder"):
         gather([tmp_path / "no"])
     (run / "best.pt").unlink()
-    with pytest.raises(UserError, match="run: has no best.pt; let the run come to its end"):
+    with pytest.raises(UserError, match="run: has no best.pt; finish the run with tools"):
         gather([run])
 
 
@@ -225,7 +225,7 @@ def test_images_are_read_as_the_runs_own(tmp_path):
 def test_merging_is_the_overrides(tmp_path, run, images, caplog):
     with caplog.at_level(logging.WARNING, "hybridmerge"):
         merged = predict.predict(gather([run], overrides=["merge.r=3"]), images)
-    assert "merging is not that of training: tome, tokens removed by each block: [3, 3]" in caplog.text
+    assert "merging differs from training: tome, tokens removed by each block: [3, 3]" in caplog.text
     plain = predict.predict(gather([run]), images)
     assert merged.best() == plain.best() and not torch.equal(merged.probabilities, plain.probabilities)
     lenet = colour_run(tmp_path / "lenet", model={"name": "lenet5", "img_size": 32})

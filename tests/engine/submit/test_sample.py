@@ -58,7 +58,7 @@ def test_what_is_asked_for():
     assert not one.asks_for_probabilities(["cat", "dog"], many=False)
     each = Sample("s", ["dog", "id", "cat"], 1, FILES, numeric=True)
     assert each.asks_for_probabilities(["cat", "dog"], many=False)
-    with pytest.raises(UserError, match=r"not one for each of the 2 classes: 1 are no class \('dog'\), 1 classes "):
+    with pytest.raises(UserError, match=r"not one for each of the 2 classes: 1 are not classes \('dog'\), 1 classes "):
         each.asks_for_probabilities(["cat", "cow"], many=False)
     with pytest.raises(UserError, match="column 'dog' is one of 2 classes and holds numbers"):
         Sample("s", ["id", "dog"], 0, FILES, ",", ("0.5",), numeric=True).asks_for_probabilities(
@@ -122,7 +122,7 @@ def test_many_labels_are_joined_by_semicolons():
     assert not fits.asks_for_probabilities(["cat", "dog"], many=True)
     with pytest.raises(UserError, match="has 'cat dog', which is not names joined by ;"):
         Sample("s", ["id", "l"], 0, FILES, labels=("cat dog",)).asks_for_probabilities(["cat", "dog"], many=True)
-    with pytest.raises(UserError, match="joined by ;, which these have in them: 'a;b'"):
+    with pytest.raises(UserError, match="joined by ;, which these labels contain: 'a;b'"):
         fits.asks_for_probabilities(["a;b", "cat", "dog"], many=True)
 
 
@@ -231,7 +231,7 @@ def test_ids_without_an_image_or_with_several(tmp_path):
     with pytest.raises(UserError, match=r"1 ids name more than one image, by path.*: '1' \(1.jpg, 1.png\)"):
         match(Sample("s", ["id", "l"], 0, ["1", "2"]), ["1.jpg", "1.png", "2.jpg"], [tmp_path])
     (tmp_path / "3.jpg.txt").write_text("no image")
-    with pytest.raises(UserError, match="1 ids are files in .* that are no images: '3.jpg.txt'"):
+    with pytest.raises(UserError, match="1 ids are files in .* that are not images: '3.jpg.txt'"):
         match(Sample("s", ["id", "l"], 0, ["1.jpg", "3.jpg.txt"]), ["1.jpg"], [tmp_path])
     (tmp_path / "test").mkdir()
     for strange in ("y" * 300, "../3.jpg.txt", str(tmp_path / "3.jpg.txt"), "3.jpg.txt\0"):
@@ -324,12 +324,12 @@ def test_what_is_right(tmp_path):
         ([*GOOD, "7.jpg,a"], ["1 ids are not in the sample: '7.jpg'"]),
         ([*GOOD, "2.jpg,b"], ["1 ids are more than once: '2.jpg'"]),
         (["ID,Label", "1,a", "2,b", "10,a"], ["3 ids are missing", "spell them as the sample does"]),
-        ([GOOD[0], GOOD[1], GOOD[3], GOOD[2]], ["another order than the sample's, from line 3: '10.jpg', where"]),
+        ([GOOD[0], GOOD[1], GOOD[3], GOOD[2]], ["not in the sample's order from line 3 on: '10.jpg', where"]),
         (["ID,Label", "1.jpg,a", "2.jpg,B", "10.jpg,2.0"], ["2 labels are unknown: 'B' (1 rows), '2.0'"]),
         (["ID,Label", "1.jpg,a", "2.jpg,", "10.jpg,b"], ["1 rows have no label: line 3"]),
         (["ID,Label", "1.jpg,a", "2.jpg,=b", "10.jpg,b"], ["1 cells would be computed", "1 labels are unknown"]),
         (["Id,Label", *GOOD[1:]], ["columns are missing: 'ID'; the header has 'Id', 'Label'", "not in the sample"]),
-        (["Label,ID", "a,1.jpg", "b,2.jpg", "a,10.jpg"], ["columns are in another order than ID, Label"]),
+        (["Label,ID", "a,1.jpg", "b,2.jpg", "a,10.jpg"], ["columns are not in the order ID, Label"]),
         (["ID,Label,x", "1.jpg,a,", "2.jpg,b,", "10.jpg,a,"], ["1 columns are not in the sample: 'x'"]),
         ([line.replace(",", ";") for line in GOOD], ["separated by semicolons, the sample's by commas"]),
         (GOOD[1:], ["2 of the sample's columns are missing"]),
@@ -371,7 +371,7 @@ def test_what_is_odd_is_a_warning(tmp_path):
     same = validate(text_file(tmp_path / "a.csv", *(line.replace(",b", ",a") for line in GOOD)), SAMPLE, ["a", "b"])
     assert same.problems == [] and "every row says 'a'" in same.warnings
     unknown = validate(text_file(tmp_path / "a.csv", *GOOD), SAMPLE)
-    assert unknown.problems == [] and "no list of names" in unknown.warnings[0]
+    assert unknown.problems == [] and "not compared with a list of classes" in unknown.warnings[0]
 
 
 def test_many_labels(tmp_path):
@@ -404,7 +404,7 @@ def test_probabilities(tmp_path, row, words):
 def test_two_signs_make_no_number(tmp_path):
     sample = Sample("s", ["ID", "b", "a"], 0, FILES, numeric=True)
     said = problems(tmp_path / "a.csv", "ID,b,a", "1.jpg,0.25,0.75", "2.jpg,+-inf,1", "10.jpg,1,0", sample=sample)
-    assert "1 rows have a cell that is no number: line 3" in said
+    assert "1 rows have a cell that is not a number: line 3" in said
 
 
 def test_sums_matter_for_one_label_alone(tmp_path):

@@ -136,7 +136,7 @@ def test_the_part_that_is_not_saved_must_be_the_same(tuned, folder, start, tmp_p
     other.mkdir()
     state = checkpoint.load(Path(start) / "best.pt")
     checkpoint.save(other / "best.pt", {**state, "model": {n: v + 0.1 for n, v in state["model"].items()}})
-    with pytest.raises(UserError, match=r"holds only what was trained, and model\.weights are not those"):
+    with pytest.raises(UserError, match=r"contains only what was trained, and model\.weights are not those"):
         load_run(folder, [f"model.weights={other}"])
 
 

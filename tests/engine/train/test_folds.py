@@ -154,7 +154,7 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, tmp_path, monk
     assert title == f"tiny: {100 * pooled['accuracy']:.2f} % of 1437 test images" and path == tmp_path / "a.png"
 
     code, out, _ = tell("merge.r=0")
-    assert code == 0 and out.count("merging is not that of training") == K and "the same" not in out
+    assert code == 0 and out.count("merging differs from training") == K and "the same" not in out
     code, out, _ = tell("--split", "val")
     assert code == 0 and "\nmean " in out and "new images" not in out
     for args, words in (
@@ -327,9 +327,9 @@ def test_folds_are_evaluated_on_what_tested_them_alone(tmp_path, caplog):
     assert "WARNING" not in caplog.text
     save_image(tmp_path / "moved" / "b" / "4.png", 100, (8, 8))  # other pixels
     assert len(list(load_folds(tmp_path / "runs", moved))) == K
-    assert caplog.text.count("was run on other images, labels or pixels than are read") == K
+    assert caplog.text.count("was trained on other images, labels or pixels than those read") == K
     save_image(tmp_path / "moved" / "b" / "new.png", 99, (8, 8))
-    with pytest.raises(UserError, match="fold.: its test images are not those that the data has for it now"):
+    with pytest.raises(UserError, match="fold.: its test images differ from those that the data has now"):
         list(load_folds(tmp_path / "runs", moved))
     (tmp_path / "runs" / "fold1" / "settings.yaml").unlink()
     with pytest.raises(UserError, match="fold1: has no settings.yaml; delete it, then tools/train.py --resume"):

@@ -149,10 +149,10 @@ def test_warnings_are_those_of_training(root, caplog, cache):
     texts = [finding.text for finding in report.warnings]
     assert texts == [
         "test has no images of 1 classes",
-        "1 files are no images and are ignored",
+        "1 files are not images and are ignored",
         "1 broken links are ignored",
         "1 images are copies of images with another label",
-        "1 files hold more than one image, of which the first is used",
+        "1 files hold more than one image; only the first is used",
         "1 classes have fewer than 5 training images",
         "1 train images are copies of others",
         "1 test images are copies of train images",
@@ -179,7 +179,7 @@ def test_empty_and_single_classes_and_bad_files_in_one_report(tmp_path):
     report = report_of(tmp_path)
     assert report.counts == {"train": [6, 0]}
     texts = [finding.text for finding in report.errors]
-    assert texts == ["1 class folders hold no image", "1 of 6 images cannot be read"]
+    assert texts == ["1 class folders hold no images", "1 of 6 images cannot be read"]
     (tmp_path / "bare").rmdir()
     assert "a single class, 'ant'" in [finding.text for finding in report_of(tmp_path).errors]
     assert not trains(tmp_path)
@@ -189,7 +189,7 @@ def test_classes_that_may_be_one(tmp_path):
     for i in range(20):
         save_image(tmp_path / ["Cat", "cat", "c at", "dog"][i % 4] / f"{i}.png", i, (8, 8))
     found = [finding.line() for finding in report_of(tmp_path).findings]
-    said = "1 names of classes are spelled in several ways: 'Cat' and 'c at' and 'cat'; merge the folders or labels"
+    said = "1 class names are spelled in several ways: 'Cat' and 'c at' and 'cat'; merge the folders or labels"
     assert len(found) == 1 and found[0].startswith(said)
 
 

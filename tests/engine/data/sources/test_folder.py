@@ -56,7 +56,7 @@ def test_images_lie_at_any_depth_and_others_are_counted(tmp_path, caplog):
         (tmp_path / "a" / name).touch()
     raw = load_raw(settings(tmp_path))
     assert raw.classes == ["a", "b"] and raw.train.labels.tolist() == [0, 0, 1]
-    assert "3 files are no images and are ignored: 2 .txt, 1 .db" in caplog.text
+    assert "3 files are not images and are ignored: 2 .txt, 1 .db" in caplog.text
     assert "1 images lie outside" in caplog.text
 
 
@@ -140,7 +140,7 @@ def test_images_are_told_by_their_content(tmp_path, caplog):
     os.mkfifo(tmp_path / "b" / "pipe")
     raw = load_raw(settings(tmp_path))
     assert raw.train.labels.tolist() == [0, 0, 1, 1] and raw.train.paths[1].endswith("no extension")
-    assert "1 files are no images and are ignored: 1 .txt" in caplog.text
+    assert "1 files are not images and are ignored: 1 .txt" in caplog.text
     assert "1 files cannot be opened and are ignored: " in caplog.text and "b/pipe' (not a file)" in caplog.text
     (tmp_path / "b" / "page.jpg").write_text("<html>not found</html>")
     (tmp_path / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
@@ -171,7 +171,7 @@ def test_a_name_that_is_not_utf_8(tmp_path):
 def test_all_errors_are_in_the_log(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 1, **dict.fromkeys("bcdef", 0)})
     fill(tmp_path / "test", {"zebra": 1}, 10)
-    assert "5 class folders hold no image: 'b', 'c', 'd', ...; fill or remove them" in error_of(tmp_path)
+    assert "5 class folders hold no images: 'b', 'c', 'd', ...; fill or remove them" in error_of(tmp_path)
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert [error.strip() for error in errors[1:6]] == [repr(name) for name in "bcdef"]
     assert "'zebra'" in errors[-1]
@@ -199,7 +199,7 @@ def test_a_validation_folder_without_classes(tmp_path):
 def test_empty_and_single_classes_are_named(tmp_path):
     assert "a single class, 'only'" in error_of(fill(tmp_path / "one", {"only": 3}))
     line = error_of(fill(tmp_path / "two", {"a": 1, "bare": 0}))
-    assert "1 class folders hold no image: 'bare'; fill or remove them" in line
+    assert "1 class folders hold no images: 'bare'; fill or remove them" in line
 
 
 def test_classes_that_differ_between_splits(tmp_path, caplog):

@@ -112,7 +112,7 @@ def test_a_labelled_test_folder_is_pointed_out(root, caplog):
     save_image(root / "test" / "10" / "5.png", 50)
     sample(root, [f"{i}.png,1" for i in (0, 1, 2, 3, 5)])
     said = warnings_of(root, caplog)
-    assert len(said) == 1 and "taken for unlabelled: '10'; if they have labels, set data.name=folder" in said[0]
+    assert len(said) == 1 and "treated as unlabelled: '10'; if they have labels, set data.name=folder" in said[0]
 
 
 def test_other_folders_are_named(root, caplog):
@@ -122,7 +122,7 @@ def test_other_folders_are_named(root, caplog):
 
 def test_labels_without_images_and_a_single_one(root):
     (root / "train" / "bare").mkdir()
-    with pytest.raises(UserError, match="1 class folders hold no image: 'bare'; fill or remove them"):
+    with pytest.raises(UserError, match="1 class folders hold no images: 'bare'; fill or remove them"):
         load_raw(settings(root))
     for name in ("bare", "10", "2"):
         (root / "train" / name).rename(root / name)

@@ -100,7 +100,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
     [
         ("path,name\na.png,x\n", {}, "columns are path, name; data.labels = 'one' needs path and label"),
         ("path\na.png\n", {"labels": "many"}, "columns are path; data.labels = 'many' needs path, and labels or one"),
-        (ONE, {"labels": "many"}, "4 rows have another value than 0 or 1 in column 'label', such as 'cat'"),
+        (ONE, {"labels": "many"}, "4 rows have a value other than 0 or 1 in column 'label', such as 'cat'"),
         (FLAGS.replace("0,1", "2,1"), {"labels": "many"}, "in column 'red', such as '2'; write 0 or 1"),
         (FLAGS.replace("0,1", ",1"), {"labels": "many"}, "in column 'red', such as ''"),
         (ONE.replace("b.png,dog", "b.png,"), {}, "1 rows have no label (line 3)"),

@@ -1,6 +1,6 @@
-"""Which patches of an image are merged into one token: by a run's model, or by the patches' colours alone.
+"""Computes which patches of an image are merged into one token: by a run's model, or by the patches' colours alone.
 
-The result, `Merged`, is what engine.figures.merging draws.
+engine.figures.merge_drawing draws the result, `Merged`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from models.merging import MERGERS, effective_schedule, initial_tokens, merge, s
 from models.merging.layer import attention_received
 from models.settings import UserError
 
-STEPS = 6  # of merging, where there is no model with blocks
-THUMBNAIL = 4  # pixels per side of the thumbnails by which patches are compared, where there is no model
+STEPS = 6  # number of merging steps without a model
+THUMBNAIL = 4  # pixels per side of the thumbnails by which patches are compared without a model
 LEARNED = [name for name, merger in MERGERS.items() if merger.metric == "learned"]  # methods that need training
 UNTRAINED = [name for name in MERGERS if name not in ("none", *LEARNED)]
 
@@ -36,17 +36,17 @@ class Merged(NamedTuple):
 
 
 def merged_by_colour(image: Tensor, patch: int, method: str, keep: float) -> Merged:
-    """Merges an image's patches by their colours, without a model, in STEPS steps of equal size where possible.
+    """Merges an image's patches by their colours, without a model, in STEPS steps of equal size if possible.
 
     A token is the mean of its patches' pixels. Tokens are compared by their thumbnails (see `features`). Methods that
-    use attention get that of one head with q = k = those features, with the size bias; the class token is the mean of
-    all patches.
+    use attention get the attention of one head with q = k = these features, with the size bias; the class token is the
+    mean of all patches.
 
     Args:
         image: uint8 (3, H, W), sides divisible by `patch`.
         patch: side of a patch, pixels.
         method: a name of MERGERS, not one of LEARNED.
-        keep: share of the patches that should remain, rounded up; a method that cannot merge as many keeps more.
+        keep: share of the patches that should remain, rounded up; a method that cannot merge so many keeps more.
     """
     grid = (image.shape[1] // patch, image.shape[2] // patch)
     patches, merger = prod(grid), MERGERS[method]
@@ -66,8 +66,8 @@ def merged_by_colour(image: Tensor, patch: int, method: str, keep: float) -> Mer
 def features(x: Tensor, patch: int) -> Tensor:
     """Computes the features by which patches are compared: (B, T, 3 patch^2), in [0, 1] -> float32 (B, T, D).
 
-    Every value v of a patch's thumbnail (4 x 4 colours) becomes cos(pi v) and sin(pi v), so that all features have
-    one norm. The cosine similarity of two patches is then the mean of cos(pi (v - w)) over their values v and w: 1 for
+    Every value v of a patch's thumbnail (4 x 4 colours) becomes cos(pi v) and sin(pi v), so that all features have the
+    same norm. The cosine similarity of two patches is then the mean of cos(pi (v - w)) over their values v and w: 1 for
     equal thumbnails, -1 for black and white.
     """
     pixels = rearrange(x, "b t (c p q) -> (b t) c p q", p=patch, q=patch)
@@ -80,11 +80,11 @@ def merged_by_run(run: TrainedModel, image: Tensor) -> Merged:
     """Traces what a run's model merges in one image.
 
     Args:
-        run: computes in fp32.
+        run: the run; its model computes in fp32.
         image: uint8 (C, H, W), as engine.data.inputs reads it for this run.
 
     Raises:
-        UserError: the model merges no tokens; says how to turn merging on, or which models can merge.
+        UserError: the model merges no tokens; the message says how to turn merging on, or which models can merge.
     """
     device = next(run.model.parameters()).device
     normalised = Normalise(run.mean, run.std)(image[None]).to(device)
@@ -99,7 +99,7 @@ def merged_by_run(run: TrainedModel, image: Tensor) -> Merged:
 
 
 def _merges_nothing(run: TrainedModel) -> UserError:
-    """Returns the error for a model without merging, whose advice is one that this model accepts."""
+    """Returns the error for a model without merging, with advice that works for this model."""
     model = run.settings.model
     where = f"model.name = {model_name(model)!r}: run {run.settings.name} merges no tokens"
     try:

@@ -11,15 +11,15 @@ from engine.data.check.findings import Finding
 from engine.data.check.preflight import Report
 from engine.wording import shown
 
-ITEMS = 20  # of a warning that are printed; of an error all are
+ITEMS = 20  # largest number of items that are printed for a warning; an error's items are all printed
 
 
-def words(report: Report, width: int | None = None) -> Iterator[str]:
+def report_lines(report: Report, width: int | None = None) -> Iterator[str]:
     """Yields the lines of a report: images of each class, sizes and formats, findings and what to do about them.
 
     Args:
-        report: of a source.
-        width: of the table, in characters; None: the terminal's.
+        report: the report on a source.
+        width: width of the table, in characters; None: the terminal's.
     """
     yield (
         f"{report.where}: {len(report.classes)} classes; "

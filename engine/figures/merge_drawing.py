@@ -1,4 +1,4 @@
-"""Draws merged photographs: every patch in the mean colour of its token, with lines between different tokens."""
+"""Draws photographs after merging: every patch in the mean colour of its token, with lines between different tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from engine.figures.merged import Merged
+from engine.figures.merge_tracing import Merged
 from models.merging.contract import Grid
 
 WIDTH = 12.3  # of a figure with a usual number of columns, inches
@@ -59,7 +59,7 @@ def borders(index: Tensor) -> list[tuple[Grid, Grid]]:
     return vertical + [((column, row + 1), (column + 1, row + 1)) for row, column in below]
 
 
-def merging(rows: Sequence[Row], caption: Sequence[str]) -> Figure:
+def draw_rows(rows: Sequence[Row], caption: Sequence[str]) -> Figure:
     """Draws a row for each photograph: the photograph itself, then a column for each way of merging.
 
     Args:
