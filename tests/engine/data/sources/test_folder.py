@@ -94,7 +94,7 @@ def test_other_folders_beside_train_are_named(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 2, "b": 2})
     fill(tmp_path, {"valid": 1})
     load_raw(settings(tmp_path))
-    assert "only train, val and test are used, not 'valid'" in caplog.text
+    assert "only its folders train, val and test are used, not 'valid'" in caplog.text
 
 
 def test_links_do_not_multiply_images(tmp_path):

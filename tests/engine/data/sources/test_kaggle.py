@@ -117,7 +117,7 @@ def test_a_labelled_test_folder_is_pointed_out(root, caplog):
 
 def test_other_folders_are_named(root, caplog):
     save_image(root / "val" / "1" / "0.png", 60)
-    assert "only train and test are used, not 'val'" in warnings_of(root, caplog)[0]
+    assert "only its folders train and test are used, not 'val'" in warnings_of(root, caplog)[0]
 
 
 def test_labels_without_images_and_a_single_one(root):
