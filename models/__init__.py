@@ -1,7 +1,7 @@
-"""Neural networks. They know nothing of YAML files, data, logging or the engine.
+"""Neural networks, independent of YAML files, data, logging and the engine.
 
-Importing this package imports no torch: the models are imported when a name of theirs is first used, so that settings
-and command lines can be checked in a fraction of a second.
+Importing this package does not import torch: the models are imported when one of their names is first used, so that
+settings and command lines can be checked in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LATER = {"MODELS": "registry", "build": "builders", "build_model": "builders", "split_name": "settings.zoo"}
 __all__ = ["MODELS", "Settings", "UserError", "build", "build_model", "check", "nearest", "split_name"]
 
-# torchvision, timm and fvcore use torch.jit.script as they are imported; users cannot do anything about that.
+# torchvision, timm and fvcore use torch.jit.script on import; users cannot do anything about that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 
 

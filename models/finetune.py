@@ -1,4 +1,4 @@
-"""Fine-tuning: which parameters learn, from when on, and how fast."""
+"""Fine-tuning: which parameters are trained, from which epoch on, and with which learning rate."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ STEM = re.compile(r"(^|\.)(patch_embed|stem)\.")
 
 
 class Tuning:
-    """What of a model learns, epoch by epoch. Freezes the rest at once, adapters included where they are asked for.
+    """Decides which parameters of a model are trained in each epoch, and freezes the others.
+
+    LoRA's adapters are added to the model if the settings request them.
 
     Args:
-        model: with its weights; its `head_names` name the modules that classify. LoRA changes it in place.
-        settings: None trains everything.
-        lr: the run's learning rate, of which `scales` are multiples.
+        model: the model with its weights; its `head_names` name the modules that classify. LoRA changes it in place.
+        settings: how to fine-tune; None: all parameters are trained.
+        lr: the run's learning rate, to which `scales` are relative.
 
     Attributes:
-        scales: the factor on the learning rate of every parameter that will ever learn, by name.
-        partial: whether so little learns that it is saved without the rest.
+        learns_from: the epoch, from 0, in which the training of each parameter begins, by name.
+        scales: the factor on the learning rate of every parameter that is trained at any time, by name.
+        partial: whether so few parameters are trained that they are saved without the others.
 
     Raises:
-        UserError: parts or targets that match nothing.
+        UserError: parts or targets match nothing.
     """
 
     def __init__(self, model: nn.Module, settings: FinetuneSettings | None, lr: float) -> None:
         self.model, self.settings = model, settings
         mode = settings.mode if settings else "full"
         self.partial = mode in ("head", "lora")
-        self.learns_from: dict[str, int] = {}  # parameter name -> epoch
+        self.learns_from: dict[str, int] = {}
         self.scales: dict[str, float] = {}
         if mode == "lora":
             add_lora(model, settings.rank or 8, settings.alpha or 16, settings.dropout or 0.0, settings.targets)
@@ -64,8 +67,8 @@ class Tuning:
     def begin(self, epoch: int) -> bool:
         """Sets `requires_grad` and the modes of modules for an epoch, counted from 0.
 
-        What learns is in training mode. The rest is frozen and in evaluation mode, so that no statistics of BatchNorm
-        move and nothing is dropped out.
+        Modules that are trained are in training mode. All others are frozen and in evaluation mode, so that BatchNorm's
+        statistics do not change and there is no dropout.
 
         Returns:
             Whether `requires_grad` of any parameter has changed. A wrapped model must then be wrapped again:
@@ -81,18 +84,22 @@ class Tuning:
         return changed
 
     def describe(self) -> str:
-        """Describes what learns now, for the log."""
+        """Describes the parameters that are trained now, for the log."""
         learning = [p for p in self.model.parameters() if p.requires_grad]
         count, total = sum(p.numel() for p in learning), sum(p.numel() for p in self.model.parameters())
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         return f"learning: {count:,} of {total:,} parameters ({100 * count / total:.2f} %): {_summary(names)}"
 
     def trained(self) -> int:
-        """How many parameters ever learn."""
+        """Returns the number of parameters that are trained at any time."""
         return sum(p.numel() for name, p in self.model.named_parameters() if name in self.learns_from)
 
     def saved_names(self) -> set[str] | None:
-        """What of the state dict a checkpoint holds where it is `partial`: what learns, and the head's buffers."""
+        """Returns the entries of the state dict in a `partial` checkpoint: trained parameters and the head's buffers.
+
+        Returns:
+            Their names; None if everything is saved.
+        """
         if not self.partial:
             return None
         heads = tuple(f"{head}." for head in heads_of(self.model))
@@ -101,35 +108,40 @@ class Tuning:
 
 
 def heads_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that classify."""
+    """Returns the names of the modules that classify."""
     return model.head_names
 
 
 def parameters_of(model: nn.Module, parts: Iterable[str], key: str) -> list[str]:
-    """Names of the parameters that `parts`, names of modules or of parameters, stand for; "head": the model's heads.
+    """Returns the names of the parameters in some parts of a model.
+
+    Args:
+        model: the model.
+        parts: names of modules or of parameters; "head" stands for the model's heads.
+        key: the key of the settings that holds the parts, for error messages.
 
     Raises:
-        UserError: a part that there is not, with the nearest that there are.
+        UserError: a part does not exist; the message names the nearest ones.
     """
-    names, found = [name for name, _ in model.named_parameters()], []
+    names, selected = [name for name, _ in model.named_parameters()], []
     for part in parts:
-        wanted = heads_of(model) if part == "head" else (part,)
-        inside = [n for n in names if any(n == w or n.startswith(f"{w}.") for w in wanted)]
+        paths = heads_of(model) if part == "head" else (part,)
+        inside = [n for n in names if any(n == path or n.startswith(f"{path}.") for path in paths)]
         if not inside:
             known = sorted({n.rsplit(".", i)[0] for n in names for i in range(n.count(".") + 1)})
             if len(near := nearest(part, known)) > 200:
                 near = f"known: {', '.join(dict.fromkeys(n.partition('.')[0] for n in names))}, and what is in them"
             raise UserError(f"{key} = {part!r}: matches no parameter of the model; {near}")
-        found += [n for n in inside if n not in found]
-    return found
+        selected += [n for n in inside if n not in selected]
+    return selected
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """Each parameter's layer, counted from the input; the head's is the last (Clark et al., ELECTRA, 2020; BEiT).
+    """Returns each parameter's layer, counted from the input; the head's is the last (Clark et al., 2020; BEiT).
 
-    timm's models say themselves. Elsewhere layers are numbered modules in the order of the model's definition; what
-    comes before the first of them is layer 0, like a stem and its parts, what comes after the last of them is the
-    head's. Anything else, and a norm, belongs to the layer before it.
+    timm's models define their layers. In other models, layers are the numbered modules in the order of the model's
+    definition. Parameters before the first of them, and those of a stem, are in layer 0, and parameters after the last
+    of them are in the head's layer. Any other parameter, such as a norm's, is in the layer before it.
     """
     names = [name for name, _ in model.named_parameters()]
     if isinstance(model, LayerGroups):
@@ -150,19 +162,19 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 def partial_state(model: nn.Module, names: set[str] | None) -> dict[str, Tensor]:
-    """The state dict, or those of its entries that are named."""
+    """Returns the state dict, or only the named entries."""
     state = model.state_dict()
     return state if names is None else {name: value for name, value in state.items() if name in names}
 
 
 def frozen_state(model: nn.Module, names: set[str] | None) -> dict[str, Tensor]:
-    """What of the state dict is not named; nothing where everything is saved."""
+    """Returns the entries of the state dict that are not named; none if `names` is None."""
     return {} if names is None else {name: value for name, value in model.state_dict().items() if name not in names}
 
 
 def _freeze_modes(model: nn.Module) -> None:
-    """Puts every module whose parameters are all frozen into evaluation mode, and every one that has none, such as
-    dropout, if the parameters next to it on both sides are frozen."""
+    """Puts modules into evaluation mode if all of their parameters are frozen. A module without parameters, such as
+    dropout, is frozen if the nearest parameters before and after it are."""
     modules = list(model.modules())
     owners = [i for i, module in enumerate(modules) if next(module.parameters(recurse=False), None) is not None]
     for i, module in enumerate(modules):
@@ -174,8 +186,8 @@ def _freeze_modes(model: nn.Module) -> None:
 
 
 def _numbered(model: nn.Module, name: str) -> str | None:
-    """The part of a parameter's name up to the first module that has a number; None where there is none, and for norms
-    and stems, which are no layers."""
+    """Returns the part of a parameter's name up to the first numbered module; None if there is none, and for norms and
+    stems, which are not layers."""
     parts = name.split(".")[:-1]
     for i, part in enumerate(parts):
         if re.search(r"\d$", part):
@@ -186,7 +198,7 @@ def _numbered(model: nn.Module, name: str) -> str | None:
 
 
 def _summary(names: list[str], most: int = 6) -> str:
-    """Parameters by the first two parts of their names."""
+    """Returns a short list of parameters, by the first two parts of their names."""
     short: dict[str, Any] = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
     shown = list(short)
     return ", ".join(shown[:most]) + (f", ... ({len(shown)} in all)" if len(shown) > most else "")

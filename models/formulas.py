@@ -1,8 +1,8 @@
-"""MACs of our own models by formula: from the settings alone, without building or running anything.
+"""Computes the MACs of our own models by formula, from their settings alone, without building or running a model.
 
-This stands beside the traced count of `engine.cost.macs`, and neither uses the other. Kinds are those of
-`engine.cost.ops.KINDS`; `product` is the matching of tokens, and the attention scores that a method
-asks for. B = 1; T tokens, D width, C channels, G patches a side.
+This is independent of the traced count in `engine.cost.macs`, which checks it. The kinds of MACs are those of
+`engine.cost.ops.KINDS`; `product` is the matching of tokens, including the attention scores that a method requires.
+B = 1; T tokens, D width, C channels, G patches per side.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _conv_stem(s: Any) -> int:
 
 
 STEMS: dict[str, Callable[[Any], int]] = {"patch": _patch_stem, "conv": _conv_stem}
-# MACs at one position of the map, C channels in and out.
+# MACs at one position of the map, with C channels in and out.
 CONV_BLOCKS: dict[str, Callable[[int], int]] = {
     "convnext": lambda c: 7 * 7 * c + c * 4 * c + 4 * c * c,  # depthwise 7x7, 1x1 to 4C, 1x1 back
     "residual": lambda c: 2 * 3 * 3 * c * c,  # two 3x3
@@ -74,7 +74,7 @@ def _transformer(s: Any) -> Counter:
 
 
 def _merge(s: Any, tokens: int, removed: int) -> Counter:
-    """One block's matching, and the learned head where tokens are compared by it."""
+    """One block's matching, and the learned head if tokens are compared by it."""
     metric, head_dim, merger = s.merge.compared_by(), s.embed_dim // s.num_heads, s.merge.merger()
     if merger.macs is None:
         raise CountError(
@@ -108,16 +108,17 @@ def _hybrid(s: Any) -> Counter:
 
 
 def _bottleneck(chans: int, width: int, before: int, after: int, project: bool) -> int:
-    """1x1, 3x3 and 1x1, W / 4 channels within, from `before` to `after` positions; a 1x1 on the residual if asked."""
+    """1x1, 3x3 and 1x1 with W / 4 channels inside, from `before` to `after` positions; `project`: a 1x1 residual."""
     inner = width // 4
     main = chans * inner * before + 9 * inner**2 * after + inner * width * after
     return main + project * chans * width * after
 
 
 def _conformer(s: Any) -> Counter:
-    """Stem, transformer; from the second block on two bottlenecks, one way down and one up; two linear heads.
+    """Stem, transformer, and from the second block on two bottlenecks and an exchange in both directions; two heads.
 
-    The way down is projected before it is pooled, at each position of the map, the way up at each token.
+    From map to tokens, features are projected before they are pooled, at each position of the map; from tokens to map,
+    at each token.
     """
     per_stage = s.depth // 3
     side, width = s.img_size // s.stem_stride, s.base_channel * s.channel_ratio
@@ -137,7 +138,7 @@ def _conformer(s: Any) -> Counter:
 
 
 def _lenet5(s: Any) -> Counter:
-    """Two 5x5 convolutions at every position that they have, three linear layers."""
+    """Two 5x5 convolutions at each of their positions, and three linear layers."""
     first, second = s.sides
     conv = 25 * (s.in_chans * 6 * (s.img_size + 2 * s.padding - 4) ** 2 + 6 * 16 * (first + 2 * s.padding - 4) ** 2)
     return Counter(convolution=conv, linear=16 * second**2 * 120 + 120 * 84 + 84 * s.classes)
@@ -155,10 +156,10 @@ def formula_macs(settings: Settings) -> dict[str, int]:
     """MACs by kind of one image through a model of ours.
 
     Args:
-        settings: a model's checked options (ViTSettings, HybridSettings ...), `name` included.
+        settings: a model's checked settings (ViTSettings, HybridSettings ...), `name` included.
 
     Raises:
-        CountError: a model or a part of it that has no formula here.
+        CountError: there is no formula here for the model or for a part of it.
     """
     return dict(_entry(FORMULAS, settings.name, "FORMULAS")(settings))
 

@@ -75,8 +75,8 @@ class MergingEncoder(nn.Module):
         settings: the encoder's options.
 
     Attributes:
-        schedule: the number of patches that each block removes. It may be set at any time; a block that is asked for
-            more than the method can remove removes what it can.
+        schedule: the number of patches that each block removes. It may be set at any time; a block never removes more
+            than the method can.
     """
 
     prefix = 1  # the class token

@@ -1,7 +1,7 @@
 """timm's and torchvision's models behind our interface: `timm:NAME` and `torchvision:NAME`.
 
-They are the libraries' own modules, with the libraries' parameter names. What the engine asks of any model is added as
-plain attributes: `img_size`, `in_chans`, `num_classes`, and `head_names`, the names of the modules that classify.
+They are the libraries' own modules, with the libraries' parameter names. The attributes that the engine needs of every
+model are added: `img_size`, `in_chans`, `num_classes`, and `head_names`, the names of the modules that classify.
 """
 
 from __future__ import annotations

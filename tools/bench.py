@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measures speed on this machine: what merging gains a model, its parts one by one, and the training data.
+"""Measures speed on this machine: the speed-up of a model by merging, the parts of merging, and the training loader.
 
-Everything is timed in rounds, after one round to warm up. Options that have no effect on what is measured are refused.
+Everything is timed in rounds, after one round to warm up. An option that has no effect on the measurement is an error.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
 HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): hybrid_merge; ViT-B, 224 and 384
 TOKENS = (((8, 197, 768), 14), ((64, 65, 192), 8), ((4, 1025, 1024), 64))  # (B, T, C), r: a row or two of the grid
 SELECTION = (32, 196, 98)  # batch, patches, kept
-HELP = {  # what is measured
-    "speedup": "a model with its merging and without: the speed-up, the ratio of their MACs, the one over the other, "
+HELP = {  # measurement -> its description
+    "speedup": "a model with its merging and without: the speed-up, the ratio of their MACs, the quotient of the two, "
     "and the share of the forward pass that matching and merging take. CFG is a YAML file, or its name under configs/",
     "merging": "milliseconds of matching, merging, unmerging and attention, by method and shape, in fp32",
-    "means": "milliseconds of the size-weighted mean over tokens that merge, by how it is computed",
-    "selection": "milliseconds per image of facility location, beside a plain loop and, if installed, submodlib",
+    "means": "milliseconds of the size-weighted mean over tokens that merge, for several ways to compute it",
+    "selection": "milliseconds per image of facility location, a plain loop and, if installed, submodlib",
     "attention": "milliseconds of fused attention with a size bias, by precision",
     "data": "images per second of the training loader, on random images of CIFAR's shape, without a model",
-    "files": "the same from JPEG files of 200 x 200 pixels, beside a plain DataLoader with the same transforms",
+    "files": "the same from JPEG files of 200 x 200 pixels, compared with a plain DataLoader with the same transforms",
 }
-OPTIONS = {  # what is measured: the options that it has, besides --repeats and --threads
+OPTIONS = {  # measurement -> its options, besides --repeats and --threads
     "speedup": ("batch_size", "train", "precision", "device", "overrides"),
     "merging": ("device",),
     "means": ("train", "device"),
@@ -51,7 +51,11 @@ OPTIONS = {  # what is measured: the options that it has, besides --repeats and 
     "files": ("batch_size", "workers"),
 }
 BATCH_SIZE = {"speedup": 8, "data": 128, "files": 32}  # default of --batch-size
-FILES, SIDE, SIZE = 1000, 200, 160  # JPEG files of --files, pixels of a side, and what they are brought to
+FILES, SIDE, SIZE = (
+    1000,
+    200,
+    160,
+)  # JPEG files of --files, their width and height in pixels, and the size to which they are resized
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -66,7 +70,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--batch-size",
         type=int,
         metavar="N",
-        help=f"images of a batch (default: --speedup 8, --files 32, --data 128, to {IMAGES})",
+        help=f"images in a batch (default: --speedup 8, --files 32, --data 128; at most {IMAGES})",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read --files (default: 2)")
     parser.add_argument(
@@ -94,13 +98,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends with an error for the first option that has no effect on what is measured."""
+    """Reports an error for the first option that has no effect on the measurement."""
     for name in dict.fromkeys(name for options in OPTIONS.values() for name in options):
         default = [] if name == "overrides" else parser.get_default(name)
         if getattr(args, name) != default and name not in OPTIONS[args.target]:
             option = " ".join(args.overrides) if name == "overrides" else f"--{name.replace('_', '-')}"
             takers = ", ".join(f"--{other}" for other in OPTIONS if name in OPTIONS[other])
-            parser.error(f"{option}: --{args.target} has no use for it; leave it out (it is of {takers})")
+            parser.error(f"{option}: has no effect on --{args.target}; leave it out (it applies to {takers})")
 
 
 def main(argv: list[str]) -> None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compares finished runs in one table: accuracy, model, cost, speed, memory, and the size of what was saved.
 
-Runs that differ in nothing but seed and fold are one row, with the mean of their numbers. A folder of all folds counts
-as its folds. The columns are numbers of each run's results.json.
+Runs that differ only in seed and fold share a row, with the mean of their numbers. A folder of all folds stands for its
+folds. The numbers come from each run's results.json.
 """
 
 from __future__ import annotations

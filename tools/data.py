@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks images before training, draws a training batch, and checks a submission against the competition's sample.
 
-tools/data.py COMMAND --help describes a command. If something is wrong the exit code is 2; details are printed before
+tools/data.py COMMAND --help describes a command. If anything is wrong the exit code is 2, and details are printed above
 the last line.
 """
 
@@ -24,7 +24,7 @@ EXAMPLE = "example: tools/data.py check my_images --out report"
 
 
 class Command(NamedTuple):
-    """A subcommand. A new one is two functions and a line in COMMANDS; it imports what it needs after parsing."""
+    """A subcommand. A new one needs two functions and a line in COMMANDS; it imports what it needs after parsing."""
 
     summary: str
     example: str
@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a folder of images, or a CSV file of paths and labels")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="settings of the data, as in training")
-    parser.add_argument("--kind", help="data.name in training: folder, csv, kaggle ... (default: what PATH looks like)")
+    parser.add_argument("--kind", help="data.name in training: folder, csv, kaggle ... (default: guessed from PATH)")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write check.png there: images of each class, and sizes"
+        "--out", type=Path, metavar="DIR", help="write a picture, check.png, there: images of each class, and sizes"
     )
 
 
@@ -147,7 +147,7 @@ def validate_file(args: argparse.Namespace) -> None:
 
 COMMANDS = {
     "check": Command(
-        "Decodes images as training will, and lists everything that is wrong with them.",
+        "Decodes all images as training will, and lists everything that is wrong with them.",
         "my_images --out report",
         check_arguments,
         check,

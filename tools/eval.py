@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Evaluates finished runs from their folders alone, and checks that the recorded accuracy is reproduced.
+"""Evaluates finished runs from their folders alone, and checks that they reproduce the recorded accuracy.
 
 Several runs are evaluated together, by their mean probabilities. A folder of all folds is evaluated fold by fold, each
 on the images that it was not trained on. Merging may differ from training (merge.r=4, merge.method=random,
-merge.target_gmacs=0.05), and --sweep evaluates several values of one of its keys and prints a table.
+merge.target_gmacs=0.05); --sweep evaluates several values of one key of merging and prints a table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tta", choices=["flip"], help="average over each image and its mirror image (default: off)")
     parser.add_argument(
-        "--sweep", metavar="KEY=[...]", help="evaluate each value of a key of merge:, and print a table"
+        "--sweep", metavar="KEY=[...]", help="evaluate every value of a key of merge: in a list, and print a table"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument(
@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     if args.sweep and (args.tta or len(args.run) > 1):
-        raise UserError("--sweep: is of one --run, and without --tta; evaluate one way of merging, as in merge.r=4")
+        raise UserError("--sweep: takes a single --run, without --tta; or evaluate one way of merging, as in merge.r=4")
     check_outputs(args)
     if args.sweep:
         sweep(args)
@@ -89,7 +89,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Evaluates runs as they are, and compares the scores with those that they recorded."""
+    """Evaluates runs once, and compares the scores with the recorded ones."""
     from engine.files import write_json_atomic
     from engine.measure.intervals import spread_lines
     from engine.measure.reevaluate import load_groups, over_folds, reevaluate
@@ -126,16 +126,16 @@ def print_scores(args: argparse.Namespace, part: Reevaluation) -> None:
 
 
 def compare_with_record(args: argparse.Namespace, group: Group, part: Reevaluation) -> list[str]:
-    """Prints where merging differs from training, or that the recorded score is reproduced; returns what is not."""
+    """Prints whether merging differs from training or the recorded score is reproduced; returns scores that are not."""
     from engine.measure.reevaluate import describe_merging
 
     mismatches = []
-    recorded_way = len(group) == 1 and args.split == "test" and args.weights == "best" and not args.tta
+    as_recorded = len(group) == 1 and args.split == "test" and args.weights == "best" and not args.tta
     for folder, run in group:
         if not run.as_trained:
             name = f"{folder}: " if len(args.run) > 1 else ""
             print(f"{name}merging differs from training: {describe_merging(run)}")
-        elif recorded_way and run.results:
+        elif as_recorded and run.results:
             recorded = f"results.json says {100 * run.results.test_score:.2f} %"
             if part.evaluation.score == run.results.test_score:
                 print(f"{recorded}: the same")

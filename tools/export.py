@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Exports a finished run's model to a file that runs without this code, as ONNX or as a program of torch.export.
+"""Exports a finished run's model to a file that runs without this code, as ONNX or as a torch.export program.
 
-The model is exported in fp32 and in evaluation mode, for batches of any size. The size of the images and the number
-of tokens that merging removes (such as merge.r=4) are fixed in the file. Before the file takes its name it is loaded by
-its own runtime, and its predictions on test images are compared with the model's.
+The model is exported in fp32 and in evaluation mode, for batches of any size. The size of the images and the number of
+tokens that merging removes (set by merge.r=4, for example) are fixed in the file. Before the file takes its name it is
+loaded into its own runtime, and its predictions on test images are compared with the model's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--to",
         choices=["onnx", "exported"],
         required=True,
-        help="onnx: for onnxruntime and all that reads ONNX; exported: for torch.export.load",
+        help="onnx: for onnxruntime and other ONNX runtimes; exported: for torch.export.load",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the file to write (default: DIR/model.onnx or DIR/model.pt2)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Counts what models cost: parameters, GMACs of one image, activations, and the tokens that leave each block.
+"""Counts what models cost: parameters, GMACs for one image, activations, and the tokens left after each block.
 
-GMACs are convolutions, linear layers, attention, and the matching of tokens. They are counted by fvcore and, for our
+GMACs cover convolutions, linear layers, attention, and the matching of tokens. They are counted by fvcore and, for our
 own models, by formula as well. fvcore's estimates for norms, pooling and resizing are printed below the table.
 """
 
@@ -35,7 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if not args.cfg:
         parser.error("give --cfg at least one file")
     if args.by_module and len(args.cfg) != 1:
-        raise UserError(f"--by-module: breaks one model down, not {len(args.cfg)}; give --cfg one file")
+        raise UserError(f"--by-module: breaks down one model, not {len(args.cfg)}; give --cfg one file")
     if args.depth < 1:
         raise UserError(f"--depth {args.depth}: must be at least 1")
     return args

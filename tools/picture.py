@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draws which patches of photographs each merging method merges into one token.
 
-With --run, the model of a run merges, and it sees each photograph exactly as tools/predict.py would show it. Without
---run no model is used: patches are compared by their colours, as in
+With --run, a run's model merges, and photographs are read exactly as by tools/predict.py. Without --run no model is
+used, and patches are compared by their colours, as in
 tools/picture.py --images china cat.jpg --out merged.png.
 """
 
@@ -34,26 +34,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="FILE",
-        help=f"image files, or photographs that installed packages bring along: {', '.join(PHOTOGRAPHS)}",
+        help=f"image files, or photographs that come with installed packages: {', '.join(PHOTOGRAPHS)}",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
     parser.add_argument(
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="a column for each (default: the run's own; without --run all that need no training)",
+        help="merging methods, a column for each (default: the run's own; without --run all that need no training)",
     )
-    parser.add_argument("--keep", type=float, help="share of the patches that remains (default: 0.25); not with --run")
-    parser.add_argument("--size", type=int, help="pixels that an image is resized to (default: 224); not with --run")
+    parser.add_argument("--keep", type=float, help="share of the patches that remain (default: 0.25); not with --run")
+    parser.add_argument(
+        "--size", type=int, help="size to which images are resized, pixels (default: 224); not with --run"
+    )
     parser.add_argument("--patch", type=int, help="side of a patch, pixels (default: 16); not with --run")
     parser.add_argument("--run", type=Path, metavar="DIR", help="a run folder, whose model merges")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the run, such as merge.r=4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changed settings of the run, such as merge.r=4"
+    )
     args = take_overrides(parser.parse_intermixed_args(argv), "images", "methods")
     if not args.images:
         parser.error("give --images at least one file")
     by_colour = {key: getattr(args, key) for key in BY_COLOUR if getattr(args, key) is not None}
     if args.run and by_colour:
-        raise UserError(f"--{next(iter(by_colour))}: a run has its own; set merge.r or merge.keep, or leave it out")
+        raise UserError(
+            f"--{next(iter(by_colour))}: not with --run, which has its own; set merge.r or merge.keep, or leave it out"
+        )
     if args.overrides and not args.run:
         raise UserError(f"{args.overrides[0]}: changes a run's settings; give --run DIR")
     args.by_colour = by_colour

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Predicts the classes of images with one run or several, and writes them to a CSV file, such as a submission.
+"""Predicts the classes of images with one or more runs, and writes them to a CSV file, such as a submission.
 
 --images takes folders and files, such as photo.jpg. With --sample the columns, their order, the separator, the order
-of the rows and the spelling of ids follow that file; a sample with a column for each class gets probabilities. Without
-it the columns are ID and Label, and the rows are in the order 1, 2, 10. With several --run, or a run of several folds,
-probabilities are averaged. The runs' data are not needed. Merging may differ from training: merge.r=4.
+of the rows and the spelling of ids follow that file; for a sample with a column for each class, probabilities are
+written. Without it the columns are ID and Label, and the rows are in the order 1, 2, 10. With several --run, or a
+folder of all folds, probabilities are averaged. The runs' data are not needed. Merging may differ from training:
+merge.r=4.
 """
 
 from __future__ import annotations
@@ -36,35 +37,39 @@ def parse(argv: list[str]) -> argparse.Namespace:
         required=True,
         action="append",
         metavar="DIR",
-        help="a run folder, or that of all folds of one; several times: probabilities are averaged",
+        help="a run folder, or a folder of all folds; give it several times to average the probabilities of runs",
     )
     parser.add_argument(
-        "--images", type=Path, required=True, nargs="+", metavar="PATH", help="image files, and folders of images"
+        "--images", type=Path, required=True, nargs="+", metavar="PATH", help="image files and folders of images"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the file to write")
     parser.add_argument("--sample", type=Path, metavar="FILE.csv", help="the competition's sample file")
-    parser.add_argument("--weights", metavar="2,1", help="how much each --run counts (default: all the same)")
+    parser.add_argument("--weights", metavar="2,1", help="how much each --run counts (default: all equally)")
     parser.add_argument(
         "--tta",
         metavar="flip,crops",
         default="",
-        help="average over views; flip: the image and its mirror image; crops: its corners and centre; or both",
+        help="average over views of each image; flip: it and its mirror image; crops: its corners and centre; or both",
     )
     parser.add_argument("--probabilities", type=Path, metavar="FILE.csv", help="also write every class's probability")
-    parser.add_argument("--top-k", type=int, metavar="K", help="write only the K most probable to --probabilities")
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="write only the K most probable classes to --probabilities"
+    )
     parser.add_argument(
         "--extra",
         choices=["stop", "ignore"],
         default="stop",
-        help="images that the sample does not name: an error (default), or left out",
+        help="if the sample does not name an image: stop with an error (default), or ignore the image",
     )
     parser.add_argument(
         "--formulas",
         choices=["guard", "keep"],
         default="guard",
-        help="names that a spreadsheet would compute, such as =A1: with an apostrophe in front (default), or unchanged",
+        help="write names that a spreadsheet would compute, such as =A1, after an apostrophe (default) or unchanged",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of every run, such as merge.r=4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changed settings of every run, such as merge.r=4"
+    )
     args = take_overrides(parser.parse_intermixed_args(argv), "images")
     if not args.images:
         parser.error("give --images at least one file or folder")
@@ -72,7 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def numbers(text: str | None) -> list[float] | None:
-    """Returns the numbers of --weights."""
+    """Parses the numbers of --weights."""
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:

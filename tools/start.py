@@ -1,4 +1,4 @@
-"""What every tool does first when it is run as a script. Not a tool itself."""
+"""The first thing that every tool calls when it is run as a script. Not a tool itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def prepare() -> None:
-    """Makes Ctrl-C end the process without a traceback until `engine.cli` handles it, and finds engine/ and models/.
+    """Lets Ctrl-C end the process without a traceback until `engine.cli` handles it, and makes engine/ importable.
 
-    engine/ and models/ are not installed: tools use those of the checkout that they lie in.
+    engine/ and models/ are not installed: tools use those of their own checkout.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -3,8 +3,8 @@
 
   tools/train.py --cfg hybrid_merge.yaml model.merge.r=4 train.lr=5e-4 name=r4
 
-Any setting can be overridden by section.key=value. With split.folds=5 five models are trained, each tested on another
-fifth of the images; split.fold=2 trains one of them. Ctrl-C saves the run; --resume goes on with it.
+Any setting can be overridden by section.key=value. With split.folds=5 five models are trained, each tested on a
+different fifth of the images; split.fold=2 trains one of them. Ctrl-C saves the run; --resume continues it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of models: pydantic classes that refuse unknown keys, and errors that fit on one line."""
+"""The base class of all settings, the settings that all models share, and errors for users that fit on one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ S = TypeVar("S", bound="Settings")
 
 
 class UserError(ValueError):
-    """A user's mistake, said in one line: the key or path, the value, and what to do. Tools exit with code 2."""
+    """A user's mistake, described on one line: the key or path, the value, and the fix. Tools exit with code 2."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys refused, no silent conversion, no inf or nan, immutable once checked.
+    """Base of all settings: refuses unknown keys, inf and nan, converts nothing silently, and is immutable.
 
     Where one file of settings is put over another, some keys of the lower one lose their meaning. A class declares
     which, and `engine.settings.layers` applies it:
@@ -41,7 +41,7 @@ class Settings(BaseModel):
 
 
 def _absolute(weights: str | None) -> str | None:
-    """A path in full, so that a run folder names it wherever it is read from; names of hubs as they are."""
+    """Makes a path absolute, so that a run folder can be read from anywhere; names on hubs are left unchanged."""
     if weights is None or weights.partition(":")[0] in ("timm", "torchvision"):
         return weights
     return os.path.abspath(os.path.expanduser(weights))
@@ -51,7 +51,7 @@ class ModelSettings(Settings):
     """The options that all models share. A model's own class adds its options and a `name`, which chooses the class.
 
     Attributes:
-        default_classes: the number of classes where neither the settings nor data say one.
+        default_classes: the number of classes if neither the settings nor the data specify it.
     """
 
     default_classes: ClassVar[int] = 1000
@@ -67,12 +67,12 @@ class ModelSettings(Settings):
 
     @property
     def classes(self) -> int:
-        """The number of classes that a model of these settings has."""
+        """The number of classes of a model with these settings."""
         return self.default_classes if self.num_classes is None else self.num_classes
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """The end of an error line: the nearest known names, or all of them if none is near."""
+    """Returns the end of an error line: the nearest known names, or all of them if none is near."""
     close = get_close_matches(str(word), known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
 
@@ -82,7 +82,7 @@ def check(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
 
     Args:
         cls: the settings class.
-        values: keys and values as a YAML file or keyword arguments gave them.
+        values: keys and values from a YAML file or keyword arguments.
         where: dotted prefix for the keys in an error, e.g. "model".
 
     Raises:
@@ -95,10 +95,10 @@ def check(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
 
 
 def _line(cls: type[BaseModel], details: list[Mapping[str, Any]], where: str) -> str:
-    """The first mistake in words, and how many keys more are wrong.
+    """Describes the first mistake, and counts how many more keys are wrong.
 
-    A value that fits no member of `int | list[int]` has an error for each: the deepest says most, and those of equal
-    depth are alternatives.
+    A value that fits no member of `int | list[int]` has an error for each member: the deepest error is the most
+    specific, and errors of equal depth are alternatives.
     """
     located = [(*_locate(cls, detail), detail) for detail in details]
     top = located[0][0]
@@ -151,21 +151,21 @@ def _reason(detail: Mapping[str, Any]) -> str:
 
 
 def _show(value: Any, most: int = 80) -> str:
-    """A value as it is written in Python, on one line, cut where it is long."""
+    """Returns a value as it is written in Python, on one line, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _range(field: FieldInfo) -> str:
-    """All bounds of a number, such as "at least 0 and less than 1"; empty if they are not the field's own."""
+    """Returns all bounds of a number, such as "at least 0 and less than 1"; empty if the field itself has none."""
     words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
     bounds = [f"{word} {getattr(m, name)}" for m in field.metadata for name, word in words.items() if hasattr(m, name)]
     return " and ".join(bounds)
 
 
 def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
-    """The key path of an error without pydantic's union tags, and the class that the last key belongs to."""
-    loc, stranger = detail["loc"], detail["type"] == "extra_forbidden"
+    """Returns the key path of an error without pydantic's union tags, and the class that the last key belongs to."""
+    loc, unknown = detail["loc"], detail["type"] == "extra_forbidden"
     path: list[str] = []
     owners: list[type[BaseModel]] = [cls]
     owner: type[BaseModel] | None = cls
@@ -181,7 +181,7 @@ def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str],
             owner, section = holder, holder.model_fields[part].annotation
             owners = classes_in(section)
             path.append(str(part))
-        elif isinstance(part, int) or (stranger and i == len(loc) - 1):
+        elif isinstance(part, int) or (unknown and i == len(loc) - 1):
             owner = owners[0] if owners else None
             path.append(str(part))
     return path, owner
@@ -213,6 +213,6 @@ def names_of(cls: type[BaseModel]) -> tuple[str, ...]:
 
 def classes_in(annotation: Any) -> list[type[BaseModel]]:
     """Returns every settings class inside an annotation such as `A | B | None`."""
-    if parts := get_args(annotation):  # first: Python 3.10 takes list[int] for a class
+    if parts := get_args(annotation):  # checked first, because Python 3.10 takes list[int] for a class
         return [cls for part in parts for cls in classes_in(part)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

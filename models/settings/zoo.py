@@ -1,6 +1,6 @@
 """Settings of timm's and torchvision's models, `timm:NAME` and `torchvision:NAME`, checked against their lists.
 
-The image size, mean and standard deviation are those of the weights, as the library's metadata have them.
+The image size, mean and standard deviation are those of the weights, from the library's metadata.
 """
 
 from __future__ import annotations

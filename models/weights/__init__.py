@@ -1,4 +1,4 @@
-"""Weights to start from: other people's checkpoints in, converted to a model's own names."""
+"""Loads pretrained weights: converts them to a model's own names and shapes, and reports what was loaded."""
 
 from .load import Report, load_weights
 

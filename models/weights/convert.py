@@ -1,7 +1,7 @@
-"""Other layouts into a model's own: names first, then shapes (position embeddings, relative position tables, channels).
+"""Converts weights to a model's layout: names first, then shapes (position embeddings, position tables, channels).
 
-Layouts are told apart by their names, on both sides. ViTs have three: timm's, which DeiT's, BEiT's and our files share;
-torchvision's, which its SWAG files share; and Google's (.npz).
+A layout is recognised by its names, for the file and for the model. ViTs have three layouts: timm's, which DeiT, BEiT
+and our own files use; torchvision's, which its SWAG files use; and Google's (.npz).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _VIT = (
 _TO_TORCHVISION = {timm: torchvision for timm, torchvision in _VIT}
 _TO_TIMM = {torchvision: timm for timm, torchvision in _VIT}
 
-# torchvision's published ViT and DenseNet files are older than its names; DeiT III's are not timm's (layer scale).
+# torchvision's published ViT and DenseNet files use older names; DeiT III's differ from timm's in the layer scale.
 _OLD_TORCHVISION = {
     f"{_BLOCK}.mlp.linear_1.{{p}}": f"{_BLOCK}.mlp.0.{{p}}",
     f"{_BLOCK}.mlp.linear_2.{{p}}": f"{_BLOCK}.mlp.3.{{p}}",
@@ -50,7 +50,7 @@ _TABLE = "relative_position_bias_table"
 
 
 def renamed(state: State, model: nn.Module) -> State:
-    """`state` under the names of `model`'s layout; names that no layout knows stay."""
+    """Returns `state` with the names of `model`'s layout; names of no known layout are left unchanged."""
     wanted = model.state_dict().keys()
     if any(name.endswith("embedding/kernel") for name in state):
         state = from_google(state)
@@ -66,10 +66,11 @@ def renamed(state: State, model: nn.Module) -> State:
 
 
 def from_google(arrays: State) -> State:
-    """A ViT of Google's .npz files (Dosovitskiy et al., 2021; big_vision) under timm's names.
+    """Converts a ViT from Google's .npz files (Dosovitskiy et al., 2021; big_vision) to timm's names.
 
-    Kernels are (in, out), those of attention (in, heads, head_dim) and (heads, head_dim, out), that of the patches
-    (height, width, in, out). big_vision numbers a block's parts otherwise, and may stack all blocks along a first axis.
+    Kernels are (in, out), those of attention (in, heads, head_dim) and (heads, head_dim, out), that of the patch
+    embedding (height, width, in, out). big_vision numbers a block's parts differently, and may stack all blocks along a
+    first axis.
     """
     root = next(name for name in arrays if name.endswith("embedding/kernel")).removesuffix("embedding/kernel")
     left = {name.removeprefix(root): value for name, value in arrays.items()}
@@ -82,7 +83,7 @@ def from_google(arrays: State) -> State:
     state: State = {}
 
     def take(name: str, source: str, kind: str = "kernel") -> None:
-        """Moves a layer, its weight by `kind`; a layer that the file lacks stays missing."""
+        """Moves a layer's weight, called `kind`, and bias to `state`; skips a layer that the file does not have."""
         weight, bias = left.pop(f"{source}/{kind}", None), left.pop(f"{source}/bias", None)
         if weight is not None:
             state[f"{name}.weight"] = _matrix(weight, "out" in source.rpartition("/")[2])
@@ -117,10 +118,10 @@ def from_google(arrays: State) -> State:
 
 
 def resized(state: State, model: nn.Module) -> State:
-    """`state` with position embeddings of the model's grid and a first convolution of its channels, where that can be.
+    """Returns `state` with position embeddings and first convolution resized for the model, if possible.
 
-    A distilled DeiT's second token has no place in a model without one, nor has its position. A first convolution over
-    three channels is summed for one: what it gives for a grey image on all three.
+    A distilled DeiT's distillation token, and its position, are dropped for a model without one. A first convolution
+    over three channels is summed for a model with one channel, which gives the output for a grey image in all three.
     """
     own, state = model.state_dict(), dict(state)
     for name in ("pos_embed", "encoder.pos_embedding"):
@@ -134,27 +135,27 @@ def resized(state: State, model: nn.Module) -> State:
 
 
 def filtered(state: State, model: nn.Module) -> State | None:
-    """`state` through the filter that timm keeps for its own models' published files; None where it has none to offer.
+    """Applies timm's own filter for the published files of a model; returns None if there is none or it fails.
 
-    It resizes what is timm's to know (relative position tables, patches) and renames official files.
+    These filters rename the entries of official files and resize relative position tables and patch embeddings.
     """
     module = type(model).__module__
     take = getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
     if take is None:
         return None
-    # timm's filters look a table's owner up in the model, and fail on a stranger's.
+    # timm's filters look up the module of each table in the model, and fail for tables that the model does not have.
     own = model.state_dict().keys()
-    strangers = {name: value for name, value in state.items() if name.endswith(_TABLE) and name not in own}
+    other_tables = {name: value for name, value in state.items() if name.endswith(_TABLE) and name not in own}
     try:
         with torch.no_grad():
-            found = take({name: value for name, value in state.items() if name not in strangers}, model)
-    except Exception:  # a filter asserts, looks up and reshapes as its own files allow: these are others
+            converted = take({name: value for name, value in state.items() if name not in other_tables}, model)
+    except Exception:  # filters are written for their own files, and fail in any way for others
         return None
-    return {**found, **strangers}
+    return {**converted, **other_tables}
 
 
 def first_conv(model: nn.Module) -> str:
-    """The name of the weight that meets the image's channels; empty if the model has no convolution."""
+    """Returns the name of the weight of the first convolution, which sees the image; empty if there is none."""
     names = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     return next((f"{name}.weight" for name in names), "")
 
@@ -181,7 +182,7 @@ def _is_torchvision_vit(names: Collection[str]) -> bool:
 
 
 def _shared_table_to_blocks(state: State, wanted: Collection[str]) -> State:
-    """A BEiT before fine-tuning has one relative position table for all blocks; afterwards each has its own."""
+    """Copies BEiT's relative position table, which all blocks share before fine-tuning, to each block."""
     shared, table = f"rel_pos_bias.{_TABLE}", f"attn.{_TABLE}"
     if shared not in state or shared in wanted or f"blocks.0.{table}" not in wanted:
         return state
@@ -191,19 +192,19 @@ def _shared_table_to_blocks(state: State, wanted: Collection[str]) -> State:
 
 
 def _unstacked(arrays: State) -> State:
-    """Stacked blocks (depth, ...) as numbered ones."""
-    found: State = {}
+    """Splits stacked blocks (depth, ...) into numbered ones."""
+    numbered: State = {}
     for name, value in arrays.items():
         rest = name.removeprefix("Transformer/encoderblock/")
         if rest == name:
-            found[name] = value
+            numbered[name] = value
         else:
-            found.update({f"Transformer/encoderblock_{i}/{rest}": one for i, one in enumerate(value)})
-    return found
+            numbered.update({f"Transformer/encoderblock_{i}/{rest}": one for i, one in enumerate(value)})
+    return numbered
 
 
 def _matrix(kernel: Tensor, joins_heads: bool) -> Tensor:
-    """A kernel of JAX's order as torch's weight: (out, in), or (out, in, height, width)."""
+    """Converts a kernel from JAX's order to torch's: (out, in), or (out, in, height, width)."""
     if kernel.ndim == 4:
         return kernel.permute(3, 2, 0, 1).contiguous()
     if kernel.ndim == 3:
@@ -212,7 +213,7 @@ def _matrix(kernel: Tensor, joins_heads: bool) -> Tensor:
 
 
 def _positions(old: Tensor, new: Tensor, grid: Grid) -> Tensor:
-    """Position embeddings (1, P + N, D) on another grid; as they are where they cannot be."""
+    """Resizes position embeddings (1, P + N, D) to another grid; returns them unchanged if that is not possible."""
     prefix = new.shape[1] - prod(grid)
     sizes = old.ndim == new.ndim == 3 and old.shape[::2] == new.shape[::2] and _is_square(old.shape[1] - prefix)
     if not sizes or old.shape == new.shape:
@@ -225,7 +226,7 @@ def _is_square(n: int) -> bool:
 
 
 def _grid(model: nn.Module) -> Grid | None:
-    """Rows and columns of the patches that a ViT has position embeddings for."""
+    """Returns rows and columns of the patches for which a ViT has position embeddings; None if unknown."""
     if isinstance(model, TorchvisionViT):
         side = model.image_size // model.patch_size
         return side, side

@@ -1,4 +1,4 @@
-"""Reads weights from files and run folders: names and tensors, and never code."""
+"""Reads weights, as tensors by name, from files and run folders, without executing any code in them."""
 
 from __future__ import annotations
 
@@ -17,62 +17,67 @@ from ..settings import UserError, nearest
 
 State = dict[str, Tensor]
 
-# What checkpoints keep a model's weights under, best first: averaged weights only where there are no others.
+# Keys under which checkpoints store a model's weights, in order of preference; averaged weights are the last resort.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
 
 _ADVICE = "if you trust it, save its tensors alone with torch.save, or as .safetensors"
 
 
 def read_path(source: str) -> State:
-    """Weights from a file, by its suffix, or from the best checkpoint of a run folder.
+    """Reads weights from a file, in the format of its suffix, or from the best checkpoint of a run folder.
 
     Raises:
-        UserError: no such path, an unknown suffix, an unreadable file, one that needs unpickling, no tensors in it.
+        UserError: the path does not exist, or the file has an unknown suffix, is unreadable, needs unpickling, or has
+            no tensors in it.
     """
     what = f"model.weights = {source!r}"
     try:
         path = _file(Path(source).expanduser(), what)
-        found = READERS[path.suffix.lower()](path)
+        content = READERS[path.suffix.lower()](path)
     except (UserError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{what}: {_refusal(error)}") from None
-    except Exception as error:  # whatever the formats' readers meet in a file that is not what it says it is
+    except Exception as error:  # the readers raise many types for a file that is not in their format
         raise UserError(f"{what}: cannot be read ({reason(error)}); fetch it again, or give another") from error
-    if isinstance(found, Mapping) and found.get("partial") is True:
-        raise UserError(f"{what}: holds only what learnt in its run; give the run's folder, which knows the rest")
-    return unwrap(found, what)
+    if isinstance(content, Mapping) and content.get("partial") is True:
+        raise UserError(f"{what}: contains only what its run trained; give the run folder, which leads to the rest")
+    return unwrap(content, what)
 
 
-def unwrap(found: Any, what: str) -> State:
-    """A checkpoint's tensors by name, without wrappers such as "state_dict" and the prefix `module.`.
+def unwrap(content: Any, what: str) -> State:
+    """Returns a checkpoint's tensors by name, without wrappers such as "state_dict" and the prefix `module.`.
 
     Args:
-        found: what the file holds.
-        what: key and value for the error.
+        content: the content of the file.
+        what: key and value for error messages.
+
+    Raises:
+        UserError: there are no tensors, or two have the same name.
     """
     for _ in range(len(WRAPPERS)):  # bounded: a pickled dict can hold itself
-        inner = [found[key] for key in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
+        wrapped = content if isinstance(content, Mapping) else {}
+        inner = [wrapped[key] for key in WRAPPERS if isinstance(wrapped.get(key), Mapping)]
         if not inner:
             break
-        found = inner[0]
-    entries = found.items() if isinstance(found, Mapping) else ()
+        content = inner[0]
+    entries = content.items() if isinstance(content, Mapping) else ()
     named = [(_plain(name), value.detach()) for name, value in entries if isinstance(value, Tensor)]
     state = dict(named)
     if not state:
-        raise UserError(f"{what}: holds no weights by name; give a model's state dict")
+        raise UserError(f"{what}: contains no named weights; give a model's state dict")
     if len(state) < len(named):
         raise UserError(f"{what}: names some weights twice, with and without a prefix (module.); keep one of each")
     return state
 
 
 def reason(error: Exception) -> str:
-    """An exception of someone else's code in a few words, on one line."""
+    """Summarises an exception from a library on one line."""
     return re.split(r"\n|\. ", str(error).strip())[0][:160].rstrip(" .") or type(error).__name__
 
 
 def _file(path: Path, what: str) -> Path:
-    """The file to read: `path`, or the best checkpoint of the run folder that it is."""
+    """Returns the file to read: `path` itself or, for a run folder, its best checkpoint."""
     if path.is_dir():
         if (best := path / "best.pt").is_file():
             return best
@@ -121,7 +126,7 @@ def _refusal(error: Exception) -> str:
 
 
 def _plain(name: Any) -> str:
-    """A name without the prefixes of data-parallel and compiled models."""
+    """Returns a name without the prefixes of data-parallel and compiled models."""
     name = str(name).replace("_orig_mod.", "")
     while name.startswith("module."):
         name = name.removeprefix("module.")

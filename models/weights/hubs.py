@@ -1,4 +1,4 @@
-"""Weights by name from timm and torchvision, through the libraries' own loaders: downloaded once, then cached."""
+"""Gets weights by name from timm and torchvision through the libraries' own loaders, which download and cache them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .files import State, reason, unwrap
 
 
 def read_timm(name: str) -> State:
-    """The state dict of timm's model `name`, such as vit_base_patch16_224.augreg_in21k, with its weights.
+    """Returns the state dict of timm's pretrained model `name`, such as vit_base_patch16_224.augreg_in21k.
 
     Raises:
-        UserError: unknown model or tag, no weights of that name, or weights that are neither cached nor to be had.
+        UserError: the model, the tag or the weights do not exist, or the weights are not cached and cannot be
+            downloaded.
     """
     what = f"model.weights = 'timm:{name}'"
     cfg = _timm_cfg(name, what)
@@ -34,10 +35,10 @@ def read_timm(name: str) -> State:
 
 
 def read_torchvision(name: str) -> State:
-    """The state dict of torchvision's weights `name`: MODEL, or MODEL.WEIGHTS such as vit_l_16.IMAGENET1K_SWAG_E2E_V1.
+    """Returns the state dict of torchvision's weights MODEL or MODEL.WEIGHTS, such as vit_l_16.IMAGENET1K_SWAG_E2E_V1.
 
     Raises:
-        UserError: unknown model or weights, or weights that are neither cached nor to be had.
+        UserError: the model or the weights do not exist, or the weights are not cached and cannot be downloaded.
     """
     what = f"model.weights = 'torchvision:{name}'"
     arch, _, tag = name.partition(".")
@@ -49,12 +50,12 @@ def read_torchvision(name: str) -> State:
         raise UserError(f"{what}: no such weights; {nearest(tag, list(entries.__members__))}")
     weights = entries[tag or "DEFAULT"]
     try:
-        found = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        content = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # URLError, a wrong hash (RuntimeError), a full disk, a damaged file
         raise UserError(f"{what}: {_url_fault(weights.url, error)}") from error
-    return unwrap(found, what)
+    return unwrap(content, what)
 
 
 HUBS: dict[str, Callable[[str], State]] = {"timm": read_timm, "torchvision": read_torchvision}
@@ -95,6 +96,6 @@ def _checkpoints() -> Path:
 
 
 def _near(name: str, known: list[str], library: str) -> str:
-    """The nearest names; libraries with a hundred of them are not listed whole."""
+    """Returns the nearest names; if there are none, all names or, if these are many, the function that lists them."""
     hint = nearest(name, known)
-    return hint if hint.startswith("did you mean") or len(known) <= 10 else f"{library}.list_models() knows all"
+    return hint if hint.startswith("did you mean") or len(known) <= 10 else f"{library}.list_models() lists all"

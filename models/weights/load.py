@@ -1,4 +1,4 @@
-"""Weights into a model: what fits is found first, then checked, then loaded at once; a report says what came of it."""
+"""Loads weights into a model: determines which entries fit, checks them, loads them all at once, and reports on it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .hubs import HUBS
 
 Shape = tuple[int, ...]
 
-# Prefixes that others put before a whole model's names; stripped where more fits without them.
+# Prefixes that other programs put before all names of a model; they are removed if more entries fit without them.
 PREFIXES = ("backbone.", "encoder.", "vit.", "model.")
-# Modules that classify, where a model does not say so itself.
+# Names of classification layers, for models that do not name theirs.
 HEADS = (
     "head",
     "heads",
@@ -35,23 +35,24 @@ HEADS = (
     "aux1.fc2",
     "aux2.fc2",
 )
-# Buffers that are counted or computed, not learned: nobody misses them.
+# Buffers that are counted or computed, not learned; it does not matter if they are missing.
 COMPUTED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 
 
 @dataclass
 class Report:
-    """What became of weights. Names are the model's; unexpected ones are the file's, converted as far as they could be.
+    """The outcome of loading weights. Names are the model's, except that unexpected ones are the file's.
 
     Attributes:
-        source: what was asked for.
-        loaded: names that now have the file's values.
-        missing: names that stay as they were, heads left out.
-        unexpected: names that the model has no place for.
+        source: the requested weights.
+        loaded: names whose values were loaded.
+        missing: names, except those of heads, that keep their initial values.
+        unexpected: names in the file that the model does not have, converted as far as possible.
         resized: name, shape in the file, shape in the model.
-        mismatched: likewise, for names that could not be loaded for their shape; they are missing, or replaced, too.
-        replaced: names of heads that stay as they were.
-        share: of the parameters that do not classify, by elements, how many were loaded.
+        mismatched: likewise, for names that could not be loaded because of their shape; they are also listed as missing
+            or replaced.
+        replaced: names of heads that keep their initial values.
+        share: the fraction of the parameters before the head, counted by elements, that was loaded.
     """
 
     source: str
@@ -64,7 +65,7 @@ class Report:
     share: float = 0.0
 
     def lines(self) -> list[str]:
-        """The report for a log, a line for each kind of news."""
+        """Returns the report as lines for the log."""
         share = f"{self.share:.1%} of the parameters before the head"
         lines = [f"weights: {self.source}: {len(self.loaded)} tensors loaded, {share}"]
         for name, old, new in self.resized:
@@ -84,17 +85,17 @@ class Report:
 
 
 def load_weights(model: nn.Module, source: str, state: State | None = None) -> Report:
-    """Loads weights into `model`, converted to its layout. On an error the model is as it was.
+    """Loads weights into `model`, converted to its layout. On an error the model is left unchanged.
 
     Args:
         model: one of MODELS, or a timm or torchvision model. A hybrid takes a ViT's weights into its `vit`.
         source: timm:NAME, torchvision:NAME or torchvision:NAME.WEIGHTS, a file (.pth, .pt, .bin, .tar, .ckpt,
-            .safetensors, Google's .npz), or a run folder, whose best.pt is taken.
-        state: what `source` holds, where it was read already.
+            .safetensors, Google's .npz), or a run folder, whose best.pt is used.
+        state: the content of `source`, if it has already been read.
 
     Raises:
-        UserError: weights that cannot be had or read, another number of image channels, values that are not finite,
-            or less than half of the parameters before the head loaded.
+        UserError: the weights cannot be found or read, have another number of image channels, or are not finite, or
+            less than half of the parameters before the head would be loaded.
     """
     library, colon, name = source.partition(":")
     if state is None:
@@ -107,16 +108,19 @@ def load_weights(model: nn.Module, source: str, state: State | None = None) -> R
 
 
 def _readings(model: nn.Module, state: State) -> Iterator[tuple[str, State, State]]:
-    """Every way to read the names, the plainest first: a prefix of the model's, the state under the names of what is
-    there, and the same with its shapes converted. The one by which most elements fit is taken."""
+    """Yields all ways to read the names in a file, the simplest first; the one by which most elements fit is used.
+
+    Each is the prefix of the part of the model that the weights are for, the state with that part's names, and the same
+    with converted shapes.
+    """
     parts = [("", model)] + ([("vit.", model.vit)] if isinstance(model, Hybrid) else [])
-    given = [state]
+    states = [state]
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in state):
-            given.append({name.removeprefix(prefix): value for name, value in state.items()})
+            states.append({name.removeprefix(prefix): value for name, value in state.items()})
     for part, module in parts:
-        for names in given:
-            before = renamed(names, module)
+        for entries in states:
+            before = renamed(entries, module)
             after = resized(before, module)
             yield part, before, after
             if (own := filtered(after, module)) is not None:
@@ -124,7 +128,10 @@ def _readings(model: nn.Module, state: State) -> Iterator[tuple[str, State, Stat
 
 
 def _fit(source: str, model: nn.Module, part: str, before: State, after: State) -> tuple[Report, State]:
-    """What of `after` fits under the names `part` + its own; `before` has the shapes of the file."""
+    """Returns a report and the tensors of `after` that fit, under names with the prefix `part`.
+
+    `before` has the shapes in the file.
+    """
     own, report, tensors = model.state_dict(), Report(source), {}
     for name, value in after.items():
         full = part + name
@@ -136,7 +143,7 @@ def _fit(source: str, model: nn.Module, part: str, before: State, after: State) 
                 report.resized.append((full, tuple(before[name].shape), tuple(value.shape)))
         else:
             report.mismatched.append((full, tuple(before.get(name, value).shape), tuple(own[full].shape)))
-    for full, _, _ in report.mismatched:  # a bias means nothing without its weight
+    for full, _, _ in report.mismatched:  # a bias is useless without its weight
         if full.endswith(".weight"):
             tensors.pop(full.removesuffix("weight") + "bias", None)
     left = [name for name in own if name not in tensors and not name.endswith(COMPUTED)]
@@ -161,18 +168,18 @@ def _check(report: Report, model: nn.Module, tensors: dict[str, Tensor]) -> None
             raise UserError(f"{key}: {name} takes {old[1]} channels, model.in_chans = {new[1]}; use {old[1]}{also}")
     if report.share < 0.5:
         lost = {"missing": report._with_shapes(report.missing), "unexpected": report.unexpected}
-        said = "; ".join(f"{len(names)} {what} ({_few(names, 3)})" for what, names in lost.items() if names)
+        details = "; ".join(f"{len(names)} {what} ({_few(names, 3)})" for what, names in lost.items() if names)
         raise UserError(
-            f"{key}: fits {report.share:.0%} of the model's parameters before the head: {said}; "
+            f"{key}: fits {report.share:.0%} of the model's parameters before the head: {details}; "
             "give weights of the same architecture"
         )
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{key}: {name} holds values that are not finite; give other weights")
+            raise UserError(f"{key}: {name} contains values that are not finite; give other weights")
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    """What names of parameters that classify begin with."""
+    """Returns the prefixes of the names of parameters in classification layers."""
     named = model.head_names if isinstance(model, NamedHeads) else ()
     named = named if isinstance(named, tuple) and named else HEADS  # torchvision's ViT has a module of that name
     timm = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()

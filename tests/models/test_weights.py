@@ -317,7 +317,7 @@ def test_less_than_half_is_an_error_and_changes_nothing(save):
 def test_values_that_are_not_finite_are_refused(save):
     source = timm_vit().state_dict()
     source["norm.bias"][3] = float("nan")
-    with pytest.raises(UserError, match="norm.bias holds values that are not finite"):
+    with pytest.raises(UserError, match="norm.bias contains values that are not finite"):
         load_weights(our_vit(), save(source))
 
 

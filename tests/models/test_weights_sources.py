@@ -79,16 +79,16 @@ def test_paths_that_lead_nowhere(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"x")
     refused(tmp_path / "weights.h5", "unknown suffix", ".safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
-    refused(tmp_path / "list.pt", "holds no weights by name")
+    refused(tmp_path / "list.pt", "contains no named weights")
     np.savez(tmp_path / "data.npz", train_images=np.zeros((2, 4, 4), "uint8"))
-    refused(tmp_path / "data.npz", "holds no weights by name")
+    refused(tmp_path / "data.npz", "contains no named weights")
 
 
 def test_a_dictionary_that_holds_itself(tmp_path):
     endless = {}
     endless["model"] = endless
     torch.save(endless, tmp_path / "endless.pt")
-    refused(tmp_path / "endless.pt", "holds no weights by name")
+    refused(tmp_path / "endless.pt", "contains no named weights")
 
 
 def test_names_given_twice(tmp_path):

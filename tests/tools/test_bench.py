@@ -132,20 +132,20 @@ def test_a_method_that_learns_with_all_tokens_is_not_timed_in_silence(
     [
         (
             "--merging --batch-size 4",
-            "--batch-size: --merging has no use for it; leave it out (it is of --speedup, --data, --files)",
+            "--batch-size: has no effect on --merging; leave it out (it applies to --speedup, --data, --files)",
         ),
-        ("--merging --batch-size 0", "--batch-size: --merging has no use for it"),
-        ("--merging --train", "--train: --merging has no use for it"),
+        ("--merging --batch-size 0", "--batch-size: has no effect on --merging"),
+        ("--merging --train", "--train: has no effect on --merging"),
         (
             "--merging model.merge.r=2",
-            "model.merge.r=2: --merging has no use for it; leave it out (it is of --speedup)",
+            "model.merge.r=2: has no effect on --merging; leave it out (it applies to --speedup)",
         ),
-        ("--means merge.r=2", "merge.r=2: --means has no use for it"),
-        ("--means --precision fp32", "--precision: --means has no use for it"),
-        ("--selection --device cpu", "--device: --selection has no use for it"),
-        ("--attention --batch-size 8", "--batch-size: --attention has no use for it"),
-        ("--data --train", "--train: --data has no use for it"),
-        ("--data a=1 b=2", "a=1 b=2: --data has no use for it"),
+        ("--means merge.r=2", "merge.r=2: has no effect on --means"),
+        ("--means --precision fp32", "--precision: has no effect on --means"),
+        ("--selection --device cpu", "--device: has no effect on --selection"),
+        ("--attention --batch-size 8", "--batch-size: has no effect on --attention"),
+        ("--data --train", "--train: has no effect on --data"),
+        ("--data a=1 b=2", "a=1 b=2: has no effect on --data"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(capsys, arguments, line):

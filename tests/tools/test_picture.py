@@ -166,7 +166,7 @@ def test_a_model_that_cannot_merge_is_not_told_to(tell, tmp_path, model, why):
         (["--images", "china", "--patch", "1"], "--patch 1: makes 50176 patches"),
         (["--images", "china", "merge.r=4"], "merge.r=4: changes a run's settings; give --run DIR"),
         (["--images", "china", "--run", "no/run"], "no/run: not a run folder"),
-        (["--images", "china", "--run", "no/run", "--keep", "0.5"], "--keep: a run has its own"),
+        (["--images", "china", "--run", "no/run", "--keep", "0.5"], "--keep: not with --run, which has its own"),
         (["--images", "china", "--size", "32", "--out", "no/folder/out.png"], "no/folder/out.png: cannot be written"),
     ],
 )

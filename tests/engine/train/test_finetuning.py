@@ -236,7 +236,7 @@ def test_a_run_that_saved_only_what_learnt_can_be_started_from(mode, tuned, fold
     assert "weights: " in (tmp_path / "next" / "log.txt").read_text()
     part = settings.model.model_copy(update={"weights": str(folder / "best.pt")})
     (tmp_path / "part").mkdir()
-    with pytest.raises(UserError, match="holds only what learnt in its run; give the run's folder"):
+    with pytest.raises(UserError, match="contains only what its run trained; give the run folder"):
         run_experiment(settings.model_copy(update={"model": part}), tmp_path / "part")
 
 

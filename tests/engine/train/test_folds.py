@@ -162,7 +162,7 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished, tmp_path, monk
         (["--sweep", "merge.r=[0]"], "holds 3 folds, each a run of its own; give one of them, such as .*fold0"),
         (["--run", str(finished / "fold0")], "fold0: is one run, and .*tiny holds folds; give folders of one kind"),
         (["--run", str(finished)], "tiny: given twice"),
-        (["--sweep", "merge.r=[0]", "--tta", "flip"], "--sweep: is of one --run, and without --tta"),
+        (["--sweep", "merge.r=[0]", "--tta", "flip"], "--sweep: takes a single --run, without --tta"),
     ):
         code, out, err = tell(*args)
         assert code == 2 and out == "" and len(err.splitlines()) == 1 and re.search(words, err), err
