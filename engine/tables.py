@@ -73,7 +73,7 @@ def _print_on_terminal(columns: Sequence[Column], rows: Sequence[Cells], file: T
 
 
 def groups(widths: Sequence[int], available: int) -> list[list[int]]:
-    """Splits columns into groups that fit side by side, each of which begins with column 0.
+    """Splits columns into groups that fit side by side; each group begins with column 0.
 
     Args:
         widths: the width of each column, in characters.

@@ -59,7 +59,7 @@ class Preparation:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs, the last of which may be a part."""
+        """The number of epochs; the last one may be incomplete."""
         return -(-self.batches.total_steps // self.batches.steps_per_epoch)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: `best.pt`, the weights that are kept, and `last.pt`, from which training can go on."""
+"""Writes and restores the checkpoints of a run: `best.pt`, the weights that are kept, and `last.pt`, to resume from."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def run_experiment(
     Args:
         settings: checked settings.
         folder: the run's own folder, locked by the caller.
-        resume: go on from `last.pt` if there is one.
+        resume: whether to continue from `last.pt`, if there is one.
         begin: called with the settings, complete by now, when everything fits together, before anything is written.
 
     Raises:
@@ -89,11 +89,11 @@ def prepare_run(
     """Builds the model, with the weights that it starts from, and prepares its training.
 
     Args:
-        settings: of the run; the number of classes is known by now.
+        settings: the run's settings, with the number of classes filled in.
         data: its splits, classes and statistics.
         folder: the run folder, in which nothing is written.
         device: to train on.
-        state: the checkpoint that the run goes on from, which the caller restores; None: it begins.
+        state: the checkpoint that the run resumes from, which the caller restores; None: the run starts.
     """
     solved = with_budget(settings)
     model = built(solved)
@@ -137,10 +137,10 @@ def limits_in_words(settings: RunSettings, device: torch.device) -> Iterator[Non
 
 
 def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
-    """Checks that a resumed run has the settings that it was begun with.
+    """Checks that a resumed run has the settings that it was started with.
 
     Returns:
-        By which setting it goes on for longer than it was begun for, in words; "" if it does not.
+        A phrase that says by which setting the run becomes longer than it was started for; "" if it does not.
 
     Raises:
         UserError: the first setting that differs and may not.
@@ -181,7 +181,7 @@ def describe(prepared: Preparation, progress: Progress, longer: str = "") -> Non
     Args:
         prepared: the run.
         progress: how far it has come.
-        longer: by which setting it goes on for longer than it was begun for; "": it does not.
+        longer: what `check_unchanged` returned: by which setting the run becomes longer; "": it does not.
     """
     data, model, settings = prepared.data, prepared.model, prepared.settings
     log.info(

@@ -66,7 +66,7 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> d
     Args:
         settings: with split.folds.
         folder: the folder of all folds.
-        resume: skip finished folds, go on with stopped ones, and start the others.
+        resume: whether to skip finished folds and continue stopped ones; the others are started.
 
     Returns:
         The results of each fold that was to be run.
@@ -252,11 +252,11 @@ def _demand_room(run: RunFolder, *, alone: bool) -> None:
         inside = sorted(folder.iterdir())
     folds = [path for path in inside if path.name.startswith("fold") and path.is_dir()]
     if alone:
-        strangers = [path for path in inside if path not in folds and not path.name.startswith(".")]
+        in_the_way = [path for path in inside if path not in folds and not path.name.startswith(".")]
     else:
-        strangers = [path for path in inside if path not in folds or {entry.name for entry in path.iterdir()} - {LOCK}]
-    if strangers:
+        in_the_way = [path for path in inside if path not in folds or {entry.name for entry in path.iterdir()} - {LOCK}]
+    if in_the_way:
         raise UserError(
-            f"{folder}: holds files already ({strangers[0].name}); go on with its folds by --resume, or "
+            f"{folder}: holds files already ({in_the_way[0].name}); go on with its folds by --resume, or "
             "use another name= or out="
         )

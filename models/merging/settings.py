@@ -195,8 +195,8 @@ class MergeSettings(WithOptions):
                 "models.budget.solve(settings) turns it into r"
             )
         if self.keep is not None:
-            if strangers := [b for b in self.keep.blocks if not 1 <= b <= depth]:
-                raise ValueError(f"merge.keep.blocks = {self.keep.blocks}: no block {strangers[0]}; use 1 to {depth}")
+            if missing := [b for b in self.keep.blocks if not 1 <= b <= depth]:
+                raise ValueError(f"merge.keep.blocks = {self.keep.blocks}: no block {missing[0]}; use 1 to {depth}")
             return [self.keep.rate if i + 1 in self.keep.blocks else 0 for i in range(depth)]
         if isinstance(self.r, AnySettings):
             return [sum(self.r.train) // 2] * depth
