@@ -114,7 +114,7 @@ def test_a_folder_without_best(tmp_path):
 
 def test_a_run_of_adapters(tmp_path):
     torch.save({"model": {"lora_A": torch.zeros(1)}, "partial": True}, tmp_path / "best.pt")
-    refused(tmp_path, "only what learnt")
+    refused(tmp_path, "only what its run trained")
 
 
 # hubs

@@ -201,7 +201,7 @@ def test_a_run_that_merged_without_its_merging(tmp_path, monkeypatch, capsys):
     folder = folder_run(tmp_path, {**TIMM, "merge": {"r": 1}})
     monkeypatch.setattr(sys, "argv", ["eval.py", "--run", str(folder), "merge=null"])
     assert cli(tool.main) == 0
-    assert "not that of training: none, tokens removed by each block: []; " in capsys.readouterr().out
+    assert "differs from training: none, tokens removed by each block: []; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["method=[none, random]", "keep.rate=[0.5, 0.9]"])

@@ -154,5 +154,5 @@ def test_json_has_no_nan(tmp_path):
 
 
 def test_writing_into_a_folder_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match=r"gone/a\.txt: cannot be written, .*its folder is not there"):
+    with pytest.raises(UserError, match=r"gone/a\.txt: cannot be written, .*its folder does not exist"):
         write_text_atomic(tmp_path / "gone" / "a.txt", "")

@@ -387,8 +387,8 @@ def test_many_labels(tmp_path):
         ("2.jpg,nan,1", "a probability that is not finite: line 3"),
         ("2.jpg,inf,0", "not finite"),
         ("2.jpg,-0.5,1.5", "outside 0 to 1"),
-        ("2.jpg,x,1", "no number"),
-        ("2.jpg,,1", "no number"),
+        ("2.jpg,x,1", "not a number"),
+        ("2.jpg,,1", "not a number"),
     ],
 )
 def test_probabilities(tmp_path, row, words):
