@@ -167,7 +167,7 @@ def test_ctrl_c_while_saving_stays_ctrl_c(path, monkeypatch):
 
 
 def test_a_folder_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match="its folder is not there"):
+    with pytest.raises(UserError, match="its folder does not exist"):
         checkpoint.save(tmp_path / "gone" / "last.pt", STATE)
 
 

@@ -192,6 +192,6 @@ def test_a_clock_that_was_set_back_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match="its folder is not there"):
+    with pytest.raises(UserError, match="its folder does not exist"):
         Tracker(tmp_path / "gone")
     assert not os.path.exists(tmp_path / "gone")
