@@ -23,6 +23,6 @@ def fixed(value: float, decimals: int) -> str:
 
     With four decimals, 17.5638 becomes "17.5638" and 0.00004132 becomes "0.0000413".
     """
-    if value:
+    if value and math.isfinite(value):
         decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"

@@ -32,12 +32,17 @@ def checked_data(run: RunFolder, settings: RunSettings, results: Results | None,
     if data is None:
         data = build_data(settings.data, settings.split, settings.seed)
         warn_of_other_data(run, settings, results, data)
-    check_fits(settings, data)
+    check_fits(settings, data, trained=True)
     return data
 
 
-def check_fits(settings: RunSettings, data: Data) -> None:
+def check_fits(settings: RunSettings, data: Data, *, trained: bool = False) -> None:
     """Checks that the model accepts the data's images and has an output for each of their classes.
+
+    Args:
+        settings: of the run.
+        data: its data.
+        trained: whether the model has been trained, so that its number of classes cannot be changed.
 
     Raises:
         UserError: the model does not, or the metrics cannot be computed on the validation or test images.
@@ -50,7 +55,10 @@ def check_fits(settings: RunSettings, data: Data) -> None:
     for key, value in needed.items():
         current = getattr(settings.model, key)
         if current != value:
-            raise UserError(f"model.{key} = {current}: the data has {value}; set model.{key}={value}")
+            fix = f"set model.{key}={value}"
+            if trained and key == "num_classes":
+                fix = "the model was trained on others: restore its data, or train again under another name="
+            raise UserError(f"model.{key} = {current}: the data has {value}; {fix}")
 
 
 def same_images(first: RunSettings, second: RunSettings) -> bool:

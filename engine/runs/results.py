@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engine.tasks import TASKS
 from models.settings import UserError
 
 VERSION = 2  # of the record: 1 has no `version` and may lack every field that has a default
@@ -101,6 +102,10 @@ class Results(BaseModel):
             for key, value in values.items()
             if key.startswith("test_") and key not in cls.model_fields
         }
+        if not any(metric in task.titles for task in TASKS.values()):
+            raise UserError(f"metric = {metric!r}: unknown; correct it")
+        if values.get("test_images") and scores.get(metric) is None:
+            raise UserError(f"test_{metric} = null: not measured, although there are test images; correct it")
         older = {"trained_params": values.get("params")}  # before fine-tuning every parameter was trained
         try:
             return cls.model_validate(

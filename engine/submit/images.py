@@ -50,6 +50,8 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
             named = {name: source / name for name in find_images(source)}
         for name, path in named.items():
             if name in files:
+                if files[name].resolve() == path.resolve():
+                    raise UserError(f"--images {source}: {files[name]} is given twice; give it once")
                 raise UserError(
                     f"--images {source}: {name!r} is also the name of {files[name]}, and rows need names of their own; "
                     "give the folder that holds both"

@@ -100,7 +100,7 @@ def prepare_run(
     if state is None or state.get("partial"):  # otherwise the checkpoint has all weights
         start_weights(model, settings)
         warn_of_seen(settings)
-    check_fits(settings, data)
+    check_fits(settings, data, trained=state is not None)
     data = with_statistics(data, settings, state)
     model = model.to(device)
     return prepare(model, data, settings, folder, measure(model, settings=solved.model))

@@ -60,6 +60,7 @@ def test_groups_begin_with_the_first_column_and_leave_none_out():
         (4.132e-5, "0.0000413"),
         (0, "0.0000"),
         (-2e-6, "-0.00000200"),
+        (float("nan"), "nan"),
     ],
 )
 def test_small_numbers_keep_three_digits(value, text):

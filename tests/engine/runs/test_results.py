@@ -45,6 +45,8 @@ def test_keys_of_a_later_field_are_passed_over():
         ({**FIRST, "version": "x"}, "version = 'x'"),
         ({**FIRST, "params": "many"}, "params: input should be a valid integer"),
         ({key: value for key, value in FIRST.items() if key != "gmacs"}, "gmacs: field required"),
+        ({**FIRST, "metric": "auc"}, "metric = 'auc': unknown"),
+        ({**FIRST, "test_top1": None}, "test_top1 = null: not measured, although there are test images"),
     ],
 )
 def test_records_that_are_refused(values, message):

@@ -190,8 +190,10 @@ def test_files_and_folders_together(tmp_path):
         UserError, match=r"'10.png' is also the name of .*test/10.png, .*; give the folder that holds both"
     ):
         images_of([tmp_path / "test", save_image(tmp_path / "other" / "10.png", 1)])
-    with pytest.raises(UserError, match="'photo.jpg' is also the name of"):
+    with pytest.raises(UserError, match="photo.jpg is given twice; give it once"):
         images_of([photo, photo])
+    with pytest.raises(UserError, match="10.png is given twice; give it once"):
+        images_of([tmp_path / "test", tmp_path / "other" / ".." / "test" / "10.png"])
     with pytest.raises(UserError, match="no.jpg: not found; give image files, or the folder that holds them"):
         images_of([photo, tmp_path / "no.jpg"])
     with pytest.raises(UserError, match="1 names begin or end with a blank"):

@@ -52,6 +52,18 @@ def test_a_run_stores_the_data_s_number_and_goes_on_without_it_being_typed(cfg):
     assert torch.load("runs/colours/best.pt", weights_only=True)["model"]["head.weight"].equal(before)
 
 
+def test_a_trained_model_keeps_its_number(cfg):
+    """No error asks for another number, which resuming and evaluating would refuse in turn."""
+    train("--cfg", cfg, "train.steps=1")
+    for number in range(8):
+        save_colour(Path("images/zebra") / f"{number}.png", RED, seed=number)
+    message = "model.num_classes = 3: the data has 4; .* restore its data, or train again"
+    with pytest.raises(UserError, match=message):
+        train("--resume", "runs/colours", "train.steps=2")
+    with pytest.raises(UserError, match=message):
+        load_run(Path("runs/colours"))
+
+
 def test_folds_store_it_too(cfg):
     train("--cfg", cfg, "split.folds=2", "split.test=0")
     for folder in ("runs/colours", "runs/colours/fold0", "runs/colours/fold1"):
