@@ -3,8 +3,8 @@
 A `Task` is everything that depends on this: the loss, the probabilities behind logits, which predictions are right, the
 names of the metrics, and which reports make sense. The data know their task (`RawData.task`, `Data.task`), and so do
 the settings of a dataset (`settings.data.task`, for programs that have a run folder but not its images). All other code
-asks the task and does not look at the labels. A new kind of label is a subclass of `Task` and a line in `TASKS`;
-metrics that it introduces are lines in `engine.measure.metrics.METRICS`.
+asks the task and does not look at the labels. A new kind of label is a subclass of `Task`, a line in `TASKS`, and a
+dataset whose `task` it is; metrics that it introduces are lines in `engine.measure.metrics.METRICS`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class Task(ABC):
     """The meaning of labels. Subclasses have no state, so that one instance of each is enough.
 
     Attributes:
-        titles: the metrics that are measured, by their names in `METRICS`, with their titles in tables. The first is
-            the main metric: validation selects the best weights by it. It is a fraction, and higher is better.
+        titles: the metrics that are measured, by their names in `METRICS`, with their titles in tables. All are
+            fractions. The first is the main metric, of which higher is better: validation selects the best weights by
+            it. No other task has a metric of the same name, because results name their main metric and not their task.
         score_title: the main metric in a sentence, such as "accuracy".
-        one_class: whether every image has exactly one class. If so there is a confusion matrix, and `predictions.csv`
-            holds the predicted class of each test image.
+        one_class: whether every image has exactly one class. If so there is a confusion matrix, `predictions.csv`
+            holds the predicted class of each test image (see `chosen`), and probabilities are those of the classes.
         counts_images: whether the main metric is the fraction of images that are right. If so it has a binomial
             confidence interval, and images of several folds can be pooled.
         has_thresholds: whether each label is predicted from a probability threshold of its own, fitted on validation
@@ -84,6 +85,10 @@ class Task(ABC):
             logits: (B, classes).
             targets: labels, or soft targets; of soft targets the class with the largest share counts as correct.
         """
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        """Returns the predicted class of each image, int64 (N,), from logits (N, classes), for tasks with one class."""
+        return self.probabilities(logits).argmax(dim=1)
 
     @abstractmethod
     def predicted(self, probabilities: Tensor, thresholds: Tensor | None) -> list[list[int]]:
@@ -149,7 +154,10 @@ class OneLabel(Task):
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
-        return (logits.argmax(dim=1) == labels).float()
+        return (self.chosen(logits) == labels).float()
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=1)
 
     def predicted(self, probabilities: Tensor, thresholds: Tensor | None) -> list[list[int]]:
         return [[label] for label in probabilities.argmax(dim=1).tolist()]

@@ -171,7 +171,8 @@ def _values(metrics: nn.Module, task: Task) -> dict[str, float]:
 
 def _mistakes(task: Task, logits: Tensor, labels: Tensor, offset: int, most: int) -> list[Mistake]:
     """Returns the most confident mistakes of a batch whose first image has the position `offset` in the split."""
-    confidence, predicted = task.probabilities(logits).max(dim=1)
+    predicted = task.chosen(logits)
+    confidence = task.probabilities(logits).gather(1, predicted[:, None])[:, 0]
     score = torch.where(predicted == labels, -1.0, confidence)
     top = score.topk(min(most, len(score))).indices
     wrong = top[score[top] >= 0].tolist()

@@ -1,6 +1,7 @@
 """The metrics that are measured on a split.
 
-A new metric is a torchmetrics class, a line in METRICS, and its title in the `Task` that measures it (`engine.tasks`).
+A new metric is a torchmetrics class, a line in METRICS, and its title in the `Task` that measures it (`engine.tasks`),
+after the main metric. Its value is a fraction.
 """
 
 from __future__ import annotations

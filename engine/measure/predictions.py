@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.data import Split
 from engine.data.images import relative_paths
 from engine.files import replacing
+from engine.tasks import Task
 from models.settings import UserError
 
 COLUMNS = ("image", "label", "predicted", "probability")
@@ -36,10 +37,10 @@ class Predictions:
     images: tuple[str, ...] = ()
 
 
-def predictions_of(labels: Tensor, logits: Tensor) -> Predictions:
+def predictions_of(labels: Tensor, logits: Tensor, task: Task) -> Predictions:
     """Converts logits (N, classes) of images with labels, int64 (N,), to predictions."""
-    predicted = logits.argmax(dim=1)
-    probabilities = logits.softmax(dim=1).gather(1, predicted[:, None])[:, 0]
+    predicted = task.chosen(logits)
+    probabilities = task.probabilities(logits).gather(1, predicted[:, None])[:, 0]
     return Predictions(labels.numpy(), predicted.numpy(), probabilities.numpy())
 
 

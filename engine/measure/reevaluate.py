@@ -148,4 +148,5 @@ def pooled_predictions(parts: Sequence[Reevaluation]) -> Predictions:
     """Returns the predictions on all images of several parts, which must have kept their logits."""
     logits = [part.evaluation.logits for part in parts if part.evaluation.logits is not None]
     assert len(logits) == len(parts), "keep_logits was not set"
-    return predictions_of(torch.cat([part.labels for part in parts]), torch.cat(logits))
+    task = task_with_metric(next(iter(parts[0].evaluation.metrics)))
+    return predictions_of(torch.cat([part.labels for part in parts]), torch.cat(logits), task)

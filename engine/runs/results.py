@@ -74,6 +74,12 @@ class Results(BaseModel):
         """The main metric on the test images, a fraction; None without test images."""
         return self.test_metrics.get(self.metric)
 
+    def value(self, name: str) -> Any:
+        """Returns a field or property by name, or a metric by its key in JSON, such as test_top5."""
+        if name.startswith("test_") and not hasattr(self, name):
+            return self.test_metrics.get(name.removeprefix("test_"))
+        return getattr(self, name)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the record as `results.json` holds it."""
         values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Compares finished runs in one table (tools/compare.py).
 
-Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a field of
-`engine.runs.results.Results` and a line in COLUMNS.
+Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a line in COLUMNS, for
+a field of `engine.runs.results.Results` or for a metric.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Row:
         return stdev(values) if len(values) > 1 else None
 
     def _values(self, field: str) -> list[Any]:
-        values = [getattr(results, field) for results in self.results]
+        values = [results.value(field) for results in self.results]
         return [value for value in values if value is not None]
 
 
@@ -104,7 +104,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-# Field or property of Results -> its column. `{metric}` in a title is replaced by the titles of the main metrics.
+# Field or property of Results, or a metric such as test_top5 -> its column. `{metric}` in a title is replaced by the
+# titles of the main metrics.
 COLUMNS: dict[str, ResultColumn] = {
     "test_score": ResultColumn("test {metric}, %", percent, spread=True),
     "model": ResultColumn("model", str, words=True),

@@ -110,5 +110,6 @@ def _check_same(
         )
     if task is not other_task:
         raise UserError(
-            f"--run {other}: {run} and it differ in whether an image can have many labels; give runs of one kind"
+            f"--run {other}: its labels are not of the kind that {run} has, such as many labels for an image; "
+            "give runs of one kind"
         )

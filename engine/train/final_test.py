@@ -100,7 +100,7 @@ def _test(prepared: Preparation, step: int, tracker: Tracker) -> tuple[Evaluatio
     test = evaluate_split(prepared.model, data, "test", size, autocast, keep_logits=data.task.one_class)
     if not data.task.one_class:
         return test, None
-    predictions = predictions_of(data.test.labels, test.logits)
+    predictions = predictions_of(data.test.labels, test.logits, data.task)
     write_predictions(RunFolder(folder).predictions_file, predictions, data.test.paths, data.classes)
     matrix = confusion_matrix(predictions.labels, predictions.predicted, len(data.classes))
     title = f"{settings.title}: {100 * test.score:.2f} % of {test.n} test images"

@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassF1Score
 
 from engine.data import DATASETS, Arrays, RawData, build_data
 from engine.data.settings import ArraySettings, SplitSettings
 from engine.data.sources.digits import DigitsSettings, load_digits
 from engine.measure.ensembles import evaluate_run
+from engine.measure.evaluate import evaluate_logits
 from engine.measure.metrics import METRICS, build_metrics
+from engine.measure.predictions import predictions_of
 from engine.runs.restore import load_run
 from engine.study.table import compare
-from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, Task, task_with_metric, title_of
+from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, OneLabel, Task, task_with_metric, title_of
 from engine.train.experiment import run_experiment
+
+
+def test_metrics_belong_to_one_task_each():
+    titles = [title for task in TASKS.values() for title in task.titles]
+    assert sorted(titles) == sorted(METRICS), "each entry of METRICS has a title in one task"
 
 
 @pytest.mark.parametrize("task", TASKS.values())
@@ -47,6 +55,35 @@ def test_classes_are_renumbered():
     assert order[ONE_LABEL.renumbered(labels, order)].tolist() == labels.tolist()
     binary = F.one_hot(labels).float()
     assert MANY_LABELS.renumbered(binary, order).argmax(1).tolist() == ONE_LABEL.renumbered(labels, order).tolist()
+
+
+def test_a_metric_is_a_line_and_a_title(monkeypatch):
+    monkeypatch.setitem(METRICS, "macro_f1", lambda classes: MulticlassF1Score(classes, average="macro"))
+    monkeypatch.setattr(OneLabel, "titles", {**ONE_LABEL.titles, "macro_f1": "macro F1"})
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]), torch.tensor([0, 1, 1])
+    metrics = evaluate_logits(logits, labels, ONE_LABEL).metrics
+    assert list(metrics) == ["top1", "top5", "macro_f1"] and metrics["macro_f1"] == pytest.approx(2 / 3)
+    assert title_of("macro_f1") == "macro F1" and ONE_LABEL.main_metric == "top1"
+
+
+class Cumulative(OneLabel):
+    """Levels as classes: sigmoid of logit k is the probability of a level above k; the last logit is not used."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        above = logits[:, :-1].sigmoid().cummin(dim=1).values
+        ends = above.new_ones(len(above), 1)
+        return torch.cat([ends, above], 1) - torch.cat([above, 0 * ends], 1)
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        return self.probabilities(logits).argmax(dim=1)
+
+
+def test_predictions_are_those_of_the_task():
+    """Of a task with one class whose logits are no scores of classes."""
+    logits, labels = torch.tensor([[3.0, 2.0, 9.0], [3.0, -3.0, 0.0], [-3.0, -4.0, 5.0]]), torch.tensor([2, 1, 0])
+    predictions = predictions_of(labels, logits, Cumulative())
+    assert predictions.predicted.tolist() == [2, 1, 0]
+    assert predictions.probabilities[0] == pytest.approx(logits[0, 1].sigmoid().item())
 
 
 class WithinOne(Metric):

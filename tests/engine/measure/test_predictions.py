@@ -30,7 +30,7 @@ def test_predictions_are_the_models():
     batches = list(zip(images.split(4), labels.split(4)))
     evaluated = evaluate(model, batches, ONE_LABEL, 3, torch.device("cpu"), nullcontext(), keep_logits=True)
     assert evaluate(model, batches, ONE_LABEL, 3, torch.device("cpu"), nullcontext()).logits is None
-    found = predictions_of(labels, evaluated.logits)
+    found = predictions_of(labels, evaluated.logits, ONE_LABEL)
     assert (found.predicted == found.labels).mean() == pytest.approx(evaluated.metrics["top1"])
     probabilities = model(images).softmax(1)
     assert found.predicted.tolist() == probabilities.argmax(1).tolist()

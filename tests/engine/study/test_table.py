@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 
+from engine.measure.metrics import METRICS
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
-from engine.study.table import COLUMNS, compare, table
+from engine.study.table import COLUMNS, ResultColumn, compare, number, percent, table
 from models.settings import UserError
 from tests.engine.study.run_folders import write_run
 
@@ -28,9 +29,24 @@ def test_seeds_are_one_row_and_other_settings_another(make_run):
     assert wide.value("images_per_second") == 100.5 and deep.spread("test_score") is None
 
 
-def test_columns_are_fields_of_results():
-    fields = {*Results.model_fields, "test_score"}
+def test_columns_are_fields_of_results_or_metrics():
+    fields = {*Results.model_fields, "test_score", *(f"test_{metric}" for metric in METRICS)}
     assert set(COLUMNS) <= fields
+
+
+def test_a_column_is_a_line(make_run, monkeypatch):
+    """For a field, and for a metric, which older runs and other tasks have not measured."""
+    monkeypatch.setitem(COLUMNS, "best_step", ResultColumn("best step", number(0)))
+    monkeypatch.setitem(COLUMNS, "test_macro_f1", ResultColumn("macro F1, %", percent, spread=True))
+    run, other, older = make_run("a_s0", 0, 0.90), make_run("a_s1", 1, 0.94), make_run("older", 0, 0.5, "model.depth=6")
+    for folder, score in ((run, 0.5), (other, 0.75)):
+        results = RunFolder(folder).read_results()
+        metrics = {**results.test_metrics, "macro_f1": score}
+        RunFolder(folder).write_results(results.model_copy(update={"test_metrics": metrics, "best_step": 40}))
+    columns, (cells, of_older) = table(compare([run, other, older]))
+    titles = [column.title for column in columns]
+    assert cells[titles.index("best step")] == "40" and cells[titles.index("macro F1, %")] == "62.50 ± 17.68"
+    assert of_older[titles.index("macro F1, %")] == "-"
 
 
 def test_cells(make_run):

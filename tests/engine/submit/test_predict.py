@@ -143,7 +143,7 @@ def test_runs_on_other_classes(tmp_path, run):
     with pytest.raises(UserError, match=said):
         gather([run, other])
     many = colour_run(tmp_path / "many", data={"name": "csv", "path": "no.csv", "labels": "many"})
-    with pytest.raises(UserError, match="differ in whether an image can have many labels"):
+    with pytest.raises(UserError, match="its labels are not of the kind that .* has, such as many labels for an image"):
         gather([run, many])
 
 
