@@ -42,6 +42,7 @@ def test_settings_are_named_as_in_the_table_and_described(name):
     assert not [key for key, field in cls.model_fields.items() if key != "name" and not field.description]
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_is_counted_and_trains(tmp_path):
     """Added as the page says to a copy of the project: two files and an entry."""
     page = (ROOT / "docs" / "finetuning.md").read_text().partition("## Adding a model")[2]
