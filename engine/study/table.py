@@ -1,7 +1,7 @@
 """Compares finished runs in one table (tools/compare.py).
 
-Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a line in COLUMNS, for
-a field of `engine.runs.results.Results` or for a metric.
+Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a line in COLUMNS,
+for a field of `engine.runs.results.Results` or for a metric.
 """
 
 from __future__ import annotations
