@@ -311,7 +311,7 @@ def test_data_that_changed_since_are_refused(copied):
     file = copied / "fold1" / "predictions.csv"
     head, first, *rest = file.read_text().splitlines()
     file.write_text("\n".join([head, *rest, first]) + "\n")
-    with redirect_stdout(io.StringIO()), pytest.raises(UserError, match="fold1: its test images are not those"):
+    with redirect_stdout(io.StringIO()), pytest.raises(UserError, match="fold1: its test images differ from those"):
         summarise(settings_of({}), copied)
 
 
@@ -346,7 +346,7 @@ def test_images_that_changed_their_fold_since_are_refused(tmp_path):
     quietly(of_fold(settings, 0), tmp_path / "runs")
     (tmp_path / "images" / "a" / "0.png").unlink()
     quietly(settings, tmp_path / "runs", resume=True)
-    with redirect_stdout(io.StringIO()) as said, pytest.raises(UserError, match="fold0: its test images are not those"):
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(UserError, match="fold0: its test images differ from those"):
         summarise(settings, tmp_path / "runs")
     assert "fold0: was run on other labels or pixels" in said.getvalue() and "fold1: was" not in said.getvalue()
 
