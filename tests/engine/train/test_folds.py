@@ -346,7 +346,7 @@ def test_images_that_changed_their_fold_since_are_refused(tmp_path):
     quietly(of_fold(settings, 0), tmp_path / "runs")
     (tmp_path / "images" / "a" / "0.png").unlink()
     quietly(settings, tmp_path / "runs", resume=True)
-    with redirect_stdout(io.StringIO()) as said, pytest.raises(UserError, match="fold0: its test images differ from those"):
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(UserError, match="fold0: its test images differ"):
         summarise(settings, tmp_path / "runs")
     assert "fold0: was run on other labels or pixels" in said.getvalue() and "fold1: was" not in said.getvalue()
 
