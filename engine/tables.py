@@ -35,6 +35,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Cells], file: TextIO |
         file: where to print; None: the standard output.
     """
     file = sys.stdout if file is None else file
+    if file is None:  # the standard output is closed
+        return
     if file.isatty():
         _print_on_terminal(columns, rows, file)
     else:

@@ -65,3 +65,8 @@ def test_groups_begin_with_the_first_column_and_leave_none_out():
 )
 def test_small_numbers_keep_three_digits(value, text):
     assert fixed(value, 4) == text
+
+
+def test_a_closed_standard_output_is_no_error(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    print_table([Column("name", words=True)], [["a"]])

@@ -102,6 +102,7 @@ def test_speedup_of_another_librarys_model(threads, capsys):
     ("arguments", "line"),
     [
         ("digits/lenet5", "model.name = 'lenet5': has no tokens to merge; measure a ViT, such as"),
+        ("zoo/resnet18", "model.name = 'torchvision:resnet18': cannot merge .*ResNet convolves"),
         (
             "zoo/vit_b16_224",
             "model.merge: missing, so that timm:vit_base_patch16_224.augreg_in21k_ft_in1k does not merge; add ",

@@ -17,6 +17,7 @@ from models.budget import solve
 from models.builders import build
 from models.formulas import FORMULAS, formula_macs
 from models.interface import SettingsWithMerging, merging_method, model_name
+from models.merging import wrap
 from models.merging.layer import MergeLayer
 from models.merging.settings import MergeSettings
 from models.settings import ModelSettings, UserError
@@ -107,6 +108,11 @@ def _without_merging(settings: ModelSettings) -> ModelSettings:
     if not isinstance(settings, SettingsWithMerging):
         raise UserError(f"model.name = {name!r}: has no tokens to merge; measure a ViT, such as --speedup digits/vit")
     if settings.merge is None:
+        try:
+            wrap(build(settings), method="tome", r=8)
+        except UserError as error:
+            advice = "measure a ViT, such as --speedup digits/vit"
+            raise UserError(f"model.name = {name!r}: cannot merge ({error}); {advice}") from None
         raise UserError(f"model.merge: missing, so that {name} does not merge; add model.merge.r=8, for example")
     if merging_method(settings) == "none":
         raise UserError("model.merge.method = 'none': there is no merging to measure; give another, such as tome")
