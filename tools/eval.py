@@ -135,7 +135,7 @@ def compare_with_record(args: argparse.Namespace, group: Group, part: Reevaluati
         if not run.as_trained:
             name = f"{folder}: " if len(args.run) > 1 else ""
             print(f"{name}merging differs from training: {describe_merging(run)}")
-        elif as_recorded and run.results:
+        elif as_recorded and run.results and run.results.test_score is not None:
             recorded = f"results.json says {100 * run.results.test_score:.2f} %"
             if part.evaluation.score == run.results.test_score:
                 print(f"{recorded}: the same")

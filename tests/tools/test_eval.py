@@ -243,3 +243,13 @@ def test_mistakes_are_one_line(tell, args, words):
     code, out, err = tell(*args)
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     assert words in err
+
+
+def test_a_run_without_test_images_has_no_record_to_compare_with(tmp_path, capsys):
+    """It is evaluated on a split of its own, which it was not trained with."""
+    folder = folder_run(tmp_path, TIMM)
+    results = json.loads((folder / "results.json").read_text())
+    unmeasured = {**results, "test_images": 0, "test_loss": None, "test_top1": None, "test_top5": None}
+    write_json_atomic(folder / "results.json", unmeasured)
+    tool.main(["--run", str(folder)])
+    assert "results.json says" not in capsys.readouterr().out
