@@ -225,8 +225,9 @@ def test_a_fold_by_itself_is_the_same_and_the_last_one_reports(finished, copied,
     for key in ("mean", "std", "interval", "pooled", "unseen", "confusion", "confused"):
         assert old[key] == report[key]
     assert stamps(copied / "fold2") == fold2  # passed over
+    titles, *rows = read_markdown(said)
+    assert titles[:3] == ["fold", "test accuracy, %", "95 % interval"] and [row[0] for row in rows] == ["0", "1", "2"]
     for words in (
-        "test accuracy, %   95 % interval",
         f"mean            {100 * report['mean']:.2f} ± ",
         "1,000 new images expect ",
         "worst classes   ",
