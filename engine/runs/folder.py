@@ -13,7 +13,7 @@ from typing import Literal
 
 from engine.files import write_json_atomic, write_text_atomic
 from engine.runs.lock import Lock, take_lock
-from engine.runs.results import Results
+from engine.runs.results import NewerVersion, Results
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from models.budget import solve
@@ -181,6 +181,8 @@ class RunFolder:
             )
         try:
             return Results.from_json(values)
+        except NewerVersion as error:
+            raise UserError(f"{self.results_file}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.results_file}: {error}; or delete it and test again with --resume {self}") from None
 

@@ -17,6 +17,10 @@ from models.settings import UserError
 VERSION = 2  # of the record: 1 has no `version` and may lack every field that has a default
 
 
+class NewerVersion(UserError):
+    """A record that a newer version of the code wrote: it is not damaged, and must not be deleted."""
+
+
 class Results(BaseModel):
     """The results of one run. Accuracies and shares are fractions; None means not measured, or not recorded.
 
@@ -97,11 +101,12 @@ class Results(BaseModel):
         """Reads a record from `to_json`, or one that an older version of the code wrote.
 
         Raises:
-            UserError: the record has a newer version, or a field is missing or has the wrong type.
+            NewerVersion: the record has a newer version.
+            UserError: a field is missing or has the wrong type.
         """
         version = values.get("version", 1)
         if not isinstance(version, int) or version > VERSION:
-            raise UserError(f"version = {version!r}: this code reads versions 1 to {VERSION}; update HybridMerge")
+            raise NewerVersion(f"version = {version!r}: this code reads versions 1 to {VERSION}; update HybridMerge")
         metric = values.get("metric", "top1")
         scores = {
             key.removeprefix("test_"): value

@@ -62,7 +62,7 @@ def test_results_are_written_and_read_back(tmp_path):
         ("[]", "results.json: cannot be read; delete it"),
         ("\xff", "results.json: cannot be read; delete it"),
         ("{}", r"results.json: name: field required; or delete it and test again with --resume"),
-        ('{"version": 99}', "results.json: version = 99: this code reads versions 1 to 2; update HybridMerge"),
+        ('{"version": 99}', "results.json: version = 99: this code reads versions 1 to 2; update HybridMerge$"),
     ],
 )
 def test_damaged_results(tmp_path, text, message):
