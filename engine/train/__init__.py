@@ -1,1 +1,1 @@
-"""Training: the trainer, whole runs, folds."""
+"""Whole training runs: one, or one for each fold; `loop/` has the training loop."""

@@ -23,13 +23,13 @@ from engine.data.mix import Mix
 from engine.machine import pick_autocast
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
-from engine.train.batches import StepBatches
-from engine.train.checkpoints import Checkpoints, Progress
-from engine.train.features import head_on_features, in_batches, keep_features
-from engine.train.objective import Objective
-from engine.train.optim import LearningRate, MovingAverage, Optimization, build_optimizer
-from engine.train.trainer import Trainer
-from engine.train.validation import Validation
+from engine.train.loop.batches import StepBatches
+from engine.train.loop.checkpoints import Checkpoints, Progress
+from engine.train.loop.features import head_on_features, in_batches, keep_features
+from engine.train.loop.objective import Objective
+from engine.train.loop.optim import LearningRate, MovingAverage, Optimization, build_optimizer
+from engine.train.loop.trainer import Trainer
+from engine.train.loop.validation import Validation
 from models.finetune import Tuning
 from models.settings import UserError
 

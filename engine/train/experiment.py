@@ -24,8 +24,8 @@ from engine.runs.weights import built, start_weights, with_statistics
 from engine.settings.changes import changed_on_resume, goes_on
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare
-from engine.train.checkpoints import Progress
 from engine.train.final_test import test_best
+from engine.train.loop.checkpoints import Progress
 from models.interface import removed_per_block, tokens_per_block
 from models.settings import UserError
 

@@ -19,7 +19,7 @@ from engine.runs.tracking import Tracker
 from engine.runs.weights import check_classes, load_trained
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation
-from engine.train.checkpoints import Progress
+from engine.train.loop.checkpoints import Progress
 from models.budget import target_macs
 from models.interface import model_name, removed_per_block
 from models.lora import merge_lora

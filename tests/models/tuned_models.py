@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from engine.train.optim import build_optimizer
+from engine.train.loop.optim import build_optimizer
 from models import build_model
 from models.merging import wrap
 from models.settings import check

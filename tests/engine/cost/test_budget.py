@@ -14,14 +14,14 @@ from engine.runs.restore import load_run
 from engine.runs.weights import built
 from engine.settings.layers import load_settings
 from engine.train.experiment import run_experiment
-from engine.train.objective import Objective
-from engine.train.trainer import Trainer
+from engine.train.loop.objective import Objective
+from engine.train.loop.trainer import Trainer
 from models import MODELS
 from models.budget import solve, with_r
 from models.formulas import formula_macs
 from models.merging.layer import MergeLayer
 from models.settings import Settings, UserError, check
-from tests.engine.train.test_trainer import Crash, assert_same_run
+from tests.engine.train.loop.test_trainer import Crash, assert_same_run
 
 
 def vit(merge: dict, **options) -> Settings:

@@ -22,11 +22,11 @@ from engine.settings.layers import load_settings
 from engine.settings.schema import RunSettings
 from engine.tasks import best_thresholds
 from engine.train.experiment import run_experiment
-from engine.train.features import HeadOnFeatures
-from engine.train.trainer import Trainer
+from engine.train.loop.features import HeadOnFeatures
+from engine.train.loop.trainer import Trainer
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
-from tests.engine.train.test_trainer import assert_same_run, run_until
+from tests.engine.train.loop.test_trainer import assert_same_run, run_until
 
 pytestmark = pytest.mark.precision
 

@@ -11,7 +11,7 @@ from engine.data import Data
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.weights import load_trained
-from engine.train.optim import Optimization
+from engine.train.loop.optim import Optimization
 from models.finetune import frozen_state, partial_state
 from models.settings import UserError
 

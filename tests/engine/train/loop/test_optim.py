@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.train.optim import LearningRate, MovingAverage, build_optimizer, param_groups
+from engine.train.loop.optim import LearningRate, MovingAverage, build_optimizer, param_groups
 from models import build_model
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}

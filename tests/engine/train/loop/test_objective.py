@@ -15,9 +15,9 @@ from engine.runs.tracking import Tracker
 from engine.runs.weights import built
 from engine.tasks import MANY_LABELS, ONE_LABEL
 from engine.train.build import build_trainer
-from engine.train.checkpoints import Progress
 from engine.train.experiment import prepare_run
-from engine.train.objective import Objective
+from engine.train.loop.checkpoints import Progress
+from engine.train.loop.objective import Objective
 from models.finetune import Tuning
 from models.settings.finetune import FinetuneSettings
 

@@ -20,10 +20,10 @@ from engine.runs.folder import RunFolder
 from engine.runs.restore import load_run
 from engine.runs.tracking import Tracker
 from engine.train.experiment import run_experiment
-from engine.train.objective import Objective
-from engine.train.optim import LearningRate
-from engine.train.trainer import Trainer
-from engine.train.validation import Validation
+from engine.train.loop.objective import Objective
+from engine.train.loop.optim import LearningRate
+from engine.train.loop.trainer import Trainer
+from engine.train.loop.validation import Validation
 from models.settings import UserError
 
 pytestmark = pytest.mark.precision

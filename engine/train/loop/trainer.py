@@ -16,12 +16,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from engine.data.workers import killed_workers_as_errors
 from engine.machine import peak_memory, seed_step, to_device
 from engine.runs.tracking import Tracker
-from engine.train.batches import Batch, StepBatches
-from engine.train.checkpoints import Checkpoints, Progress
-from engine.train.objective import Objective
-from engine.train.optim import Optimization
-from engine.train.signals import Stopping
-from engine.train.validation import Validation
+from engine.train.loop.batches import Batch, StepBatches
+from engine.train.loop.checkpoints import Checkpoints, Progress
+from engine.train.loop.objective import Objective
+from engine.train.loop.optim import Optimization
+from engine.train.loop.signals import Stopping
+from engine.train.loop.validation import Validation
 from models.finetune import Tuning
 from models.settings import UserError
 
