@@ -105,7 +105,7 @@ def test_by_module_deeper(configs: list[str], capsys: pytest.CaptureFixture) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--by-module"], "--by-module: breaks one model down, not 2"),
+        (["--by-module"], "--by-module: breaks down one model, not 2"),
         (["--depth", "0"], "--depth 0: must be at least 1"),
     ],
 )

@@ -237,7 +237,9 @@ def test_merging_is_the_overrides(tmp_path, run, images, caplog):
 def test_many_labels(tmp_path, images):
     data = {"name": "csv", "path": "no.csv", "labels": "many"}
     half = {"1": 0.5, "10": 0.5, "2": 2.0}
-    one = colour_run(tmp_path / "one", results={"metric": "map", "thresholds": half}, data=data)
+    one = colour_run(
+        tmp_path / "one", results={"metric": "map", "test_metrics": {"map": 0.5}, "thresholds": half}, data=data
+    )
     found = predict.predict(gather([one]), images)
     assert found.thresholds == [0.5, 0.5, 2.0] and found.names() == [["1"], ["10"], []] * 3
     assert (found.probabilities.sum(1) - 1).abs().max() > 0.01, "each by itself"
