@@ -29,8 +29,6 @@ from tools import compare as compare_tool
 from tools import eval as eval_tool
 from tools import train as train_tool
 
-pytestmark = pytest.mark.precision
-
 QUICK = [
     "split.part=0.25",
     "train.epochs=2",
@@ -102,6 +100,7 @@ def test_train_then_evaluate_then_refuse(tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before
 
 
+@pytest.mark.precision
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """A real process, kill -9 in the middle of an epoch, and the same weights in the end."""
     args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=4", "log.every_steps=1", "checkpoint.every_steps=7"]

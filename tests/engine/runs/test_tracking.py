@@ -19,8 +19,6 @@ from engine.figures.gallery import wrong_pictures_figure
 from engine.runs.tracking import Tracker
 from models.settings import UserError
 
-pytestmark = pytest.mark.precision
-
 
 def rows(folder):
     return [
