@@ -24,7 +24,7 @@ def print_run(results: Results, folder: Path) -> None:
     """
     print()
     print_accuracy(results)
-    trained = "" if results.trained_share == 1 else f", of which {100 * results.trained_share:.2f} % learnt"
+    trained = "" if results.trained_share == 1 else f", {100 * results.trained_share:.2f} % trained"
     print(f"parameters      {results.params / 1e6:.3f} M{trained}")
     print(f"GMACs           {fixed(results.gmacs, 4)}  (one MAC is two FLOPs)")
     print(f"training        {results.seconds:.0f} s, {results.images_per_second:.0f} images/s")

@@ -286,7 +286,7 @@ def test_a_run_finished_by_an_older_version_is_reported(capsys):
     print_run(Results.from_json({**without, **many}), Path("runs/many"))
     out = capsys.readouterr().out
     assert out.startswith("\ntest mAP        50.00 %  (F1 25.00 %, 12 images)\n")
-    assert "\nparameters      0.293 M, of which 12.50 % learnt\n" in out
+    assert "\nparameters      0.293 M, 12.50 % trained\n" in out
 
 
 def test_print_shows_what_would_run_and_stops(tmp_path, monkeypatch, capsys):
