@@ -107,7 +107,7 @@ def _hybrid(s: Any) -> Counter:
     return total
 
 
-def _bottleneck(chans: int, width: int, before: int, after: int, project: bool) -> int:
+def _bottleneck(chans: int, width: int, before: int, after: int, *, project: bool) -> int:
     """1x1, 3x3 and 1x1 with W / 4 channels inside, from `before` to `after` positions; `project`: a 1x1 residual."""
     inner = width // 4
     main = chans * inner * before + 9 * inner**2 * after + inner * width * after
@@ -123,7 +123,7 @@ def _conformer(s: Any) -> Counter:
     per_stage = s.depth // 3
     side, width = s.img_size // s.stem_stride, s.base_channel * s.channel_ratio
     conv = 49 * s.in_chans * s.base_channel * (s.img_size // min(s.stem_stride, 2)) ** 2
-    conv += _bottleneck(s.base_channel, width, side**2, side**2, True) + s.base_channel * s.embed_dim * side**2
+    conv += _bottleneck(s.base_channel, width, side**2, side**2, project=True) + s.base_channel * s.embed_dim * side**2
     for i, (_, after) in enumerate(token_counts(s)):
         if i == 0:
             continue
@@ -132,7 +132,8 @@ def _conformer(s: Any) -> Counter:
             side, width = side // 2, 2 * width
         last = i == s.depth - 1
         end = -(-side // 2) if last else side  # the last map halves once more
-        conv += _bottleneck(chans, width, before, side**2, first) + _bottleneck(width, width, side**2, end**2, last)
+        conv += _bottleneck(chans, width, before, side**2, project=first)
+        conv += _bottleneck(width, width, side**2, end**2, project=last)
         conv += width // 4 * s.embed_dim * (side**2 + after - PREFIX)
     return Counter(convolution=conv, linear=(s.embed_dim + width) * s.classes) + _transformer(s)
 

@@ -55,7 +55,7 @@ def load_folds(
 
 
 def evaluate_together(
-    folders: Sequence[Path], runs: Sequence[FinishedRun], split: str = "test", mirror: bool = False
+    folders: Sequence[Path], runs: Sequence[FinishedRun], split: str = "test", *, mirror: bool = False
 ) -> Evaluation:
     """Evaluates the mean probabilities of several runs on the images of a split.
 
@@ -78,7 +78,10 @@ def evaluate_together(
         if not len(images):
             raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
         same_task = run.data.task is runs[0].data.task
-        if not (same_task and _same(first, images, order, run.data.task, same_images(runs[0].settings, run.settings))):
+        if not (
+            same_task
+            and _same(first, images, order, run.data.task, one_source=same_images(runs[0].settings, run.settings))
+        ):
             keys = "split.test_seed and folds" + (", split.val and seed" if split == "val" else "")
             raise UserError(
                 f"--run {folder}: its {split} images are not those of {folders[0]}, which may have been trained on "
@@ -91,7 +94,7 @@ def evaluate_together(
     return evaluate_logits(task.mean_logits(logits), first.labels, task)
 
 
-def _same(one: Split, other: Split, order: torch.Tensor, task: Task, one_source: bool) -> bool:
+def _same(one: Split, other: Split, order: torch.Tensor, task: Task, *, one_source: bool) -> bool:
     """Returns whether two splits hold the same images with the same labels; class i of `one` is order[i] of `other`.
 
     Images from the same source are compared by file name, whatever size they are read at, others by their pixels.
@@ -104,7 +107,7 @@ def _same(one: Split, other: Split, order: torch.Tensor, task: Task, one_source:
 
 
 def evaluate_run(
-    run: FinishedRun, split: str, first: int | None = None, keep_logits: bool = False, mirror: bool = False
+    run: FinishedRun, split: str, *, first: int | None = None, keep_logits: bool = False, mirror: bool = False
 ) -> Evaluation:
     """Evaluates the model of a finished run on its test or validation images.
 

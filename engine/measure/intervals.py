@@ -108,7 +108,7 @@ def prediction_interval(
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def spread(accuracies: Sequence[float], sizes: Sequence[int], counted: bool = True) -> dict[str, Any]:
+def spread(accuracies: Sequence[float], sizes: Sequence[int], *, counted: bool = True) -> dict[str, Any]:
     """Summarises the accuracies of folds: mean, standard deviation, intervals, and the accuracy of all images together.
 
     Args:

@@ -92,7 +92,7 @@ def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: b
     if len(runs) == 1:
         evaluation, metrics = _evaluate_alone(runs[0], split, mirror=mirror, keep_logits=keep_logits)
     else:
-        evaluation = evaluate_together(folders, runs, split, mirror)
+        evaluation = evaluate_together(folders, runs, split, mirror=mirror)
         metrics = evaluation.metrics
     data = runs[0].data
     return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes)
@@ -140,7 +140,7 @@ def over_folds(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:
     evaluations = [fold.evaluation for fold in folds]
     task = task_with_metric(next(iter(evaluations[0].metrics)))
     scores, sizes = [one.score for one in evaluations], [one.n for one in evaluations]
-    summary = spread(scores, sizes, task.counts_images)
+    summary = spread(scores, sizes, counted=task.counts_images)
     return summary if split == "test" else {**summary, "pooled": None, "unseen": None}
 
 

@@ -234,7 +234,7 @@ def _checkpoints_in(folder: Path) -> str:
     return f"; {folder} has {_few(names)}" if names else ""
 
 
-def _read(path: Path, file: BinaryIO | str, mmap: bool = False) -> Any:
+def _read(path: Path, file: BinaryIO | str, *, mmap: bool = False) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, MemoryError):

@@ -67,9 +67,9 @@ def validate(
     except UserError as error:
         return Report([*problems, str(error)], warnings)
     if probabilities:
-        wrong, odd, counts = _probabilities(table, [columns[name] for name in sample.others], sample.others, many)
+        wrong, odd, counts = _probabilities(table, [columns[name] for name in sample.others], sample.others, many=many)
     elif len(sample.others) == 1:
-        wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, many)
+        wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, many=many)
     else:
         wrong, odd = ([], ["its columns are not checked, since the classes are unknown; give --run or --classes"])
     return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
@@ -152,7 +152,7 @@ def _blanks(table: Table, names: set[str]) -> list[str]:
 
 
 def _labels(
-    table: Table, cells: Sequence[str], sample: Sample, classes: Sequence[str] | None, many: bool | None
+    table: Table, cells: Sequence[str], sample: Sample, classes: Sequence[str] | None, *, many: bool | None
 ) -> tuple[list[str], list[str], Counter]:
     """Returns problems, warnings, and how often each label occurs."""
     problems, warnings = [], []
@@ -172,11 +172,11 @@ def _labels(
         warnings.append(f"{len(unknown)} labels are not in the sample: {few(unknown)}")
     if classes is None:
         warnings.append("labels are not compared with a list of classes; give --run or --classes")
-    return problems, warnings + _lopsided(counts, len(cells), many), counts
+    return problems, warnings + _lopsided(counts, len(cells), many=many), counts
 
 
 def _probabilities(
-    table: Table, columns: Sequence[Sequence[str]], names: Sequence[str], many: bool | None
+    table: Table, columns: Sequence[Sequence[str]], names: Sequence[str], *, many: bool | None
 ) -> tuple[list[str], list[str], Counter]:
     """Returns problems, warnings, and how often each class is the most probable."""
     kinds: dict[str, list[str]] = {}
@@ -202,14 +202,14 @@ def _probabilities(
             warnings.append(f"{text}; correct only if an image can have many labels")
         else:
             problems.append(text)
-    return problems, warnings + ([] if many else _lopsided(counts, len(table.rows), many)), counts
+    return problems, warnings + ([] if many else _lopsided(counts, len(table.rows), many=many)), counts
 
 
 def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell) is not None or NOT_FINITE.fullmatch(cell.lower()) is not None
 
 
-def _lopsided(counts: Counter, rows: int, many: bool | None) -> list[str]:
+def _lopsided(counts: Counter, rows: int, *, many: bool | None) -> list[str]:
     """Returns a warning if one label dominates."""
     if not counts or many or rows < 2:
         return []
