@@ -45,5 +45,5 @@ $(STAMP): setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find engine models tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
