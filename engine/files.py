@@ -7,10 +7,11 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import models.files
 from models.settings import UserError
 
 
@@ -59,27 +60,13 @@ def demand_writable(option: str, path: Path, example: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`, for writing and reading, which replaces `path` when the block succeeds.
-
-    The content reaches the disk before the name does, so that `path` is complete after kill -9 or a loss of power. The
-    temporary name is always the same, so that a file left by a killed process is overwritten.
+    """Opens a temporary file beside `path` which replaces `path` when the block succeeds; see `models.files.replacing`.
 
     Raises:
         UserError: an OSError inside the block or here; `path` is unchanged and the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            with open(temporary, "w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-    _sync_folder(path.parent)
+    with writing(path), models.files.replacing(path) as file:
+        yield file
 
 
 @contextmanager
@@ -100,12 +87,3 @@ def _explain(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return f"{reason}; its folder does not exist, or no longer does; create it, or write to another"
     return f"{reason}; write to another folder (out= of a run)"
-
-
-def _sync_folder(path: Path) -> None:
-    with suppress(OSError):  # not every file system supports this; the file itself is already on disk
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

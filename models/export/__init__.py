@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from timm.models import beit
@@ -28,6 +27,7 @@ from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from ..files import replacing
 from ..merging.wrapping import base_model
 from ..settings import UserError, nearest
 from .agreement import (
@@ -101,14 +101,18 @@ def export_model(
         raise UserError(
             "to = 'onnx': a single ONNX file ends at 2 GB, and this model's weights do not fit; use exported"
         )
-    with _replacing(path) as file:
-        with quiet(), conversion_errors(to, metadata.get("method")):
-            with _unfused(model) if to == "onnx" else nullcontext():
-                program = program_of(base_model(model), images.shape[1:])
-            form.write(program, file, metadata)
-            file.flush()
-            runtime, _ = form.read(file)
-        agreement = compare(model, runtime, images, batch_sizes)
+    try:
+        with replacing(path) as file:
+            with quiet(), conversion_errors(to, metadata.get("method")):
+                with _unfused(model) if to == "onnx" else nullcontext():
+                    program = program_of(base_model(model), images.shape[1:])
+                form.write(program, file, metadata)
+                file.flush()
+                runtime, _ = form.read(file)
+            agreement = compare(model, runtime, images, batch_sizes)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{path}: cannot be written, {reason}; write to another folder") from error
     return replace(agreement, operators=_own_operators(program))
 
 
@@ -143,27 +147,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside `path` that replaces it when the block ends without an error.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: cannot be written, {reason}; write to another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
