@@ -13,6 +13,19 @@ from pathlib import Path
 from models.settings import UserError
 
 
+def parser_of(description: str | None, example: str | None = None) -> argparse.ArgumentParser:
+    """Returns the argument parser of a tool, whose help shows the tool's docstring and one example as they are."""
+    return argparse.ArgumentParser(
+        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_runs(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Adds `--run DIR`, which may be given several times; `purpose` says what several runs are used for."""
+    help_text = f"a run folder, or a folder of all folds; give it several times to {purpose}"
+    parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help=help_text)
+
+
 def cli(main: Callable[[list[str]], None]) -> int:
     """Runs a tool on the command-line arguments.
 

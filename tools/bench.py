@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.cli import cli
+from engine.cli import cli, parser_of
 from engine.tables import Column, print_table
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ FILES, SIDE, SIZE = (
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, EXAMPLE)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--speedup", metavar="CFG", help=HELP["speedup"])
     for name in list(OPTIONS)[1:]:

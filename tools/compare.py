@@ -16,16 +16,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import cli
+from engine.cli import cli, parser_of
 from engine.tables import print_table
 
 EXAMPLE = "example: tools/compare.py runs/hybrid_s0 runs/hybrid_s1 runs/vit_s0 --plot curves.png"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, EXAMPLE)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of all folds")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="also draw loss and accuracy (or mAP) over the training"

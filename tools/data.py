@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.cli import cli
+from engine.cli import cli, parser_of
 
 EXAMPLE = "example: tools/data.py check my_images --out report"
 
@@ -33,8 +33,7 @@ class Command(NamedTuple):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=form)
+    parser = parser_of(__doc__, EXAMPLE)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         example = f"example: tools/data.py {name} {command.example}"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.cli import cli
+from engine.cli import add_runs, cli, parser_of
 from engine.tables import print_table
 from models.settings import UserError
 
@@ -30,17 +30,8 @@ EXAMPLE = "example: tools/eval.py --run runs/hybrid_merge --sweep merge.r=[0,4,8
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        action="append",
-        metavar="DIR",
-        help="a run folder, or a folder of all folds; give it several times to evaluate runs together",
-    )
+    parser = parser_of(__doc__, EXAMPLE)
+    add_runs(parser, "evaluate runs together")
     parser.add_argument("--split", choices=["test", "val"], default="test", help="the images (default: test)")
     parser.add_argument(
         "--weights", choices=["best", "last"], default="best", help="the checkpoint, best.pt or last.pt (default: best)"

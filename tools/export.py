@@ -17,15 +17,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import cli
+from engine.cli import cli, parser_of
 
 EXAMPLE = "example: tools/export.py --run runs/hybrid_merge --to onnx"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, EXAMPLE)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run folder")
     parser.add_argument(
         "--to",

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 
-from engine.cli import cli, take_overrides
+from engine.cli import cli, parser_of, take_overrides
 from engine.tables import print_table
 from models.settings import UserError
 
@@ -23,9 +23,7 @@ EXAMPLE = "example: tools/flops.py --cfg vit_b16 hybrid_merge model.merge.method
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, EXAMPLE)
     parser.add_argument("--cfg", nargs="+", required=True, help="YAML files, or their names under configs/")
     parser.add_argument("--json", metavar="FILE", help="write name, params, gmacs, gflops, activations, tokens as JSON")
     parser.add_argument("--by-module", action="store_true", help="break the cost of one model down by its modules")

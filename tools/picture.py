@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import cli, take_overrides
+from engine.cli import cli, parser_of, take_overrides
 from engine.figures.photographs import PHOTOGRAPHS
 from models.settings import UserError
 
@@ -26,9 +26,7 @@ BY_COLOUR = ("size", "patch", "keep")  # options of pictures without a run
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, EXAMPLE)
     parser.add_argument(
         "--images",
         nargs="+",

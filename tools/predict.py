@@ -21,24 +21,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from engine.cli import cli, take_overrides
+from engine.cli import add_runs, cli, parser_of, take_overrides
 from models.settings import UserError
 
 EXAMPLE = "example: tools/predict.py --run runs/x --images test --sample sample.csv --out submission.csv"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        action="append",
-        metavar="DIR",
-        help="a run folder, or a folder of all folds; give it several times to average the probabilities of runs",
-    )
+    parser = parser_of(__doc__, EXAMPLE)
+    add_runs(parser, "average the probabilities of runs")
     parser.add_argument(
         "--images", type=Path, required=True, nargs="+", metavar="PATH", help="image files and folders of images"
     )
