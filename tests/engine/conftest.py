@@ -1,7 +1,8 @@
-"""A tiny run on the handwritten digits, for the engine's tests."""
+"""A tiny run on the handwritten digits, and three folds of it, for the engine's tests."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,17 @@ def folder(tmp_path: Path) -> Path:
 def body(tmp_path: Path) -> str:
     """The path of a settings file that says only what has no default."""
     return write(tmp_path, "a.yaml", BODY)
+
+
+@pytest.fixture(scope="session")
+def finished_folds(tmp_path_factory) -> Path:
+    """The folder of three folds of a tiny run, trained and summarised. Tests must not change it."""
+    from tests.engine import fold_runs  # it imports TINY from here
+
+    return fold_runs.train(tmp_path_factory.mktemp("folds") / "tiny")
+
+
+@pytest.fixture
+def copied_folds(finished_folds: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_folds` that a test may change."""
+    return Path(shutil.copytree(finished_folds, tmp_path / "tiny"))

@@ -22,7 +22,7 @@ from engine.measure.metrics import METRICS, build_metrics
 from engine.measure.predictions import predictions_of
 from engine.runs.restore import load_run
 from engine.study.table import compare
-from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, OneLabel, Task, task_with_metric, title_of
+from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, OneLabel, Task, best_thresholds, task_with_metric, title_of
 from engine.train.experiment import run_experiment
 
 
@@ -177,3 +177,20 @@ def test_a_third_kind_of_label_trains_and_is_read_back(tiny, folder, monkeypatch
     assert compare([folder])[0].metric == "within_one"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["val/within_one"] for line in lines if "val/within_one" in line][-1] > 0.4
+
+
+def test_best_thresholds_by_trying_them_all():
+    rng = torch.Generator().manual_seed(0)
+    scores = (torch.rand(40, 3, generator=rng) * 20).round() / 20  # with ties
+    truth = (torch.rand(40, 3, generator=rng) < 0.4).float()
+    truth[:, 2] = 0
+
+    def f1(column: int, threshold: float) -> float:
+        said = scores[:, column] >= threshold
+        return float(2 * (said * truth[:, column]).sum() / (said.sum() + truth[:, column].sum()).clamp(min=1))
+
+    found = best_thresholds(scores, truth)
+    assert found[2] == 0.5
+    for column in (0, 1):
+        most = max(f1(column, threshold) for threshold in torch.linspace(0, 1, 201).tolist())
+        assert f1(column, found[column]) == pytest.approx(most)

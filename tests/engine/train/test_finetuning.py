@@ -1,104 +1,28 @@
-"""Fine-tuning from end to end: what a run starts from, what learns, what is saved, and that it can be read back."""
+"""Fine-tuning from end to end: what is trained and saved, and that a run can be read back and resumed."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.cli import cli
 from engine.measure.ensembles import evaluate_run
 from engine.runs import checkpoint
 from engine.runs.restore import load_run
-from engine.runs.weights import built, start_weights
 from engine.settings.layers import load_settings
-from engine.settings.schema import RunSettings
-from engine.tasks import best_thresholds
 from engine.train.experiment import run_experiment
-from engine.train.loop.features import HeadOnFeatures
 from engine.train.loop.trainer import Trainer
-from models.settings import UserError, check
+from models.settings import UserError
 from tests.engine.data.conftest import save_image
 from tests.engine.train.loop.test_trainer import assert_same_run, run_until
+from tests.engine.train.tuned_runs import MODES, VIT, settings_of, state_of
 
 pytestmark = pytest.mark.precision
-
-PLAIN = {"crop": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
-VIT = {
-    "name": "vit",
-    "img_size": 8,
-    "patch_size": 2,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 16,
-    "depth": 2,
-    "num_heads": 2,
-    "merge": {"r": 3},
-}
-SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.003}
-SPLIT = {"val": 0.1, "part": 0.25}
-
-
-def settings_of(**sections) -> RunSettings:
-    """Settings of a short run on the digits; a section replaces the whole section."""
-    body = {
-        "name": "tuned",
-        "threads": 1,
-        "device": "cpu",
-        "model": VIT,
-        "data": {"name": "digits"},
-        "split": SPLIT,
-        "augment": PLAIN,
-        "train": {},
-        "log": {"every_steps": 1, "images": 4},
-        **sections,
-    }
-    return check(RunSettings, {**body, "train": {**SHORT, **body["train"]}})
-
-
-MODES = {
-    "head": {"mode": "head"},
-    "gradual": {
-        "mode": "gradual",
-        "groups": [{"parts": ["head"], "lr": 1e-3}, {"parts": ["blocks.1", "norm"], "epoch": 1, "lr": 1e-4}],
-    },
-    "full": {"mode": "full", "layer_decay": 0.5},
-    "lora": {"mode": "lora", "rank": 2, "dropout": 0.1},
-}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tmp_path_factory.mktemp("base")
-
-
-@pytest.fixture
-def start(base):
-    """A run to start from: a merged ViT on the digits."""
-    if not (base / "results.json").exists():
-        run_experiment(settings_of(train={"epochs": 1}), base)
-    return str(base)
-
-
-@pytest.fixture
-def tuned(start):
-    """Makes settings that start from that run."""
-
-    def make(mode: str, **sections) -> RunSettings:
-        return settings_of(model={**VIT, "weights": start}, finetune=MODES[mode], **sections)
-
-    return make
-
-
-def state_of(run) -> dict:
-    return checkpoint.load(run / "best.pt")["model"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -149,48 +73,6 @@ def test_adapters_follow_another_merging(tuned, folder):
         assert torch.equal(other.model.state_dict()[name], value)
 
 
-def test_kept_features_change_nothing(tuned, folder, tmp_path, caplog):
-    """The same steps on the same images in the same order, whether the frozen part runs once or each time."""
-    weights = {}
-    for cache in ("memory", "disk", "none"):
-        (tmp_path / cache).mkdir()
-        settings = tuned("head")
-        settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"cache": cache})})
-        run_experiment(settings, tmp_path / cache)
-        weights[cache] = state_of(tmp_path / cache)
-        assert not list((tmp_path / cache).glob(".features*")), "no file is left behind"
-    for name, value in weights["none"].items():
-        assert torch.equal(weights["memory"][name], weights["disk"][name])
-        torch.testing.assert_close(weights["memory"][name], value, atol=1e-5, rtol=1e-4)
-
-
-def test_a_full_disk_shows_before_features_are_computed(tuned, folder, monkeypatch, capsys):
-    """Not as a signal while they are written: a file with holes takes no room until then."""
-    asked = []
-
-    def full(descriptor: int, start: int, size: int) -> None:
-        asked.append(size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    settings = tuned("head")
-    settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"cache": "disk"})})
-    assert cli(lambda argv: run_experiment(settings, folder)) == 2
-    error, file = capsys.readouterr().err, folder / ".features.train.npy"
-    assert error.startswith(f"error: {file}: cannot be written, no space left on device; free some space, or ")
-    assert error.count("\n") == 1 and not file.exists() and not list(folder.glob("*.pt"))
-    assert asked == [4 * 325 * VIT["embed_dim"]]  # bytes: float32 of every training image
-
-
-def test_features_are_used_only_where_they_say_the_same(tuned, folder, monkeypatch):
-    """Augmented images have no features to keep, and a model with two heads has two kinds."""
-    seen = []
-    forward = HeadOnFeatures.forward
-    monkeypatch.setattr(HeadOnFeatures, "forward", lambda self, x: seen.append(1) or forward(self, x))
-    run_experiment(tuned("head", augment={**PLAIN, "crop": 1}), folder)
-    assert not seen
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("crash_at", [9, 30])
 def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, tmp_path, monkeypatch):
@@ -226,39 +108,10 @@ def test_resumed_without_the_weights_that_it_began_with(mode, tuned, start, tmp_
     assert checkpoint.load(run / "best.pt")["mean"] == before
 
 
-@pytest.mark.parametrize("mode", ["head", "lora"])
-def test_a_run_that_saved_only_what_learnt_can_be_started_from(mode, tuned, folder, tmp_path):
-    run_experiment(tuned(mode), folder)
-    settings = tuned("full")
-    model = settings.model.model_copy(update={"weights": str(folder)})
-    (tmp_path / "next").mkdir()
-    run_experiment(settings.model_copy(update={"model": model}), tmp_path / "next")
-    assert "weights: " in (tmp_path / "next" / "log.txt").read_text()
-    part = settings.model.model_copy(update={"weights": str(folder / "best.pt")})
-    (tmp_path / "part").mkdir()
-    with pytest.raises(UserError, match="contains only what its run trained; give the run folder"):
-        run_experiment(settings.model_copy(update={"model": part}), tmp_path / "part")
-
-
 def test_a_group_that_never_begins_is_refused(tuned, folder):
     settings = tuned("gradual", train={"epochs": 1})
     with pytest.raises(UserError, match=r"finetune\.groups\.epoch = 1: the run has 1 epochs"):
         run_experiment(settings, folder)
-
-
-def test_dropout_before_the_head_keeps_no_features(folder):
-    model = {
-        "name": "timm",
-        "arch": "resnet10t",
-        "img_size": 32,
-        "in_chans": 1,
-        "num_classes": 10,
-        "options": {"drop_rate": 0.5},
-    }
-    data = {"name": "digits", "resize": 32}
-    settings = settings_of(model=model, data=data, finetune={"mode": "head"}, train={"steps": 2})
-    run_experiment(settings, folder)
-    assert "features are not kept: dropout stands before the head" in (folder / "log.txt").read_text()
 
 
 def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, caplog):
@@ -296,58 +149,6 @@ def test_a_rate_for_another_batch_is_warned_about(tuned, folder):
     run_experiment(tuned("full", train={"epochs": 1, "lr_batch": 64}), folder)
     said = (folder / "log.txt").read_text()
     assert "is for 64 images per step (train.lr_batch), this run has 16: use train.lr=0.00075, or train.acc" in said
-
-
-@pytest.mark.parametrize("given", ["copy", "copy/best.pt", "bare", "bare/other.pt"])
-def test_statistics_come_with_the_weights(given, start, folder, tmp_path):
-    """Of a run folder, of a folder that has nothing but a checkpoint, and of a checkpoint by its own name."""
-    source = tmp_path / given.partition("/")[0]
-    shutil.copytree(start, source) if source.name == "copy" else source.mkdir()
-    file = source / (given.partition("/")[2] or "best.pt")
-    state = checkpoint.load(Path(start) / "best.pt")
-    checkpoint.save(file, {**state, "mean": [0.25], "std": [0.5]})
-    assert state["mean"] != [0.25]
-    settings = settings_of(model={**VIT, "weights": str(tmp_path / given)}, finetune=MODES["head"], train={"steps": 2})
-    run_experiment(settings, folder)
-    run = load_run(folder)
-    assert run.data.mean == (0.25,) and run.data.std == (0.5,)
-
-
-def test_somebody_elses_file_has_no_statistics(tmp_path):
-    torch.save({"format": 1, "model": {}, "mean": [0.25], "std": [0.5]}, tmp_path / "best.pt")
-    assert checkpoint.statistics(tmp_path / "best.pt") is None
-    (tmp_path / "best.pt").write_bytes(b"")
-    assert checkpoint.statistics(tmp_path / "best.pt") is None
-
-
-def test_a_checkpoint_with_a_flipped_bit_is_no_start(start, tmp_path):
-    """torch reads it without a word; what it was sealed with does not match."""
-    copy = tmp_path / "copy.pt"
-    shutil.copy(Path(start) / "best.pt", copy)
-    model = built(settings_of())
-    start_weights(model, settings_of(model={**VIT, "weights": str(copy)}))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    damaged = bytearray(copy.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    copy.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"copy.pt: damaged, its bytes do not match its SHA-256"):
-        start_weights(model, settings_of(model={**VIT, "weights": str(copy)}))
-    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
-
-
-def test_weights_are_read_once(tuned, start, folder, monkeypatch):
-    """Statistics take only their own few bytes of the file."""
-    reads = []
-    read = checkpoint._read
-
-    def watched(path: Path, *args, **kwargs):
-        reads.append((path, kwargs.get("mmap", False)))
-        return read(path, *args, **kwargs)
-
-    monkeypatch.setattr(checkpoint, "_read", watched)
-    run_experiment(tuned("full", train={"steps": 2}), folder)
-    best = Path(start) / "best.pt"
-    assert [mapped for path, mapped in reads if path == best] == [False, True]
 
 
 def test_textures_then_scenes(folder, tmp_path):
@@ -428,20 +229,3 @@ def test_many_labels(folder, tmp_path):
     for key, sections in (("mixup", {"augment": {"mixup": 0.2}}), ("smoothing", {"train": {"label_smoothing": 0.1}})):
         with pytest.raises(UserError, match=key):
             run_experiment(settings_of(**{**given, "train": {"batch_size": 8}, **sections}), tmp_path)
-
-
-def test_best_thresholds_by_trying_them_all():
-    rng = torch.Generator().manual_seed(0)
-    scores = (torch.rand(40, 3, generator=rng) * 20).round() / 20  # with ties
-    truth = (torch.rand(40, 3, generator=rng) < 0.4).float()
-    truth[:, 2] = 0
-
-    def f1(column: int, threshold: float) -> float:
-        said = scores[:, column] >= threshold
-        return float(2 * (said * truth[:, column]).sum() / (said.sum() + truth[:, column].sum()).clamp(min=1))
-
-    found = best_thresholds(scores, truth)
-    assert found[2] == 0.5
-    for column in (0, 1):
-        most = max(f1(column, threshold) for threshold in torch.linspace(0, 1, 201).tolist())
-        assert f1(column, found[column]) == pytest.approx(most)

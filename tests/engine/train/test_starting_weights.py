@@ -1,0 +1,84 @@
+"""What a run starts from: another run's weights, their statistics, and files that are refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.runs import checkpoint
+from engine.runs.restore import load_run
+from engine.runs.weights import built, start_weights
+from engine.train.experiment import run_experiment
+from models.settings import UserError
+from tests.engine.train.tuned_runs import MODES, VIT, settings_of
+
+pytestmark = pytest.mark.precision
+
+
+@pytest.mark.parametrize("mode", ["head", "lora"])
+def test_a_run_that_saved_only_what_learnt_can_be_started_from(mode, tuned, folder, tmp_path):
+    run_experiment(tuned(mode), folder)
+    settings = tuned("full")
+    model = settings.model.model_copy(update={"weights": str(folder)})
+    (tmp_path / "next").mkdir()
+    run_experiment(settings.model_copy(update={"model": model}), tmp_path / "next")
+    assert "weights: " in (tmp_path / "next" / "log.txt").read_text()
+    part = settings.model.model_copy(update={"weights": str(folder / "best.pt")})
+    (tmp_path / "part").mkdir()
+    with pytest.raises(UserError, match="contains only what its run trained; give the run folder"):
+        run_experiment(settings.model_copy(update={"model": part}), tmp_path / "part")
+
+
+@pytest.mark.parametrize("given", ["copy", "copy/best.pt", "bare", "bare/other.pt"])
+def test_statistics_come_with_the_weights(given, start, folder, tmp_path):
+    """Of a run folder, of a folder that has nothing but a checkpoint, and of a checkpoint by its own name."""
+    source = tmp_path / given.partition("/")[0]
+    shutil.copytree(start, source) if source.name == "copy" else source.mkdir()
+    file = source / (given.partition("/")[2] or "best.pt")
+    state = checkpoint.load(Path(start) / "best.pt")
+    checkpoint.save(file, {**state, "mean": [0.25], "std": [0.5]})
+    assert state["mean"] != [0.25]
+    settings = settings_of(model={**VIT, "weights": str(tmp_path / given)}, finetune=MODES["head"], train={"steps": 2})
+    run_experiment(settings, folder)
+    run = load_run(folder)
+    assert run.data.mean == (0.25,) and run.data.std == (0.5,)
+
+
+def test_somebody_elses_file_has_no_statistics(tmp_path):
+    torch.save({"format": 1, "model": {}, "mean": [0.25], "std": [0.5]}, tmp_path / "best.pt")
+    assert checkpoint.statistics(tmp_path / "best.pt") is None
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert checkpoint.statistics(tmp_path / "best.pt") is None
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_no_start(start, tmp_path):
+    """torch reads it without a word; what it was sealed with does not match."""
+    copy = tmp_path / "copy.pt"
+    shutil.copy(Path(start) / "best.pt", copy)
+    model = built(settings_of())
+    start_weights(model, settings_of(model={**VIT, "weights": str(copy)}))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    damaged = bytearray(copy.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    copy.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"copy.pt: damaged, its bytes do not match its SHA-256"):
+        start_weights(model, settings_of(model={**VIT, "weights": str(copy)}))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_are_read_once(tuned, start, folder, monkeypatch):
+    """Statistics take only their own few bytes of the file."""
+    reads = []
+    read = checkpoint._read
+
+    def watched(path: Path, *args, **kwargs):
+        reads.append((path, kwargs.get("mmap", False)))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "_read", watched)
+    run_experiment(tuned("full", train={"steps": 2}), folder)
+    best = Path(start) / "best.pt"
+    assert [mapped for path, mapped in reads if path == best] == [False, True]
