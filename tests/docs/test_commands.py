@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,21 @@ PYTHON = [
     for i, text in enumerate(blocks(path, "python"))
     if "import timm" in text  # others continue a snippet, or are a method of their own with tests of its own
 ]
+# Commands in a sentence, less those that show a form ([optional], this|that, FILE...), and those of the example model
+# that a test of its own adds first (tests/models/test_every_model.py).
+INLINE = [
+    pytest.param(path, text, id=f"{path.relative_to(ROOT)}: {text}")
+    for path in DOCUMENTS
+    for text in dict.fromkeys(re.findall(r"`(tools/\w+\.py [^`]*-[^`]*)`", path.read_text()))
+    if not re.search(r"\[(?!\d)|\||\.\.\.|\n", text)
+]
 HEADER = re.compile(r"^# *(tools/\S.*(?:\\\n# .*)*)", re.MULTILINE)
+
+CONFIG_FILES = [
+    path
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if path.parent.name != "base" or HEADER.search(path.read_text())  # base files need no command of their own
+]
 
 
 @pytest.mark.parametrize("text", SHELL)
@@ -35,12 +50,17 @@ def test_commands_in_documents(text, tmp_path, monkeypatch, capsys):
         check(tool, arguments)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize(("path", "text"), INLINE)
+def test_commands_in_sentences(path, text, tmp_path, monkeypatch, capsys):
+    [(tool, *arguments)] = commands(text, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    check(tool, arguments)
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_commands_in_configs(path, tmp_path, monkeypatch, capsys):
     lines = (re.sub(r"\n# *", "\n", match) for match in HEADER.findall(path.read_text()))
     text = "\n".join(re.sub(r"  +\(.*", "", line) for line in lines)
-    if path.parent.name == "base" and not text:
-        pytest.skip("a base file may have no command of its own")
     found = commands(text, tmp_path)
     assert found, f"{path} opens with its command"
     monkeypatch.chdir(tmp_path)
@@ -49,11 +69,20 @@ def test_commands_in_configs(path, tmp_path, monkeypatch, capsys):
 
 
 def check(tool: str, arguments: list[str]) -> None:
-    """Training resolves its settings, costs are counted, all other tools parse their arguments."""
+    """Runs a command if it needs no data, no weights and little time.
+
+    Digits are trained on for one short epoch, other training resolves its settings, costs are counted, pictures without
+    a run are drawn. All other commands parse their arguments.
+    """
     module = importlib.import_module(f"tools.{tool.removesuffix('.py')}")
-    if tool == "train.py" and "--resume" not in arguments:
+    if tool == "train.py" and "--resume" not in arguments and any(a.startswith("digits/") for a in arguments):
+        module.main([*arguments, "train.epochs=1", "train.warmup_epochs=0", "split.part=0.1", "threads=1"])
+    elif tool == "train.py" and "--resume" not in arguments:
         module.main([*arguments, "--print"])
     elif tool == "flops.py" and "zoo" not in " ".join(arguments):
+        module.main(arguments)
+    elif tool == "picture.py" and "--run" not in arguments:
+        (Path.cwd() / "docs").mkdir(exist_ok=True)  # where the documents put theirs
         module.main(arguments)
     else:
         module.parse(arguments)
