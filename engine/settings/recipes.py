@@ -1,4 +1,4 @@
-"""Recipes: settings that suit a mode of fine-tuning, used where no file and no override gives another value."""
+"""Recipes: settings that suit pretrained weights, used where no file and no override gives another value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe_for(values: Mapping[str, Any], in_files: Collection[str]) -> dict[str, Any]:
-    """Returns the recipe of the mode that unchecked settings choose; empty without fine-tuning or for a wrong mode.
+    """Returns the recipe of the mode of fine-tuning that unchecked settings choose; empty if they train from scratch.
+
+    Without a `finetune:` section all parameters are trained, so a model that starts from weights has the recipe of
+    `full`. A mode that does not exist has no recipe.
 
     Augmentation is one decision, so an `augment:` section in a file replaces that of the recipe as a whole, and so does
     `augment.transforms` on the command line. Other keys on the command line change single values of the recipe.
@@ -29,8 +32,16 @@ def recipe_for(values: Mapping[str, Any], in_files: Collection[str]) -> dict[str
         values: the settings of all files and overrides, unchecked.
         in_files: the sections that the files have.
     """
-    finetune, augment = values.get("finetune"), values.get("augment")
-    mode = finetune.get("mode") if isinstance(finetune, Mapping) else None
-    recipe = RECIPES.get(mode, {}) if isinstance(mode, str) else {}
+    recipe = RECIPES.get(_mode(values), {})
+    augment = values.get("augment")
     own_augmentation = "augment" in in_files or (isinstance(augment, Mapping) and "transforms" in augment)
     return {section: keys for section, keys in recipe.items() if not (section == "augment" and own_augmentation)}
+
+
+def _mode(values: Mapping[str, Any]) -> str:
+    """Returns the mode of fine-tuning that unchecked settings choose; "" if they choose none, or none that is text."""
+    finetune, model = values.get("finetune"), values.get("model")
+    if finetune is None:
+        return "full" if isinstance(model, Mapping) and model.get("weights") is not None else ""
+    mode = finetune.get("mode") if isinstance(finetune, Mapping) else None
+    return mode if isinstance(mode, str) else ""

@@ -43,7 +43,8 @@ class TrainSettings(Settings):
     lr: float = Field(
         1e-3,
         gt=0,
-        description="learning rate after the warm-up; default with finetune: 2e-4 for lora, 5e-5 for full, else 1e-3",
+        description="learning rate after the warm-up; default: 2e-4 for finetune.mode lora, 5e-5 for full and for "
+        "model.weights without finetune, else 1e-3",
     )
     lr_batch: int | None = Field(
         None, ge=1, description="images per optimizer step that lr was tuned for; a run with another number is warned"
@@ -122,7 +123,8 @@ class RunSettings(Settings):
         SplitSettings(), description="test and validation images, folds, and the part that trains"
     )
     augment: AugmentSettings = Field(
-        AugmentSettings(), description="changes to training images; light by default with finetune, but none for head"
+        AugmentSettings(),
+        description="changes to training images; default: light with finetune or model.weights, but none for mode head",
     )
     train: TrainSettings = Field(TrainSettings(), description="optimisation")
     finetune: FinetuneSettings | None = Field(

@@ -34,7 +34,6 @@ def test_a_head_learns_from_images_as_they_are_and_the_other_modes_augment_light
         assert augmentation("zoo/squeezenet", f"finetune.mode={mode}") == {"scale": 0.5, "flip": True}
     gradual = "finetune={mode: gradual, groups: [{parts: [head], lr: 1e-3}]}"
     assert augmentation("zoo/squeezenet", gradual) == {"scale": 0.5, "flip": True}
-    assert augmentation("zoo/squeezenet", "finetune=null") == {}
     stored = write(tmp_path, "settings.yaml", to_yaml(load_settings("zoo/squeezenet", ["finetune.mode=head"])))
     assert augmentation(stored, "finetune.mode=full") == {}, "a run folder says all"
 
@@ -47,6 +46,23 @@ def test_augmentation_of_a_file_replaces_that_of_the_recipe_and_the_command_line
     assert augmentation("zoo/squeezenet", "augment.flip=false", "augment.erase=0.25") == {"scale": 0.5, "erase": 0.25}
     listed = augmentation("zoo/squeezenet", "augment.transforms=[{name: RandomHorizontalFlip}]")
     assert [entry["name"] for entry in listed["transforms"]] == ["RandomHorizontalFlip"] and len(listed) == 1
+
+
+def test_pretrained_weights_without_a_finetune_section_have_the_recipe_of_full(tmp_path):
+    full = load_settings("zoo/squeezenet")
+    assert full.finetune.mode == "full"
+    without = load_settings("zoo/squeezenet", ["finetune=null"])
+    assert without.finetune is None and without == full.model_copy(update={"finetune": None})
+
+    scratch = load_settings("zoo/squeezenet", ["finetune=null", "model.weights=null"])
+    assert scratch.train.lr == 1e-3 and not scratch.augment.model_dump(exclude_defaults=True)
+
+    path = write(tmp_path, "a.yaml", BODY)
+    assert load_settings(path, ["model.weights=best.pt"]).train.lr == 5e-5
+    assert load_settings(path, ["model.weights=best.pt", "train.lr=0.3"]).train.lr == 0.3
+    path = write(tmp_path, "a.yaml", BODY + "augment: {crop: 1}\ntrain: {lr: 0.2}\n")
+    own = load_settings(path, ["model.weights=best.pt"])
+    assert own.train.lr == 0.2 and own.augment == load_settings(path).augment, "the file's own values come first"
 
 
 def test_the_number_of_classes_is_the_dataset_s_where_it_is_published(tmp_path):
