@@ -30,7 +30,7 @@ INLINE = [
     pytest.param(path, text, id=f"{path.relative_to(ROOT)}: {text}")
     for path in DOCUMENTS
     for text in dict.fromkeys(re.findall(r"`(tools/\w+\.py [^`]*-[^`]*)`", path.read_text()))
-    if not re.search(r"\[(?!\d)|\||\.\.\.|\n", text)
+    if not re.search(r"\[(?!\d)|\||\.\.\.|\n|tiny_cnn", text)
 ]
 HEADER = re.compile(r"^# *(tools/\S.*(?:\\\n# .*)*)", re.MULTILINE)
 
