@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.data import FileSettings
 from engine.data.inputs import read_images, reading_settings
 from engine.figures.merge_drawing import Row, draw_rows
-from engine.figures.merge_tracing import LEARNED, STEPS, THUMBNAIL, UNTRAINED, merged_by_colour, merged_by_run
+from engine.figures.merge_tracing import LEARNED, STEPS, THUMBNAIL, UNTRAINED, Merged, merged_by_colour, merged_by_run
 from engine.figures.photographs import credit_line, path_of
 from engine.runs.restore import TrainedModel, load_model
 from models.interface import model_name
@@ -52,7 +52,9 @@ def picture_by_colour(
 def picture_of_run(
     folder: Path, names: Sequence[str], methods: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Figure:
-    """Draws what a run's model merges, on the same pixels as tools/predict.py gives it. The run's data are not needed.
+    """Draws what a run's model merges, and the pixels that it sees: those of tools/predict.py, grey for a grey model.
+
+    The run's data are not needed.
 
     Args:
         folder: a run folder.
@@ -65,15 +67,15 @@ def picture_of_run(
             cannot be read.
     """
     _check_methods(methods)
-    columns: list[list] = [[] for _ in names]
+    columns: list[list[Merged]] = [[] for _ in names]
     for change in [[f"merge.method={name}"] for name in methods] or [[]]:
         run = load_model(folder, [*overrides, *change])
         reading = reading_settings(run.settings.data, run.settings.model)
         images = read_photographs(names, reading, run.settings.model.in_chans)
         for column, image in zip(columns, images):
             column.append(merged_by_run(run, image))
-    photographs = read_photographs(names, reading)  # in colour, even if the model takes grey images
-    rows = [Row(Path(name).stem, image, column) for name, image, column in zip(names, photographs, columns)]
+    seen = images.expand(-1, 3, -1, -1)  # grey as RGB, for drawing; every method sees the same pixels
+    rows = [Row(Path(name).stem, image, column) for name, image, column in zip(names, seen, columns)]
     return draw_rows(rows, _caption(_how_by_run(run, methods), names))
 
 

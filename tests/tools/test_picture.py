@@ -91,11 +91,13 @@ def test_a_runs_model_merges(run, tell):
     assert "Model: run tiny, hybrid on digits, merging as in training." in " ".join(figure.get_supxlabel().split())
 
     loaded = load_run(run)
-    grey, photograph = (pixels(loaded, "grace_hopper", channels) for channels in (1, 3))
+    grey = pixels(loaded, "grace_hopper", 1)
     with torch.no_grad():
         _, tokens = loaded.model.eval().forward_features(Normalise(loaded.data.mean, loaded.data.std)(grey))
-    expected = painted(photograph[0], tokens.index[0, 1:].view(4, 4))
-    torch.testing.assert_close(torch.as_tensor(figure.axes[1].images[0].get_array()), expected)
+    seen = grey[0].expand(3, -1, -1)
+    photograph, merged = (torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes)
+    assert photograph.equal(seen.permute(1, 2, 0)), "the photograph is drawn as the model sees it: grey"
+    torch.testing.assert_close(merged, painted(seen, tokens.index[0, 1:].view(4, 4)))
 
 
 def test_the_same_weights_with_other_methods(run, tell):

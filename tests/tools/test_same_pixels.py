@@ -76,7 +76,7 @@ def test_picture_predict_and_evaluation_see_the_same(tmp_path, seen, reading):
     [({"name": "digits"}, 1), ({"name": "npz", "path": "no"}, 3), ({"name": "npz", "path": "no"}, 1)],
 )
 def test_runs_on_arrays_and_grey_models(tmp_path, seen, data, channels):
-    """The square in the middle, at the model's size; grey as predictions make it."""
+    """The square in the middle, at the model's size; grey as predictions make it, in the picture as well."""
     colours = {"1": (200, 0, 0), "2": (0, 0, 200)}
     folder = colour_run(tmp_path / "run", colours, {**VIT, "in_chans": channels}, data=data)
     paths = [photograph(tmp_path / f"{i}.png", i) for i in range(2)]
@@ -86,4 +86,5 @@ def test_runs_on_arrays_and_grey_models(tmp_path, seen, data, channels):
     seen.clear()
     predict(gather([folder]), paths)
     assert drawn[0].shape == (2, channels, 8, 8) and drawn[0].equal(seen[0][0]) and drawn[1].equal(seen[0][1])
-    assert figure.axes[0].images[0].get_array().shape == (8, 8, 3), "the photograph is drawn in colour"
+    shown = torch.stack([torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes[::2]])
+    assert shown.permute(0, 3, 1, 2).equal(drawn[0].expand(-1, 3, -1, -1))
