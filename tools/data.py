@@ -120,17 +120,17 @@ def validate_arguments(parser: argparse.ArgumentParser) -> None:
 def validate_file(args: argparse.Namespace) -> None:
     from engine.submit.sample import read_sample
     from engine.submit.validate import class_folders, validate
+    from engine.tasks import ONE_LABEL
     from models.settings import UserError
 
-    classes, many = None, None
+    classes, task = None, None
     if args.run:
         from engine.submit.ensemble import classes_of
 
         classes, task = classes_of(args.run)
-        many = not task.one_class
     elif args.classes:
-        classes, many = class_folders(args.classes), False
-    report = validate(args.file, read_sample(args.sample), classes, many=many, keep_formulas=args.formulas == "keep")
+        classes, task = class_folders(args.classes), ONE_LABEL
+    report = validate(args.file, read_sample(args.sample), classes, task, keep_formulas=args.formulas == "keep")
     for line in report.problems:
         print(f"wrong: {line}")
     for line in report.warnings:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.sources.table import read_table
-from engine.submit.cells import LABEL_SEPARATOR, NUMBER, unguarded
+from engine.submit.cells import LABEL_SEPARATOR, NUMBER, labels_in, unguarded
+from engine.tasks import Task
 from engine.wording import few
 from models.settings import UserError
 
@@ -41,7 +42,7 @@ class Sample:
         """The columns other than that of the ids."""
         return self.columns[: self.ids_at] + self.columns[self.ids_at + 1 :]
 
-    def spelling(self, classes: Sequence[str], *, many: bool = False) -> dict[str, str]:
+    def spelling(self, classes: Sequence[str], task: Task) -> dict[str, str]:
         """Returns how the sample spells each class.
 
         Spellings may differ in case, in leading zeros, and in blanks, hyphens or underscores between words. Unless the
@@ -49,26 +50,26 @@ class Sample:
 
         Args:
             classes: names of the classes.
-            many: whether a cell may hold several labels, joined by LABEL_SEPARATOR.
+            task: what the labels mean, and thereby whether a cell can hold several of them.
         """
         by_key = {_key(name): name for name in classes}
-        labels = [name for cell in self.labels for name in (cell.split(LABEL_SEPARATOR) if many else [cell])]
-        for theirs in (self.others, list(dict.fromkeys(name.strip() for name in labels if name.strip()))):
+        labels = [name for cell in self.labels for name in labels_in(cell, task) if name]
+        for theirs in (self.others, list(dict.fromkeys(labels))):
             if len(by_key) == len(classes) == len(theirs) and {_key(name) for name in theirs} == by_key.keys():
                 return {by_key[_key(name)]: name for name in theirs}
         return {name: name for name in classes}
 
-    def asks_for_probabilities(self, classes: Sequence[str], *, many: bool) -> bool:
+    def asks_for_probabilities(self, classes: Sequence[str], task: Task) -> bool:
         """Returns whether the sample has a column of probabilities for each class, rather than one column of labels.
 
         Args:
             classes: names of the classes.
-            many: whether an image can have any number of labels.
+            task: what the labels mean.
 
         Raises:
             UserError: its columns are neither, or its labels are not joined by LABEL_SEPARATOR.
         """
-        asked, offered = set(self.others), {name.strip() for name in self.spelling(classes, many=many).values()}
+        asked, offered = set(self.others), {name.strip() for name in self.spelling(classes, task).values()}
         if asked == offered and len(self.others) == len(classes):
             return True
         if len(self.others) > 1:
@@ -89,8 +90,8 @@ class Sample:
                 f"{self.where}: column {name!r} is one of {len(classes)} classes and holds numbers: it "
                 "asks for that class alone; write --probabilities, and keep that column"
             )
-        if many:
-            _check_joined_labels(self, offered)
+        if not task.one_class:
+            _check_joined_labels(self, offered, task)
         return False
 
 
@@ -100,7 +101,7 @@ def _key(name: str) -> str:
     return re.sub(r"(?<![0-9.,])0+(?=[0-9])", "", words)
 
 
-def _check_joined_labels(sample: Sample, classes: set[str]) -> None:
+def _check_joined_labels(sample: Sample, classes: set[str], task: Task) -> None:
     """Raises a UserError if labels cannot be joined by LABEL_SEPARATOR, or are not joined by it in the sample."""
     odd = [repr(name) for name in sorted(classes) if LABEL_SEPARATOR in name]
     if odd:
@@ -108,7 +109,7 @@ def _check_joined_labels(sample: Sample, classes: set[str]) -> None:
             f"{sample.where}: labels of an image are joined by {LABEL_SEPARATOR}, which these labels contain: "
             f"{few(odd)}; write --probabilities, with a column for each"
         )
-    cells = [cell for cell in sample.labels if cell and not {n.strip() for n in cell.split(LABEL_SEPARATOR)} <= classes]
+    cells = [cell for cell in sample.labels if cell and not set(labels_in(cell, task)) <= classes]
     if cells:
         raise UserError(
             f"{sample.where}: column {sample.others[0]!r} has {cells[0]!r}, which is not names joined by "

@@ -110,9 +110,8 @@ def written_names(sample: Sample, ensemble: Ensemble) -> tuple[list[str], list[s
     Raises:
         UserError: the sample has a column neither for labels nor for the probability of each class.
     """
-    many = not ensemble.task.one_class
-    sample.asks_for_probabilities(ensemble.classes, many=many)
-    spelling = sample.spelling(ensemble.classes, many=many)
+    sample.asks_for_probabilities(ensemble.classes, ensemble.task)
+    spelling = sample.spelling(ensemble.classes, ensemble.task)
     other = [name for name in ensemble.classes if spelling[name] != name]
     notes = []
     if other:
@@ -132,8 +131,8 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
         UserError: see `write`.
     """
     notes: list[str] = []
-    many = not predictions.task.one_class
-    if sample.asks_for_probabilities(predictions.classes, many=many):
+    task = predictions.task
+    if sample.asks_for_probabilities(predictions.classes, task):
         position = {name.strip(): i for i, name in enumerate(predictions.classes)}
         chosen = predictions.probabilities[:, [position[column] for column in sample.others]]
         rows = [[number(value) for value in row] for row in chosen.tolist()]
@@ -141,7 +140,7 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
         rows = [[LABEL_SEPARATOR.join(names)] for names in predictions.names()]
         class_names = {name.strip() for name in predictions.classes}
         strange = [label for label in sample.labels if label and label not in class_names]
-        if strange and not many:
+        if strange and task.one_class:
             notes.append(
                 f"{sample.where} has labels such as {strange[0]!r}, which are not classes of the run; "
                 f"the run's names are written, such as {predictions.classes[0]!r}"
@@ -149,7 +148,7 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
     reports: list[Report] = []
 
     def check(path: Path) -> Report:
-        report = validate(path, sample, predictions.classes, many=many, keep_formulas=outputs.keep_formulas)
+        report = validate(path, sample, predictions.classes, task, keep_formulas=outputs.keep_formulas)
         reports.append(report)
         return report
 
@@ -170,7 +169,7 @@ def write_probabilities(outputs: Outputs, sample: Sample, predictions: Predictio
         rows = [[number(value) for value in row] for row in predictions.probabilities.tolist()]
 
         def check(written: Path) -> Report:
-            return validate(written, form, predictions.classes, many=not predictions.task.one_class, keep_formulas=keep)
+            return validate(written, form, predictions.classes, predictions.task, keep_formulas=keep)
 
         write(path, form, rows, keep_formulas=keep, check=check)
         return

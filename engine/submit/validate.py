@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from engine.data.sources.table import Table, read_table
-from engine.submit.cells import LABEL_SEPARATOR, NUMBER, is_formula, unguarded
+from engine.submit.cells import NUMBER, is_formula, labels_in, unguarded
 from engine.submit.images import natural
 from engine.submit.sample import Sample
+from engine.tasks import ONE_LABEL, Task
 from engine.wording import few
 from models.settings import UserError
 
@@ -34,8 +35,8 @@ def validate(
     path: Path,
     sample: Sample,
     classes: Sequence[str] | None = None,
+    task: Task | None = None,
     *,
-    many: bool | None = None,
     keep_formulas: bool = False,
 ) -> Report:
     """Checks a submission against its sample: columns, ids and their order, labels or probabilities, formulas.
@@ -44,7 +45,7 @@ def validate(
         path: the submission.
         sample: the form that it should have.
         classes: the allowed labels; None: unknown, labels are compared only with those in the sample.
-        many: whether an image can have any number of labels; None: unknown.
+        task: what the labels mean; None: unknown, probabilities that do not sum up to 1 are only a warning.
         keep_formulas: whether cells that a spreadsheet would compute are allowed.
     """
     try:
@@ -63,13 +64,13 @@ def validate(
         return Report(problems, warnings)
     counts, probabilities = None, len(sample.others) > 1 and sample.numeric
     try:
-        probabilities = probabilities if classes is None else sample.asks_for_probabilities(classes, many=bool(many))
+        probabilities = probabilities if classes is None else sample.asks_for_probabilities(classes, task or ONE_LABEL)
     except UserError as error:
         return Report([*problems, str(error)], warnings)
     if probabilities:
-        wrong, odd, counts = _probabilities(table, [columns[name] for name in sample.others], sample.others, many=many)
+        wrong, odd, counts = _probabilities(table, [columns[name] for name in sample.others], sample.others, task)
     elif len(sample.others) == 1:
-        wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, many=many)
+        wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, task or ONE_LABEL)
     else:
         wrong, odd = ([], ["its columns are not checked, since the classes are unknown; give --run or --classes"])
     return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
@@ -152,16 +153,15 @@ def _blanks(table: Table, names: set[str]) -> list[str]:
 
 
 def _labels(
-    table: Table, cells: Sequence[str], sample: Sample, classes: Sequence[str] | None, *, many: bool | None
+    table: Table, cells: Sequence[str], sample: Sample, classes: Sequence[str] | None, task: Task
 ) -> tuple[list[str], list[str], Counter]:
     """Returns problems, warnings, and how often each label occurs."""
     problems, warnings = [], []
     empty = [f"line {line}" for line, cell in zip(table.lines, cells) if not cell]
-    if empty and not many and (classes is not None or "" not in sample.labels):
+    if empty and task.one_class and (classes is not None or "" not in sample.labels):
         problems.append(f"{len(empty)} rows have no label: {few(empty)}")
-    rows = [[name.strip() for name in cell.split(LABEL_SEPARATOR)] if many else [cell] for cell in cells]
-    counts = Counter(name for row in rows for name in row if name)
-    spelled = sample.labels if classes is None else sample.spelling(classes, many=bool(many)).values()
+    counts = Counter(name for cell in cells for name in labels_in(cell, task) if name)
+    spelled = sample.labels if classes is None else sample.spelling(classes, task).values()
     allowed = {name.strip() for name in spelled}
     unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in allowed]
     if classes is not None and unknown:
@@ -172,15 +172,18 @@ def _labels(
         warnings.append(f"{len(unknown)} labels are not in the sample: {few(unknown)}")
     if classes is None:
         warnings.append("labels are not compared with a list of classes; give --run or --classes")
-    return problems, warnings + _lopsided(counts, len(cells), many=many), counts
+    if task.one_class:
+        warnings += _lopsided(counts, len(cells))
+    return problems, warnings, counts
 
 
 def _probabilities(
-    table: Table, columns: Sequence[Sequence[str]], names: Sequence[str], *, many: bool | None
+    table: Table, columns: Sequence[Sequence[str]], names: Sequence[str], task: Task | None
 ) -> tuple[list[str], list[str], Counter]:
     """Returns problems, warnings, and how often each class is the most probable."""
     kinds: dict[str, list[str]] = {}
     counts: Counter = Counter()
+    one_class = task is None or task.one_class
     for line, row in zip(table.lines, zip(*columns)):
         fault, values = "", [float(cell) if _is_number(cell) else None for cell in row]
         if None in values:
@@ -189,7 +192,7 @@ def _probabilities(
             fault = "a probability that is not finite"
         elif not all(0 <= value <= 1 for value in values):
             fault = "a probability outside 0 to 1"
-        elif not many and abs(sum(values) - 1) > SUM:
+        elif one_class and abs(sum(values) - 1) > SUM:
             fault = NOT_ONE
         if fault in ("", NOT_ONE):
             counts[names[values.index(max(values))]] += 1
@@ -198,20 +201,22 @@ def _probabilities(
     problems, warnings = [], []
     for fault, lines in kinds.items():
         text = f"{len(lines)} rows have {fault}: {few(lines)}"
-        if fault == NOT_ONE and many is None:
+        if fault == NOT_ONE and task is None:
             warnings.append(f"{text}; correct only if an image can have many labels")
         else:
             problems.append(text)
-    return problems, warnings + ([] if many else _lopsided(counts, len(table.rows), many=many)), counts
+    if one_class:
+        warnings += _lopsided(counts, len(table.rows))
+    return problems, warnings, counts
 
 
 def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell) is not None or NOT_FINITE.fullmatch(cell.lower()) is not None
 
 
-def _lopsided(counts: Counter, rows: int, *, many: bool | None) -> list[str]:
+def _lopsided(counts: Counter, rows: int) -> list[str]:
     """Returns a warning if one label dominates."""
-    if not counts or many or rows < 2:
+    if not counts or rows < 2:
         return []
     (name, most), *_ = counts.most_common(1)
     if most == rows:

@@ -6,6 +6,7 @@ import pytest
 
 from engine.submit.images import spelled
 from engine.submit.sample import Sample, read_sample
+from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError
 from tests.engine.submit.text_files import FILES, problems, text_file
 
@@ -29,17 +30,17 @@ def test_the_column_of_ids_is_the_one_that_names_images(tmp_path):
 
 def test_what_is_asked_for():
     one = Sample("s", ["id", "label"], 0, FILES, labels=("cat",))
-    assert not one.asks_for_probabilities(["cat", "dog"], many=False)
+    assert not one.asks_for_probabilities(["cat", "dog"], ONE_LABEL)
     each = Sample("s", ["dog", "id", "cat"], 1, FILES, numeric=True)
-    assert each.asks_for_probabilities(["cat", "dog"], many=False)
+    assert each.asks_for_probabilities(["cat", "dog"], ONE_LABEL)
     with pytest.raises(UserError, match=r"not one for each of the 2 classes: 1 are not classes \('dog'\), 1 classes "):
-        each.asks_for_probabilities(["cat", "cow"], many=False)
+        each.asks_for_probabilities(["cat", "cow"], ONE_LABEL)
     with pytest.raises(UserError, match="column 'dog' is one of 2 classes and holds numbers"):
         Sample("s", ["id", "dog"], 0, FILES, ",", ("0.5",), numeric=True).asks_for_probabilities(
-            ["cat", "dog"], many=False
+            ["cat", "dog"], ONE_LABEL
         )
     assert not Sample("s", ["id", "1"], 0, FILES, labels=("2",), numeric=True).asks_for_probabilities(
-        ["1", "2"], many=False
+        ["1", "2"], ONE_LABEL
     )
 
 
@@ -61,18 +62,18 @@ def test_names_are_spelled_as_in_the_sample(tmp_path, theirs, spelled):
     labels = Sample("s", ["id", "label"], 0, FILES, labels=tuple(theirs))
     columns = Sample("s", ["id", *theirs], 0, FILES, numeric=True)
     for sample in (labels, columns):
-        found = sample.spelling(classes)
+        found = sample.spelling(classes, ONE_LABEL)
         assert set(found) == set(classes) and set(found.values()) == set(theirs if spelled else classes)
     if spelled:
         assert all(found[name][0].casefold() == name[0] for name in classes)
-        assert columns.asks_for_probabilities(classes, many=False)
+        assert columns.asks_for_probabilities(classes, ONE_LABEL)
         rows = ["id,label", *(f"{name},{found['cat']}" for name in FILES)]
         assert not problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)
         rows[1] = f"{FILES[0]},Dogs"
         assert "1 labels are unknown: 'Dogs'" in problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)[0]
     elif len(theirs) > 1:
         with pytest.raises(UserError, match="not one for each of the 3 classes"):
-            columns.asks_for_probabilities(classes, many=False)
+            columns.asks_for_probabilities(classes, ONE_LABEL)
 
 
 @pytest.mark.parametrize(
@@ -80,24 +81,26 @@ def test_names_are_spelled_as_in_the_sample(tmp_path, theirs, spelled):
     [(["a", "A"], ("A", "a")), (["-1", "0"], ("1", "0")), (["1.05", "2"], ("1.5", "2")), (["1_1", "2"], ("11", "2"))],
 )
 def test_names_that_are_two(classes, theirs):
-    found = Sample("s", ["id", "l"], 0, FILES, labels=theirs).spelling(classes)
+    found = Sample("s", ["id", "l"], 0, FILES, labels=theirs).spelling(classes, ONE_LABEL)
     assert found == {name: name for name in classes}
 
 
 def test_many_names_are_spelled_as_in_the_sample():
     sample = Sample("s", ["id", "labels"], 0, FILES, labels=("", "Cat", "Cat; DOG"))
-    assert sample.spelling(["cat", "dog"], many=True) == {"cat": "Cat", "dog": "DOG"}
-    assert not sample.asks_for_probabilities(["cat", "dog"], many=True)
-    assert sample.spelling(["cat", "dog"]) == {"cat": "cat", "dog": "dog"}, "one label: two cells are no class"
+    assert sample.spelling(["cat", "dog"], MANY_LABELS) == {"cat": "Cat", "dog": "DOG"}
+    assert not sample.asks_for_probabilities(["cat", "dog"], MANY_LABELS)
+    assert sample.spelling(["cat", "dog"], ONE_LABEL) == {"cat": "cat", "dog": "dog"}, (
+        "one label: two cells are no class"
+    )
 
 
 def test_many_labels_are_joined_by_semicolons():
     fits = Sample("s", ["id", "labels"], 0, FILES, labels=("", "cat", "cat; dog"))
-    assert not fits.asks_for_probabilities(["cat", "dog"], many=True)
+    assert not fits.asks_for_probabilities(["cat", "dog"], MANY_LABELS)
     with pytest.raises(UserError, match="has 'cat dog', which is not names joined by ;"):
-        Sample("s", ["id", "l"], 0, FILES, labels=("cat dog",)).asks_for_probabilities(["cat", "dog"], many=True)
+        Sample("s", ["id", "l"], 0, FILES, labels=("cat dog",)).asks_for_probabilities(["cat", "dog"], MANY_LABELS)
     with pytest.raises(UserError, match="joined by ;, which these labels contain: 'a;b'"):
-        fits.asks_for_probabilities(["a;b", "cat", "dog"], many=True)
+        fits.asks_for_probabilities(["a;b", "cat", "dog"], MANY_LABELS)
 
 
 @pytest.mark.parametrize(

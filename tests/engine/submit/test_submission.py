@@ -12,6 +12,7 @@ from engine.submit.cells import guarded, is_formula, unguarded
 from engine.submit.sample import Sample, read_sample
 from engine.submit.submission import write
 from engine.submit.validate import Report, validate
+from engine.tasks import ONE_LABEL
 from models.settings import UserError
 from tests.engine.submit.text_files import FILES, SAMPLE, cells, text_file
 
@@ -35,12 +36,12 @@ def test_written_guarded_and_quoted_or_kept(tmp_path, caplog):
     assert path.read_text() == '"\'@ID",Label\n"\'-a.jpg","\'=cmd()"\n+2,-3\n3,"\'\'=a"\n'
     assert "4 texts would be computed by a spreadsheet" in caplog.text and "'=cmd()'" in caplog.text
     classes = ["=cmd()", "-3", "'=a"]
-    assert validate(path, sample, classes, many=False).problems == []
+    assert validate(path, sample, classes, ONE_LABEL).problems == []
     assert read_sample(path).ids == sample.ids and read_sample(path).columns == sample.columns
 
     write(path, sample, rows, keep_formulas=True)
     assert cells(path) == [["@ID", "Label"], ["-a.jpg", "=cmd()"], ["+2", "-3"], ["3", "'=a"]]
-    (said,) = validate(path, sample, classes, many=False).problems[:1]
+    (said,) = validate(path, sample, classes, ONE_LABEL).problems[:1]
     assert said.startswith("3 cells would be computed by a spreadsheet: '@ID' (line 1), '-a.jpg' (line 2), '=cmd")
 
 

@@ -7,6 +7,7 @@ import pytest
 from engine.submit.cells import number
 from engine.submit.sample import Sample
 from engine.submit.validate import Report, class_folders, validate
+from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError
 from tests.engine.submit.text_files import FILES, SAMPLE, problems, text_file
 
@@ -14,7 +15,7 @@ GOOD = ["ID,Label", "1.jpg,a", "2.jpg,b", "10.jpg,a"]
 
 
 def test_what_is_right(tmp_path):
-    report = validate(text_file(tmp_path / "a.csv", *GOOD), SAMPLE, ["a", "b", "c"], many=False)
+    report = validate(text_file(tmp_path / "a.csv", *GOOD), SAMPLE, ["a", "b", "c"], ONE_LABEL)
     assert report == Report([], [], "3 rows, 2 of 3 labels; most often 'a' (2), least 'b' (1)")
 
 
@@ -39,7 +40,7 @@ def test_what_is_right(tmp_path):
     ],
 )
 def test_each_kind_of_mistake(tmp_path, lines, words):
-    found = problems(tmp_path / "a.csv", *lines, classes=["a", "b"], many=False)
+    found = problems(tmp_path / "a.csv", *lines, classes=["a", "b"], task=ONE_LABEL)
     for word in words:
         assert any(word in line for line in found), found
     assert all("\n" not in line for line in found)
@@ -47,7 +48,7 @@ def test_each_kind_of_mistake(tmp_path, lines, words):
 
 def test_every_mistake_is_said(tmp_path):
     lines = ["ID,Label", "1.jpg,a", "1.jpg,c", "2.jpg,", "7.jpg,=x"]
-    assert len(problems(tmp_path / "a.csv", *lines, classes=["a", "b"], many=False)) == 6
+    assert len(problems(tmp_path / "a.csv", *lines, classes=["a", "b"], task=ONE_LABEL)) == 6
 
 
 def test_files_that_are_no_tables(tmp_path):
@@ -77,8 +78,8 @@ def test_what_is_odd_is_a_warning(tmp_path):
 
 def test_many_labels(tmp_path):
     lines = ["ID,Label", "1.jpg,a;b", "2.jpg,", "10.jpg,b; c"]
-    assert problems(tmp_path / "a.csv", *lines, classes=["a", "b", "c"], many=True) == []
-    assert "1 labels are unknown: 'c'" in problems(tmp_path / "a.csv", *lines, classes=["a", "b"], many=True)[0]
+    assert problems(tmp_path / "a.csv", *lines, classes=["a", "b", "c"], task=MANY_LABELS) == []
+    assert "1 labels are unknown: 'c'" in problems(tmp_path / "a.csv", *lines, classes=["a", "b"], task=MANY_LABELS)[0]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +96,10 @@ def test_many_labels(tmp_path):
 def test_probabilities(tmp_path, row, words):
     sample = Sample("s", ["ID", "b", "a"], 0, FILES, numeric=True)
     lines = ["ID,b,a", "1.jpg,0.25,0.75", row, "10.jpg,1,0"]
-    (said,) = problems(tmp_path / "a.csv", *lines, sample=sample, classes=["a", "b"], many=False)
+    (said,) = problems(tmp_path / "a.csv", *lines, sample=sample, classes=["a", "b"], task=ONE_LABEL)
     assert words in said
     lines[2] = "2.jpg,3e-1,0.7"
-    report = validate(text_file(tmp_path / "a.csv", *lines), sample, ["a", "b"], many=False)
+    report = validate(text_file(tmp_path / "a.csv", *lines), sample, ["a", "b"], ONE_LABEL)
     assert report.problems == [] and "most often 'a' (2)" in report.summary
 
 
@@ -111,7 +112,7 @@ def test_two_signs_make_no_number(tmp_path):
 def test_sums_matter_for_one_label_alone(tmp_path):
     sample = Sample("s", ["ID", "b", "a"], 0, FILES, numeric=True)
     path = text_file(tmp_path / "a.csv", "ID,b,a", *(f"{name},0.9,0.8" for name in FILES))
-    assert validate(path, sample, ["a", "b"], many=True) == Report(
+    assert validate(path, sample, ["a", "b"], MANY_LABELS) == Report(
         [], [], "3 rows, 1 of 2 labels; most often 'b' (3), least 'b' (3)"
     )
     assert validate(path, sample).problems == [] and "do not sum up" in validate(path, sample).warnings[0]
