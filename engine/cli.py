@@ -9,15 +9,28 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from models.settings import UserError
 
 
 def parser_of(description: str | None, example: str | None = None) -> argparse.ArgumentParser:
     """Returns the argument parser of a tool, whose help shows the tool's docstring and one example as they are."""
-    return argparse.ArgumentParser(
-        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return _Parser(description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses empty paths: they come from unset shell variables, and Path("") is the current folder."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("type", Path, _nonempty_path)  # for every type=Path, in subcommands as well
+
+
+def _nonempty_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; give the name of a file or folder")
+    return Path(text)
 
 
 def add_runs(parser: argparse.ArgumentParser, purpose: str) -> None:

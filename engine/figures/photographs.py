@@ -35,7 +35,9 @@ def path_of(name: str) -> Path:
     photograph = PHOTOGRAPHS.get(name)
     path = Path(str(files(photograph.package) / photograph.file)) if photograph else Path(name)
     if not path.is_file():
-        raise UserError(f"{name}: no such image file or built-in photograph; {nearest(name, list(PHOTOGRAPHS))}")
+        raise UserError(
+            f"--images {name}: no such image file or built-in photograph; {nearest(name, list(PHOTOGRAPHS))}"
+        )
     return path
 
 

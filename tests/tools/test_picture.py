@@ -153,6 +153,7 @@ def test_a_model_that_cannot_merge_is_not_told_to(tell, tmp_path, model, why):
     ("args", "words"),
     [
         (["--images", "nothing.jpg"], "nothing.jpg: no such image file"),
+        (["--images", ""], "--images : no such image file or built-in photograph"),
         (["--images", "chnia"], "did you mean china?"),
         (["--images", __file__], "cannot be read (not JPEG, PNG"),
         (["--images", "china", "--methods", "tme"], "--methods tme: unknown; did you mean tome or pitome?"),
