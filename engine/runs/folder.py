@@ -14,6 +14,7 @@ from typing import Literal
 from engine.files import write_json_atomic, write_text_atomic
 from engine.runs.lock import Lock, take_lock
 from engine.runs.results import NewerVersion, Results
+from engine.settings.changes import goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from models.budget import solve
@@ -216,8 +217,11 @@ class RunFolder:
         return [self.fold(number) for number in range(self.settings.split.folds)]
 
     def unfinished_folds(self) -> list[int]:
-        """Returns the numbers of the folds that are not finished."""
-        return [number for number, fold in enumerate(self.folds) if not fold.is_finished]
+        """Returns the numbers of the folds that are not finished, or have fewer epochs than all folds are to have."""
+        return [number for number, fold in enumerate(self.folds) if not self._is_complete(fold)]
+
+    def _is_complete(self, fold: RunFolder) -> bool:
+        return fold.is_finished and not (fold.is_run and goes_on(fold.settings, self.settings))
 
     def folder_of_folds(self) -> RunFolder:
         """Returns the folder of all folds that contains this fold's run folder.

@@ -147,11 +147,11 @@ def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
     """
     if not run.is_run:
         return ""  # it was stopped before it began
-    if changed := changed_on_resume(run.settings, settings, may_go_on=settings.split.folds is None):
+    if changed := changed_on_resume(run.settings, settings, may_go_on=True):
         raise UserError(f"{changed}, in {run}; resume without this change, or start a run under another name=")
     longer = goes_on(run.settings, settings)
-    if longer and not run.checkpoint("last").exists():
-        raise UserError(f"{longer}: {run} has no last.pt to go on from; start a run under another name=")
+    if longer and run.is_finished and not run.checkpoint("last").exists():
+        raise UserError(f"{longer}: {run} has no last.pt to continue from; start a run under another name=")
     return longer
 
 

@@ -33,7 +33,7 @@ from engine.runs.tracking import Tracker
 from engine.settings.changes import changed_on_resume
 from engine.settings.schema import RunSettings
 from engine.tasks import task_with_metric
-from engine.train.experiment import run_experiment
+from engine.train.experiment import check_unchanged, run_experiment
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -66,7 +66,8 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> d
     Args:
         settings: with split.folds.
         folder: the folder of all folds.
-        resume: whether to skip finished folds and continue stopped ones; the others are started.
+        resume: whether to skip finished folds and continue stopped ones; the others are started. With more epochs or
+            steps than before, finished folds continue as well.
 
     Returns:
         The results of each fold that was to be run.
@@ -75,33 +76,35 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> d
         UserError: the settings are not those of the folds that exist already; the folder holds files although `resume`
             is off, or does not exist although it is on; or see `run_experiment`.
     """
-    whole, one, run = of_all(settings), settings.split.fold, RunFolder(folder)
-    _demand_same(whole, run)
-    if resume and not folder.is_dir():
-        raise UserError(f"{folder}: no run to resume here; start one without --resume, or check name= and out=")
+    run = RunFolder(folder)
+    numbers = range(settings.split.folds) if settings.split.fold is None else [settings.split.fold]
+    _check_same_settings(of_all(settings), run, may_go_on=resume)
     if not resume:
-        _demand_room(run, alone=one is not None)
+        _check_room(run, one_fold=settings.split.fold is not None)
+    elif not folder.is_dir():
+        raise UserError(f"{folder}: no run to resume here; start one without --resume, or check name= and out=")
+    else:
+        for number in numbers:  # of all folds before the first one is trained, which can take hours
+            check_unchanged(of_fold(settings, number), run.fold(number))
 
     def begin(of_one: RunSettings) -> None:
+        all_folds = RunFolder(folder)  # read again: another process may have begun meanwhile
         whole = of_all(of_one)  # with the number of classes, which the data have said by now
-        _demand_same(whole, run)  # another process may have begun meanwhile
-        if not run.is_run:
-            run.write_settings(whole)
-        with writing(run.folds_file):
-            run.folds_file.unlink(missing_ok=True)  # of a fold whose folder was deleted since
+        _check_same_settings(whole, all_folds, may_go_on=resume)
+        all_folds.write_settings(whole)
+        with writing(all_folds.folds_file):
+            all_folds.folds_file.unlink(missing_ok=True)  # this fold will have other results than it tells
 
     results = {}
-    for fold in range(settings.split.folds):
-        if one not in (None, fold):
-            continue
-        part = run.fold(fold)
-        go_on = resume and part.path.is_dir()
-        with part.lock(resume=go_on):
+    for number in numbers:
+        fold = run.fold(number)
+        resume_fold = resume and fold.path.is_dir()
+        with fold.lock(resume=resume_fold):
             try:
-                results[fold] = run_experiment(of_fold(settings, fold), part.path, resume=go_on, begin=begin)
-            except SystemExit:  # a signal; how to go on with this fold is printed already
-                if one is None:
-                    print(f"all folds go on with: tools/train.py --resume {folder}", flush=True)
+                results[number] = run_experiment(of_fold(settings, number), fold.path, resume=resume_fold, begin=begin)
+            except SystemExit:  # a signal; how to resume this fold is printed already
+                if settings.split.fold is None:
+                    print(f"to resume all folds: tools/train.py --resume {folder}", flush=True)
                 raise
     return results
 
@@ -120,7 +123,7 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     run = RunFolder(folder)
     if missing := run.unfinished_folds():
         names = ", ".join(map(str, missing))
-        raise UserError(f"{folder}: not finished: fold {names}; go on with --resume {folder}")
+        raise UserError(f"{folder}: not finished: fold {names}; continue with --resume {folder}")
     if (report := _written(run)) is not None:
         return report
     whole, folders = of_all(settings), [fold.path for fold in run.folds]
@@ -232,31 +235,44 @@ def _confusions(predictions: Predictions, classes: Sequence[str]) -> dict:
     return {"class_accuracy": class_accuracy(matrix, classes), "confused": pairs, "confusion": confusion}
 
 
-def _demand_same(whole: RunSettings, run: RunFolder) -> None:
-    """Raises a UserError for settings other than those of the folds that exist already."""
-    if run.is_run and (changed := changed_on_resume(run.settings, whole)):
+def _check_same_settings(whole: RunSettings, run: RunFolder, *, may_go_on: bool) -> None:
+    """Raises a UserError for settings other than those of the folds that exist already.
+
+    Args:
+        whole: settings for all folds.
+        run: the folder of all folds.
+        may_go_on: whether more epochs, or steps, are allowed.
+    """
+    if run.is_run and (changed := changed_on_resume(run.settings, whole, may_go_on=may_go_on)):
         raise UserError(
             f"{changed}, in {run}; all folds have the same settings: leave this change out, or start "
             "them under another name="
         )
 
 
-def _demand_room(run: RunFolder, *, alone: bool) -> None:
-    """Checks that nothing in the folder is in the way: of one fold alone, anything that is neither a fold nor of these
-    folds; of all of them, anything but folds that never began.
+def _check_room(run: RunFolder, *, one_fold: bool) -> None:
+    """Checks that nothing in the folder of all folds is in the way of folds that start.
+
+    Args:
+        run: the folder of all folds.
+        one_fold: whether one fold starts, beside others and their files. Otherwise all start, and the folder may hold
+            only folds that never began.
+
+    Raises:
+        UserError: the folder holds something else.
     """
     folder = run.path
-    if not folder.is_dir() or (alone and run.is_run):
+    if not folder.is_dir() or (one_fold and run.is_run):
         return
     with writing(folder):
         inside = sorted(folder.iterdir())
     folds = [path for path in inside if path.name.startswith("fold") and path.is_dir()]
-    if alone:
+    if one_fold:
         in_the_way = [path for path in inside if path not in folds and not path.name.startswith(".")]
     else:
         in_the_way = [path for path in inside if path not in folds or {entry.name for entry in path.iterdir()} - {LOCK}]
     if in_the_way:
         raise UserError(
-            f"{folder}: holds files already ({in_the_way[0].name}); go on with its folds by --resume, or "
+            f"{folder}: holds files already ({in_the_way[0].name}); continue its folds with --resume, or "
             "use another name= or out="
         )

@@ -53,13 +53,14 @@ def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool) -> None:
     Args:
         settings: with `split.folds`.
         run: the folder of all folds.
-        resume: skip finished folds and continue stopped ones.
+        resume: skip finished folds and continue stopped ones; with more epochs or steps than before, continue all.
     """
     trained = run_folds(settings, run.path, resume=resume)
+    run = RunFolder(run.path)  # the settings of the folds are read again: they may have more epochs than before
     if settings.split.fold is not None:
         print_run(trained[settings.split.fold], run.fold(settings.split.fold).path)
     if missing := run.unfinished_folds():
         names = ", ".join(map(str, missing))
-        print(f"folds           {names} not finished; all of them: tools/train.py --resume {run.path}")
+        print(f"folds           {names} not finished; to finish them: tools/train.py --resume {run.path}")
     else:
         print_folds(summarise(settings, run.path), run.path)

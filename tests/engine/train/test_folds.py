@@ -25,6 +25,7 @@ from engine.study.table import compare
 from engine.train import folds
 from engine.train.experiment import warn_of_seen
 from engine.train.folds import run_folds, summarise
+from engine.train.loop.trainer import Trainer
 from engine.train.report import print_folds
 from engine.train.session import train_folds
 from models.settings import UserError
@@ -95,7 +96,7 @@ def test_a_fold_by_itself_is_the_same_and_the_last_one_reports(finished_folds, c
     train_folds(settings_of({"fold": 1}), RunFolder(copied_folds), resume=False)
     said = capsys.readouterr().out
     assert "95 % interval   " in said
-    assert f"folds           0 not finished; all of them: tools/train.py --resume {copied_folds}\n" in said
+    assert f"folds           0 not finished; to finish them: tools/train.py --resume {copied_folds}\n" in said
     assert not (copied_folds / "folds.json").exists()  # it was of another fold 1
     train_folds(settings_of({}), RunFolder(copied_folds), resume=True)
     said = capsys.readouterr().out
@@ -126,7 +127,7 @@ def test_other_settings_are_refused(copied_folds):
     with pytest.raises(UserError, match="train.lr = 0.5: the run was begun with 0.01, in .*all folds have the same"):
         run_folds(settings_of({}, train={**SHORT["train"], "lr": 0.5}), copied_folds, resume=True)
     with pytest.raises(UserError, match="train.epochs = 2: the run was begun with 1, in .*all folds have the same"):
-        run_folds(settings_of({}, train={**SHORT["train"], "epochs": 2}), copied_folds, resume=True)
+        run_folds(settings_of({"fold": 1}, train={**SHORT["train"], "epochs": 2}), copied_folds)
     with pytest.raises(UserError, match="split.folds = 4: the run was begun with 3"):
         run_folds(settings_of({"folds": 4, "fold": 3}), copied_folds)
     (copied_folds / "folds.json").unlink()
@@ -134,6 +135,42 @@ def test_other_settings_are_refused(copied_folds):
     file.write_text(file.read_text().replace("seed: 0", "seed: 7", 1))
     with pytest.raises(UserError, match="seed = 7|seed = 0: .*fold2; delete it"):
         summarise(settings_of({}), copied_folds)
+
+
+def test_all_folds_go_on_for_more_epochs(copied_folds, monkeypatch, capsys):
+    """Stopped in the second fold and resumed without giving the epochs again: every fold trains for longer."""
+    longer, old = settings_of({}, train={**SHORT["train"], "epochs": 2}), results(copied_folds)
+    end_epoch, scores = Trainer._end_epoch, []
+
+    def stopped_in_the_second_fold(self, epoch):
+        scores.append(end_epoch(self, epoch))
+        if len(scores) == 2:
+            raise SystemExit(143)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Trainer, "_end_epoch", stopped_in_the_second_fold)
+        train_folds(longer, RunFolder(copied_folds), resume=True)
+    assert f"to resume all folds: tools/train.py --resume {copied_folds}\n" in capsys.readouterr().out
+    run = RunFolder(copied_folds)
+    assert run.settings.train.epochs == 2 and run.unfinished_folds() == [1, 2] and not run.folds_file.exists()
+    with pytest.raises(UserError, match="fold1: this fold is not finished"):
+        compare([copied_folds])
+    with pytest.raises(UserError, match="train.epochs = 1: the run was begun with 2"):
+        run_folds(settings_of({}), copied_folds, resume=True)
+    train_folds(run.settings, run, resume=True)
+    new, report = results(copied_folds), json.loads(run.folds_file.read_text())
+    assert [result["steps"] for result in new] == [2 * result["steps"] for result in old]
+    assert report["epochs"] == 2 and [fold["test_top1"] for fold in report["fold"]] == [r["test_top1"] for r in new]
+    assert "training, s" in capsys.readouterr().out
+
+
+def test_folds_go_on_only_if_all_can(copied_folds):
+    """One that cannot is refused before the first one is trained."""
+    (copied_folds / "fold2" / "last.pt").unlink()
+    before = stamps(copied_folds / "fold0")
+    with pytest.raises(UserError, match="train.epochs = 2, .*fold2 has no last.pt to continue from"):
+        run_folds(settings_of({}, train={**SHORT["train"], "epochs": 2}), copied_folds, resume=True)
+    assert stamps(copied_folds / "fold0") == before and (copied_folds / "folds.json").exists()
 
 
 def test_folders_that_hold_something(copied_folds, tmp_path):
@@ -178,7 +215,7 @@ def test_a_signal_in_a_fold_ends_all(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="143"):
         run_folds(settings_of({}), tmp_path / "tiny")
     assert ran == [0, 1]
-    assert f"all folds go on with: tools/train.py --resume {tmp_path / 'tiny'}" in capsys.readouterr().out
+    assert f"to resume all folds: tools/train.py --resume {tmp_path / 'tiny'}" in capsys.readouterr().out
     RunFolder(tmp_path / "tiny" / "fold1").lock(resume=True).close()  # nothing is locked
 
 

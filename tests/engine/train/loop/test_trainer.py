@@ -344,14 +344,15 @@ def test_out_of_memory_says_what_to_change(tiny, folder, monkeypatch):
         run_experiment(tiny(), folder)
 
 
-@pytest.mark.parametrize("stopped_at", [None, 13])
+@pytest.mark.parametrize("stopped_at", [None, 13, 3])
 def test_a_run_goes_on_for_more_epochs(tiny, folder, monkeypatch, stopped_at):
     """After its end, or from where it was stopped: the learning rate follows the new total from there on."""
     if stopped_at is None:
         run_experiment(tiny(), folder)
     else:
         run_until(monkeypatch, stopped_at, tiny(checkpoint={"every_steps": 4}), folder)
-    start = checkpoint.load(folder / "last.pt")["progress"]["step"]
+    last = folder / "last.pt"
+    start = checkpoint.load(last)["progress"]["step"] if last.exists() else 0  # stopped before the first checkpoint
     results = run_experiment(tiny(train={"epochs": 5}), folder, resume=True)
     assert results.steps == 5 * STEPS_PER_EPOCH and results.epochs == 5
     old, new = (LearningRate(0.003, total_steps=epochs * STEPS_PER_EPOCH) for epochs in (3, 5))
@@ -362,6 +363,9 @@ def test_a_run_goes_on_for_more_epochs(tiny, folder, monkeypatch, stopped_at):
     assert run_experiment(tiny(train={"epochs": 5}), folder, resume=True) == results
     with pytest.raises(UserError, match=r"train\.epochs = 4: the run was begun with 5"):
         run_experiment(tiny(train={"epochs": 4}), folder, resume=True)
+    last.unlink()
+    with pytest.raises(UserError, match=r"train\.epochs = 6, .* has no last\.pt to continue from"):
+        run_experiment(tiny(train={"epochs": 6}), folder, resume=True)
 
 
 def test_a_run_without_validation_keeps_its_last_weights_when_it_goes_on(tiny, folder):
