@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from .formulas import FORMULAS, formula_macs
 from .interface import merge_settings
 from .merging.budget import Cost, macs_of_target, solve_budget
@@ -17,7 +14,7 @@ from .merging.wrapping import blocks_of
 from .merging.wrapping.cost import count
 from .settings import UserError
 from .settings.zoo import ZooSettings
-from .zoo import build_zoo
+from .zoo import build_zoo, without_data
 
 
 def solve(settings: Any) -> Any:
@@ -41,7 +38,7 @@ def solve(settings: Any) -> Any:
     if merge is None or merge.solved:
         return settings
     if isinstance(settings, ZooSettings):
-        return with_r(settings, list(blocks_of(_built_without_data(settings)).plan))
+        return with_r(settings, list(blocks_of(without_data(lambda: build_zoo(settings))).plan))
     if settings.name not in FORMULAS:
         target = f"model.merge.{merge.target} = {getattr(merge, merge.target)}"
         raise UserError(f"{target}: {settings.name} has no formula for its MACs; give model.merge.r")
@@ -60,7 +57,7 @@ def target_macs(settings: Any) -> float | None:
         return None
     if isinstance(settings, ZooSettings):
         image = (settings.in_chans, settings.img_size, settings.img_size)
-        unmerged = count(_built_without_data(with_r(settings, 0)), image)
+        unmerged = count(without_data(lambda: build_zoo(with_r(settings, 0))), image)
     else:
         unmerged = _formula_cost(settings)((0,) * settings.depth)
     return macs_of_target(merge, unmerged)
@@ -75,12 +72,3 @@ def with_r(settings: Any, r: int | list[int]) -> Any:
 def _formula_cost(settings: Any) -> Cost:
     """Returns the cost of one of our own models as a function of its schedule."""
     return lambda schedule: sum(formula_macs(with_r(settings, list(schedule))).values())
-
-
-def _built_without_data(settings: Any) -> nn.Module:
-    """Returns the library's model on the meta device, or on the CPU where its constructor needs numbers."""
-    try:
-        with torch.device("meta"):
-            return build_zoo(settings)
-    except NotImplementedError:
-        return build_zoo(settings)

@@ -6,7 +6,9 @@ model are added: `img_size`, `in_chans`, `num_classes`, and `head_names`, the na
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
+from typing import TypeVar
 
 import timm
 import torch
@@ -17,6 +19,8 @@ from .heads import new_head
 from .merging.wrapping import wrap
 from .settings import UserError
 from .settings.zoo import ZooSettings, hub_name
+
+T = TypeVar("T")
 
 
 class _Refused(Exception):
@@ -63,76 +67,105 @@ def head_paths(model: nn.Module, settings: ZooSettings) -> tuple[str, ...]:
     if settings.name == "timm":
         named = model.pretrained_cfg.get("classifier") or "head"
         learn = {name for name, module in model.named_modules() if any(p.requires_grad for p in module.parameters())}
-        found = tuple(name for name in ((named,) if isinstance(named, str) else named) if name in learn)
-        if not found:
+        paths = tuple(name for name in ((named,) if isinstance(named, str) else named) if name in learn)
+        if not paths:
             raise UserError(f"model.arch = {settings.arch!r}: timm knows no classifier in it; choose another model")
-        return found
+        return paths
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     return (last if isinstance(model.get_submodule(last), nn.Linear) else last.rpartition(".")[0],)
 
 
+def without_data(build: Callable[[], T]) -> T:
+    """Calls a function that builds a model on the meta device, where tensors need no storage.
+
+    Where a constructor reads numbers from tensors (RegNet its widths, the ViTs of older versions of timm their drop
+    rates), the function is called again on the CPU.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except RuntimeError as error:
+        if not _needs_data(error):
+            raise
+    with torch.device("cpu"):
+        return build()
+
+
+def _needs_data(error: Exception) -> bool:
+    """Returns whether an error is that of an operator that cannot run on the meta device."""
+    return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
+
+
 def _create(settings: ZooSettings, img_size: int) -> nn.Module:
-    """Calls the library's constructor, with the image size for transformers with a fixed grid."""
-    given, name = dict(settings.options), f"{settings.name}:{settings.arch}"
+    """Calls the library's constructor, with the image size for transformers with a fixed grid.
+
+    Raises:
+        UserError: the library does not accept an option, or the model does not take this number of channels.
+        _Refused: the library cannot build the model.
+        RuntimeError: the constructor needs data on the meta device; see `without_data`.
+    """
+    arguments, name = dict(settings.options), f"{settings.name}:{settings.arch}"
     if settings.name == "torchvision":
         if settings.in_chans != 3:
             raise UserError(f"model.in_chans = {settings.in_chans}: {name} takes 3 channels; use another model")
         if settings.arch.startswith("vit_"):
-            given["image_size"] = img_size
+            arguments["image_size"] = img_size
         if settings.arch in ("googlenet", "inception_v3"):  # their auxiliary heads make `forward` return a tuple
             hub = hub_name(settings.weights, "torchvision") is not None  # trained on pixels from -1 to 1
-            given = {"init_weights": True, "transform_input": hub, **given, "aux_logits": False}
+            arguments = {"init_weights": True, "transform_input": hub, **arguments, "aux_logits": False}
     try:
         if settings.name == "torchvision":
-            return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.classes, **given)
-        given |= {"num_classes": settings.classes, "in_chans": settings.in_chans}
+            return torchvision.models.get_model(settings.arch, weights=None, num_classes=settings.classes, **arguments)
+        arguments |= {"num_classes": settings.classes, "in_chans": settings.in_chans}
         try:
-            return timm.create_model(settings.arch, img_size=img_size, **given)
+            return timm.create_model(settings.arch, img_size=img_size, **arguments)
         except TypeError as error:  # convolutional networks take images of any size, and no such argument
             if "img_size" not in str(error):
                 raise
-            return timm.create_model(settings.arch, **given)
+            return timm.create_model(settings.arch, **arguments)
     except TypeError as error:
         reason = str(error).split("__init__() ")[-1]
-        said = f"model.options = {settings.options}: {name} refuses them ({reason})"
-        raise UserError(f"{said}; correct or drop it") from None
-    except NotImplementedError:  # a RuntimeError too, but no refusal: see _takes
-        raise
+        raise UserError(
+            f"model.options = {settings.options}: {name} refuses them ({reason}); correct or drop it"
+        ) from None
     except (ValueError, AssertionError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        if _needs_data(error):
+            raise
         raise _Refused(" ".join(str(error).split())) from error
 
 
-def _takes(settings: ZooSettings, img_size: int, device: str = "meta") -> bool:
-    """Returns whether the model accepts images of this size without cutting patches.
-
-    It is run on the meta device, which needs no storage, where its constructor allows that.
-    """
+def _takes(settings: ZooSettings, img_size: int) -> bool:
+    """Returns whether the model accepts images of this size without cutting patches."""
     try:
-        with torch.device(device), torch.no_grad():
-            model = _create(settings, img_size).eval()
-            patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-            if img_size % (patch[0] if isinstance(patch, tuple) else patch):
-                return False
-            logits = model(torch.zeros(1, settings.in_chans, img_size, img_size))
+        return without_data(lambda: _gives_logits(settings, img_size))
     except UserError:
         raise
-    except NotImplementedError:  # RegNet, for one, computes its widths by tensors
-        return device == "meta" and _takes(settings, img_size, "cpu")
     except (_Refused, RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError):
         return False
+
+
+@torch.no_grad()
+def _gives_logits(settings: ZooSettings, img_size: int) -> bool:
+    """Builds the model and returns whether whole patches cover the image and the output is one row of logits."""
+    model = _create(settings, img_size).eval()
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    if img_size % (patch[0] if isinstance(patch, tuple) else patch):
+        return False
+    logits = model(torch.zeros(1, settings.in_chans, img_size, img_size))
     return isinstance(logits, torch.Tensor) and logits.shape == (1, settings.classes)
 
 
 def _refusal(settings: ZooSettings, own: int) -> str:
     """Returns the error for a size that does not work, with the nearest sizes that do, and that of the weights."""
-    asked = settings.img_size
-    near = sorted({max(16 * round(asked / 16 + step), 16) for step in range(-4, 5)}, key=lambda size: abs(size - asked))
-    works = list(islice((size for size in dict.fromkeys((own, *near)) if size != asked and _takes(settings, size)), 4))
+    size = settings.img_size
+    near = sorted({max(16 * round(size / 16 + step), 16) for step in range(-4, 5)}, key=lambda other: abs(other - size))
+    others = [other for other in dict.fromkeys((own, *near)) if other != size]
+    works = list(islice((other for other in others if _takes(settings, other)), 4))
     if not works:
         name = f"{settings.name}:{settings.arch}"
         return f"model.options = {settings.options}: {name} makes no classifier with them; correct or drop them"
-    known = ", ".join(str(size) for size in sorted(works))
-    return f"model.img_size = {asked}: does not go through {settings.name}:{settings.arch}; sizes that work: {known}"
+    sizes = ", ".join(str(other) for other in sorted(works))
+    return f"model.img_size = {size}: does not go through {settings.name}:{settings.arch}; sizes that work: {sizes}"
 
 
 def _replace_head(model: nn.Module, path: str, settings: ZooSettings) -> None:

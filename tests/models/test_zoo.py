@@ -4,10 +4,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models import MODELS, build_model, split_name
 from models.heads import PowerNorm, Standardised
+from models.interface import removed_per_block
 from models.settings import UserError, check
 from models.settings.zoo import normalisation
 
@@ -99,6 +101,20 @@ def test_other_sizes_go_through(name, options, size):
 
 def test_a_model_that_cannot_be_built_without_storage():
     assert build_model("torchvision:regnet_y_400mf", num_classes=5, img_size=40).img_size == 40
+
+
+@pytest.mark.parametrize("merge", [None, {"target_ratio": 1.3}])
+def test_a_constructor_that_reads_numbers_from_tensors(merge, monkeypatch):
+    """The ViTs of timm 1.0.9, the oldest version that setup.py allows, read their drop rates like this."""
+    init = VisionTransformer.__init__
+
+    def init_of_old_versions(self, *args, **kwargs):
+        assert [rate.item() for rate in torch.linspace(0, 0.1, 2)] == pytest.approx([0, 0.1])
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(VisionTransformer, "__init__", init_of_old_versions)
+    model = build_model("timm:vit_tiny_patch16_224", num_classes=5, img_size=64, options={"depth": 3}, merge=merge)
+    assert (model.img_size, sum(removed_per_block(model)) > 0) == (64, merge is not None)
 
 
 @pytest.mark.parametrize("size", [1, 7, 30])
