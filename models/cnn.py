@@ -6,6 +6,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .images import check_images
 from .settings.lenet5 import LeNet5Settings
 
 
@@ -84,9 +85,7 @@ class LeNet5(nn.Module):
         Raises:
             ValueError: images of another size than the model's.
         """
-        wanted = (self.in_chans, self.img_size, self.img_size)
-        if images.shape[1:] != wanted:
-            raise ValueError(f"images are {tuple(images.shape[1:])}; the model takes {wanted} (in_chans, img_size)")
+        check_images(images, self)
         x = self.pool(self.act(self.conv1(images)))
         x = self.pool(self.act(self.conv2(x)))
         x = self.act(self.fc1(x.flatten(1)))

@@ -16,10 +16,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from .conformer_blocks import ConvBlock, ConvTransBlock, Expand, Squeeze
+from .images import check_images
 from .merging import Tokens, initial_tokens
-from .merging.layer import MergeLayer
 from .settings.conformer import EXPANSION, STAGES, ConformerSettings
-from .vit import Block, MergingEncoder
+from .vit import MergingEncoder
 
 
 class Conformer(MergingEncoder):
@@ -46,7 +46,7 @@ class Conformer(MergingEncoder):
 
         self.conv_1 = ConvBlock(s.base_channel, width, project=True)
         self.trans_patch_conv = nn.Conv2d(s.base_channel, s.embed_dim, cells, cells)
-        self.trans_1 = _trans_block(s, 0)
+        self.trans_1 = self.new_block(s, 0)
         for i in range(1, s.depth):
             stage, first = i // per_stage, i % per_stage == 0
             channels, stride = width << stage, cells >> stage
@@ -56,7 +56,7 @@ class Conformer(MergingEncoder):
                 ConvBlock(channels, channels, 2 if last else 1, project=last),
                 Squeeze(channels // EXPANSION, s.embed_dim, stride),
                 Expand(s.embed_dim, channels // EXPANSION, stride, s.grid),
-                _trans_block(s, i),
+                self.new_block(s, i),
             )
             self.add_module(f"conv_trans_{i + 1}", block)
 
@@ -94,9 +94,7 @@ class Conformer(MergingEncoder):
         Raises:
             ValueError: images of another size than the model's.
         """
-        if images.shape[1:] != (self.in_chans, self.img_size, self.img_size):
-            wanted = (self.in_chans, self.img_size, self.img_size)
-            raise ValueError(f"images are {tuple(images.shape[1:])}; the model takes {wanted} (in_chans, img_size)")
+        check_images(images, self)
         base = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         x, _ = self.conv_1(base)
         x_t = rearrange(self.trans_patch_conv(base), "b d h w -> b (h w) d")
@@ -121,12 +119,3 @@ class Conformer(MergingEncoder):
         """Images (B, C, H, W) -> logits (B, classes)."""
         conv, trans = self.forward_heads(images)
         return conv + trans
-
-
-def _trans_block(s: ConformerSettings, i: int) -> Block:
-    """Transformer block number i, counted from 0."""
-    merge = MergeLayer(
-        s.merge.merger(), s.merge.compared_by(), Conformer.prefix, i / s.depth, s.embed_dim, s.embed_dim // s.num_heads
-    )
-    rate = s.drop_path_rate * i / max(s.depth - 1, 1)
-    return Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, merge, s.merge.prop_attn)

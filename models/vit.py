@@ -11,6 +11,7 @@ from einops import rearrange
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from .images import check_images
 from .merging import Tokens, effective_schedule, initial_tokens, size_bias
 from .merging.contract import Grid
 from .merging.layer import Attended, MergeLayer, Scores, attend
@@ -22,7 +23,7 @@ from .stem import PatchStem
 class Attention(nn.Module):
     """Multi-head self-attention, with an additive bias on the keys."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -36,21 +37,32 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: attention, merging, MLP."""
+    """A transformer block: attention, merging, MLP.
+
+    Args:
+        dim: width of a token.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP divided by `dim`.
+        merge: the merging between attention and MLP.
+        qkv_bias: whether the projections to queries, keys and values have biases.
+        drop_path: the rate of stochastic depth.
+        prop_attn: whether attention is weighted by token size.
+    """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
         mlp_ratio: float,
+        merge: MergeLayer,
+        *,
         qkv_bias: bool,
         drop_path: float,
-        merge: MergeLayer,
         prop_attn: bool,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -100,6 +112,27 @@ class MergingEncoder(nn.Module):
             raise ValueError(f"schedule has {len(schedule)} entries; the model has {self.depth} blocks")
         self._schedule = effective_schedule(schedule, prod(self.grid), self.merger, self.grid)
 
+    def new_block(self, settings: EncoderSettings, number: int) -> Block:
+        """Returns a new transformer block with its merging, for one of the numbers 0 to depth - 1."""
+        s = settings
+        merge = MergeLayer(
+            merger=self.merger,
+            metric=s.merge.compared_by(),
+            prefix=self.prefix,
+            depth=number / s.depth,
+            dim=s.embed_dim,
+            head_dim=s.embed_dim // s.num_heads,
+        )
+        return Block(
+            s.embed_dim,
+            s.num_heads,
+            s.mlp_ratio,
+            merge,
+            qkv_bias=s.qkv_bias,
+            drop_path=s.drop_path_rate * number / max(s.depth - 1, 1),
+            prop_attn=s.merge.prop_attn,
+        )
+
     def tokens_per_block(self) -> list[int]:
         """The number of tokens that leave each block, the class token included."""
         entering = self.prefix + prod(self.grid)
@@ -131,15 +164,7 @@ class VisionTransformer(MergingEncoder):
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + prod(self.grid), s.embed_dim))
-        metric, head_dim = s.merge.compared_by(), s.embed_dim // s.num_heads
-        merges = [
-            MergeLayer(self.merger, metric, self.prefix, i / s.depth, s.embed_dim, head_dim) for i in range(s.depth)
-        ]
-        rates = [s.drop_path_rate * i / max(s.depth - 1, 1) for i in range(s.depth)]
-        self.blocks = nn.ModuleList(
-            Block(s.embed_dim, s.num_heads, s.mlp_ratio, s.qkv_bias, rate, merge, s.merge.prop_attn)
-            for rate, merge in zip(rates, merges, strict=True)
-        )
+        self.blocks = nn.ModuleList(self.new_block(s, i) for i in range(s.depth))
         self.norm = nn.LayerNorm(s.embed_dim, eps=1e-6)
         self.head = nn.Linear(s.embed_dim, s.classes)
         self._init_weights()
@@ -177,9 +202,7 @@ class VisionTransformer(MergingEncoder):
         Raises:
             ValueError: images of another size than the model's.
         """
-        if images.shape[1:] != (self.in_chans, self.img_size, self.img_size):
-            wanted = (self.in_chans, self.img_size, self.img_size)
-            raise ValueError(f"images are {tuple(images.shape[1:])}; the model takes {wanted} (in_chans, img_size)")
+        check_images(images, self)
         return self.patch_embed(images)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tokens]:

@@ -226,7 +226,7 @@ def conv_trans_block(grid: tuple[int, int]) -> ConvTransBlock:
         ConvBlock(16, 16),
         Squeeze(4, 8, 2),
         Expand(8, 4, 2, grid),
-        Block(8, 2, 2.0, True, 0.0, merge, prop_attn=True),
+        Block(8, 2, 2.0, merge, qkv_bias=True, drop_path=0.0, prop_attn=True),
     ).eval()
     kernel = block.cnn_block.conv2.weight
     kernel.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
