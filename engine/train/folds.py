@@ -245,8 +245,8 @@ def _check_same_settings(whole: RunSettings, run: RunFolder, *, may_go_on: bool)
     """
     if run.is_run and (changed := changed_on_resume(run.settings, whole, may_go_on=may_go_on)):
         raise UserError(
-            f"{changed}, in {run}; all folds have the same settings: leave this change out, or start "
-            "them under another name="
+            f"{changed}, in {run}; all folds have the same settings: leave this change out, resume "
+            f"{run} as it is, or start them under another name="
         )
 
 

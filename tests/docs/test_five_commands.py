@@ -6,13 +6,16 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from models.settings import UserError
 from tests.docs.commands import blocks, commands
 from tests.paths import ROOT
 
-# Without a download, and small: what the README's commands leave to the weights and to the defaults.
-SMALL = ["model.weights=null", "model.img_size=32", "train.epochs=1", "train.batch_size=4", "device=cpu", "threads=1"]
+SMALL_FOLDER = "train.batch_size=8"  # what the README says that a small folder needs
+# Replaces the download by random weights, and makes the run short.
+SHORT = ["model.weights=null", "model.img_size=32", "train.epochs=1", "device=cpu", "threads=1"]
 
 
 def draw_images(folder: Path) -> None:
@@ -33,10 +36,18 @@ def test_five_commands(tmp_path, monkeypatch, capsys):
     assert [tool for tool, *_ in five] == ["data.py", "train.py", "data.py", "predict.py", "compare.py"]
     draw_images(tmp_path)
     monkeypatch.chdir(tmp_path)
-    importlib.import_module("tools.train").main([*five[1][1:], *SMALL, "name=another", "seed=1"])
+    train = importlib.import_module("tools.train").main
+    with pytest.raises(
+        UserError, match="train.batch_size = 32: there are only 27 training images; set it to 27 or less"
+    ):
+        train([*five[1][1:], *SHORT])
+    assert f"`{SMALL_FOLDER}`" in (ROOT / "README.md").read_text()
+    train([*five[1][1:], *SHORT, SMALL_FOLDER, "name=another", "seed=1"])
     for tool, *arguments in five:
         configured = "--cfg" in arguments
-        importlib.import_module(f"tools.{tool[:-3]}").main([*arguments, *(SMALL if configured else [])])
+        importlib.import_module(f"tools.{tool[:-3]}").main(
+            [*arguments, *([*SHORT, SMALL_FOLDER] if configured else [])]
+        )
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
     assert len(rows) == 2 and rows[1].split(",")[1] in {"oak", "birch", "pine"}
     assert "resnet18" in capsys.readouterr().out
