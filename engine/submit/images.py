@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from engine.data.images import HEAD, format_of, is_image
+from engine.data.sources.folder import Ignored, image_files
 from engine.wording import few
 from models.settings import UserError
 
@@ -61,7 +61,7 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def find_images(folder: Path) -> list[str]:
-    """Finds the images in a folder and its subfolders.
+    """Finds the images in a folder and its subfolders, as the dataset `kaggle` finds its test images.
 
     A file is an image if its extension or its first bytes say so. A file with an image's extension that cannot be read
     is included, so that it is reported later and not silently left out. Names that begin with a dot and links to
@@ -71,8 +71,8 @@ def find_images(folder: Path) -> list[str]:
         Paths relative to the folder, in natural order: 2 before 10.
 
     Raises:
-        UserError: the folder does not exist or has no image in it, or a name is not UTF-8 or begins or ends with a
-            blank.
+        UserError: the folder does not exist, cannot be read or has no image in it, or a name is not UTF-8 or begins or
+            ends with a blank.
     """
     where = f"--images {folder}"
     if not folder.is_dir():
@@ -81,19 +81,10 @@ def find_images(folder: Path) -> list[str]:
             reason = "not found"
         raise UserError(f"{where}: {reason}; give image files, or the folder that holds them")
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{where}: {error.filename} cannot be read ({error.strerror}); make it readable")
-
-    images, links = [], []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        links += [repr(name) for name in folders if not name.startswith(".") and Path(parent, name).is_symlink()]
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and (is_image(name) or _has_image_content(path)):
-                images.append(path.relative_to(folder).as_posix())
-    if links:
-        log.warning("%s: %d links to folders are not followed: %s", where, len(links), few(links))
+    ignored = Ignored()
+    images = [path.relative_to(folder).as_posix() for path in image_files(folder, where, ignored)]
+    if ignored.links:
+        log.warning("%s: %d links to folders are not followed: %s", where, len(ignored.links), few(ignored.links))
     if not images:
         raise UserError(f"{where}: no image in it; give image files, or the folder that holds them")
     _check_names(images, where)
@@ -113,20 +104,10 @@ def _check_names(names: Sequence[str], where: str) -> None:
         )
 
 
-def _has_image_content(path: Path) -> bool:
-    if not path.is_file():  # reading a pipe would never end
-        return False
-    try:
-        with open(path, "rb") as file:
-            return format_of(file.read(HEAD)) is not None
-    except OSError:
-        return False
-
-
-def _holds(folders: Sequence[Path], name: str) -> bool:
-    """Returns whether one of the folders has a file of this name; the name may be a text that no file can have."""
+def _holds(sources: Sequence[Path], name: str) -> bool:
+    """Returns whether a folder among the sources has a file of this name, which may be a text that no file can have."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and any(os.path.isfile(f / name) for f in folders)
+    return not path.is_absolute() and ".." not in path.parts and any(os.path.isfile(source / name) for source in sources)
 
 
 def _is_utf8(text: str) -> bool:
