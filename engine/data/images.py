@@ -58,12 +58,6 @@ class Facts(NamedTuple):
     several: bool  # whether the file holds more than one image; only the first is read
 
 
-def read_image(path: Path, settings: FileSettings) -> np.ndarray:
-    """Reads an image as in evaluation, uint8 (size, size, 3); see open_rgb and to_square."""
-    assert settings.size is not None
-    return to_square(open_rgb(path, settings), settings)
-
-
 def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
     """Reads an image upright, as 8-bit RGB, at its original size. If a file holds several images, the first is read.
 

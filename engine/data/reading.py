@@ -211,7 +211,7 @@ def raise_unreadable(paths: Sequence[Path], bad: Mapping[int, str], where: str, 
     raise UserError(f"{where}: {len(bad)} of {len(paths)} images cannot be read: {few(named)}; {fix}")
 
 
-def decode(paths: Sequence[Path], settings: FileSettings, where: str = "data") -> tuple[Tensor, dict[int, str]]:
+def decode(paths: Sequence[Path], settings: FileSettings) -> tuple[Tensor, dict[int, str]]:
     """Decodes image files.
 
     Returns:
@@ -221,7 +221,7 @@ def decode(paths: Sequence[Path], settings: FileSettings, where: str = "data") -
     Raises:
         UserError: the images do not fit into memory.
     """
-    images = _room(len(paths), settings.size, where)
+    images = _room(len(paths), settings.size, "data")
     pixels = images.numpy()  # shares its memory
 
     def keep(i: int, image: np.ndarray, _: Facts) -> None:

@@ -107,7 +107,9 @@ def _check_names(names: Sequence[str], where: str) -> None:
 def _holds(sources: Sequence[Path], name: str) -> bool:
     """Returns whether a folder among the sources has a file of this name, which may be a text that no file can have."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and any(os.path.isfile(source / name) for source in sources)
+    return (
+        not path.is_absolute() and ".." not in path.parts and any(os.path.isfile(source / name) for source in sources)
+    )
 
 
 def _is_utf8(text: str) -> bool:

@@ -53,10 +53,6 @@ class Predictions:
     task: Task
     thresholds: list[float] | None = None
 
-    def best(self) -> list[str]:
-        """Returns the most probable class of each image."""
-        return [self.classes[i] for i in self.probabilities.argmax(dim=1).tolist()]
-
     def names(self) -> list[list[str]]:
         """Returns the classes predicted for each image: exactly one, or any number, depending on the task."""
         thresholds = None if self.thresholds is None else torch.tensor(self.thresholds, dtype=torch.float64)
@@ -122,7 +118,7 @@ def _of_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: S
             merging_method(run.settings.model) or "none",
             removed_per_block(run.model),
         )
-    member_probabilities = probabilities(run, paths, tta, task=ensemble.task, name=str(member.run))
+    member_probabilities = probabilities(run, paths, tta)
     thresholds = torch.zeros(len(order), dtype=torch.float64)
     if ensemble.task.has_thresholds:
         thresholds = _thresholds(run)
@@ -140,9 +136,7 @@ def _thresholds(run: TrainedModel) -> Tensor:
     return torch.tensor([thresholds[name] for name in run.classes], dtype=torch.float64)
 
 
-def probabilities(
-    run: TrainedModel, paths: Sequence[Path], tta: Sequence[str] = (), *, task: Task, name: str = "the run"
-) -> Tensor:
+def probabilities(run: TrainedModel, paths: Sequence[Path], tta: Sequence[str] = ()) -> Tensor:
     """Computes one model's probabilities, float64 (N, K), in the order of its own classes; see `predict`."""
     reading = reading_settings(run.settings.data, run.settings.model)
     size, settings, device = reading.size, run.settings, next(run.model.parameters()).device
@@ -151,11 +145,11 @@ def probabilities(
     normalise, autocast = Normalise(run.mean, run.std), pick_autocast(settings.train.precision, device)
     parts, unreadable = [], {}
     batch = min(settings.train.batch_size, BATCH if device.type != "cpu" else _batch_on_cpu(settings.model))
-    with eval_mode(run.model), tqdm(total=len(paths), unit="image", desc=name, disable=None) as bar:
+    with eval_mode(run.model), tqdm(total=len(paths), unit="image", desc=str(run.run), disable=None) as bar:
         for start, images, failures in read_ahead(paths, reading, settings.model.in_chans, batch):
             unreadable |= {start + i: why for i, why in failures.items()}
             if not unreadable:  # otherwise the rest is only read, so that the error names every file
-                views = [_scores(run, view, normalise, autocast, task) for view in views_of(images, size, tta)]
+                views = [_scores(run, view, normalise, autocast) for view in views_of(images, size, tta)]
                 parts.append(torch.stack(views).mean(dim=0))
             bar.update(len(images))
     raise_unreadable(paths, unreadable, "--images", "replace them: test images are never left out")
@@ -163,7 +157,7 @@ def probabilities(
     lost = [str(path) for path, finite in zip(paths, scores.isfinite().all(dim=1).tolist()) if not finite]
     if lost:
         raise UserError(
-            f"{name}: gives nan or inf for {len(lost)} images ({few(lost)}); train it again with a lower "
+            f"{run.run}: gives nan or inf for {len(lost)} images ({few(lost)}); train it again with a lower "
             "train.lr, or predict with train.precision=fp32"
         )
     return scores
@@ -173,11 +167,11 @@ def _batch_on_cpu(model: ModelSettings) -> int:
     return max(4, min(BATCH, VALUES_CPU // (model.in_chans * model.img_size**2)))
 
 
-def _scores(run: TrainedModel, images: Tensor, normalise: Normalise, autocast: torch.autocast, task: Task) -> Tensor:
+def _scores(run: TrainedModel, images: Tensor, normalise: Normalise, autocast: torch.autocast) -> Tensor:
     """Computes the probabilities, float64 (B, K), of images, uint8 (B, C, S, S)."""
     with autocast:
         logits = run.model(to_device(normalise(images), next(run.model.parameters()).device))
-    return task.probabilities(logits.float().cpu().double())
+    return run.settings.data.task.probabilities(logits.float().cpu().double())
 
 
 def views_of(images: Tensor, size: int, tta: Sequence[str]) -> Iterator[Tensor]:
@@ -204,12 +198,10 @@ def read_ahead(
         The position of the batch's first image; the images, uint8 (B, channels, S, S); and the reason for each that
         cannot be read, by its position in the batch.
     """
-    parts = [(start, paths[start : start + batch]) for start in range(0, len(paths), batch)]
     with ThreadPoolExecutor(1) as pool:
-        coming = None
-        for i, (start, _) in enumerate(parts):
-            now = coming or pool.submit(read_images, parts[i][1], reading, channels)
-            coming = None
-            if i + 1 < len(parts):
-                coming = pool.submit(read_images, parts[i + 1][1], reading, channels)
-            yield start, *now.result()
+        coming = pool.submit(read_images, paths[:batch], reading, channels)
+        for start in range(0, len(paths), batch):
+            images, unreadable = coming.result()
+            if start + batch < len(paths):
+                coming = pool.submit(read_images, paths[start + batch : start + 2 * batch], reading, channels)
+            yield start, images, unreadable

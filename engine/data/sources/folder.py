@@ -47,7 +47,7 @@ def find_folder(settings: FolderSettings) -> Source:
     root, where, ignored = Path(settings.path), f"data.path = {settings.path!r}", Ignored()
     if not os.path.isdir(root):
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
-    roots, findings = _split_folders(root, where, ignored)
+    roots, findings = _split_folders(root, where)
     files = {split: class_files(folder, where, ignored) for split, folder in roots.items()}
     classes = sorted(files["train"])
     findings += check_classes(files["train"], LAYOUT)
@@ -171,7 +171,7 @@ def as_samples(by_class: dict[str, list[Path]], classes: list[str]) -> tuple[lis
     return paths, torch.tensor(labels, dtype=torch.int64)
 
 
-def _split_folders(root: Path, where: str, ignored: Ignored) -> tuple[dict[str, Path], list[Finding]]:
+def _split_folders(root: Path, where: str) -> tuple[dict[str, Path], list[Finding]]:
     """Returns the folder of each split, and findings; "train" is `root` itself if that holds the class folders."""
     names = [folder.name for folder in folders_in(root, where)]
     parted = "train" in names and bool(folders_in(root / "train", where))

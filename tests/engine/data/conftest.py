@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from engine.data.arrays import Arrays, RawData
+from engine.data.images import open_rgb, to_square
 from engine.data.settings import FileSettings
 
 
@@ -20,6 +21,11 @@ def random_arrays(count: int, size: int = 32, channels: int = 3, classes: int = 
 
 def files(size: int, fit: str = "crop", **others) -> FileSettings:
     return FileSettings(size=size, fit=fit, **others)
+
+
+def read_image(path: Path, settings: FileSettings) -> np.ndarray:
+    """A file as evaluation reads it, uint8 (size, size, 3)."""
+    return to_square(open_rgb(path, settings), settings)
 
 
 def save_image(path: Path, seed: int, size: tuple[int, int] = (12, 9)) -> Path:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from engine.data.images import format_of, has_image, is_image, read_image, read_with_facts, reason
+from engine.data.images import format_of, has_image, is_image, read_with_facts, reason
 from engine.data.reading import decode, read_splits
 from models.settings import UserError
-from tests.engine.data.conftest import files, save_image
+from tests.engine.data.conftest import files, read_image, save_image
 
 CORNERS = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40  # every turn and mirroring of it differs
 
@@ -384,9 +384,9 @@ def test_a_file_is_opened_as_an_image_or_not_at_all(tmp_path):
 
 
 def test_more_images_than_memory_holds(tmp_path):
-    said = r"data.path = 'x': 1000000 images .* GB of memory.*data.cache=none, or a smaller data.size"
+    said = r"data: 1000000 images .* GB of memory.*data.cache=none, or a smaller data.size"
     with pytest.raises(UserError, match=said):
-        decode([tmp_path / "a.png"] * 1_000_000, files(16384), "data.path = 'x'")
+        decode([tmp_path / "a.png"] * 1_000_000, files(16384))
 
 
 def test_names_of_images():

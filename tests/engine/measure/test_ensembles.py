@@ -41,7 +41,7 @@ def test_the_mean_is_what_predict_says(tmp_path, data):
         paths = [tmp_path / "images" / path for path in runs[0].data.test.paths]
         said = predict(gather(folders), paths, ["flip"] if mirror else [])
         torch.testing.assert_close(found.logits.softmax(1).double(), said.probabilities, rtol=1e-5, atol=1e-6)
-        right = [label == NAMES[i] for label, i in zip(said.best(), runs[0].data.test.labels.tolist())]
+        right = [label == NAMES[i] for (label,), i in zip(said.names(), runs[0].data.test.labels.tolist())]
         assert found.metrics["top1"] == pytest.approx(sum(right) / len(right)) and 0 < sum(right) < found.n == 18
 
 

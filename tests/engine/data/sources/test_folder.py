@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from engine.data import DATASETS, SplitSettings, build_data, load_raw
-from engine.data.images import read_image
 from models.settings import UserError, check
-from tests.engine.data.conftest import files, save_image
+from tests.engine.data.conftest import files, read_image, save_image
 
 
 def fill(folder: Path, classes: dict[str, int], first: int = 0) -> Path:

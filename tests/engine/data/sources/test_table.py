@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from engine.data import DATASETS, SplitSettings, build_data, load_raw
-from engine.data.images import read_image
 from engine.settings.layers import load_settings
 from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError, check
-from tests.engine.data.conftest import files, save_image
+from tests.engine.data.conftest import files, read_image, save_image
 
 ONE = "path,label\na.png,cat\nb.png,dog\nc.png,cat\nd.png,dog\n"
 FLAGS = "path,red,round\na.png,1,0\nb.png,0,1\nc.png,1,1\nd.png,0,0\n"
