@@ -1,0 +1,19 @@
+"""What users get wrong, and what they see: one table, which is tested, and from which docs/errors.md is written.
+
+Each module here holds the mistakes of one subject in its `MISTAKES`, in the order of the document.
+"""
+
+from __future__ import annotations
+
+from tests.mistakes import data, running, runs, settings, submissions, tables, weights
+from tests.mistakes.mistake import Mistake
+
+SECTIONS: dict[str, list[Mistake]] = {
+    "Settings and overrides": settings.MISTAKES,
+    "Folders and image files": data.MISTAKES,
+    "Tables, names and labels": tables.MISTAKES,
+    "Weights and models": weights.MISTAKES,
+    "Run folders and checkpoints": runs.MISTAKES,
+    "While a run is running": running.MISTAKES,
+    "Predictions and submissions": submissions.MISTAKES,
+}

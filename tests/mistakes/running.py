@@ -1,0 +1,7 @@
+"""Mistakes in running."""
+
+from __future__ import annotations
+
+from tests.mistakes.mistake import Mistake
+
+MISTAKES: list[Mistake] = []

@@ -1,0 +1,26 @@
+"""Mistakes in settings files and in overrides on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.mistakes.mistake import Mistake
+
+
+def _duplicate_key(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("base: digits/hybrid\nseed: 1\nseed: 2\n")
+
+
+MISTAKES: list[Mistake] = [
+    Mistake(
+        "A misspelt setting",
+        "tools/train.py --cfg digits/hybrid train.lrr=0.1 --print",
+        "train.lrr: unknown key; did you mean lr?",
+    ),
+    Mistake(
+        "A key twice in a settings file",
+        "tools/train.py --cfg mine.yaml --print",
+        "mine.yaml:3: seed stands here twice, first on line 2; keep one",
+        _duplicate_key,
+    ),
+]
