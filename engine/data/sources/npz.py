@@ -14,6 +14,7 @@ from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
 from engine.data.settings import ArraySettings, DataPath
+from models.archives import array_sizes, available_memory, in_words
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
@@ -68,7 +69,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if path.is_dir() or not path.exists():
             raise UserError(f"{where}: {'is a folder' if path.is_dir() else 'not found'}; give an .npz archive")
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            for key in [k for k in (*KEYS, "class_names") if k in archive.files]:
+            keys = [k for k in (*KEYS, "class_names") if k in archive.files]
+            if (size := sum(array_sizes(path, keys).values())) > (free := available_memory()):
+                raise UserError(
+                    f"{where}: its arrays take {in_words(size)} of memory, {in_words(free)} are free; use a machine "
+                    "with more, or save the images as files, which are read as they are needed"
+                )
+            for key in keys:
                 where = f"{path}: {key}"
                 arrays[key] = archive[key]
                 if not isinstance(arrays[key], np.ndarray):

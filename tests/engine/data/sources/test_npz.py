@@ -2,6 +2,7 @@ import io
 import logging
 import pickle
 import re
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from engine.data import DATASETS, SplitSettings, build_data
+from engine.data.sources import npz
 from engine.data.sources.npz import NpzSettings, load_npz
 from models.settings import UserError, check
 
@@ -172,9 +174,48 @@ def test_a_header_that_promises_more_than_memory_holds(tmp_path):
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 10**9, 3)})
     with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file:
         file.writestr("train_images.npy", header.getvalue())
-    assert "train_images: not readable as .npz" in error_of(tmp_path / "huge.npz")
+    assert "not readable as .npz (train_images: has a header for 3 EB" in error_of(tmp_path / "huge.npz")
 
 
 def test_a_missing_path_is_named():
     with pytest.raises(UserError, match="data.path: missing"):
         check(NpzSettings, {"name": "npz"}, "data")
+
+
+def rewritten(path: Path, key: str, content: bytes) -> Path:
+    """The archive with another member under a key, compressed."""
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, old_content in members.items():
+            new.writestr(name, content if name == f"{key}.npy" else old_content)
+    return path
+
+
+def test_a_header_that_claims_more_than_there_is_allocates_nothing(tmp_path):
+    file = io.BytesIO()
+    shape = (10**5, 100, 100, 9)  # 9 GB, which the machine may well have
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    path = rewritten(save(tmp_path), "train_images", file.getvalue() + bytes(5))
+    tracemalloc.start()
+    line = error_of(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**8
+    tracemalloc.stop()
+    assert "train_images: has a header for 9 GB and holds 5 bytes" in line
+
+
+def test_arrays_that_unpack_to_more_than_memory(tmp_path, monkeypatch):
+    images = np.zeros((3000, 30, 30, 1), np.uint8)
+    path = save(tmp_path, compressed=True, train_images=images, train_labels=np.arange(3000) % 3)
+    assert path.stat().st_size < 50_000
+    monkeypatch.setattr(npz, "available_memory", lambda: 2_000_000)
+    line = error_of(path)
+    assert "its arrays take 2.7" in line and "MB of memory, 2 MB are free; use a machine with more" in line
+
+
+def test_other_members_are_not_looked_at(tmp_path):
+    path = save(tmp_path)
+    with zipfile.ZipFile(path, "a") as more:
+        more.writestr("notes.npy", b"not an array")
+        more.writestr("readme.txt", b"x")
+    assert load_npz(NpzSettings(path=str(path))).train.images.shape == (30, 3, 8, 6)
