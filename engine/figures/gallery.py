@@ -23,7 +23,7 @@ def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = ""
         empty: the text to show if there are no pictures.
     """
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.3 * bool(title)), layout="constrained")  # inches
+    figure = Figure(figsize=(1.7 * columns, 2.0 * rows + (0.3 if title else 0.0)), layout="constrained")  # inches
     if title:
         figure.suptitle(title, fontsize=9, color="0.35", parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False)

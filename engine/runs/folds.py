@@ -19,7 +19,7 @@ def of_fold(settings: RunSettings, fold: int | None) -> RunSettings:
     return settings.model_copy(update={"split": settings.split.model_copy(update={"fold": fold})})
 
 
-def demand_alike(run: RunFolder) -> None:
+def check_same_settings(run: RunFolder) -> None:
     """Checks that all folds were run with the settings of the folder that holds them.
 
     Raises:
@@ -50,5 +50,5 @@ def finished_runs(run: RunFolder) -> list[RunFolder]:
             f"{run}: {len(missing)} of {run.settings.split.folds} folds are not finished: {names}; continue with "
             f"tools/train.py --resume {run}, or give a finished fold by its own folder"
         )
-    demand_alike(run)
+    check_same_settings(run)
     return run.folds

@@ -29,7 +29,7 @@ def changed_on_resume(stored: RunSettings, given: RunSettings, *, may_go_on: boo
         from_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
         longer = may_go_on and key == _length(stored) and _is_longer(before[key], now[key])
         if now.get(key) != before.get(key) and not (from_data or longer or FREE_ON_RESUME.fullmatch(key)):
-            return f"{key} = {now.get(key)!r}: the run was begun with {before.get(key)!r}"
+            return f"{key} = {now.get(key)!r}: the run was started with {before.get(key)!r}"
     return ""
 
 
@@ -37,7 +37,7 @@ def goes_on(stored: RunSettings, given: RunSettings) -> str:
     """Returns a phrase that says how a resumed run becomes longer than it was started for; "" if it does not."""
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     key = _length(stored)
-    return f"{key} = {now[key]}, begun with {before[key]}" if _is_longer(before[key], now[key]) else ""
+    return f"{key} = {now[key]}, started with {before[key]}" if _is_longer(before[key], now[key]) else ""
 
 
 def _length(settings: RunSettings) -> str:

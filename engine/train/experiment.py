@@ -59,7 +59,7 @@ def run_experiment(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
-    with limits_in_words(settings, device):
+    with explained_limits(settings, device):
         data = build_data(settings.data, settings.split, settings.seed)
         settings = settings.with_classes(len(data.classes))
         state = checkpoint.load(run.checkpoint("last")) if resume and run.checkpoint("last").exists() else None
@@ -115,7 +115,7 @@ def _hparams(results: Results) -> dict[str, float]:
 
 
 @contextmanager
-def limits_in_words(settings: RunSettings, device: torch.device) -> Iterator[None]:
+def explained_limits(settings: RunSettings, device: torch.device) -> Iterator[None]:
     """Turns errors of torch about memory, or about too few values for BatchNorm, into a UserError with a fix."""
     try:
         yield

@@ -25,7 +25,7 @@ from engine.measure.confusion import class_accuracy, confusion_matrix, most_conf
 from engine.measure.intervals import spread
 from engine.measure.predictions import Predictions, read_tested
 from engine.runs.folder import RunFolder
-from engine.runs.folds import demand_alike, of_all, of_fold
+from engine.runs.folds import check_same_settings, of_all, of_fold
 from engine.runs.lock import LOCK
 from engine.runs.log import start_log
 from engine.runs.results import Results
@@ -127,7 +127,7 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     if (report := _written(run)) is not None:
         return report
     whole, folders = of_all(settings), [fold.path for fold in run.folds]
-    demand_alike(run)
+    check_same_settings(run)
     runs = [fold.read_results() for fold in run.folds]
     start_log()  # the log of the last fold has ended with it
     report, metric = together(whole, runs), runs[0].metric

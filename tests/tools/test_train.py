@@ -133,7 +133,7 @@ def test_folds_killed_and_resumed_equal_uninterrupted(tmp_path, monkeypatch, cap
     first = (folder / "fold0" / "results.json").read_bytes()
 
     assert run_inside(train_tool, "--resume", str(folder), "train.lr=0.5", monkeypatch=monkeypatch) == 2
-    assert "train.lr = 0.5: the run was begun with" in capsys.readouterr().err
+    assert "train.lr = 0.5: the run was started with" in capsys.readouterr().err
     assert run_inside(train_tool, "--resume", str(folder), monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
     assert "killed, fold 1 of 2 on cpu" in said and f"from step {step} of" in said and "fold 0 of 2 on" not in said
@@ -205,7 +205,7 @@ def test_two_processes_in_one_folder(tmp_path):
         first.send_signal(signal.SIGINT)  # Ctrl-C
         output, errors = first.communicate(timeout=60)
     assert first.returncode == 130 and errors == ""
-    assert f"go on with: tools/train.py --resume {Path('runs/shared')}" in output
+    assert f"continue with: tools/train.py --resume {Path('runs/shared')}" in output
     assert checkpoint.load(folder / "last.pt")["progress"]["step"] > 0
 
 

@@ -34,5 +34,5 @@ class Stopping:
     def leave_if_asked(self, folder: Path) -> None:
         """Ends the program with the shell's exit code for the signal, if there was one."""
         if self.asked:
-            print(f"stopped; go on with: tools/train.py --resume {folder}", flush=True)
+            print(f"stopped; continue with: tools/train.py --resume {folder}", flush=True)
             raise SystemExit(128 + self.asked)

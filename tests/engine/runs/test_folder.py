@@ -6,7 +6,7 @@ import pytest
 
 from engine.runs import folder as folder_module
 from engine.runs.folder import RunFolder
-from engine.runs.folds import demand_alike, finished_runs, of_fold
+from engine.runs.folds import check_same_settings, finished_runs, of_fold
 from models.settings import UserError
 from tests.results import results_of
 
@@ -77,7 +77,7 @@ def test_folds(tmp_path, tiny):
     run.write_settings(settings)
     assert run.holds_folds and [fold.path.name for fold in run.folds] == ["fold0", "fold1"]
     with pytest.raises(UserError, match="fold0: has no settings.yaml; delete it"):
-        demand_alike(run)
+        check_same_settings(run)
     for number, fold in enumerate(run.folds):
         fold.path.mkdir()
         fold.write_settings(of_fold(settings, number))

@@ -239,7 +239,7 @@ def test_a_run_goes_on_only_by_what_measures_its_length(begun, resumed, key):
     overrides = ["train.warmup_epochs=0", begun]
     stored, given = (load_settings("digits/hybrid", [*overrides, *more]) for more in ([], [resumed]))
     assert bool(changed_on_resume(stored, given, may_go_on=True)) != bool(key)
-    assert goes_on(stored, given) == (f"{key} = 30, begun with 20" if key else "")
+    assert goes_on(stored, given) == (f"{key} = 30, started with 20" if key else "")
 
 
 # The schema

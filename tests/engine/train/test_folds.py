@@ -124,11 +124,11 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_other_settings_are_refused(copied_folds):
-    with pytest.raises(UserError, match="train.lr = 0.5: the run was begun with 0.01, in .*all folds have the same"):
+    with pytest.raises(UserError, match="train.lr = 0.5: the run was started with 0.01, in .*all folds have the same"):
         run_folds(settings_of({}, train={**SHORT["train"], "lr": 0.5}), copied_folds, resume=True)
-    with pytest.raises(UserError, match="train.epochs = 2: the run was begun with 1, in .*all folds have the same"):
+    with pytest.raises(UserError, match="train.epochs = 2: the run was started with 1, in .*all folds have the same"):
         run_folds(settings_of({"fold": 1}, train={**SHORT["train"], "epochs": 2}), copied_folds)
-    with pytest.raises(UserError, match="split.folds = 4: the run was begun with 3"):
+    with pytest.raises(UserError, match="split.folds = 4: the run was started with 3"):
         run_folds(settings_of({"folds": 4, "fold": 3}), copied_folds)
     (copied_folds / "folds.json").unlink()
     file = copied_folds / "fold2" / "settings.yaml"
@@ -155,7 +155,7 @@ def test_all_folds_go_on_for_more_epochs(copied_folds, monkeypatch, capsys):
     assert run.settings.train.epochs == 2 and run.unfinished_folds() == [1, 2] and not run.folds_file.exists()
     with pytest.raises(UserError, match="fold1: this fold is not finished"):
         compare([copied_folds])
-    with pytest.raises(UserError, match="train.epochs = 1: the run was begun with 2"):
+    with pytest.raises(UserError, match="train.epochs = 1: the run was started with 2"):
         run_folds(settings_of({}), copied_folds, resume=True)
     train_folds(run.settings, run, resume=True)
     new, report = results(copied_folds), json.loads(run.folds_file.read_text())

@@ -359,9 +359,9 @@ def test_a_run_goes_on_for_more_epochs(tiny, folder, monkeypatch, stopped_at):
     rates = {line["step"] - 1: line["lr"] for line in metrics(folder) if "lr" in line}
     assert rates == {step: (old if step < start else new).at(step) for step in range(50)}
     said = (folder / "log.txt").read_text()
-    assert f"train.epochs = 5, begun with 3: from step {start} on the learning rate follows" in said
+    assert f"train.epochs = 5, started with 3: from step {start} on the learning rate follows" in said
     assert run_experiment(tiny(train={"epochs": 5}), folder, resume=True) == results
-    with pytest.raises(UserError, match=r"train\.epochs = 4: the run was begun with 5"):
+    with pytest.raises(UserError, match=r"train\.epochs = 4: the run was started with 5"):
         run_experiment(tiny(train={"epochs": 4}), folder, resume=True)
     last.unlink()
     with pytest.raises(UserError, match=r"train\.epochs = 6, .* has no last\.pt to continue from"):
