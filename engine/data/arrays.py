@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.names import nfc
 from engine.tasks import ONE_LABEL, TASKS, Task
 
 CHUNK, VALUES = 1024, 2**24  # largest number of images, and of their values, converted to float64 at once: 128 MiB
@@ -149,8 +150,11 @@ class Data:
         return (channels, height, width) if self.resize is None else (channels, self.resize, self.resize)
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256, in hexadecimal, of all images and labels in order and of the names of the classes."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        """Returns the SHA-256, in hexadecimal, of all images and labels in order and of the names of the classes.
+
+        Names count in Unicode's composed form: an archive that was unpacked on another system is the same data.
+        """
+        digest = hashlib.sha256("\0".join(map(nfc, self.classes)).encode())
         for split in (self.train, self.val, self.test):
             digest.update(str((len(split), *split.shape)).encode())
             digest.update(split.pixels())

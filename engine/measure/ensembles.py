@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.data import Split, build_data, load_raw
+from engine.data.names import places
 from engine.machine import pick_autocast
 from engine.measure.evaluate import Evaluation, Mirrored, evaluate_logits, evaluate_split
 from engine.measure.predictions import read_tested
@@ -71,9 +72,10 @@ def evaluate_together(
     classes, first = runs[0].data.classes, getattr(runs[0].data, split)
     logits = []
     for folder, run in zip(folders, runs, strict=True):
-        if set(run.data.classes) != set(classes):
+        own = places(classes, run.data.classes)
+        if own is None:
             raise UserError(f"--run {folder}: its classes are not those of {folders[0]}; give runs on the same classes")
-        order = torch.tensor([run.data.classes.index(name) for name in classes])
+        order = torch.tensor(own)
         images = getattr(run.data, split)
         if not len(images):
             raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")

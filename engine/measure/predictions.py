@@ -12,7 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from engine.data import Split
+from engine.data.cells import guarded, quoted, unguarded
 from engine.data.images import relative_paths
+from engine.data.names import nfc, same_names
 from engine.files import replacing
 from engine.tasks import Task
 from models.settings import UserError
@@ -49,6 +51,8 @@ def write_predictions(
 ) -> None:
     """Writes a CSV with a row for each image, in the order of the split: image, label, predicted class, probability.
 
+    A name that a spreadsheet would compute is written with an apostrophe in front, as in submissions.
+
     Args:
         file: the run's predictions.csv.
         predictions: the predictions.
@@ -58,32 +62,35 @@ def write_predictions(
     Raises:
         UserError: the file cannot be written.
     """
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    images = range(len(predictions.labels)) if paths is None else paths
+    images = map(str, range(len(predictions.labels))) if paths is None else paths
     columns = (images, predictions.labels, predictions.predicted, predictions.probabilities)
+    rows: list[Sequence[str]] = [COLUMNS]
     for image, label, predicted, probability in zip(*columns, strict=True):
-        rows.writerow((image, classes[label], classes[predicted], f"{probability:.6f}"))
+        rows.append((image, classes[label], classes[predicted], f"{probability:.6f}"))
+    text = "".join(",".join(quoted(guarded(cell)) for cell in row) + "\n" for row in rows)
     with replacing(file) as opened:
-        # A path that is not UTF-8 keeps its bytes.
-        opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        opened.write(text.encode("utf-8", "surrogateescape"))  # a path that is not UTF-8 keeps its bytes
 
 
 def read_predictions(file: Path, classes: Sequence[str]) -> Predictions:
-    """Reads a file written by `write_predictions`.
+    """Reads a file written by `write_predictions`, now or by an older version, which did not guard names.
 
     Raises:
         UserError: the file is missing, was not written by this program, or contains other classes.
     """
-    number = {name: i for i, name in enumerate(classes)}
+    number = {nfc(name): i for i, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
+
+    def label(cell: str) -> int:
+        name = cell if cell in number else unguarded(cell)
+        return number[name if name in number else nfc(name)]
+
     try:
         text = file.read_bytes().decode("utf-8", "surrogateescape")
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         assert tuple(header) == COLUMNS
-        labels, predicted = (np.array([number[row[i]] for row in rows], np.int64) for i in (1, 2))
+        labels, predicted = (np.array([label(row[i]) for row in rows], np.int64) for i in (1, 2))
         probabilities = np.array([row[3] for row in rows], np.float32)
-        return Predictions(labels, predicted, probabilities, tuple(row[0] for row in rows))
+        return Predictions(labels, predicted, probabilities, tuple(unguarded(row[0]) for row in rows))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{file}: cannot be read, {reason}; delete {file.parent} and run it again") from None
@@ -99,7 +106,9 @@ def read_tested(file: Path, images: Split, classes: Sequence[str]) -> Prediction
         UserError: `read_predictions` fails, or the images or their labels differ.
     """
     predictions = read_predictions(file, classes)
-    moved = images.paths is not None and relative_paths(images.paths) != relative_paths(predictions.images)
+    moved = images.paths is not None and not same_names(
+        relative_paths(images.paths), relative_paths(predictions.images)
+    )
     if moved or not np.array_equal(images.labels.numpy(), predictions.labels):
         raise UserError(
             f"{file.parent}: its test images differ from those that the data has now; restore the data "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.cost.macs import measure
+from engine.data.names import places
 from engine.measure.ensembles import evaluate_run, evaluate_together, load_folds
 from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import spread
@@ -108,7 +109,13 @@ def _evaluate_alone(
         return evaluation, evaluation.metrics
     evaluation = evaluate_run(run, split, keep_logits=True, mirror=mirror)
     assert evaluation.logits is not None
-    by_class = torch.tensor([thresholds[name] for name in run.data.classes], dtype=torch.float64)
+    order = places(run.data.classes, list(thresholds))
+    if order is None:
+        raise UserError(
+            f"{run.run.results_file}: its thresholds are those of other classes; delete it and test the run again with "
+            f"--resume {run.run}"
+        )
+    by_class = torch.tensor(list(thresholds.values()), dtype=torch.float64)[order]
     f1 = f1_at_thresholds(evaluation.logits, getattr(run.data, split).labels, by_class)
     return evaluation, {**evaluation.metrics, F1_AT_THRESHOLDS: f1}
 

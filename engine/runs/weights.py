@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import Data
+from engine.data.names import same_names
 from engine.machine import seed_step
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder, Which
@@ -148,7 +149,7 @@ def check_classes(checkpoint_classes: list[str], data_classes: list[str], file: 
     Raises:
         UserError: the classes differ.
     """
-    if checkpoint_classes != data_classes:
+    if not same_names(checkpoint_classes, data_classes):
         trained, present = _some(checkpoint_classes), _some(data_classes)
         raise UserError(f"{file}: trained on classes {trained}; the data has {present}")
 

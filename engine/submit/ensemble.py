@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.data.names import nfc, places
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.folds import finished_runs
@@ -98,10 +99,10 @@ def _check_same(
     run: RunFolder, labels: tuple[list[str], Task], other: RunFolder, other_labels: tuple[list[str], Task]
 ) -> None:
     (classes, task), (other_classes, other_task) = labels, other_labels
-    if set(classes) != set(other_classes):
+    if places(classes, other_classes) is None:
         only = {
-            run: sorted(map(repr, set(classes) - set(other_classes))),
-            other: sorted(map(repr, set(other_classes) - set(classes))),
+            run: sorted(map(repr, set(map(nfc, classes)) - set(map(nfc, other_classes)))),
+            other: sorted(map(repr, set(map(nfc, other_classes)) - set(map(nfc, classes)))),
         }
         differences = [f"{len(names)} only {run} has ({few(names)})" for run, names in only.items() if names]
         raise UserError(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from engine.data import FileSettings
 from engine.data.inputs import read_images, reading_settings
 from engine.data.loader import Normalise
+from engine.data.names import places
 from engine.data.reading import raise_unreadable
 from engine.machine import pick_autocast, to_device
 from engine.measure.evaluate import eval_mode
@@ -110,7 +111,8 @@ def predict(ensemble: Ensemble, paths: Sequence[Path], tta: Sequence[str] = ()) 
 def _of_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Returns a member's probabilities, float64 (N, K), and thresholds, (K,), in the ensemble's order of classes."""
     run = load_model(member.run, ensemble.overrides)
-    order = [run.classes.index(name) for name in ensemble.classes]  # runs may number their classes differently
+    order = places(ensemble.classes, run.classes)  # runs may number their classes differently
+    assert order is not None, "runs of an ensemble have the same classes"
     if not run.as_trained:
         log.warning(
             "%s: merging differs from training: %s, tokens removed by each block: %s",

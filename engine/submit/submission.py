@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.data.cells import LABEL_SEPARATOR, guarded, number, quoted
 from engine.data.sources.table import read_table
 from engine.files import demand_writable, replacing
-from engine.submit.cells import LABEL_SEPARATOR, guarded, number, quoted
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled
 from engine.submit.predict import Predictions

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.data.images import Facts
+from engine.data.names import alike, differing, nfc, twins
 from engine.tasks import ONE_LABEL, Task
 from engine.wording import NAMED, few
 from models.settings import UserError
@@ -119,15 +120,18 @@ def content_findings(
     if several:
         text = f"{len(several)} files hold more than one image; only the first is used"
         findings.append(Finding(text, tuple(several)))
+    if same := tuple(map(differing, twins(map(str, paths)))):
+        text = f"{len(same)} names are those of two files and differ only in Unicode's form (NFC, NFD)"
+        findings.append(Finding(text, same, "delete one of each pair if they are copies, otherwise rename it"))
     return findings + similar_names(classes) + small_classes(samples, classes, facts, task)
 
 
 def similar_names(classes: Sequence[str]) -> list[Finding]:
-    """Returns a warning about classes whose names differ only in case and blanks."""
-    spellings: dict[str, list[str]] = {}
+    """Returns a warning about classes whose names differ only in case, blanks and characters that are not seen."""
+    spellings: dict[str, dict[str, str]] = {}
     for name in classes:
-        spellings.setdefault("".join(name.casefold().split()), []).append(repr(name))
-    groups = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+        spellings.setdefault(alike(name), {})[nfc(name)] = repr(name)
+    groups = [" and ".join(names.values()) for names in spellings.values() if len(names) > 1]
     if not groups:
         return []
     text = f"{len(groups)} class names are spelled in several ways"

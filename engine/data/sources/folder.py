@@ -13,6 +13,7 @@ from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
 from engine.data.images import has_image, is_image, reason
+from engine.data.names import by_name, differing, nfc, on_disk, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.wording import few
 from models.settings import UserError
@@ -34,6 +35,7 @@ def find_folder(settings: FolderSettings) -> Source:
     The class of an image is the name of its folder. Classes are sorted by name as text (1, 10, 2), as in torchvision's
     ImageFolder. Images may lie at any depth below the folder of their class. A file is an image if its extension says
     so or its content begins like one; other files are counted in a warning. Names that begin with a dot are ignored.
+    Names are compared and sorted in Unicode's composed form, NFC, so that the order is the same on every system.
     The folder of a class may be a link; links to folders inside a class are not followed, so that no image is found
     twice. A folder `test` without class folders is assumed to hold unlabelled images: it is not used, with a warning.
 
@@ -44,15 +46,16 @@ def find_folder(settings: FolderSettings) -> Source:
     Raises:
         UserError: no such folder, no class folders in it, or a folder that cannot be read.
     """
-    root, where, ignored = Path(settings.path), f"data.path = {settings.path!r}", Ignored()
+    root, where, ignored = on_disk(Path(settings.path)), f"data.path = {settings.path!r}", Ignored()
     if not os.path.isdir(root):
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
     roots, findings = _split_folders(root, where)
     files = {split: class_files(folder, where, ignored) for split, folder in roots.items()}
-    classes = sorted(files["train"])
+    classes = sorted(files["train"], key=nfc)
     findings += check_classes(files["train"], LAYOUT)
     samples = {}
-    for split, by_class in files.items():
+    for split, found in files.items():
+        by_class = _named_as(found, classes)
         findings += _compare(by_class, classes, split)
         samples[split] = as_samples(by_class, classes)
     return Source(where, classes, samples, findings=findings + ignored.findings(), notes=ignored.notes())
@@ -126,14 +129,14 @@ def image_files(folder: Path, where: str, ignored: Ignored) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         ignored.links += [repr(os.path.join(parent, name)) for name in folders if os.path.islink(Path(parent, name))]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
-    return [path for path in sorted(paths, key=lambda path: path.parts) if ignored.is_image(path)]
+    return [path for path in sorted(paths, key=by_name) if ignored.is_image(path)]
 
 
 def folders_in(folder: Path, where: str, ignored: Ignored | None = None) -> list[Path]:
     """Returns the subfolders of a folder, sorted by name, without hidden ones and links back to the folder itself."""
     ignored = ignored or Ignored()
     try:
-        inside = sorted(folder.iterdir(), key=lambda path: path.name)
+        inside = sorted(folder.iterdir(), key=by_name)
         ignored.hidden += [repr(path.name) for path in inside if path.name.startswith(".")]
         visible = [path for path in inside if not path.name.startswith(".")]
         folders = [path for path in visible if path.is_dir()]
@@ -147,8 +150,12 @@ def folders_in(folder: Path, where: str, ignored: Ignored | None = None) -> list
 
 
 def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]:
-    """Returns errors about class folders without images, a single class, and names that are not UTF-8."""
+    """Returns errors about class folders without images, a single class, and names that are the same or not UTF-8."""
     findings = []
+    same = tuple(map(differing, twins(by_class)))
+    if same:
+        text = f"{len(same)} classes have two folders, whose names differ only in Unicode's form (NFC, NFD)"
+        findings.append(Finding(text, same, "move their images into one, or rename one", error=True))
     empty = sorted(repr(name) for name, paths in by_class.items() if not paths)
     if empty:
         text = f"{len(empty)} class folders hold no images"
@@ -162,6 +169,14 @@ def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]
         text = f"{len(odd)} class folders have names that are not UTF-8"
         findings.append(Finding(text, tuple(odd), "rename them", error=True))
     return findings
+
+
+def _named_as(by_class: dict[str, list[Path]], classes: list[str]) -> dict[str, list[Path]]:
+    """Returns the images of each class of a split under the name that the training images' folder has."""
+    spelling, named = {nfc(name): name for name in classes}, {}
+    for name, paths in by_class.items():
+        named.setdefault(spelling.get(nfc(name), name), []).extend(paths)
+    return named
 
 
 def as_samples(by_class: dict[str, list[Path]], classes: list[str]) -> tuple[list[Path], torch.Tensor]:

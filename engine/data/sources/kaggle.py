@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
+from engine.data.names import nfc, on_disk
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.folder import Ignored, as_samples, check_classes, class_files, folders_in, image_files
 from engine.data.sources.table import read_table
@@ -39,7 +40,7 @@ def find_kaggle(settings: KaggleSettings) -> Source:
     Raises:
         UserError: no such folder, no label folders in its train, or a folder that cannot be read.
     """
-    root, where, ignored = Path(settings.path), f"data.path = {settings.path!r}", Ignored()
+    root, where, ignored = on_disk(Path(settings.path)), f"data.path = {settings.path!r}", Ignored()
     if not os.path.isdir(root):
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
     train, test = root / "train", root / "test"
@@ -48,7 +49,7 @@ def find_kaggle(settings: KaggleSettings) -> Source:
     if not folders_in(train, where):
         raise UserError(f"{where}: no label folders in train; {LAYOUT}")
     by_class = class_files(train, where, ignored)
-    classes = sorted(by_class)
+    classes = sorted(by_class, key=nfc)
     source = Source(where, classes, {"train": as_samples(by_class, classes)})
     source.findings += check_classes(by_class, LAYOUT)
     others = [repr(folder.name) for folder in folders_in(root, where) if folder.name not in ("train", "test")]
@@ -67,7 +68,8 @@ def find_kaggle(settings: KaggleSettings) -> Source:
 
 
 def _of_test(test: Path, source: Source, where: str) -> list[Finding]:
-    labelled = [repr(folder.name) for folder in folders_in(test, where) if folder.name in source.classes]
+    classes = set(map(nfc, source.classes))
+    labelled = [repr(folder.name) for folder in folders_in(test, where) if nfc(folder.name) in classes]
     if labelled:
         return [
             Finding(
@@ -89,7 +91,8 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
     ids = table.column(table.columns[0])
     if len(table.columns) == 2:
         labels = sorted(set(table.column(table.columns[1])) - {""})
-        strange = tuple(repr(label) for label in labels if label not in source.classes)
+        classes = set(map(nfc, source.classes))
+        strange = tuple(repr(label) for label in labels if nfc(label) not in classes)
         if strange:
             findings.append(
                 Finding(
@@ -100,16 +103,16 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
             )
     if not source.unlabelled:
         return findings
-    names = {path.name for path in source.unlabelled} | {path.stem for path in source.unlabelled}
-    missing = tuple(repr(cell) for cell in ids if cell not in names)
+    names = {nfc(name) for path in source.unlabelled for name in (path.name, path.stem)}
+    missing = tuple(repr(cell) for cell in ids if nfc(cell) not in names)
     if missing:
         findings.append(
             Finding(
                 f"{len(missing)} of {len(ids)} ids in {name} have no image in test", missing, "they cannot be predicted"
             )
         )
-    sample_ids = set(ids)
-    extra = tuple(repr(str(path)) for path in source.unlabelled if not {path.name, path.stem} & sample_ids)
+    sample_ids = set(map(nfc, ids))
+    extra = tuple(repr(str(path)) for path in source.unlabelled if not {nfc(path.name), nfc(path.stem)} & sample_ids)
     if extra:
         findings.append(
             Finding(

@@ -9,11 +9,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from engine.data.arrays import Arrays
 from engine.figures.confusion import confused_figure, confusion_figure
 from engine.figures.drawing import draw
 from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
 from engine.measure.evaluate import evaluate
-from engine.measure.predictions import COLUMNS, Predictions, predictions_of, read_predictions, write_predictions
+from engine.measure.predictions import (
+    COLUMNS,
+    Predictions,
+    predictions_of,
+    read_predictions,
+    read_tested,
+    write_predictions,
+)
 from engine.runs.tracking import Tracker
 from engine.tasks import ONE_LABEL
 from models.settings import UserError
@@ -54,6 +62,33 @@ def test_the_file_is_quoted_and_reads_back(tmp_path):
         assert getattr(again, name).tolist() == pytest.approx(getattr(found, name).tolist(), abs=1e-6)
     write_predictions(tmp_path / "predictions.csv", found, None, classes)
     assert (tmp_path / "predictions.csv").read_text().splitlines()[1].startswith('0,"com,ma",')
+
+
+def test_names_that_a_spreadsheet_would_compute_are_guarded(tmp_path):
+    file, classes = tmp_path / "predictions.csv", ["=cmd|' /C calc'!A0", "@x", "-1", "'=y", "plain"]
+    found, paths = said([0, 1, 2, 3, 4], [1, 2, 3, 4, 0]), ["=a.png", "+b.png", "c.png", "d.png", "e.png"]
+    write_predictions(file, found, paths, classes)
+    with open(file, newline="") as opened:
+        _, *rows = csv.reader(opened)
+    assert [row[0] for row in rows] == ["'=a.png", "'+b.png", "c.png", "d.png", "e.png"]
+    assert [row[1] for row in rows] == ["'=cmd|' /C calc'!A0", "'@x", "-1", "''=y", "plain"]
+    again = read_predictions(file, classes)
+    assert again.labels.tolist() == [0, 1, 2, 3, 4] and again.predicted.tolist() == [1, 2, 3, 4, 0]
+    assert list(again.images) == paths
+    older = "image,label,predicted,probability\n=a.png,@x,'=y,0.5\n"
+    file.write_text(older)
+    assert read_predictions(file, classes).labels.tolist() == [1]
+    assert read_predictions(file, classes).predicted.tolist() == [3]
+
+
+def test_names_are_read_back_in_other_bytes(tmp_path):
+    file = tmp_path / "predictions.csv"
+    write_predictions(file, said([0, 1], [1, 1]), ["a/\u00e9.png", "a/b.png"], ["b", "\u00e9"])
+    found = read_predictions(file, ["b", "e\u0301"])
+    assert found.labels.tolist() == [0, 1] and found.predicted.tolist() == [1, 1]
+    images = random_arrays(2).take(torch.arange(2))
+    moved = Arrays(images.images, torch.tensor([0, 1]), ("/x/a/e\u0301.png", "/x/a/b.png"))
+    assert read_tested(file, moved, ["b", "e\u0301"]).labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,24 @@ def test_runs_on_other_classes(tmp_path, run):
         gather([run, many])
 
 
+def test_runs_that_spell_a_class_in_other_bytes(tmp_path, images):
+    """The class é is composed in one run and decomposed in the other, which changes its place in their logits."""
+    data = {"name": "csv", "path": "no.csv", "labels": "many"}
+    one = colour_run(tmp_path / "one", {"e": RED, "f": GREEN, "é": BLUE}, data=data)
+    other = colour_run(
+        tmp_path / "other",
+        {"e": RED, "e\u0301": BLUE, "f": GREEN},
+        data=data,
+        results={"metric": "map", "test_metrics": {"map": 0.5}, "thresholds": {"e": 0.2, "e\u0301": 0.3, "f": 0.4}},
+    )
+    found = predict.predict(gather([one, other]), images)
+    assert found.classes == ["e", "f", "é"] and found.thresholds == pytest.approx([0.35, 0.45, 0.4])
+    alone = predict.predict(gather([other]), images).probabilities[:, [0, 2, 1]]
+    both = (predict.predict(gather([one]), images).probabilities + alone) / 2
+    torch.testing.assert_close(found.probabilities, both)
+    assert [names for names in found.names()] == [["e"], ["f"], ["é"]] * 3
+
+
 def test_folders_that_are_no_runs(tmp_path, run):
     with pytest.raises(UserError, match="no: not a run folder"):
         gather([tmp_path / "no"])

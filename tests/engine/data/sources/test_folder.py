@@ -238,3 +238,53 @@ def test_settings(tmp_path):
     for key, value in (("size", 0), ("fit", "pad"), ("size", 8.0)):
         with pytest.raises(UserError, match=f"data.{key} = "):
             settings(tmp_path, **{key: value})
+
+
+NFC, NFD = "é", "e\u0301"
+
+
+def test_the_same_letters_in_other_bytes_are_one_class_in_one_place(tmp_path):
+    """An archive from macOS has decomposed names: the same classes, images, order and fingerprint come out."""
+    found = []
+    for root, accent in ((tmp_path / "linux", NFC), (tmp_path / "macos", NFD)):
+        for seed, name in enumerate(("f", accent, "ez")):
+            for split in ("train", "test"):
+                for i, file in enumerate(("z", accent, "a")):
+                    save_image(root / split / name / f"{file}.png", 10 * seed + i + 100 * (split == "test"))
+        found.append(build_data(settings(root), SplitSettings(val=0), seed=0))
+    linux, macos = found
+    assert linux.classes == ["ez", "f", NFC] and macos.classes == ["ez", "f", NFD], "names keep their bytes"
+    assert macos.train.images.equal(linux.train.images) and macos.test.labels.equal(linux.test.labels)
+    assert macos.fingerprint() == linux.fingerprint()
+
+
+@pytest.mark.parametrize(("train", "other"), [(NFC, NFD), (NFD, NFC)])
+def test_splits_that_spell_a_class_in_other_bytes(tmp_path, train, other, caplog):
+    fill(tmp_path / "train", {"a": 2, train: 2})
+    fill(tmp_path / "test", {"a": 1, other: 2}, first=50)
+    raw = load_raw(settings(tmp_path))
+    assert raw.classes == ["a", train] and raw.test.labels.tolist() == [0, 1, 1]
+    assert "has no images of" not in caplog.text
+
+
+def test_two_class_folders_of_one_name(tmp_path):
+    fill(tmp_path, {"a": 2, NFC: 2, NFD: 2})
+    line = error_of(tmp_path)
+    assert "1 classes have two folders, whose names differ only in Unicode's form" in line
+    assert r"'e\u0301' and '\xe9'; move their images into one, or rename one" in line
+
+
+def test_two_files_of_one_name_and_classes_that_look_alike_are_said(tmp_path, caplog):
+    fill(tmp_path, {"cat": 1, "Cat": 1, "ca\u200bt": 1, "dog": 1})
+    for seed, name in enumerate((NFC, NFD)):
+        save_image(tmp_path / "dog" / f"{name}.png", 50 + seed)
+    raw = load_raw(settings(tmp_path))
+    assert len(raw.train) == 6
+    assert "1 names are those of two files and differ only in Unicode's form" in caplog.text
+    assert r"e\u0301.png' and" in caplog.text
+    assert r"1 class names are spelled in several ways: 'Cat' and 'cat' and 'ca\u200bt'" in caplog.text
+
+
+def test_the_path_may_be_typed_in_other_bytes(tmp_path):
+    fill(tmp_path / f"B{NFD}" / "sub", {"a": 1, "b": 1})
+    assert load_raw(settings(tmp_path / f"B{NFC}" / "sub")).classes == ["a", "b"]

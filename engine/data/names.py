@@ -1,0 +1,70 @@
+"""Names as people mean them, whatever bytes they have.
+
+Unicode writes é as one character (NFC) or as e and an accent (NFD, as archives from macOS do), and people cannot see
+the difference. Names are therefore compared in NFC, and kept and written as they were found.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+def nfc(name: str) -> str:
+    """Returns the form of a name in which names are compared and sorted."""
+    return unicodedata.normalize("NFC", name)
+
+
+def alike(name: str) -> str:
+    """Returns a text that is equal for names that people take for one: case, blanks and unseen characters are gone."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def by_name(path: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Returns the sort key of a path: part by part, in the same order on every system."""
+    return [nfc(part) for part in path.parts], path.parts
+
+
+def twins(names: Iterable[str]) -> list[list[str]]:
+    """Returns the groups of different names that are equal in NFC."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        if not name.isascii():
+            groups.setdefault(nfc(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def differing(names: Sequence[str]) -> str:
+    """Returns names that look alike with their invisible differences, such as "'caf\\xe9' and 'cafe\\u0301'"."""
+    return " and ".join(map(ascii, names))
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Returns whether two lists hold the same names in the same order."""
+    return list(map(nfc, names)) == list(map(nfc, others))
+
+
+def places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Returns the position of each name in another list of the same names; None if the names are not the same.
+
+    Equal bytes come first, so that names which older versions kept apart are not mixed up.
+    """
+    alike_at = {nfc(name): i for i, name in enumerate(among)} | {name: i for i, name in enumerate(among)}
+    found = [alike_at.get(name, alike_at.get(nfc(name))) for name in names]
+    same = len(names) == len(among) and set(found) == set(range(len(among)))
+    return [i for i in found if i is not None] if same else None
+
+
+def on_disk(path: Path) -> Path:
+    """Returns the existing file or folder whose path is the same in NFC; the path itself if it exists, or none does."""
+    if os.path.lexists(path) or path.parent == path:
+        return path
+    parent = on_disk(path.parent)
+    try:
+        found = [name for name in os.listdir(parent) if nfc(name) == nfc(path.name)]
+    except (OSError, ValueError):
+        return path
+    return parent / found[0] if len(found) == 1 else path
