@@ -15,11 +15,19 @@ from typing import Any
 
 from engine.settings.recipes import recipe_for
 from engine.settings.schema import RunSettings
-from engine.settings.yaml12 import KEY, BadYAML, dump, parse
+from engine.settings.types import at_key, is_free_text, is_single, is_text, may_be_null
+from engine.settings.yaml12 import KEY, MAX_LENGTH, BadYAML, dump, is_null, parse
 from models.settings import Settings, UserError, check, classes_in, names_of, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
+HASH = "\ue023"  # stands for # in overrides while they are read as YAML, where a # after a blank begins a comment
+
+
+class _Inherits(Settings):
+    """The key of a file that is no setting."""
+
+    base: str | list[str] = []
 
 
 def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
@@ -32,7 +40,7 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
 
     Args:
         cfg: a path, or a name under configs/ such as "digits/hybrid", with or without .yaml.
-        overrides: strings such as "train.lr=1e-3", whose value is YAML. "merge.r=4" is short for "model.merge.r=4".
+        overrides: strings such as "train.lr=1e-3"; see `parse_override`.
 
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
@@ -55,20 +63,67 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Returns overrides as one nested dictionary; of equal keys the last one counts.
 
     Raises:
-        UserError: an override is not of the form section.key=value, or its value is not YAML.
+        UserError: an override is not of the form section.key=value, or its value cannot be read.
     """
     values: dict[str, Any] = {}
     for item in overrides:
-        key, _, text = (part.strip() for part in item.partition("="))
-        if not (DOTTED.fullmatch(key) and text):
-            raise UserError(f"{item!r}: not an override; write section.key=value, as in train.lr=1e-3")
-        try:
-            value = parse(text)
-        except BadYAML as error:
-            raise UserError(f"{item!r}: {error.problem}; a text may need quotes: '{key}=\"...\"'") from None
-        key = f"model.{key}" if key.split(".")[0] == "merge" else key
-        values = layered(values, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value), ())
+        path, value = parse_override(item)
+        values = layered(values, reduce(lambda inner, part: {part: inner}, reversed(path), value), ())
     return values
+
+
+def parse_override(item: str, *, several: bool = False) -> tuple[list[str], Any]:
+    """Returns the path of keys and the value of an override, such as ["train", "lr"] and 0.001 for "train.lr=1e-3".
+
+    Where the setting is a text, the value is exactly what follows the first "="; "null" is None where the text may be
+    left out. All other values are YAML without comments.
+
+    Args:
+        item: the override. "merge.r=4" is short for "model.merge.r=4".
+        several: whether the value is a list of values for the setting.
+
+    Raises:
+        UserError: the override is not of the form section.key=value, or its value cannot be read.
+    """
+    key, _, text = item.partition("=")
+    key = key.strip()
+    if not (DOTTED.fullmatch(key) and text.strip()):
+        raise UserError(f"{item!r}: not an override; write section.key=value, as in train.lr=1e-3")
+    path = key.split(".")
+    path = ["model", *path] if path[0] == "merge" else path
+    types = reduce(at_key, path, [RunSettings])
+    try:
+        text.encode()
+        value = _value(text, [list[one] for one in types] if several else types)
+    except UnicodeEncodeError:
+        raise UserError(f"{item!r}: holds bytes that are no UTF-8 text; rename what it names") from None
+    except BadYAML as error:
+        raise UserError(f"{item!r}: {error.problem}; the value is read as YAML, as in {key}=[1, 2]") from None
+    return path, value
+
+
+def _value(text: str, types: Sequence[Any]) -> Any:
+    """Reads the value of an override for a setting of one of `types`; none are known for a key that does not exist."""
+    if is_text(types) and is_single(types):
+        if may_be_null(types) and is_null(text.strip()):
+            return None
+        return text if is_free_text(types) else text.strip()
+    try:
+        value = parse(text.strip().replace("#", HASH), types)
+    except BadYAML as error:
+        if not types:
+            return text  # what is wrong is the key
+        raise BadYAML(error.problem.replace(HASH, "#"), error.line) from None
+    return _with_hashes(value)
+
+
+def _with_hashes(value: Any) -> Any:
+    """Puts every # back."""
+    if isinstance(value, dict):
+        return {key: _with_hashes(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_hashes(entry) for entry in value]
+    return value.replace(HASH, "#") if isinstance(value, str) else value
 
 
 def _find(cfg: str) -> Path:
@@ -101,7 +156,9 @@ def _load(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """Reads one file, without the files it inherits from."""
     try:
-        values = parse(path.read_bytes().decode("utf-8"))
+        if path.stat().st_size > MAX_LENGTH:
+            raise UserError(f"{path}: longer than {MAX_LENGTH:,} bytes, which no settings are; give a settings file")
+        values = parse(path.read_bytes().decode("utf-8"), [RunSettings, _Inherits])
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError as error:

@@ -7,12 +7,18 @@ keys. Here `1e-3` is a float, `010` is ten, only true and false are booleans, an
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any, NoReturn
 
 import yaml
 
+from engine.settings.types import at_key, is_text, of_entries
+
 KEY = r"[A-Za-z_][A-Za-z0-9_]*"
+NULL, NULLS = "tag:yaml.org,2002:null", r"(~|null|Null|NULL|)\Z"
 MAX_DEPTH = 30  # of nested sections and lists
+MAX_LENGTH = 250_000  # characters: a second or two of reading
 
 
 class BadYAML(Exception):
@@ -20,19 +26,30 @@ class BadYAML(Exception):
 
     def __init__(self, problem: str, line: int) -> None:
         super().__init__(problem)
-        self.problem, self.line = " ".join(problem.split()), line
+        self.problem, self.line = shorten(problem, 200, placeholder=" ..."), line
 
 
-def parse(text: str) -> Any:
+def parse(text: str, types: Sequence[Any] = ()) -> Any:
     """Returns the data of a YAML text; None for an empty one.
 
+    Args:
+        text: the YAML.
+        types: what the data may be, such as a settings class. Where only a text is possible, what stands there without
+            quotes is that text, also if it looks like a number: `name: 010` is "010". Null stays null.
+
     Raises:
-        BadYAML: the text is not YAML, or uses anchors, tags or repeated keys.
+        BadYAML: the text is not YAML, is too long, or uses anchors, tags or repeated keys.
     """
     loader = None
+    if len(text) > MAX_LENGTH:
+        raise BadYAML(f"longer than {MAX_LENGTH:,} characters, which no settings are", 1)
     try:
         loader = _Loader(text)
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _keep_texts(node, types)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(filter(None, (error.context, error.problem)))
@@ -48,6 +65,11 @@ def parse(text: str) -> Any:
 def dump(data: Any) -> str:
     """Returns YAML that `parse` and YAML 1.1 readers read as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def is_null(text: str) -> bool:
+    """Returns whether YAML reads a word as null."""
+    return bool(re.match(NULLS, text))
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,6 +111,19 @@ class _Loader(yaml.SafeLoader):
             _fail("a number of too many digits", node)
 
 
+def _keep_texts(node: yaml.Node, types: Sequence[Any]) -> None:
+    """Makes texts of the plain numbers and words of a tree where `types` allow a text only."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                _keep_texts(value, at_key(types, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _keep_texts(entry, of_entries(types))
+    elif node.tag != NULL and is_text(types):
+        node.tag = "tag:yaml.org,2002:str"
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes strings that YAML 1.1 or 1.2 would read as something else than a string."""
 
@@ -103,7 +138,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for _tag, _pattern in {
-    "null": r"(~|null|Null|NULL|)\Z",
+    "null": NULLS,
     "bool": r"(true|True|TRUE|false|False|FALSE)\Z",
     "int": r"[-+]?[0-9]+\Z",
     "float": r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z",

@@ -16,7 +16,7 @@ from engine.cost.macs import measure
 from engine.measure.ensembles import evaluate_run
 from engine.runs.folder import RunFolder
 from engine.runs.restore import FinishedRun, load_run
-from engine.settings.layers import parse_overrides
+from engine.settings.layers import parse_override
 from engine.tables import Column
 from engine.tasks import title_of
 from engine.wording import fixed
@@ -71,8 +71,7 @@ def parse_sweep(item: str) -> tuple[str, list[Any]]:
     Raises:
         UserError: the text does not have this form.
     """
-    values: Any = parse_overrides([item])
-    path = []
+    path, values = parse_override(item, several=True)
     while isinstance(values, dict) and len(values) == 1:
         ((key, values),) = values.items()
         path.append(key)
@@ -103,7 +102,7 @@ def sweep(
             do not fit.
     """
     key, values = parse_sweep(item)
-    changes = [[*overrides, f"{key}={json.dumps(value)}"] for value in values]
+    changes = [[*overrides, f"{key}={value if isinstance(value, str) else json.dumps(value)}"] for value in values]
     run_folder = RunFolder(folder)
     for change in changes:
         run_folder.solved_settings_with(change)

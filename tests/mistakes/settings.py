@@ -11,6 +11,10 @@ def _duplicate_key(folder: Path) -> None:
     (folder / "mine.yaml").write_text("base: digits/hybrid\nseed: 1\nseed: 2\n")
 
 
+def _no_settings(folder: Path) -> None:
+    (folder / "train.yaml").write_text("image,label\n" + "1.png,cat\n" * 100_000)
+
+
 MISTAKES: list[Mistake] = [
     Mistake(
         "A misspelt setting",
@@ -22,5 +26,16 @@ MISTAKES: list[Mistake] = [
         "tools/train.py --cfg mine.yaml --print",
         "mine.yaml:3: seed stands here twice, first on line 2; keep one",
         _duplicate_key,
+    ),
+    Mistake(
+        "A comment behind a number on the command line",
+        "tools/train.py --cfg digits/hybrid 'train.lr=1e-3 # lower' --print",
+        "train.lr = '1e-3 # lower': should be a valid number",
+    ),
+    Mistake(
+        "Another file in place of a settings file",
+        "tools/train.py --cfg train.yaml --print",
+        "train.yaml: longer than 250,000 bytes, which no settings are; give a settings file",
+        _no_settings,
     ),
 ]

@@ -129,3 +129,18 @@ def test_a_base_that_is_no_file_is_refused(tmp_path, base):
 def test_an_error_in_a_base_names_that_file(tmp_path):
     write(tmp_path, "low.yaml", "a: 1\na: 2\n")
     assert "low.yaml:2: " in refusal(write(tmp_path, "top.yaml", f"base: low.yaml\n{BODY}"))
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path):
+    path = write(tmp_path, "a.yaml", BODY)
+    with open(path, "r+b") as file:
+        file.truncate(10**11)  # sparse
+    assert refusal(path) == f"{path}: longer than 250,000 bytes, which no settings are; give a settings file"
+
+
+def test_numbers_are_texts_where_a_text_is_wanted(tmp_path):
+    write(tmp_path, "1.yaml", BODY)
+    run = load_settings(write(tmp_path, "b.yaml", "base: 1.yaml\nname: 2024\nout: 010\nseed: 010\n"))
+    assert (run.name, run.out, run.seed) == ("2024", "010", 10)
+    assert refusal(write(tmp_path, "c.yaml", "base: 1.yaml\nname:\n")) == "name = None: should be a valid string"
+    assert f"{tmp_path}/7: the last is no file" in refusal(write(tmp_path, "d.yaml", "base: 7\n"))

@@ -79,10 +79,9 @@ from tests.engine.settings.settings_files import BODY, QUICK, RUNS, refusal, wri
         ("device=cuda:x", "device = 'cuda:x': must be"),
         ("name=a/b", "name = 'a/b': must be"),
         ("name=..", "name = '..': must be"),
-        ("name=''", "name = '': must be"),
-        ('name="a\\0"', "name = 'a\\x00': must be"),
-        ("name=3", "name = 3: should be a valid string"),
-        ("out=''", "out = '': must be"),
+        ("name= a", "name = ' a': must be"),
+        ("name=a\0", "name = 'a\\x00': must be"),
+        ("out=\0", "out = '\\x00': must be"),
         ("checkpoint.every_steps=-1", "checkpoint.every_steps = -1: must be at least 0"),
         ("log.every_steps=0", "log.every_steps = 0: must be at least 1"),
     ],
@@ -100,7 +99,7 @@ def test_what_has_no_default_is_asked_for(tmp_path, key):
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:11"])
 @pytest.mark.parametrize("name", ["a", "hybrid merge v1.2", "été", "-x", "a" * 60])
 def test_names_and_devices_that_are_fine(body, device, name):
-    run = load_settings(body, [f"device={device}", f"name={name!r}"])
+    run = load_settings(body, [f"device={device}", f"name={name}"])
     assert (run.device, run.name) == (device, name)
 
 

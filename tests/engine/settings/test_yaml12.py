@@ -1,11 +1,14 @@
 """YAML 1.2 as plain data: what is read as what, and what is refused with its line."""
 
+import time
+
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.settings.yaml12 import BadYAML, dump, parse
+from engine.settings.schema import RunSettings
+from engine.settings.yaml12 import MAX_LENGTH, BadYAML, dump, parse
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -47,6 +50,21 @@ def test_values_are_read_as_yaml_1_2(text, value):
     found = parse(text)
     assert found == value and type(found) is type(value)
     assert parse(f"key: {text}")["key"] == value
+
+
+def test_a_number_is_a_text_where_only_a_text_is_possible():
+    text = "name: 010\nout: true\nmodel: {name: vit, weights: 1e3}\nfinetune: {targets: [1, no, a]}\nseed: 010\n"
+    text += "data: {name: csv, path: 2024-01-01, images: null}\ntrain: {optimizer: 1, lr: 1e3}\n"
+    assert parse(text, [RunSettings]) == {
+        "name": "010",
+        "out": "true",
+        "model": {"name": "vit", "weights": "1e3"},
+        "finetune": {"targets": ["1", "no", "a"]},
+        "seed": 10,
+        "data": {"name": "csv", "path": "2024-01-01", "images": None},
+        "train": {"optimizer": "1", "lr": 1e3},
+    }
+    assert parse("name:\nout: null\n", [RunSettings]) == {"name": None, "out": None}
 
 
 def test_a_dumped_text_stays_a_text_for_other_readers_too():
@@ -109,3 +127,11 @@ def test_a_bomb_of_anchors_is_refused_at_once():
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
     with pytest.raises(BadYAML, match="anchors"):
         parse("\n".join(lines))
+
+
+@pytest.mark.parametrize("text", ["a: " + "x" * 10**8, "a: [" + "1," * 10**6, "\n" * 10**7, "a: '" + "\n" * 10**6])
+def test_a_text_longer_than_settings_are_is_refused_before_it_is_read(text):
+    started = time.perf_counter()
+    with pytest.raises(BadYAML, match=f"longer than {MAX_LENGTH:,} characters"):
+        parse(text)
+    assert time.perf_counter() - started < 0.5
