@@ -7,9 +7,16 @@ the difference. Names are therefore compared in NFC, and kept and written as the
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+SPLIT_WORDS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate"),
+    "test": ("test", "testing", "tst"),
+}
 
 
 def nfc(name: str) -> str:
@@ -68,3 +75,56 @@ def on_disk(path: Path) -> Path:
     except (OSError, ValueError):
         return path
     return parent / found[0] if len(found) == 1 else path
+
+
+class Files:
+    """Finds the files that were named on another system, with backslashes, in another form of Unicode or without type.
+
+    Args:
+        folder: to which the names are relative.
+        typed: whether a file's type may be left out, by its name.
+    """
+
+    def __init__(self, folder: Path, typed: Callable[[str], bool]) -> None:
+        self.folder, self.typed = folder, typed
+        self._folders: dict[Path, Path] = {}
+        self._names: dict[Path, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}
+
+    def find(self, name: str) -> list[Path]:
+        """Returns the file that a name, or a path, stands for: none if there is none, several if it is not clear."""
+        path = self.folder / name
+        if os.path.isfile(path):
+            return [path]
+        path = self.folder / name.replace("\\", "/")
+        if os.path.isfile(path):
+            return [path]
+        if path.parent not in self._folders:
+            self._folders[path.parent] = on_disk(path.parent)
+        folder = self._folders[path.parent]
+        if folder not in self._names:
+            self._names[folder] = self._listed(folder)
+        for names in self._names[folder]:
+            files = [folder / file for file in names.get(nfc(path.name), [])]
+            if found := [file for file in files if os.path.isfile(file)]:
+                return found
+        return []
+
+    def _listed(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Returns the names in a folder by their NFC, and those of a known type by their NFC without it."""
+        whole: dict[str, list[str]] = {}
+        bare: dict[str, list[str]] = {}
+        try:
+            listed = sorted(os.listdir(folder))
+        except (OSError, ValueError):
+            listed = []
+        for name in listed:
+            whole.setdefault(nfc(name), []).append(name)
+            if self.typed(name):
+                bare.setdefault(nfc(os.path.splitext(name)[0]), []).append(name)
+        return whole, bare
+
+
+def split_of(name: str) -> str | None:
+    """Returns which of train, val and test a name such as "Training set" means; None if it means none of them."""
+    word = re.sub(r"[\s_-]*(set|data|split|images)?$", "", nfc(name).strip().casefold())
+    return next((split for split, words in SPLIT_WORDS.items() if word in words), None)

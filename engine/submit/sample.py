@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.cells import LABEL_SEPARATOR, NUMBER, labels_in, unguarded
-from engine.data.sources.table import read_table
+from engine.data.csv_files import read_table
 from engine.tasks import Task
 from engine.wording import few
 from models.settings import UserError

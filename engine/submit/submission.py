@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.cells import LABEL_SEPARATOR, guarded, number, quoted
-from engine.data.sources.table import read_table
+from engine.data.csv_files import read_table
 from engine.files import demand_writable, replacing
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from engine.data.cells import NUMBER, is_formula, labels_in, unguarded
-from engine.data.sources.table import Table, read_table
+from engine.data.csv_files import Table, read_table
 from engine.submit.images import natural
 from engine.submit.sample import Sample
 from engine.tasks import ONE_LABEL, Task

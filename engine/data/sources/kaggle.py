@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
+from engine.data.csv_files import read_table
 from engine.data.names import nfc, on_disk
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.folder import Ignored, as_samples, check_classes, class_files, folders_in, image_files
-from engine.data.sources.table import read_table
 from engine.wording import few
 from models.settings import UserError
 

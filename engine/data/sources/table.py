@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from engine.data.check.findings import Finding, Source
+from engine.data.csv_files import Table, read_table
+from engine.data.images import is_image
+from engine.data.names import Files, differing, nfc, on_disk, split_of, twins
 from engine.data.settings import DataPath, FileSettings
+from engine.data.sources.joined import LabelSeparator, joined_classes, missing_names, names_in
 from engine.tasks import TASKS, Task
 from engine.wording import few
 from models.settings import UserError
 
-SEPARATORS = ",;\t"
 SPLITS = ("train", "val", "test")
+FLAGS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+ELSEWHERE = {  # how paths begin that no folder here can hold
+    re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://"): "download the images, and write the paths of the files",
+    re.compile(r"[A-Za-z]:[\\/]|\\\\"): "write paths from the table's folder in place of those of another computer",
+}
 
 
 class CsvSettings(FileSettings):
@@ -34,49 +41,30 @@ class CsvSettings(FileSettings):
     labels: Literal["one", "many"] = Field(
         "one", description="one: each image has one label; many: any number of labels"
     )
+    label_separator: LabelSeparator | None = Field(
+        None,
+        description="what joins the names in a cell of the column labels: semicolon, bar, comma, slash, blank, ...",
+    )
+
+    @model_validator(mode="after")
+    def _joins_something(self) -> CsvSettings:
+        if self.label_separator and self.labels != "many":
+            raise ValueError(f"label_separator = {self.label_separator}: joins many labels; set labels=many as well")
+        return self
 
     @property
     def task(self) -> Task:
         return TASKS[self.labels]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A CSV file that was read.
-
-    Attributes:
-        where: the beginning of error messages, such as "data.path = 'a.csv'".
-        columns: the header.
-        rows: the cells of each row.
-        lines: the line of each row in the file, from 1.
-        separator: the character between cells.
-    """
-
-    where: str
-    columns: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-    separator: str
-
-    def column(self, name: str) -> list[str]:
-        """Returns the cells of a column."""
-        at = self.columns.index(name)
-        return [row[at] for row in self.rows]
-
-    def refuse(self, wrong: list[bool], rule: str) -> None:
-        """Raises a UserError if there are wrong rows; the message counts them and names the first lines."""
-        lines = [str(line) for line, bad in zip(self.lines, wrong) if bad]
-        if lines:
-            raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
-
-
 def find_csv(settings: CsvSettings) -> Source:
     """Finds the images in a CSV file: UTF-8, separated by commas, semicolons or tabs, with a header.
 
-    The column `path`, or else the first one, holds the image's file. With data.labels "one" the column `label` holds
-    the name of its class. With "many" either the column `labels` holds names separated by `;`, or every column other
-    than the path and `split` is a label, 1 where it applies and 0 elsewhere. The optional column `split` holds train,
-    val or test; without val or test rows images are held out (see engine.data.split).
+    The column `path`, or else the first one, holds the image's file; its extension may be left out. With data.labels
+    "one" the column `label` holds the name of its class. With "many" either the column `labels` holds names separated
+    by `;`, or by data.label_separator, or every column other than the path and `split` is a label, 1 where it applies
+    and 0 elsewhere. The optional column `split` holds train, val or test; without val or test rows images are held out
+    (see engine.data.split). Names are compared in Unicode's composed form, NFC.
 
     Returns:
         Files and labels, int64 (N,), or float32 (N, K) for "many", in the order of the rows. Classes are sorted by
@@ -86,18 +74,22 @@ def find_csv(settings: CsvSettings) -> Source:
         UserError: the file is not a table, lacks a column, or has rows without a required entry.
     """
     where = f"data.path = {settings.path!r}"
-    table = read_table(Path(settings.path), where)
-    path_column = "path" if "path" in table.columns else table.columns[0]
     layout = LAYOUTS[settings.labels]
+    table = _with_known_columns(read_table(Path(settings.path), where), {"path", "split", layout.column})
+    path_column = "path" if "path" in table.columns else table.columns[0]
     names = [c for c in table.columns if c not in (path_column, "split")]
+    if (shown := table.columns[0]) != "path" and is_image(shown):
+        raise UserError(
+            f"{where}: the first line names an image, {shown!r}; write a header above it: path,{layout.column}"
+        )
     if not layout.required <= set(names) or not names:
         raise UserError(
             f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs {layout.columns}"
         )
-    paths, findings = _paths(table, path_column, Path(settings.images or Path(settings.path).parent), settings)
+    paths, findings = _paths(table, path_column, on_disk(Path(settings.images or Path(settings.path).parent)), settings)
     splits = _splits(table)
-    classes, labels, of_labels = layout.read(table, names, splits)
-    findings += of_labels
+    classes, labels, of_labels = layout.read(table, names, splits, settings)
+    findings += of_labels + missing_names(classes)
     samples = {}
     for split in [split for split in SPLITS if split in splits]:
         rows = [i for i, other in enumerate(splits) if other == split and os.path.isfile(paths[i])]
@@ -106,128 +98,132 @@ def find_csv(settings: CsvSettings) -> Source:
     return Source(where, classes, samples, fix, findings=findings, task=settings.task)
 
 
-def read_table(path: Path, where: str, *, strip: bool = True, separator: str | None = None) -> Table:
-    """Reads a CSV file in UTF-8 with a header and at least one row; rows whose cells are all empty are ignored.
-
-    Args:
-        path: the file.
-        where: the beginning of error messages, such as "data.path = 'a.csv'".
-        strip: whether to remove blanks around each cell.
-        separator: the character between cells; None: the one of SEPARATORS that occurs most often in the header.
-
-    Raises:
-        UserError: the file is not such a table, columns have no name or the same name, or a row does not have as many
-            cells as the header.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # with or without a byte order mark
-        if "\0" in text:
-            raise UserError(f"{where}: not a text file; save the table as CSV in UTF-8")
-        head = next((line for line in text.splitlines() if line.strip()), "")
-        separator = separator or max(SEPARATORS, key=lambda s: len(next(csv.reader([head], delimiter=s), [])))
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        rows = [([cell.strip() if strip else cell for cell in row], reader.line_num) for row in reader]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start}); save the table as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{where}: not CSV ({error}); save the table as CSV in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{where}: {error.strerror}; give a CSV file with a header") from None
-    rows = [(row, line) for row, line in rows if any(cell.strip() for cell in row)]
-    if len(rows) < 2:
-        raise UserError(f"{where}: {len(rows)} rows; a header and a row for each image are needed")
-    columns = rows[0][0]
-    twice = [repr(name) for name, count in Counter(columns).items() if count > 1]
-    if twice or "" in columns:
-        problem = f"a column twice: {few(twice)}" if twice else "a column without a name"
-        raise UserError(f"{where}: the header has {problem}; give each column a name of its own")
-    table = Table(where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]], separator)
-    table.refuse([len(row) != len(columns) for row in table.rows], f"do not have the header's {len(columns)} cells")
-    return table
+def _with_known_columns(table: Table, known: set[str]) -> Table:
+    """Returns the table with the columns that have a meaning in lower case, as in Path and Split."""
+    lower = [name.casefold() for name in table.columns]
+    columns = [
+        low if low in known and lower.count(low) == 1 else name for name, low in zip(table.columns, lower, strict=True)
+    ]
+    return replace(table, columns=columns)
 
 
 def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
-    """Returns the file of each row, and an error about files that do not exist."""
-    cells = table.column(column)
+    """Returns the file of each row, and errors about files that do not exist, or of which it is not clear which."""
+    cells, files = table.column(column), Files(folder, is_image)
     table.refuse([not cell for cell in cells], f"have no {column}")
-    files = [os.path.normpath(cell) for cell in cells]  # ./a.jpg is a.jpg
-    count = Counter(files)
+    found = [files.find(cell) for cell in cells]
+    paths = [of_cell[0] if len(of_cell) == 1 else folder / cell for of_cell, cell in zip(found, cells)]
+    same = [os.path.normpath(path) for path in paths]  # ./a.jpg is a.jpg
+    count = Counter(same)
     table.refuse(
-        [count[file] > 1 for file in files],
+        [count[file] > 1 for file in same],
         f"name a file that another row names; keep one row for each image{LAYOUTS[settings.labels].one_row}",
     )
-    paths = [folder / cell for cell in cells]
-    missing = tuple(repr(cell) for cell, path in zip(cells, paths) if not os.path.isfile(path))
-    if not missing:
-        return paths, []
-    text = f"{len(missing)} of {len(paths)} files are not in {folder}"
-    fix = "correct the paths, or set data.images to the folder to which they are relative"
-    return paths, [Finding(text, missing, fix, error=True)]
+    findings = []
+    if missing := [cell for cell, of_cell in zip(cells, found) if not of_cell]:
+        fix = "correct the paths, or set data.images to the folder to which they are relative"
+        fix = next((other for form, other in ELSEWHERE.items() if form.match(missing[0])), fix)
+        text = f"{len(missing)} of {len(paths)} files are not in {folder}"
+        findings.append(Finding(text, tuple(map(repr, missing)), fix, error=True))
+    several = [(cell, of_cell) for cell, of_cell in zip(cells, found) if len(of_cell) > 1]
+    if several:
+        text = f"{len(several)} rows name several files"
+        items = tuple(f"{cell!r} ({', '.join(ascii(file.name) for file in of_cell)})" for cell, of_cell in several)
+        findings.append(Finding(text, items, "write the whole name, with the extension", error=True))
+    return paths, findings
 
 
 def _splits(table: Table) -> list[str]:
     """Returns the split of each row."""
     if "split" not in table.columns:
         return ["train"] * len(table.rows)
-    splits = [cell.lower() for cell in table.column("split")]
-    table.refuse([split not in SPLITS for split in splits], f"have a split other than {', '.join(SPLITS)}")
+    splits = [split_of(cell) or "" for cell in table.column("split")]
+    table.refuse([not split for split in splits], f"have a split other than {', '.join(SPLITS)}")
     if "train" not in splits:
         raise UserError(f"{table.where}: no row has the split train; mark the training images, or drop the column")
     return splits
 
 
-def _one(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], Tensor, list[Finding]]:
+def _one(
+    table: Table, names: list[str], splits: list[str], settings: CsvSettings
+) -> tuple[list[str], Tensor, list[Finding]]:
     """Returns the sorted classes of the training rows, and the label of each row, int64 (N,)."""
     cells = table.column("label")
     table.refuse([not cell for cell in cells], "have no label")
-    classes = sorted({cell for cell, split in zip(cells, splits) if split == "train"})
-    number = {name: i for i, name in enumerate(classes)}
-    strange = sorted({repr(cell) for cell in cells if cell not in number})
+    trained = _spelling(cell for cell, split in zip(cells, splits) if split == "train")
+    strange = sorted({repr(cell) for cell in cells if nfc(cell) not in trained})
     if strange:
         raise UserError(f"{table.where}: labels without a training image: {few(strange)}; correct them or add some")
+    classes = [trained[key] for key in sorted(trained)]
     if len(classes) < 2:
         raise UserError(f"{table.where}: a single label, {classes[0]!r}; a classifier needs two or more")
-    return classes, torch.tensor([number[cell] for cell in cells]), []
+    number = {nfc(name): i for i, name in enumerate(classes)}
+    return classes, torch.tensor([number[nfc(cell)] for cell in cells]), _two_forms(cells) + joined_classes(cells)
 
 
-def _many(table: Table, names: list[str], splits: list[str]) -> tuple[list[str], Tensor, list[Finding]]:
+def _spelling(names: Iterable[str]) -> dict[str, str]:
+    """Returns each name as it is written first, by its NFC."""
+    spelling: dict[str, str] = {}
+    for name in names:
+        spelling.setdefault(nfc(name), name)
+    return spelling
+
+
+def _two_forms(names: Iterable[str]) -> list[Finding]:
+    """Returns a warning about names that are written in two forms of Unicode, each of which is taken as one name."""
+    same = tuple(map(differing, twins(names)))
+    return [Finding(f"{len(same)} labels are written in two of Unicode's forms and are one each", same)] if same else []
+
+
+def _many(
+    table: Table, names: list[str], splits: list[str], settings: CsvSettings
+) -> tuple[list[str], Tensor, list[Finding]]:
     """Returns the classes and the labels, float32 (N, K), from names in `labels` or from one column for each label."""
     if "labels" in names:
-        classes, labels = _lists(table)
-        findings = _without_labels(labels)
+        cells = names_in(table, settings.label_separator)
+        classes, labels = _lists(cells)
+        findings = _without_labels(labels) + _two_forms(name for cell in cells for name in cell)
+    elif settings.label_separator:
+        raise UserError(f"{table.where}: data.label_separator = {settings.label_separator!r} needs a column labels")
     else:
         classes, labels = _flags(table, names)
         findings = []
     return classes, labels, findings + _without_images(labels, splits, classes)
 
 
-def _lists(table: Table) -> tuple[list[str], Tensor]:
+def _lists(cells: list[list[str]]) -> tuple[list[str], Tensor]:
     """Returns the sorted names in the column `labels`, and 1 for those of each row, float32 (N, K)."""
-    cells = [[name.strip() for name in cell.split(";") if name.strip()] for cell in table.column("labels")]
-    classes = sorted({name for names in cells for name in names})
-    if not classes:
-        raise UserError(f"{table.where}: no row has labels; write names separated by ; into the column labels")
-    number = {name: i for i, name in enumerate(classes)}
-    labels = torch.zeros(len(cells), len(classes))
+    spelling = _spelling(name for names in cells for name in names)
+    number = {key: i for i, key in enumerate(sorted(spelling))}
+    labels = torch.zeros(len(cells), len(number))
     for row, names in enumerate(cells):
-        labels[row, [number[name] for name in names]] = 1
-    return classes, labels
+        labels[row, [number[nfc(name)] for name in names]] = 1
+    return [spelling[key] for key in number], labels
 
 
 def _flags(table: Table, names: list[str]) -> tuple[list[str], Tensor]:
     """Returns the label columns and their values, float32 (N, K)."""
-    values = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}  # the last two are how pandas writes columns of floats
+    columns = []
     for name in names:
         cells = table.column(name)
-        wrong = [cell not in values for cell in cells]
+        values = [_flag(cell) for cell in cells]
+        wrong = [value is None for value in values]
         if any(wrong):
             fix = "write 0 or 1, or remove the column"
             if name == "label":
-                fix += ", or set data.labels=one"
+                fix += ", or set data.labels=one, or call the column labels if it has names"
             example = cells[wrong.index(True)]
             table.refuse(wrong, f"have a value other than 0 or 1 in column {name!r}, such as {example!r}; {fix}")
-    columns = [[values[cell] for cell in table.column(name)] for name in names]
+        columns.append([value or 0.0 for value in values])
     return names, torch.tensor(columns).T.contiguous()
+
+
+def _flag(cell: str) -> float | None:
+    """Returns whether a label applies, 0 or 1, also from False, yes, 1.0 or 1,0; None if the cell does not say."""
+    word = cell.casefold()
+    if re.fullmatch(r"[01][.,]0*", word):
+        word = word[0]
+    return FLAGS.get(word)
 
 
 def _without_labels(labels: Tensor) -> list[Finding]:
@@ -247,13 +243,14 @@ def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> li
 class Layout(NamedTuple):
     """The columns of a table for one value of `data.labels`."""
 
+    column: str  # the one with names
     required: set[str]
     columns: str  # the columns that the table needs, for error messages
     one_row: str  # the end of the error about a file that occurs in two rows
-    read: Callable[[Table, list[str], list[str]], tuple[list[str], Tensor, list[Finding]]]
+    read: Callable[[Table, list[str], list[str], CsvSettings], tuple[list[str], Tensor, list[Finding]]]
 
 
 LAYOUTS = {
-    "one": Layout({"label"}, "path and label; for one 0/1 column per label set data.labels=many", "", _one),
-    "many": Layout(set(), "path, and labels or one 0/1 column per label", ", with all its labels", _many),
+    "one": Layout("label", {"label"}, "path and label; for one 0/1 column per label set data.labels=many", "", _one),
+    "many": Layout("labels", set(), "path, and labels or one 0/1 column per label", ", with all its labels", _many),
 }

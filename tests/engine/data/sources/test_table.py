@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,80 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
 )
 def test_mistakes(write, text, options, said):
     assert said in error_of(write(text), **options)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("a", "b", "c", "d"),
+        ("a", "b.png", "./c", ".\\d.png"),
+        (r"..\{here}\a.png", r"..\{here}\b", "../{here}/c", r".\d"),
+        ("A.PNG".lower(), "b.png\u200b", "\u202ac.png", "\u00a0d.png"),
+    ],
+)
+def test_paths_of_other_systems_and_without_the_extension(write, tmp_path, paths):
+    rows = [f"{path.format(here=tmp_path.name)},{label}\n" for path, label in zip(paths, ("cat", "dog", "cat", "dog"))]
+    raw = load(write("path,label\n" + "".join(rows)))
+    assert [os.path.normpath(path) for path in raw.train.paths] == [str(tmp_path / f"{name}.png") for name in "abcd"]
+    assert raw.train.images.equal(load(write(ONE)).train.images) and raw.train.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (("a", "a.png"), "2 rows name a file that another row names"),
+        (("e", "b"), "1 rows name several files: 'e' ('e.jpg', 'e.png'); write the whole name, with the extension"),
+        ((r"C:\data\a.png", "b"), "1 of 2 files are not in"),
+        ((r"C:\data\a.png", "b"), "write paths from the table's folder in place of those of another computer"),
+        ((r"\\server\data\a.png", "b"), "in place of those of another computer"),
+        (("https://example.com/a.png", "b"), "download the images, and write the paths of the files"),
+    ],
+)
+def test_paths_that_are_not_clear_or_elsewhere(write, tmp_path, cells, said):
+    for seed, name in enumerate(("e.png", "e.jpg")):
+        save_image(tmp_path / name, 50 + seed)
+    rows = [f"{cell},{label}\n" for cell, label in zip(cells, "xy")]
+    assert said in error_of(write("path,label\n" + "".join(rows)))
+
+
+@pytest.mark.parametrize(("there", "here"), [("é", "e\u0301"), ("e\u0301", "é")])
+def test_a_table_and_files_in_other_bytes(write, tmp_path, there, here, caplog):
+    for seed, name in enumerate((f"{there}/{there}.png", f"{there}/b.png", f"{there}/c.png")):
+        save_image(tmp_path / name, 60 + seed)
+    rows = [f"{here}/{here}.png,{here},train", f"{there}/b,{there},train", f"{here}/c.png,x,train", f"a,{there},test"]
+    raw = load(write("\n".join(["path,label,split", *rows])))
+    assert raw.train.paths == tuple(str(tmp_path / there / f"{name}.png") for name in (there, "b", "c"))
+    assert raw.classes == ["x", here] and raw.train.labels.tolist() == [1, 1, 0] and raw.test.labels.tolist() == [1]
+    assert "1 labels are written in two of Unicode's forms and are one each" in caplog.text
+    many = [f"a.png,{here};x", f"b.png,{there}", "c.png,x"]
+    raw = load(write("\n".join(["path,labels", *many])), labels="many")
+    assert raw.classes == ["x", here] and raw.train.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
+    assert "2 rows name a file" in error_of(write(f"path,label\n{here}/b.png,x\n{there}/b.png,y\n"))
+
+
+def test_columns_and_splits_as_people_write_them(write):
+    text = "Path;LABEL;Split\na.png;x;Training\nb.png;y;train_set\nc.png;x;Valid\nd.png;y;TESTING \n"
+    raw = load(write(text))
+    assert raw.train.labels.tolist() == [0, 1] and raw.val.labels.tolist() == [0] and raw.test.labels.tolist() == [1]
+    raw = load(write("PATH,Split,Red,round\na.png,train,1,0\nb.png,train,0,1\nc.png,test,1,0\n"), labels="many")
+    assert raw.classes == ["Red", "round"] and len(raw.test) == 1
+
+
+def test_zero_and_one_as_programs_write_them(write):
+    for yes, no in (("True", "False"), ("1.0", "0.0"), ("yes", "No"), ("TRUE", "FALSE"), ('"1,0"', '"0,00"')):
+        text = FLAGS.replace(",1", ",{1}").replace(",0", ",{0}").format(no, yes)
+        assert load(write(text), labels="many").train.labels.equal(MANY)
+    for neither in ("nan", "-1", "0.5", "2.0", "u"):
+        assert f"such as '{neither}'; write 0 or 1" in error_of(
+            write(FLAGS.replace("1,0", f"{neither},0")), labels="many"
+        )
+
+
+@pytest.mark.parametrize("labels", ["one", "many"])
+def test_a_table_without_a_header(write, labels):
+    line = error_of(write("a.png,1\nb.png,0\nc.png,1\n"), labels=labels)
+    column = {"one": "label", "many": "labels"}[labels]
+    assert line.endswith(f"the first line names an image, 'a.png'; write a header above it: path,{column}")
 
 
 def test_the_first_missing_files_are_named(write):
