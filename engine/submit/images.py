@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from engine.data.names import differing, nfc, on_disk, twins
 from engine.data.sources.folder import Ignored, image_files
 from engine.wording import few
 from models.settings import UserError
@@ -42,7 +44,7 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
             be written into a CSV file.
     """
     files: dict[str, Path] = {}
-    for source in sources:
+    for source in map(on_disk, sources):
         if source.is_file():
             named = {source.name: source}
             _check_names(list(named), f"--images {source}")
@@ -57,6 +59,10 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
                     "give the folder that holds both"
                 )
             files[name] = path
+    if same := list(map(differing, twins(files))):
+        log.warning(
+            "--images: %d names of two files differ only in Unicode's form (NFC, NFD): %s", len(same), few(same)
+        )
     return {name: files[name] for name in sorted(files, key=natural)}
 
 
@@ -126,18 +132,42 @@ def natural(text: str) -> tuple:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 
+def _compared(text: str) -> str:
+    """Returns the form in which ids and names of images are compared: NFC, with the separators of this system."""
+    return nfc(str(PurePosixPath(text.replace("\\", "/"))))
+
+
 def spelled(ids: Sequence[str], names: Sequence[str]) -> tuple[str, int]:
     """Returns the entry of SPELLINGS by which most ids name an image, and the number of distinct ids that do."""
-    spellings = {way: {spell(PurePosixPath(name)) for name in names} for way, spell in SPELLINGS.items()}
-    counts = {way: len(set(ids) & texts) for way, texts in spellings.items()}
+    wanted = set(map(_compared, ids))
+    spellings = {way: {_compared(spell(PurePosixPath(name))) for name in names} for way, spell in SPELLINGS.items()}
+    counts = {way: len(wanted & texts) for way, texts in spellings.items()}
     best = max(counts, key=counts.__getitem__)  # the first of equals
     return best, counts[best]
+
+
+def _images_of_ids(
+    ids: Sequence[str], names: Sequence[str], spell: Callable[[PurePosixPath], str]
+) -> dict[str, list[str]]:
+    """Returns the images that each id names, in a way of SPELLINGS: by equal bytes, otherwise as they are compared."""
+    exact: dict[str, list[str]] = {}
+    loose: dict[str, list[str]] = {}
+    for name in names:
+        text = spell(PurePosixPath(name))
+        exact.setdefault(text, []).append(name)
+        loose.setdefault(_compared(text), []).append(name)
+    return {name: exact.get(name) or loose.get(_compared(name), []) for name in ids}
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, ignore_extra: bool = False) -> list[str]:
     """Finds the image of each of the sample's ids.
 
-    All ids must be spelled in the same way: as path or as file name, with or without extension.
+    All ids must be spelled in the same way: as path or as file name, with or without extension. An id may be written
+    with backslashes, and in another form of Unicode than the image's name; equal bytes come first.
 
     Args:
         sample: the sample, whose ids name images.
@@ -153,11 +183,9 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
             first few.
     """
     way, _ = spelled(sample.ids, names)
-    by_spelling: dict[str, list[str]] = {}
-    for name in names:
-        by_spelling.setdefault(SPELLINGS[way](PurePosixPath(name)), []).append(name)
+    by_id = _images_of_ids(sample.ids, names, SPELLINGS[way])
     where, place = f"{sample.where}: column {sample.columns[sample.ids_at]!r}", few(list(map(str, sources)))
-    missing = [name for name in sample.ids if name not in by_spelling]
+    missing = [name for name, images in by_id.items() if not images]
     not_images = [repr(name) for name in missing if _holds(sources, name)]
     if not_images:
         raise UserError(
@@ -170,13 +198,16 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
             f"{few(list(map(repr, missing)))}; of its {len(names)} images the first are "
             f"{few(list(map(repr, names)))}; give the folder that the sample belongs to"
         )
-    several = [f"{name!r} ({few(by_spelling[name])})" for name in sample.ids if len(by_spelling[name]) > 1]
+    several = [f"{name!r} ({few(images)})" for name, images in by_id.items() if len(images) > 1]
     if several:
         raise UserError(
             f"{where}: {len(several)} ids name more than one image, by {way}: {few(several)}; keep one file of each"
         )
-    chosen = [by_spelling[name][0] for name in sample.ids]
+    chosen = [by_id[name][0] for name in sample.ids]
     named = set(chosen)
+    twice = [differing([name for name in sample.ids if by_id[name] == [image]]) for image in _repeated(chosen)]
+    if twice:
+        raise UserError(f"{where}: {len(twice)} images have several ids: {few(twice)}; keep one row for each image")
     extra = [repr(name) for name in names if name not in named]
     if extra:
         text = f"--images {place}: {len(extra)} images have no row in {sample.where}: {few(extra)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from engine.data.cells import LABEL_SEPARATOR, NUMBER, labels_in, unguarded
 from engine.data.csv_files import read_table
+from engine.data.images import is_image
+from engine.data.names import nfc
 from engine.tasks import Task
 from engine.wording import few
 from models.settings import UserError
@@ -45,8 +48,9 @@ class Sample:
     def spelling(self, classes: Sequence[str], task: Task) -> dict[str, str]:
         """Returns how the sample spells each class.
 
-        Spellings may differ in case, in leading zeros, and in blanks, hyphens or underscores between words. Unless the
-        sample's columns or labels correspond one to one to the classes, every class keeps its own name.
+        Spellings may differ in case, in leading zeros, and in blanks, hyphens or underscores between words, if the
+        sample's columns or labels correspond one to one to the classes. Otherwise every class keeps its own name, with
+        the sample's bytes: names that are equal in Unicode's NFC are one name, and the sample's form of it is written.
 
         Args:
             classes: names of the classes.
@@ -57,7 +61,8 @@ class Sample:
         for theirs in (self.others, list(dict.fromkeys(labels))):
             if len(by_key) == len(classes) == len(theirs) and {_key(name) for name in theirs} == by_key.keys():
                 return {by_key[_key(name)]: name for name in theirs}
-        return {name: name for name in classes}
+        names = labels if len(self.others) == 1 else [*self.others, *labels]
+        return _in_form_of(names, classes)
 
     def asks_for_probabilities(self, classes: Sequence[str], task: Task) -> bool:
         """Returns whether the sample has a column of probabilities for each class, rather than one column of labels.
@@ -95,9 +100,24 @@ class Sample:
         return False
 
 
+def _in_form_of(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """Returns each class in the form of Unicode that the names of a sample have: that of its own, or of the others."""
+    spelled = {nfc(name): name for name in names}
+    forms = [form for form in ("NFC", "NFD") if all(unicodedata.is_normalized(form, name) for name in names)]
+    spelling, count = {name: name for name in classes}, Counter(map(nfc, classes))
+    for name in classes:
+        if count[nfc(name)] > 1 or name in spelled.values():
+            continue
+        if nfc(name) in spelled:
+            spelling[name] = spelled[nfc(name)]
+        elif len(forms) == 1:
+            spelling[name] = unicodedata.normalize(forms[0], name)
+    return spelling
+
+
 def _key(name: str) -> str:
     """Returns a text that is equal for all spellings of a name; numbers keep their sign and decimal point."""
-    words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", name.casefold().strip())
+    words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", nfc(nfc(name).casefold().strip()))
     return re.sub(r"(?<![0-9.,])0+(?=[0-9])", "", words)
 
 
@@ -145,6 +165,8 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
 
     ids_at = max(range(len(columns)), key=lambda i: fitness(columns[i]))  # the first of equals
     ids, name = columns[ids_at], table.columns[ids_at]
+    if matching and (is_image(name) or any(map(str.isdigit, name))) and matching([name]):
+        raise UserError(f"{path}: the first line names an image, {name!r}; write a header above it, such as ID,Label")
     count = Counter(ids)
     table.refuse([not cell for cell in ids], f"have no {name}")
     table.refuse([count[cell] > 1 for cell in ids], f"have the same {name} as another; keep one row for each image")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from engine.data.cells import NUMBER, is_formula, labels_in, unguarded
 from engine.data.csv_files import Table, read_table
+from engine.data.names import nfc
 from engine.submit.images import natural
 from engine.submit.sample import Sample
 from engine.tasks import ONE_LABEL, Task
@@ -20,6 +21,7 @@ from models.settings import UserError
 SUM = 1e-3  # allowed deviation of a sum of probabilities from 1, since they may be rounded to a few digits
 NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
 NOT_ONE = "probabilities that do not sum up to 1"
+FORM = "; they differ from the sample's in Unicode's form (NFC, NFD): copy them from the sample"
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ def validate(
         keep_formulas: whether cells that a spreadsheet would compute are allowed.
     """
     try:
-        table = _read_as(path, sample)
+        table, warnings = _read_as(path, sample)
     except UserError as error:
         return Report([str(error)], [])
-    problems, warnings = _header(table, sample), []
+    problems = _header(table, sample)
     if not keep_formulas:
         problems += _raw_formulas(table)
     warnings += _blanks(table, {*sample.columns, *sample.ids, *(classes or ())})
@@ -76,19 +78,27 @@ def validate(
     return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
 
 
-def _read_as(path: Path, sample: Sample) -> Table:
-    """Reads the table with the sample's separator if that yields the sample's columns, otherwise with its own."""
-    try:
-        table = read_table(path, str(path), strip=False, separator=sample.separator)
+def _read_as(path: Path, sample: Sample) -> tuple[Table, list[str]]:
+    """Reads the table with the sample's separator if that yields the sample's columns, otherwise with its own.
+
+    Returns:
+        The table, and a warning if its columns are the sample's only without the blanks before quotation marks.
+    """
+    loose = "blanks stand before quotation marks, which many scorers take for a part of the name: remove them"
+    for strip, separator in ((False, sample.separator), (True, sample.separator)):
+        try:
+            table = read_table(path, str(path), strip=strip, separator=separator)
+        except UserError:
+            continue
         if [unguarded(name.strip()) for name in table.columns] == sample.columns:
-            return table
-    except UserError:
-        pass
-    return read_table(path, str(path), strip=False)
+            return table, [loose] if strip else []
+    return read_table(path, str(path), strip=False), []
 
 
 def _header(table: Table, sample: Sample) -> list[str]:
     problems, names = [], {",": "commas", ";": "semicolons", "\t": "tabs"}
+    if table.announced:
+        problems.append("the first line names the separator, for spreadsheets; a scorer takes it for the header")
     columns = [unguarded(name.strip()) for name in table.columns]
     if table.separator != sample.separator:
         problems.append(f"cells are separated by {names[table.separator]}, the sample's by {names[sample.separator]}")
@@ -101,6 +111,8 @@ def _header(table: Table, sample: Sample) -> list[str]:
         )
     if unknown:
         problems.append(f"{len(unknown)} columns are not in the sample: {few(unknown)}")
+    if set(map(nfc, missing)) & set(map(nfc, unknown)):
+        problems[-1] += FORM
     if not missing and not unknown and columns != sample.columns:
         problems.append(f"columns are not in the order {', '.join(sample.columns[:5])}")
     return problems
@@ -114,7 +126,9 @@ def _ids(table: Table, ids: Sequence[str], sample: Sample) -> list[str]:
     for names, what in ((twice, "more than once"), (missing, "missing"), (unknown, "not in the sample")):
         if names:
             problems.append(f"{len(names)} ids are {what}: {few(list(map(repr, names)))}")
-    if {PurePosixPath(name).stem for name in missing} & {PurePosixPath(name).stem for name in unknown}:
+    if set(map(nfc, missing)) & set(map(nfc, unknown)):
+        problems[-1] += FORM
+    elif {PurePosixPath(name).stem for name in missing} & {PurePosixPath(name).stem for name in unknown}:
         problems[-1] += "; spell them as the sample does, with or without the extension"
     if not problems and list(ids) != sample.ids:
         at = next(i for i, (one, other) in enumerate(zip(ids, sample.ids)) if one != other)
@@ -162,8 +176,10 @@ def _labels(
         problems.append(f"{len(empty)} rows have no label: {few(empty)}")
     counts = Counter(name for cell in cells for name in labels_in(cell, task) if name)
     spelled = sample.labels if classes is None else sample.spelling(classes, task).values()
-    allowed = {name.strip() for name in spelled}
-    unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if name not in allowed]
+    allowed, alike = {name.strip() for name in spelled}, {nfc(name.strip()) for name in spelled}
+    unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if nfc(name) not in alike]
+    if other := sorted(repr(name) for name in _other_bytes(counts, sample, task)):
+        problems.append(f"{len(other)} labels are those of the sample in other bytes: {few(other)}{FORM}")
     if classes is not None and unknown:
         problems.append(
             f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, allowed)))}"
@@ -175,6 +191,13 @@ def _labels(
     if task.one_class:
         warnings += _lopsided(counts, len(cells))
     return problems, warnings, counts
+
+
+def _other_bytes(names: Iterable[str], sample: Sample, task: Task) -> list[str]:
+    """Returns the names that equal labels of a sample in NFC, but none of them as they stand."""
+    own = {name for cell in sample.labels for name in labels_in(cell, task)}
+    alike = set(map(nfc, own))
+    return [name for name in names if name not in own and nfc(name) in alike]
 
 
 def _probabilities(

@@ -43,8 +43,8 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "Lists of a program in the column of labels",
         "tools/data.py check table.csv data.labels=many",
-        "data.path = 'table.csv': column 'labels' has a program's lists, such as \"['Mass', 'Nodule']\"; write the names "
-        "alone, separated by ;",
+        "data.path = 'table.csv': column 'labels' has a program's lists, such as \"['Mass', 'Nodule']\"; write the "
+        "names alone, separated by ;",
         _table("path,labels", "1.png,\"['Mass', 'Nodule']\"", "2.png,['Mass']"),
     ),
     Mistake(

@@ -70,6 +70,21 @@ def test_labels_are_names_not_places_in_a_list(tell, tmp_path, folder):
     assert tell(run=other)[0] == 0 and dict(rows(tmp_path / "out.csv")[1:]) == TRUTH
 
 
+def test_the_same_letters_in_other_bytes(tell, tmp_path):
+    """The run's classes are composed, files and sample decomposed, as in an archive from macOS, and the reverse."""
+    composed, decomposed = ["Bär", "Äff", "x"], ["Ba\u0308r", "A\u0308ff", "x"]
+    for classes, theirs, there in ((composed, decomposed, composed), (decomposed, composed, decomposed)):
+        run = colour_run(tmp_path / f"run{len(classes[0])}", dict(zip(classes, COLOURS.values())))
+        images = tmp_path / f"test{len(classes[0])}"
+        for i, name in enumerate(there):
+            save_colour(images / f"{name}.png", list(COLOURS.values())[i], seed=i)
+        lines = ['"ID", "Label"', *(f'"{name}.png", "{theirs[0]}"' for name in theirs)]
+        file = sample(tmp_path / "sample.csv", *lines)
+        code, out, err = tell("--sample", file, run=run, images=images)
+        assert (code, err) == (0, "") and "names are spelled as in" in out
+        assert rows(tmp_path / "out.csv") == [["ID", "Label"], *([f"{name}.png", name] for name in theirs)]
+
+
 def test_a_single_file_and_several(tell, tmp_path, folder):
     """The tool is also for one's own photograph; an override after the files is no file."""
     code, out, err = tell(images=folder / "test" / "4.png")

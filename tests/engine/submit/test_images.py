@@ -113,6 +113,34 @@ def test_ids_without_an_image_or_with_several(tmp_path):
             match(Sample("s", ["id", "l"], 0, ["1.jpg", strange]), ["1.jpg"], [tmp_path / "test"])
 
 
+def test_ids_of_other_systems(tmp_path, caplog):
+    names = [f"sub/e\u0301{i}.png" for i in range(3)]
+    for ids in (
+        [f"sub/é{i}.png" for i in range(3)],
+        [rf"sub\é{i}.png" for i in range(3)],
+        [f"é{i}" for i in range(3)],
+        [f".\\sub\\e\u0301{i}" for i in range(3)],
+    ):
+        assert match(Sample("s", ["id", "l"], 0, ids), names, [tmp_path]) == names, ids
+    with pytest.raises(UserError, match="1 images have several ids: .*xe9.* and .*u0301"):
+        match(Sample("s", ["id", "l"], 0, ["é0", "e\u03010"]), names[:1], [tmp_path])
+
+
+def test_two_images_of_one_name(tmp_path, caplog):
+    both = ["é.png", "e\u0301.png"]
+    for seed, name in enumerate(both):
+        save_image(tmp_path / name, seed)
+    assert sorted(images_of([tmp_path])) == sorted(both)
+    assert "1 names of two files differ only in Unicode's form (NFC, NFD)" in caplog.text
+    assert match(Sample("s", ["id", "l"], 0, both), both, [tmp_path]) == both, "equal bytes come first"
+    assert images_of([tmp_path / both[0]]) == {both[0]: tmp_path / both[0]}
+
+
+def test_a_folder_that_is_typed_in_other_bytes(tmp_path):
+    photo = save_image(tmp_path / "te\u0301st" / "1.png", 0)
+    assert images_of([tmp_path / "tést"]) == {"1.png": photo}
+
+
 def test_images_that_no_id_names(tmp_path, caplog):
     with pytest.raises(UserError, match=r"2 images have no row in sample.csv: 'x.jpg', 'y.jpg'; .*--extra ignore"):
         match(SAMPLE, ["x.jpg", *FILES, "y.jpg"], [tmp_path])

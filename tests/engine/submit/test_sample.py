@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.submit.images import spelled
+from engine.submit.images import spelled as spelled_by
 from engine.submit.sample import Sample, read_sample
 from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError
@@ -23,7 +23,7 @@ def test_separators_byte_order_marks_and_line_ends(tmp_path):
 
 def test_the_column_of_ids_is_the_one_that_names_images(tmp_path):
     path = text_file(tmp_path / "a.csv", "Label,ID", "1,1.jpg", "1,2.jpg", "1,10.jpg")
-    read = read_sample(path, lambda cells: spelled(cells, FILES)[1])  # the label 1 is the stem of 1.jpg
+    read = read_sample(path, lambda cells: spelled_by(cells, FILES)[1])  # the label 1 is the stem of 1.jpg
     assert (read.ids_at, read.ids, read.others) == (1, FILES, ["Label"])
     assert read_sample(path).ids_at == 1, "without images: where no text is there twice"
 
@@ -103,9 +103,42 @@ def test_many_labels_are_joined_by_semicolons():
         fits.asks_for_probabilities(["a;b", "cat", "dog"], MANY_LABELS)
 
 
+NFC, NFD = "é", "e\u0301"
+
+
+@pytest.mark.parametrize(
+    ("classes", "theirs", "spelled"),
+    [
+        ([NFC, "b"], (NFD, "b"), [NFD, "b"]),
+        ([NFD, "b"], (NFC,), [NFC, "b"]),  # not all labels are in the sample
+        ([NFC, f"{NFC}2", "b"], (NFD,), [NFD, f"{NFD}2", "b"]),  # those that are not have the form of those that are
+        ([NFC, f"{NFD}2", "b"], ("b",), [NFC, f"{NFD}2", "b"]),  # nothing tells the form
+        ([NFC, f"{NFD}2"], (NFD, f"{NFC}1"), [NFD, f"{NFD}2"]),
+        ([NFC, NFD, "b"], (NFD,), [NFC, NFD, "b"]),  # an older version kept them apart
+        (["Zoe\u0308", "b"], ("ZO\u00cb", "B"), ["ZO\u00cb", "B"]),
+    ],
+)
+def test_names_have_the_bytes_of_the_sample(classes, theirs, spelled):
+    for task in (ONE_LABEL, MANY_LABELS):
+        found = Sample("s", ["id", "label"], 0, FILES, labels=theirs).spelling(classes, task)
+        assert [found[name] for name in classes] == spelled
+    columns = Sample("s", ["id", NFD, "b"], 0, FILES, numeric=True)
+    assert columns.asks_for_probabilities(["b", NFC], ONE_LABEL)
+
+
+@pytest.mark.parametrize(
+    "lines", [['"ID", "Label"', '"1.jpg", "x"', '"2.jpg", "y"'], ["sep=;", "ID;Label", "1.jpg;x", "2.jpg;y"]]
+)
+def test_samples_of_people_and_spreadsheets(tmp_path, lines):
+    found = read_sample(text_file(tmp_path / "a.csv", *lines), lambda cells: spelled_by(cells, FILES)[1])
+    assert (found.columns, found.ids, found.labels) == (["ID", "Label"], FILES[:2], ("x", "y"))
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
+        (["1.jpg,x", "2.jpg,x", "10.jpg,x"], "the first line names an image, '1.jpg'; write a header above it"),
+        (["1,x", "2,x", "10,x"], "the first line names an image, '1'"),
         (["ID", "1.jpg"], "a single column, 'ID'"),
         (["ID|Label", "1.jpg|x"], "a single column, 'ID.Label'; .* separated by commas, semicolons or tabs"),
         (["ID,Label"], "1 rows; a header and a row for each image are needed"),
@@ -116,4 +149,4 @@ def test_many_labels_are_joined_by_semicolons():
 )
 def test_samples_that_are_none(tmp_path, lines, words):
     with pytest.raises(UserError, match=words):
-        read_sample(text_file(tmp_path / "a.csv", *lines), lambda cells: spelled(cells, FILES)[1])
+        read_sample(text_file(tmp_path / "a.csv", *lines), lambda cells: spelled_by(cells, FILES)[1])

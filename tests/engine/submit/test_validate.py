@@ -11,6 +11,7 @@ from engine.tasks import MANY_LABELS, ONE_LABEL
 from models.settings import UserError
 from tests.engine.submit.text_files import FILES, SAMPLE, problems, text_file
 
+NFC, NFD = "é", "e\u0301"
 GOOD = ["ID,Label", "1.jpg,a", "2.jpg,b", "10.jpg,a"]
 
 
@@ -130,3 +131,27 @@ def test_names_of_class_folders(tmp_path):
     for folder, words in (("no", "no such folder"), ("test", "no folder in it")):
         with pytest.raises(UserError, match=words):
             class_folders(tmp_path / folder)
+
+
+def test_the_same_names_in_other_bytes_than_the_samples(tmp_path):
+    sample = Sample("s", ["ID", "Label"], 0, [f"{NFD}1", "2"], labels=(NFD, "b"))
+    good = ["ID,Label", f"{NFD}1,{NFD}", "2,b"]
+    for classes in ([NFC, "b"], [NFD, "b"], None):
+        assert not problems(tmp_path / "a.csv", *good, sample=sample, classes=classes), "the sample's bytes"
+        bad = problems(tmp_path / "a.csv", "ID,Label", f"{NFC}1,{NFC}", "2,b", sample=sample, classes=classes)
+        assert (
+            len(bad) == 3 and "1 ids are missing" in bad[0] and "differ from the sample's in Unicode's form" in bad[1]
+        )
+        assert bad[2].startswith("1 labels are those of the sample in other bytes: 'é'; they differ")
+    silent = Sample("s", ["ID", "Label"], 0, ["1", "2"], labels=("0",))
+    for classes in ([NFC, "b"], [NFD, "b"]):
+        assert not problems(tmp_path / "a.csv", "ID,Label", f"1,{NFC}", "2,b", sample=silent, classes=classes)
+    (said, *_) = problems(tmp_path / "a.csv", f"ID,{NFC}", "1,b", "2,b", sample=Sample("s", ["ID", NFD], 0, ["1", "2"]))
+    assert "columns are missing" in said
+
+
+def test_what_a_scorer_takes_for_something_else(tmp_path):
+    (said,) = problems(tmp_path / "a.csv", "sep=,", *GOOD)
+    assert said == "the first line names the separator, for spreadsheets; a scorer takes it for the header"
+    report = validate(text_file(tmp_path / "a.csv", *(line.replace(",", ', "') + '"' for line in GOOD)), SAMPLE)
+    assert not report.problems and "blanks stand before quotation marks" in report.warnings[0]
