@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,36 +15,36 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageColor,
+    ImageFile,
     ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
-    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
 )
 
+from engine.data.formats import FOREIGN, FORMATS, identify
+from engine.data.formats.jpeg2000 import open_jpeg2000
+from engine.data.formats.png import too_large, without_texts
+from engine.data.formats.ppm import open_ppm
+from engine.data.formats.tga import open_tga
+from engine.data.formats.tiff import full_range, open_tiff
 from engine.data.settings import FileSettings
 
-# Extensions of files that must be images, including formats that are recognised only in order to be refused.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
-READERS = {
+# Files are opened without their names: Pillow would map those that it can open by name into memory, and would then turn
+# some of them wrongly; the process would also be killed if such a file became shorter.
+READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.jpeg_factory,
     "PNG": PngImagePlugin.PngImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
+    "TIFF": open_tiff,
     "GIF": GifImagePlugin.GifImageFile,
+    "PPM": open_ppm,
+    "JPEG2000": open_jpeg2000,
+    "TGA": open_tga,
 }
-FORMATS = tuple(READERS)  # no other format is opened, whatever the name of a file
-FOREIGN = ("HEIC", "AVIF")  # recognised by their first bytes, but not read
-HEAD = 32  # bytes that identify a format
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes in bytes; checked because text files may also begin with "BM"
-TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
-BRANDS = {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
-}
+assert tuple(READERS) == FORMATS
 SEVERAL = ("GIF", "WEBP", "TIFF", "PNG")  # formats of files that can hold several images
 
 
@@ -79,34 +79,43 @@ def read_with_facts(path: Path, settings: FileSettings) -> tuple[Image.Image, Fa
     Image.open has a pixel limit of its own, which is global to the process.
     """
     with _opened(path) as file:
-        head = file.read(HEAD)
-        kind = format_of(head)
+        kind = identify(file, path.name)
+        if kind == "PFM":
+            raise ValueError("floating-point pixels (PFM); save it with 8 or 16 bits")
         if kind in FOREIGN:
-            raise ValueError(f"{kind}; convert it to JPEG")
+            raise ValueError(f"{kind}; convert it to JPEG or PNG")
         if kind is None:
-            raise UnidentifiedImageError if head else ValueError("empty file")
-        file.seek(0)
-        with READERS[kind](file, str(path)) as image:
-            width, height = image.size
-            if width * height > settings.max_pixels:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            facts = Facts(kind, image.mode, width, height, kind in SEVERAL and _several(image))
-            _scale_clear(image)
-            image.load()
-            upright = image
-            with suppress(Exception):  # the pixels can be intact even if the EXIF data are damaged
-                upright = ImageOps.exif_transpose(image)
-            return to_rgb(_full_range(upright, image), settings.background), facts
+            raise UnidentifiedImageError if os.path.getsize(path) else ValueError("empty file")
+        try:
+            return _read(kind, file, settings)
+        except ValueError as error:
+            if not too_large(error):
+                raise
+            return _read(kind, without_texts(file), settings)
+
+
+def _read(kind: str, file: BinaryIO, settings: FileSettings) -> tuple[Image.Image, Facts]:
+    file.seek(0)
+    with READERS[kind](file) as image:
+        width, height = image.size
+        if width * height > settings.max_pixels:
+            raise Image.DecompressionBombError(f"{width} x {height} pixels")
+        facts = Facts(kind, image.mode, width, height, kind in SEVERAL and _several(image))
+        _scale_clear(image)
+        image.load()
+        with suppress(Exception):  # the pixels can be intact even if the EXIF data are damaged
+            ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(full_range(image), settings.background), facts
 
 
 def has_image(path: Path) -> bool:
-    """Returns whether a file begins like an image in one of FORMATS or FOREIGN.
+    """Returns whether a file is an image in one of FORMATS or FOREIGN, according to its content.
 
     Raises:
         OSError, ValueError: the file cannot be opened, or is not a regular file.
     """
     with _opened(path) as file:
-        return format_of(file.read(HEAD)) is not None
+        return identify(file, path.name) is not None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -119,23 +128,6 @@ def _opened(path: Path) -> BinaryIO:
     if not stat.S_ISREG(mode):
         raise ValueError("not a file")  # reading a pipe would never end
     return open(path, "rb")
-
-
-def format_of(head: bytes) -> str | None:
-    """Returns the format of a file, one of FORMATS or FOREIGN, from its first HEAD bytes; None for any other format."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith(TIFF_HEADS):
-        return "TIFF"
-    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in BMP_HEADERS:
-        return "BMP"
-    return BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
 
 
 def _several(image: Image.Image) -> bool:
@@ -152,18 +144,6 @@ def _scale_clear(image: Image.Image) -> None:
         image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[kind]
     elif isinstance(clear, tuple) and kind == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in clear)
-
-
-def _full_range(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Scales the 16-bit grey of a TIFF file, `source`, to 0 (black) to 65535; Pillow leaves 12 bits, and white as 0."""
-    if source.format != "TIFF" or not image.mode.startswith("I;16"):
-        return image
-    tags = source.tag_v2
-    most = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample
-    grey = np.asarray(image).astype(np.int64)
-    if tags.get(262) == 0:  # PhotometricInterpretation: WhiteIsZero
-        grey = most - grey
-    return Image.fromarray((grey * 65535 // most).astype(np.uint16))
 
 
 def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
@@ -196,15 +176,12 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         return rgb
     if image.mode == "F":
         raise ValueError("floating-point pixels; save it with 8 or 16 bits")
+    if image.mode == "La":
+        image = image.convert("LA")  # the only conversion that Pillow has
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
-
-
-def is_image(name: str) -> bool:
-    """Returns whether a file must be an image according to its extension."""
-    return name.lower().endswith(EXTENSIONS)
 
 
 def relative_paths(paths: Sequence[str]) -> list[str]:
@@ -221,6 +198,8 @@ def reason(error: Exception) -> str:
         return f"{error}, more than data.max_pixels"
     if isinstance(error, SyntaxError):  # what Pillow raises for an inconsistent header
         return "damaged header" + (f": {error.msg}" if error.__cause__ is None else "")
+    if str(error).startswith("decoder error"):  # of libtiff
+        return "damaged pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which the message names already
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
-from engine.data.images import has_image, is_image, reason
+from engine.data.formats import is_image
+from engine.data.images import has_image, reason
 from engine.data.names import by_name, differing, nfc, on_disk, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.wording import few

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.data.check.findings import Finding, Source
 from engine.data.csv_files import Table, read_table
-from engine.data.images import is_image
+from engine.data.formats import is_image
 from engine.data.names import Files, differing, nfc, on_disk, split_of, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.joined import LabelSeparator, joined_classes, missing_names, names_in

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from engine.data.images import format_of, has_image, is_image, read_with_facts, reason
+from engine.data.formats import format_of, is_image
+from engine.data.images import has_image, read_with_facts, reason
 from engine.data.reading import decode, read_splits
 from models.settings import UserError
 from tests.engine.data.conftest import files, read_image, save_image
@@ -336,7 +337,7 @@ def test_content_decides_and_not_the_name(tmp_path):
         Image.new("RGB", (8, 8), "red").save(tmp_path / name, kind)
         assert has_image(tmp_path / name) and read_with_facts(tmp_path / name, files(8))[1].format == kind
     assert format_of(b"BMW is a maker of cars and motorcycles") is None
-    assert format_of(b"") is None and format_of(b"%!PS-Adobe-3.0 EPSF-3.0") is None
+    assert format_of(b"") is None and format_of(b"%!PS-Adobe-3.0 EPSF-3.0") == "EPS"
 
 
 @pytest.mark.parametrize("brand, kind", [(b"heic", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
@@ -344,7 +345,7 @@ def test_content_decides_and_not_the_name(tmp_path):
 def test_other_cameras_formats_are_refused_with_a_hint(tmp_path, brand, kind, name):
     path = tmp_path / name
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(20))
-    assert has_image(path) and why(path) == f"{kind}; convert it to JPEG"
+    assert has_image(path) and why(path) == f"{kind}; convert it to JPEG or PNG"
 
 
 def test_what_is_no_file(tmp_path):
@@ -380,7 +381,7 @@ def test_pixels_of_other_types_are_refused(tmp_path, pixels):
 def test_a_file_is_opened_as_an_image_or_not_at_all(tmp_path):
     path = tmp_path / "script.jpg"
     Image.new("RGB", (4, 4)).save(path, "EPS")  # PIL would run a PostScript interpreter on it
-    assert "script.jpg' (not JPEG" in error_of([path])
+    assert "script.jpg' (EPS; convert it to JPEG or PNG)" in error_of([path])
 
 
 def test_more_images_than_memory_holds(tmp_path):
@@ -391,7 +392,8 @@ def test_more_images_than_memory_holds(tmp_path):
 
 def test_names_of_images():
     assert all(map(is_image, ("a.jpg", "a.JPEG", "b.c.Png", "a.bmp", "a.webp", "a.tif", "a.TIFF", "a.gif", "a.heic")))
-    assert not any(map(is_image, ("a.txt", "jpg", "a.jpg.part", "a.svg", "Thumbs.db")))
+    assert all(map(is_image, ("a.jp2", "a.PPM", "a.tga", "a.svg", "a.dcm", "a.nii.gz", "a.NEF", "a.jxl", "a.ico")))
+    assert not any(map(is_image, ("a.txt", "jpg", "a.jpg.part", "a.gz", "a.pdf", "Thumbs.db")))
 
 
 def test_reading_is_logged(tmp_path, caplog):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.data.images import is_image
+from engine.data.formats import is_image
 from engine.data.names import Files, alike, differing, on_disk, places, split_of, twins
 
 NFC, NFD = "é", "e\u0301"

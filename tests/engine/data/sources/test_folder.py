@@ -145,7 +145,7 @@ def test_images_are_told_by_their_content(tmp_path, caplog):
     (tmp_path / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
     line = error_of(tmp_path)
     assert "2 of 6 images cannot be read" in line and "page.jpg' (not JPEG, PNG" in line
-    assert "phone.heic' (HEIC; convert it to JPEG)" in line
+    assert "phone.heic' (HEIC; convert it to JPEG or PNG)" in line
 
 
 @pytest.mark.parametrize("name", ["two words", "Ærø 猫", "new\nline", "=cmd()", "$x^2$", "'quoted'", "a" * 251])
