@@ -12,6 +12,7 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ FORMAT = 1
 _MARK = b"hybridmerge sha256 "
 _COMMENT = len(_MARK) + 64  # bytes; the digest is in hexadecimal
 _END_RECORD = 22  # bytes of a zip archive's last record without its comment; its last two are the comment's length
+_LARGE = ("model", "optimizer", "ema")
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -70,22 +72,39 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def statistics(path: Path) -> tuple[list[float], list[float]] | None:
-    """Returns the mean and the standard deviation with which the training images of a checkpoint were normalised.
+def peek(path: Path) -> Mapping[str, Any]:
+    """Returns what a checkpoint says beside weights and optimizer, which are memory-mapped and not read.
 
-    The weights are memory-mapped and not read, so the file's digest is not verified.
+    The file's digest is not verified. A file that has not changed is read once.
 
     Returns:
-        Both with a number for each channel; None if the file is not a checkpoint of ours, or does not contain them.
+        The state without its large parts; empty if the file is missing, damaged, or not a checkpoint of this program.
     """
     if path.suffix != ".pt" or not path.is_file():
-        return None
+        return {}
+    found = path.stat()
+    return _peek(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=128)
+def _peek(path: Path, stamp: tuple[int, int, int]) -> Mapping[str, Any]:
+    """Reads for `peek`; `stamp` changes with the file."""
     try:
         with open(path, "rb") as file:
             _comment(path, file)
         state = _read(path, str(path), mmap=True)
-    except (OSError, UserError):  # another program's file; reading its weights reports what is wrong
-        return None
+    except (OSError, UserError):  # reading the weights reports what is wrong
+        return {}
+    return {key: value for key, value in state.items() if key not in _LARGE} if isinstance(state, dict) else {}
+
+
+def statistics(path: Path) -> tuple[list[float], list[float]] | None:
+    """Returns the mean and the standard deviation with which the training images of a checkpoint were normalised.
+
+    Returns:
+        Both with a number for each channel; None if the file is not a checkpoint of ours, or does not contain them.
+    """
+    state = peek(path)
     return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
 
 

@@ -7,14 +7,16 @@ all folds, which holds a run folder for each fold (`fold0`, `fold1`, ...) and no
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from engine.files import write_json_atomic, write_text_atomic
+from engine.runs import checkpoint
 from engine.runs.lock import Lock, take_lock
 from engine.runs.results import NewerVersion, Results
-from engine.settings.changes import goes_on
+from engine.settings.changes import changed_on_resume, goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from models.budget import solve
@@ -22,6 +24,7 @@ from models.interface import merge_settings
 from models.settings import UserError
 
 Which = Literal["best", "last"]
+WHICH: tuple[Which, ...] = get_args(Which)
 
 
 def with_budget(settings: RunSettings) -> RunSettings:
@@ -114,7 +117,8 @@ class RunFolder:
         """Returns the run's settings with overrides such as "merge.r=4" applied; a budget is not solved.
 
         Raises:
-            UserError: this is not a run folder, or an override is wrong.
+            UserError: this is not a run folder, an override is wrong, or settings.yaml or a checkpoint was exchanged
+                since the training.
         """
         key = tuple(overrides)
         if key not in self._changed:
@@ -126,6 +130,8 @@ class RunFolder:
             settings = load_settings(str(self.settings_file), key)
             if key:
                 self._check_learned_metric(settings)
+            else:
+                self._check_unedited(settings)
             self._changed[key] = settings
         return self._changed[key]
 
@@ -135,6 +141,37 @@ class RunFolder:
         if key not in self._solved:
             self._solved[key] = with_budget(self.settings_with(key))
         return self._solved[key]
+
+    @property
+    def trained_settings(self) -> RunSettings | Mapping[str, Any]:
+        """The settings that the last checkpoint was trained with, for `changed_on_resume` and `goes_on`.
+
+        Without a checkpoint, or where an older version wrote it, they are those of settings.yaml.
+
+        Raises:
+            UserError: this is not a run folder, or it was edited since the training.
+        """
+        settings = self.settings  # checks that they were not edited
+        return _recorded(checkpoint.peek(self.checkpoint("last"))) or settings
+
+    def _check_unedited(self, settings: RunSettings) -> None:
+        """Checks that the run's checkpoints were trained with the settings in settings.yaml, on the same data."""
+        fingerprints = {}
+        for which in WHICH:
+            file = self.checkpoint(which)
+            state = checkpoint.peek(file)
+            fingerprints[file.name] = state.get("data")
+            changed = changed_on_resume(_recorded(state), settings, may_go_on=True)
+            if not changed:
+                continue
+            checkpoint.verify(file)  # or else its settings may be what is damaged
+            raise UserError(
+                f"{changed}, says {file}; put the old value back into {self.settings_file.name}, or the run's own "
+                f"{file.name} into the folder; to train with other settings, start a run under another name="
+            )
+        (one, first), (other, second) = fingerprints.items()
+        if None not in (first, second) and first != second:
+            raise UserError(f"{self}: {one} and {other} were trained on different data; put the run's own files back")
 
     def _check_learned_metric(self, settings: RunSettings) -> None:
         """Refuses merging by a learned metric if the weights have none, and the other way round."""
@@ -221,7 +258,7 @@ class RunFolder:
         return [number for number, fold in enumerate(self.folds) if not self._is_complete(fold)]
 
     def _is_complete(self, fold: RunFolder) -> bool:
-        return fold.is_finished and not (fold.is_run and goes_on(fold.settings, self.settings))
+        return fold.is_finished and not (fold.is_run and goes_on(fold.trained_settings, self.settings))
 
     def folder_of_folds(self) -> RunFolder:
         """Returns the folder of all folds that contains this fold's run folder.
@@ -234,3 +271,9 @@ class RunFolder:
         if self.path.absolute().name != name:
             raise UserError(f"--resume {self}: fold {number} of split.folds; give the folder its name {name} again")
         return RunFolder(self.path.parent if self.path.name else self.path.absolute().parent)
+
+
+def _recorded(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a checkpoint records; none where an older version wrote it."""
+    settings = state.get("settings")
+    return settings if isinstance(settings, dict) else {}

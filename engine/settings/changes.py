@@ -1,10 +1,12 @@
-"""Compares the settings of a resumed run with those it was started with."""
+"""Compares the settings of a run with those that it was started with."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 from engine.settings.schema import RunSettings
 
@@ -16,33 +18,62 @@ FREE_ON_RESUME = re.compile(
 )
 
 
-def changed_on_resume(stored: RunSettings, given: RunSettings, *, may_go_on: bool = False) -> str:
+def decisive(settings: RunSettings) -> dict[str, Any]:
+    """Returns the settings that decide what a run results in, as plain data by dotted key: a checkpoint records them.
+
+    Settings that may differ when the run is resumed are left out.
+    """
+    flat = _flat(settings)
+    return {key: value for key, value in flat.items() if not FREE_ON_RESUME.fullmatch(key)}
+
+
+def changed_on_resume(stored: RunSettings | Mapping[str, Any], given: RunSettings, *, may_go_on: bool = False) -> str:
     """Returns a phrase that names the first setting whose change would alter the result; "" if there is none.
 
     Args:
-        stored: the settings that the run was started with.
-        given: the settings that it is resumed with.
+        stored: the settings that the run was started with, or what `decisive` returned for them, perhaps in another
+            version, which may have had other settings.
+        given: the settings that it is resumed with, or that its folder has now.
         may_go_on: whether more epochs than at the start are allowed, or more steps if the run is measured in steps.
     """
-    before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    for key in {**now, **before}:
-        from_data = key == "model.num_classes" and None in (now.get(key), before.get(key))
-        longer = may_go_on and key == _length(stored) and _is_longer(before[key], now[key])
-        if now.get(key) != before.get(key) and not (from_data or longer or FREE_ON_RESUME.fullmatch(key)):
-            return f"{key} = {now.get(key)!r}: the run was started with {before.get(key)!r}"
+    before, now = _decisive(stored), decisive(given)
+    for key, value in before.items():
+        from_data = key == "model.num_classes" and None in (now.get(key), value)
+        longer = may_go_on and key == _length(before) and _is_longer(value, now.get(key))
+        if from_data or longer or (key in now and now[key] == value):
+            continue
+        if key in now:
+            return f"{key} = {now[key]!r}: the run was started with {value!r}"
+        if section := _written_otherwise(key, now):
+            return f"{section}: the run was started with {key} = {value!r}"
     return ""
 
 
-def goes_on(stored: RunSettings, given: RunSettings) -> str:
+def freely_changed(stored: RunSettings, given: RunSettings) -> list[str]:
+    """Returns a phrase for each setting that differs and may differ: "device = 'cpu', before 'cuda'"."""
+    before, now = (_flat(settings) for settings in (stored, given))
+    return [
+        f"{key} = {value!r}, before {before.get(key)!r}"
+        for key, value in now.items()
+        if value != before.get(key) and FREE_ON_RESUME.fullmatch(key)
+    ]
+
+
+def goes_on(stored: RunSettings | Mapping[str, Any], given: RunSettings) -> str:
     """Returns a phrase that says how a resumed run becomes longer than it was started for; "" if it does not."""
-    before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    key = _length(stored)
-    return f"{key} = {now[key]}, started with {before[key]}" if _is_longer(before[key], now[key]) else ""
+    before, now = _decisive(stored), decisive(given)
+    key = _length(before)
+    longer = _is_longer(before.get(key), now[key])
+    return f"{key} = {now[key]}, started with {before[key]}" if longer else ""
 
 
-def _length(settings: RunSettings) -> str:
+def _decisive(settings: RunSettings | Mapping[str, Any]) -> Mapping[str, Any]:
+    return decisive(settings) if isinstance(settings, RunSettings) else settings
+
+
+def _length(decisive: Mapping[str, Any]) -> str:
     """Returns the setting that decides how long a run is; with `train.steps`, `train.epochs` has no effect."""
-    return "train.epochs" if settings.train.steps is None else "train.steps"
+    return "train.epochs" if decisive.get("train.steps") is None else "train.steps"
 
 
 def _is_longer(before: int | None, now: int | None) -> bool:
@@ -50,9 +81,20 @@ def _is_longer(before: int | None, now: int | None) -> bool:
     return before is not None and now is not None and now > before
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings as one dictionary with dotted keys."""
+def _written_otherwise(key: str, now: Mapping[str, Any]) -> str:
+    """Returns the section or value that is in the place of `key`; "" if this version has no such setting."""
+    for other, value in now.items():
+        if key.startswith(f"{other}."):
+            return f"{other} = {value!r}"
+        if other.startswith(f"{key}."):
+            return f"{other} = {value!r}"
+    return ""
+
+
+def _flat(settings: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings as plain data by dotted key; a dictionary that is no section is one value."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    plain = settings.model_dump(mode="json")
+    for key, value in settings:
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, BaseModel) else {prefix + key: plain[key]}
     return flat

@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from engine.runs.folder import RunFolder
+from engine.runs.folds import check_same_settings
 from engine.runs.results import Results
 from engine.tables import Column
 from engine.tasks import title_of
@@ -161,6 +162,8 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
         runs = run.folds if run.holds_folds else [run]
         if run.holds_folds and (missing := run.unfinished_folds()):
             raise UserError(f"{runs[missing[0]]}: this fold is not finished; finish it with --resume {folder}")
+        if run.holds_folds:
+            check_same_settings(run)
         paths += [run.path for run in runs]
     return paths
 

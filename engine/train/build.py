@@ -91,7 +91,7 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     rate = LearningRate(t.lr, batches.total_steps, warmup_steps, t.min_lr, t.schedule)
     average = MovingAverage(model, t.ema) if t.ema else None
     optimization = Optimization(model, optimizer, rate, t.clip_norm, average)
-    checkpoints = Checkpoints(folder, model, data, optimization, tuning.saved_names())
+    checkpoints = Checkpoints(folder, model, data, settings, optimization, tuning.saved_names())
     autocast = pick_autocast(t.precision, next(model.parameters()).device)
     return Preparation(settings, model, data, cost, autocast, tuning, optimization, batches, checkpoints)
 

@@ -21,7 +21,7 @@ from engine.runs.log import log_to, start_log
 from engine.runs.results import Results
 from engine.runs.tracking import Tracker
 from engine.runs.weights import built, start_weights, with_statistics
-from engine.settings.changes import changed_on_resume, goes_on
+from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare
 from engine.train.final_test import test_best
@@ -72,6 +72,7 @@ def run_experiment(
         if longer:
             with writing(run.results_file):
                 run.results_file.unlink(missing_ok=True)  # the run is not finished any more
+        log_free_changes(run, settings)
         run.write_settings(settings)
         with Tracker(folder, progress.step, state["lines"]) if state else Tracker(folder) as tracker:
             describe(prepared, progress, longer)
@@ -147,12 +148,21 @@ def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
     """
     if not run.is_run:
         return ""  # it was stopped before it began
-    if changed := changed_on_resume(run.settings, settings, may_go_on=True):
+    stored = run.trained_settings
+    if changed := changed_on_resume(stored, settings, may_go_on=True):
         raise UserError(f"{changed}, in {run}; resume without this change, or start a run under another name=")
-    longer = goes_on(run.settings, settings)
+    longer = goes_on(stored, settings)
     if longer and run.is_finished and not run.checkpoint("last").exists():
         raise UserError(f"{longer}: {run} has no last.pt to continue from; start a run under another name=")
     return longer
+
+
+def log_free_changes(run: RunFolder, settings: RunSettings) -> None:
+    """Logs the settings of a resumed run that differ from those in its folder and may."""
+    if not run.is_run:
+        return
+    for change in freely_changed(run.settings, settings):
+        log.info(change)
 
 
 def warn_of_seen(settings: RunSettings) -> None:

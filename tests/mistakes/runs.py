@@ -1,7 +1,54 @@
-"""Mistakes in runs."""
+"""Mistakes in run folders and checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
+from engine.settings.changes import decisive
+from engine.settings.schema import RunSettings
+from models.settings import check
+from tests.engine.conftest import TINY
 from tests.mistakes.mistake import Mistake
 
-MISTAKES: list[Mistake] = []
+
+def run_folder(path: Path) -> RunFolder:
+    """A run folder whose training, as far as these mistakes need it, has ended."""
+    path.mkdir()
+    run, settings = RunFolder(path), check(RunSettings, TINY)
+    run.write_settings(settings)
+    for which in ("best", "last"):
+        checkpoint.save(run.checkpoint(which), {"settings": decisive(settings), "data": "0" * 64})
+    return run
+
+
+def _edited(folder: Path) -> None:
+    file = run_folder(folder / "run").settings_file
+    file.write_text(file.read_text().replace("num_heads: 2", "num_heads: 4"))
+
+
+def _mixed(folder: Path) -> None:
+    run = run_folder(folder / "run")
+    settings = check(RunSettings, {**TINY, "train": {**TINY["train"], "lr": 0.1}})
+    checkpoint.save(run.checkpoint("best"), {"settings": decisive(settings)})
+
+
+FIX = (
+    "put the old value back into settings.yaml, or the run's own best.pt into the folder; to train with other "
+    "settings, start a run under another name="
+)
+MISTAKES: list[Mistake] = [
+    Mistake(
+        "Settings of a run that were edited after its training",
+        "tools/predict.py --run run --images . --out labels.csv",
+        "model.num_heads = 4: the run was started with 2, says run/best.pt; " + FIX,
+        _edited,
+    ),
+    Mistake(
+        "A checkpoint of another run in a run folder",
+        "tools/compare.py run",
+        "train.lr = 0.003: the run was started with 0.1, says run/best.pt; " + FIX,
+        _mixed,
+    ),
+]

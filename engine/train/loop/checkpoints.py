@@ -11,6 +11,8 @@ from engine.data import Data
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.weights import load_trained
+from engine.settings.changes import decisive
+from engine.settings.schema import RunSettings
 from engine.train.loop.optim import Optimization
 from models.finetune import frozen_state, partial_state
 from models.settings import UserError
@@ -45,15 +47,22 @@ class Checkpoints:
     Args:
         folder: the run folder.
         model: the model that learns, with the weights that the run starts from.
-        data: its classes and statistics are stored with the weights, and its fingerprint with the progress.
+        data: its classes, statistics and fingerprint are stored with the weights.
+        settings: of the run; those that decide the result are stored with the weights.
         optimization: the optimizer and the moving average.
         saved_names: the part of the weights to save, where so little learns that the rest is not saved; None: all.
     """
 
     def __init__(
-        self, folder: Path, model: nn.Module, data: Data, optimization: Optimization, saved_names: set[str] | None
+        self,
+        folder: Path,
+        model: nn.Module,
+        data: Data,
+        settings: RunSettings,
+        optimization: Optimization,
+        saved_names: set[str] | None,
     ) -> None:
-        self.folder, self.model, self.data = folder, model, data
+        self.folder, self.model, self.data, self.settings = folder, model, data, settings
         self.optimization, self.saved_names = optimization, saved_names
         self.frozen_digest = checkpoint.digest_of(frozen_state(model, saved_names))
         self.fingerprint = data.fingerprint()
@@ -83,7 +92,6 @@ class Checkpoints:
             "optimizer": self.optimization.optimizer.state_dict(),
             "ema": None if average is None else average.saved_state(self.saved_names),
             "progress": asdict(progress),
-            "data": self.fingerprint,
             "lines": lines,
         }
         checkpoint.save(self.last, state)
@@ -106,7 +114,7 @@ class Checkpoints:
         return Progress(**state["progress"])
 
     def _weights(self, model: nn.Module) -> dict:
-        """What every reader of a checkpoint needs: weights, or the part of them that learns, classes, statistics."""
+        """What both checkpoints have: the weights, or the part of them that learns, and what they were trained with."""
         return {
             "model": partial_state(model, self.saved_names),
             "partial": self.saved_names is not None,
@@ -114,4 +122,6 @@ class Checkpoints:
             "classes": self.data.classes,
             "mean": list(self.data.mean),
             "std": list(self.data.std),
+            "data": self.fingerprint,
+            "settings": decisive(self.settings),
         }

@@ -70,7 +70,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_no_start(start, tmp_path):
 
 
 def test_weights_are_read_once(tuned, start, folder, monkeypatch):
-    """Statistics take only their own few bytes of the file."""
+    """Settings and statistics take only their own few bytes of the file."""
     reads = []
     read = checkpoint._read
 
@@ -81,4 +81,4 @@ def test_weights_are_read_once(tuned, start, folder, monkeypatch):
     monkeypatch.setattr(checkpoint, "_read", watched)
     run_experiment(tuned("full", train={"steps": 2}), folder)
     best = Path(start) / "best.pt"
-    assert [mapped for path, mapped in reads if path == best] == [False, True]
+    assert [mapped for path, mapped in reads if path == best].count(False) == 1

@@ -1,0 +1,208 @@
+"""A run folder whose settings or checkpoints were exchanged behind the run's back: every tool says which."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.measure.reevaluate import load_groups
+from engine.runs import checkpoint
+from engine.runs.folder import RunFolder
+from engine.runs.restore import load_model, load_run
+from engine.settings.changes import decisive
+from engine.settings.layers import load_settings
+from engine.settings.schema import RunSettings
+from engine.study.table import compare
+from engine.submit.ensemble import gather
+from engine.train.experiment import run_experiment
+from engine.train.session import train
+from models.settings import UserError, check
+from tests.engine.conftest import TINY
+from tests.quiet import end_log
+
+SHORT = {"epochs": 2, "batch_size": 32, "lr": 0.003}
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert re.search(old, text), old
+    file.write_text(re.sub(old, new, text, count=1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "tiny"
+    folder.mkdir()
+    run_experiment(check(RunSettings, {**TINY, "augment": {}, "train": SHORT}), folder)
+    end_log()
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "tiny"))
+
+
+def resume(folder: Path, *overrides: str) -> None:
+    stored = RunFolder(folder)
+    train(stored.settings_with(overrides), stored, resume=True)
+
+
+READERS = {
+    "resume": resume,
+    "eval": lambda folder: list(load_groups([folder])),
+    "predict": lambda folder: gather([folder], None, []),
+    "export": lambda folder: load_run(folder),
+    "picture": lambda folder: load_model(folder),
+    "compare": lambda folder: compare([folder]),
+}
+
+EDITS = {
+    "train.lr": (r"lr: 0.003", "lr: 0.03", "train.lr = 0.03: the run was started with 0.003"),
+    "train.epochs": ("epochs: 2", "epochs: 1", "train.epochs = 1: the run was started with 2"),
+    "heads": ("num_heads: 2", "num_heads: 4", "model.num_heads = 4: the run was started with 2"),
+    "r": ("r: 3", "r: 2", "model.merge.r = 2: the run was started with 3"),
+    "r, other form": (
+        "r: 3",
+        "r: {first: 3, last: 3}",
+        "model.merge.r.first = 3: the run was started with model.merge.r = 3",
+    ),
+    "cnn": ("bridge:", "cnn_: 1\n  bridge:", "model.cnn_: unknown key"),
+    "drop_path_rate": ("drop_path_rate: 0.2", "drop_path_rate: 0.0", "model.drop_path_rate = 0.0: "),
+    "seed": ("seed: 0", "seed: 1", "seed = 1: the run was started with 0"),
+    "split": ("part: 0.25", "part: 0.5", "split.part = 0.5: the run was started with 0.25"),
+    "data": ("name: digits", "name: cifar10", "data.name = 'cifar10': the run was started with 'digits'"),
+    "finetune": (
+        "finetune: null",
+        "finetune: {mode: full}",
+        "finetune.mode = 'full': the run was started with finetune = None",
+    ),
+    "a line removed": ("  num_heads: 2\n", "", "model.num_heads = 12: the run was started with 2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("edited", "reader"),
+    [*((edited, "predict") for edited in EDITS), *(("heads", reader) for reader in READERS if reader != "predict")],
+)
+def test_an_edited_setting_is_named_by_every_tool(run, reader, edited):
+    old, new, says = EDITS[edited]
+    if edited == "a line removed":
+        edit(run / "settings.yaml", "embed_dim: 16", "embed_dim: 24")  # still fits 12 heads
+        says = "model.embed_dim = 24: the run was started with 16"
+    edit(run / "settings.yaml", old, new)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(UserError) as error:
+        READERS[reader](run)
+    assert says in str(error.value)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != ".lock"} == {
+        name: content for name, content in before.items() if name != ".lock"
+    }
+
+
+def test_what_may_change_may_be_edited(run):
+    for old, new in (
+        ("name: tiny", "name: other"),
+        ("device: cpu", "device: auto"),
+        ("every_steps: ", "every_steps: 1"),
+    ):
+        edit(run / "settings.yaml", old, new)
+    for reader in READERS.values():
+        reader(run)
+
+
+def test_overrides_of_one_command_are_no_edits(run):
+    assert load_run(run, ["merge.r=1"]).settings.model.merge.r == 1
+    assert load_run(run, ["train.batch_size=7"]).settings.train.batch_size == 7
+
+
+def test_epochs_may_be_raised_in_the_file_and_the_schedule_is_said(run, capsys):
+    edit(run / "settings.yaml", "epochs: 2", "epochs: 3")
+    assert load_run(run).settings.train.epochs == 3
+    resume(run)
+    said = capsys.readouterr().out
+    assert "train.epochs = 3, started with 2: from step 20 on the learning rate follows the schedule" in said
+    assert json.loads((run / "results.json").read_text())["epochs"] == 3
+    assert checkpoint.load(run / "last.pt")["settings"]["train.epochs"] == 3
+    with pytest.raises(UserError, match="train.epochs = 2: the run was started with 3"):
+        edit(run / "settings.yaml", "epochs: 3", "epochs: 2")
+        resume(run)
+
+
+def test_changes_that_are_allowed_are_logged(run, capsys):
+    (run / "results.json").unlink()
+    resume(run, "device=auto", "log.every_steps=3")
+    said = capsys.readouterr().out
+    assert "device = 'auto', before 'cpu'" in said and "log.every_steps = 3, before 1" in said
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_a_checkpoint_of_another_run_is_named(run, tmp_path, name):
+    other = tmp_path / "other"
+    other.mkdir()
+    run_experiment(check(RunSettings, {**TINY, "augment": {}, "train": {**SHORT, "epochs": 1, "lr": 0.1}}), other)
+    shutil.copy(other / name, run / name)
+    for reader in READERS.values():
+        with pytest.raises(UserError, match=f"train.lr = 0.003: the run was started with 0.1, says {run / name}; "):
+            reader(run)
+
+
+def test_checkpoints_of_different_data_do_not_go_together(run):
+    state = checkpoint.load(run / "best.pt")
+    checkpoint.save(run / "best.pt", {**state, "data": "0" * 64})
+    with pytest.raises(UserError, match="best.pt and last.pt were trained on different data"):
+        load_run(run)
+
+
+def test_a_damaged_checkpoint_is_called_damaged(run):
+    content = bytearray((run / "best.pt").read_bytes())
+    at = content.index(b"cosine") if b"cosine" in content else content.index(b"train.schedule")
+    content[at] ^= 1
+    (run / "best.pt").write_bytes(content)
+    with pytest.raises(UserError, match="best.pt: damaged"):
+        load_run(run)
+
+
+def test_checkpoints_without_settings_are_accepted_as_before(run):
+    for name in ("best.pt", "last.pt"):
+        state = checkpoint.load(run / name)
+        del state["settings"]
+        checkpoint.save(run / name, state)
+    edit(run / "settings.yaml", "lr: 0.003", "lr: 0.03")
+    for reader in READERS.values():
+        reader(run)
+
+
+def test_settings_of_a_later_version_are_no_edits(run):
+    """A key that a version has removed, or added, is not a change."""
+    for name in ("best.pt", "last.pt"):
+        state = checkpoint.load(run / name)
+        del state["settings"]["train.momentum"]
+        checkpoint.save(run / name, {**state, "settings": {**state["settings"], "train.gone": 1}})
+    for reader in READERS.values():
+        reader(run)
+
+
+def test_a_dictionary_of_options_is_one_setting(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("name: a\nmodel: {name: 'timm:test_vit', options: {depth: 2}}\ndata: {name: digits}\n")
+    assert decisive(load_settings(str(file)))["model.options"] == {"depth": 2}
+
+
+def test_an_edited_folder_of_folds_or_fold_is_named(copied_folds):
+    tools = ("resume", "eval", "predict", "compare")
+    edit(copied_folds / "fold1" / "settings.yaml", "lr: 0.01", "lr: 0.1")
+    for name in tools:
+        with pytest.raises(UserError, match="train.lr = 0.1: the run was started with 0.01"):
+            READERS[name](copied_folds)
+    edit(copied_folds / "fold1" / "settings.yaml", "lr: 0.1", "lr: 0.01")
+    for old, new, says in (("lr: 0.01", "lr: 0.1", "train.lr"), ("folds: 3", "folds: 2", "split.folds")):
+        edit(copied_folds / "settings.yaml", old, new)
+        for name in tools:
+            with pytest.raises(UserError, match=says):
+                READERS[name](copied_folds)
+        edit(copied_folds / "settings.yaml", new, old)
