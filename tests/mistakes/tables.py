@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tests.engine.data.conftest import save_image
 from tests.mistakes.mistake import Mistake
 
@@ -16,6 +18,11 @@ def _table(*rows: str, images: Sequence[str] = ("1.png", "2.png", "3.png"), enco
         (folder / "table.csv").write_bytes("".join(f"{row}\n" for row in rows).encode(encoding))
 
     return make
+
+
+def _arrays(folder: Path) -> None:
+    images, labels = np.zeros((12, 8, 8), np.uint8), np.tri(12, 3, dtype=np.uint8)
+    np.savez(folder / "chest.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
 
 
 MISTAKES: list[Mistake] = [
@@ -46,6 +53,19 @@ MISTAKES: list[Mistake] = [
         "data.path = 'table.csv': column 'labels' has a program's lists, such as \"['Mass', 'Nodule']\"; write the "
         "names alone, separated by ;",
         _table("path,labels", "1.png,\"['Mass', 'Nodule']\"", "2.png,['Mass']"),
+    ),
+    Mistake(
+        "Arrays with a column for each label",
+        "tools/train.py --cfg digits/vit data.name=npz data.path=chest.npz",
+        "chest.npz: train_labels: shape (12, 3) of 0 and 1: set data.labels=many if any number of labels apply to an "
+        "image",
+        _arrays,
+    ),
+    Mistake(
+        "Arrays to be checked as a table",
+        "tools/data.py check chest.npz",
+        "chest.npz: arrays, which are checked as training starts: data.name=npz data.path=chest.npz",
+        _arrays,
     ),
     Mistake(
         "A table without a header",

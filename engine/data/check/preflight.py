@@ -86,9 +86,11 @@ def kind_of(path: Path) -> str:
     """Returns which of folder, csv and kaggle a path looks like.
 
     Raises:
-        UserError: a folder that cannot be read.
+        UserError: a folder that cannot be read, or an archive of arrays.
     """
     if os.path.isfile(path):
+        if path.suffix == ".npz":
+            raise UserError(f"{path}: arrays, which are checked as training starts: data.name=npz data.path={path}")
         return "csv"
     train, test = path / "train", path / "test"
     if not os.path.isdir(train):

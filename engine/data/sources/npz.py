@@ -13,7 +13,11 @@ import torch
 from pydantic import Field
 
 from engine.data.arrays import Arrays, RawData
+from engine.data.check.findings import log_warnings, similar_names
+from engine.data.names import differing, nfc, on_disk, twins
 from engine.data.settings import ArraySettings, DataPath
+from engine.data.sources.array_labels import READERS, refuse
+from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, Task
 from models.archives import array_sizes, available_memory, in_words
 from models.settings import UserError
 
@@ -30,23 +34,37 @@ class NpzSettings(ArraySettings):
 
     name: Literal["npz"] = "npz"
     path: DataPath = Field(description="the .npz file, with MedMNIST's keys")
+    labels: Literal["one", "many"] | None = Field(
+        None,
+        description="one: each image has one class; many: any number of labels; null: one, and arrays of several "
+        "columns are asked about",
+    )
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.labels or "one"]
 
 
 def load_npz(settings: NpzSettings) -> RawData:
     """Loads {train,val,test}_{images,labels} and, optionally, class_names from an .npz archive.
 
-    Images are uint8, (N, H, W) or (N, H, W, C), all of one size. Labels are integers, (N,) or (N, 1), from 0 to K - 1.
-    Without val_* a validation split is held out of the training set. K is the number of class_names; without them it is
-    one more than the largest training label, and the names are the numbers. A warning names classes without training
-    images. Nothing is unpickled.
+    Images are uint8, (N, H, W) or (N, H, W, C), all of one size. Labels are integers, (N,) or (N, 1), from 0 to K - 1,
+    or with data.labels "one" rows of zeros and a single 1, (N, K). With data.labels "many" they are 0 and 1 of any
+    type, (N, K), with a column for each label, as in ChestMNIST. Without val_* a validation split is held out of the
+    training set. K is the number of class_names; without them it is the number of columns, or one more than the largest
+    training label, and the names are the numbers. A warning names classes without training images. Nothing is
+    unpickled.
+
+    Returns:
+        Images, and labels int64 (N,), or float32 (N, K) for "many".
 
     Raises:
         UserError: an array is missing or wrong; the message names the file, the key, the problem and the fix.
     """
-    path = Path(settings.path)
+    path = on_disk(Path(settings.path))
     arrays = _read(path)
     present = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & arrays.keys()]
-    splits = {split: _split(path, arrays, split) for split in present}
+    splits = {split: _split(path, arrays, split, settings.labels) for split in present}
     train = splits["train"]
     for split, other in splits.items():
         if other.images.shape[1:] != train.images.shape[1:]:
@@ -54,11 +72,14 @@ def load_npz(settings: NpzSettings) -> RawData:
                 f"{path}: {split}_images have (C, H, W) = {tuple(other.images.shape[1:])}, train_images "
                 f"{tuple(train.images.shape[1:])}; bring them to one size"
             )
-    classes = _classes(path, arrays.get("class_names"), train.labels)
+    columns = _columns(path, arrays)
+    classes = _classes(path, arrays.get("class_names"), train.labels, columns)
     for split, other in splits.items():
         labels = other.labels.numpy()
-        _refuse(f"{path}: {split}_labels", labels, labels >= len(classes), f"there are {len(classes)} classes, from 0")
-    return RawData(train, splits["test"], classes, val=splits.get("val"))
+        if settings.task.one_class:
+            rule = f"there are {len(classes)} classes, from 0"
+            refuse(f"{path}: {split}_labels", labels, labels >= len(classes), rule)
+    return RawData(train, splits["test"], classes, val=splits.get("val"), task=settings.task)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -93,7 +114,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _split(path: Path, arrays: dict[str, np.ndarray], split: str) -> Arrays:
+def _split(path: Path, arrays: dict[str, np.ndarray], split: str, kind: str | None) -> Arrays:
     for key in (f"{split}_images", f"{split}_labels"):
         if key not in arrays:
             raise UserError(
@@ -101,7 +122,7 @@ def _split(path: Path, arrays: dict[str, np.ndarray], split: str) -> Arrays:
                 f"{', '.join(arrays) or 'none'}"
             )
     images = _images(f"{path}: {split}_images", arrays[f"{split}_images"])
-    labels = _labels(f"{path}: {split}_labels", arrays[f"{split}_labels"])
+    labels = READERS[kind](f"{path}: {split}_labels", arrays[f"{split}_labels"])
     if len(images) != len(labels):
         raise UserError(f"{path}: {len(images)} {split}_images but {len(labels)} {split}_labels; save one for each")
     return Arrays(torch.from_numpy(images), torch.from_numpy(labels))
@@ -127,22 +148,27 @@ def _images(where: str, images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _labels(where: str, labels: np.ndarray) -> np.ndarray:
-    """Checks and converts labels: integers (N,) or (N, 1) -> int64 (N,)."""
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"{where}: {labels.dtype}; save them as integers from 0 to K - 1")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise UserError(f"{where}: shape {labels.shape}; save one class for each image, (N,) or (N, 1)")
-    labels = labels.astype(np.int64)
-    _refuse(where, labels, labels < 0, "labels go from 0 to K - 1")
-    return labels
+def _columns(path: Path, arrays: dict[str, np.ndarray]) -> int | None:
+    """Returns the number of columns of labels, the same in all splits; None if they are numbers of classes."""
+    shapes = {key: array.shape for key, array in arrays.items() if key.endswith("_labels")}
+    widths = {key: shape[1] if len(shape) == 2 and shape[1] > 1 else None for key, shape in shapes.items()}
+    for key, width in widths.items():
+        if width != widths["train_labels"]:
+            raise UserError(
+                f"{path}: {key}: shape {shapes[key]}, train_labels {shapes['train_labels']}; save the same labels in "
+                "the same order"
+            )
+    return widths["train_labels"]
 
 
-def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor) -> list[str]:
-    """Returns the class names, or the numbers up to the largest training label."""
-    seen = set(labels.unique().tolist())
+def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor, columns: int | None) -> list[str]:
+    """Returns the class names, or the numbers of the columns, or those up to the largest training label."""
+    task = MANY_LABELS if labels.ndim == 2 else ONE_LABEL
+    seen = set(task.counts(labels, int(columns or labels.max() + 1)).nonzero()[:, 0].tolist())
+    if names is None and columns is not None:
+        names = np.arange(columns).astype(str)
+    elif columns is not None and names.shape != (columns,):
+        raise UserError(f"{path}: class_names: shape {names.shape}; save a name for each of the {columns} columns")
     if names is None:
         if max(seen) >= 2 * len(seen):
             raise UserError(
@@ -153,9 +179,11 @@ def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor) -> list
     if names.ndim != 1 or names.dtype.kind != "U":
         raise UserError(f"{path}: class_names: {names.dtype} of shape {names.shape}; save str of shape (K,)")
     classes = names.tolist()
-    if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise UserError(f"{path}: class_names: {twice!r} occurs more than once; each class needs a name of its own")
+    if len(set(map(nfc, classes))) < len(classes):
+        twice = next((repr(name) for name in classes if classes.count(name) > 1), "")
+        twice = twice or differing(twins(classes)[0])
+        raise UserError(f"{path}: class_names: {twice} occurs more than once; each class needs a name of its own")
+    log_warnings(similar_names(classes), str(path))
     if len(classes) < 2:
         raise UserError(f"{path}: {len(classes)} class; a classifier needs two or more")
     absent = [repr(name) for i, name in enumerate(classes) if i not in seen]
@@ -163,9 +191,3 @@ def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor) -> list
         names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         log.warning("%s: %d classes have no training image: %s", path, len(absent), names)
     return classes
-
-
-def _refuse(where: str, labels: np.ndarray, wrong: np.ndarray, rule: str) -> None:
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise UserError(f"{where}: {labels[first]} at index {first} ({wrong.sum()} such); {rule}")

@@ -13,6 +13,7 @@ import torch
 from engine.data import DATASETS, SplitSettings, build_data
 from engine.data.sources import npz
 from engine.data.sources.npz import NpzSettings, load_npz
+from engine.tasks import MANY_LABELS
 from models.settings import UserError, check
 
 RNG = np.random.default_rng(0)
@@ -117,6 +118,71 @@ WRONG = {
 def test_what_is_wrong_is_said_before_training(tmp_path, changes, message):
     line = error_of(save(tmp_path, **changes))
     assert re.search(message, line), line
+
+
+FLAGS = np.array([[i % 2, i % 3 == 0, 0] for i in range(30)])
+ONE_HOT = np.eye(3)[np.arange(30) % 3]
+SEVERAL = {"train_labels": FLAGS, "test_labels": FLAGS[:9]}
+
+
+def load(path: Path, **options):
+    return load_npz(check(NpzSettings, {"name": "npz", "path": str(path), **options}, "data"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool, np.float32, np.float64])
+def test_a_column_for_each_label(tmp_path, dtype, caplog):
+    val = {"val_images": IMAGES[:6], "val_labels": FLAGS[:6].astype(dtype)}
+    raw = load(save(tmp_path, **{key: value.astype(dtype) for key, value in SEVERAL.items()}, **val), labels="many")
+    assert raw.task is MANY_LABELS and raw.classes == ["0", "1", "2"]
+    assert raw.train.labels.dtype == torch.float32 and raw.train.labels.equal(torch.tensor(FLAGS).float())
+    assert raw.val.labels.tolist() == FLAGS[:6].tolist() and raw.test.labels.tolist() == FLAGS[:9].tolist()
+    assert "1 classes have no training image: '2'" in caplog.text
+    named = load(save(tmp_path, **SEVERAL, class_names=np.array(["a", "b", "c"])), labels="many")
+    assert named.classes == ["a", "b", "c"]
+
+
+def test_rows_with_a_single_one_are_classes_if_the_user_says_so(tmp_path):
+    path = save(tmp_path, train_labels=ONE_HOT, test_labels=ONE_HOT[:9])
+    raw = load(path, labels="one")
+    assert raw.train.labels.dtype == torch.int64 and raw.train.labels.tolist() == [i % 3 for i in range(30)]
+    assert load(path, labels="many").train.labels.equal(torch.tensor(ONE_HOT).float())
+    with pytest.raises(
+        UserError, match=r"shape \(30, 3\) with a single 1 in each row: set data.labels=one if each .*=many"
+    ):
+        load(path)
+    assert load(save(tmp_path), labels="one").train.labels.tolist() == [i % 3 for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "message"),
+    [
+        (None, SEVERAL, r"train_labels: shape \(30, 3\) of 0 and 1: set data.labels=many if any number of labels"),
+        (None, {"train_labels": FLAGS * 2}, "of other values than 0 and 1; save one class for each image"),
+        ("one", SEVERAL, r"train_labels: 0 labels at index 2 .*set data.labels=many"),
+        ("one", {"train_labels": FLAGS - 1}, "of other values than 0 and 1"),
+        ("many", {}, r"shape \(30, 1\); data.labels = 'many' needs a column of 0 and 1 .* set data.labels=one"),
+        ("many", {"train_labels": LABELS[:, 0]}, r"shape \(30,\); data.labels = 'many' needs"),
+        ("many", {"train_labels": FLAGS - 1}, r"-1 at index 0, column 0 \(65 such\); save 1 where a label applies"),
+        ("many", {"train_labels": np.where(FLAGS == 1, np.nan, 0)}, r"nan at index 0, column 1 \(25 such\)"),
+        ("many", {"train_labels": FLAGS * 0.5}, r"0.5 at index 0, column 1"),
+        ("many", {"train_labels": FLAGS.astype(str)}, r"0 at index 0, column 0 \(90 such\)"),
+        (
+            "many",
+            SEVERAL | {"test_labels": FLAGS[:9, :2]},
+            r"test_labels: shape \(9, 2\), train_labels \(30, 3\); save",
+        ),
+        (
+            "many",
+            SEVERAL | {"class_names": np.array(["a", "b"])},
+            r"class_names: shape \(2,\); .* each of the 3 columns",
+        ),
+        ("many", SEVERAL | {"class_names": np.array(["é", "e\u0301", "c"])}, r"'\\xe9' and 'e\\u0301' occurs more"),
+    ],
+)
+def test_columns_that_are_asked_about_or_wrong(tmp_path, labels, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(save(tmp_path, **changes), labels=labels)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_unpickled(tmp_path):
