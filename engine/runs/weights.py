@@ -52,9 +52,24 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
         checkpoint.verify(Path(source))
     run = RunFolder(source)
     whole = run.is_run and run.checkpoint("best").is_file()
+    _check_heads(settings, run if run.is_run else RunFolder(Path(source).parent))
     report = load_weights_from(model, source, _all_weights(run) if whole else None)
     for line in report.lines():
         log.info(line)
+
+
+def _check_heads(settings: RunSettings, run: RunFolder) -> None:
+    """Raises a UserError if the run whose weights are loaded has another number of attention heads.
+
+    The weights of any number of heads have the same shapes.
+    """
+    own = getattr(settings.model, "num_heads", None)
+    theirs = getattr(run.settings.model, "num_heads", None) if run.is_run else None
+    if own is not None and theirs is not None and own != theirs:
+        raise UserError(
+            f"model.num_heads = {own}: {settings.model.weights} was trained with {theirs}, with {own} its weights "
+            f"compute something else; use model.num_heads={theirs}"
+        )
 
 
 def _all_weights(run: RunFolder) -> dict[str, Tensor]:

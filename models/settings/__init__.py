@@ -41,9 +41,13 @@ class Settings(BaseModel):
 
 
 def _absolute(weights: str | None) -> str | None:
-    """Makes a path absolute, so that a run folder can be read from anywhere; names on hubs are left unchanged."""
-    if weights is None or weights.partition(":")[0] in ("timm", "torchvision"):
-        return weights
+    """Makes a path absolute, so that a run folder can be read from anywhere; gives names on hubs their present form."""
+    if weights is None:
+        return None
+    if weights.partition(":")[0] in ("timm", "torchvision"):
+        from .zoo import current_weights  # which imports this
+
+        return current_weights(weights)
     return os.path.abspath(os.path.expanduser(weights))
 
 

@@ -5,13 +5,17 @@ The image size, mean and standard deviation are those of the weights, from the l
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from ..merging.settings import AnySettings, MergeSettings
 from . import ModelSettings, UserError, nearest
+
+log = logging.getLogger("hybridmerge")
 
 Head = Literal["linear", "mlp", "power"]
 LIBRARIES = ("timm", "torchvision")
@@ -71,9 +75,10 @@ class ZooSettings(ModelSettings):
         """Fills in the image size that the weights were trained at."""
         if not isinstance(values, dict) or not isinstance(values.get("arch"), str):
             return values
+        weights = current_weights(values.get("weights")) if isinstance(values.get("weights"), str) else None
+        values = {**values, "arch": cls.current_name(values["arch"])}
         if not values["arch"] or values.get("img_size") is not None:
             return values
-        weights = values.get("weights") if isinstance(values.get("weights"), str) else None
         return {**values, "img_size": cls.metadata(values["arch"], weights).img_size}
 
     @model_validator(mode="after")
@@ -92,6 +97,11 @@ class ZooSettings(ModelSettings):
         return self
 
     @classmethod
+    def current_name(cls, arch: str) -> str:
+        """Returns the name that the library has given to a model since; `arch` if it is still that."""
+        return arch
+
+    @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
         """Returns what is known about the weights `weights`, or about the library's default weights for `arch`.
 
@@ -107,9 +117,13 @@ class TimmSettings(ZooSettings):
     name: Literal["timm"] = Field("timm", json_schema_extra=_also_with_arch)
 
     @classmethod
+    def current_name(cls, arch: str) -> str:
+        return current_timm_name(arch)
+
+    @classmethod
     def metadata(cls, arch: str, weights: str | None) -> Metadata:
         import timm  # slow to import, and not needed by other models
-        from timm.models import get_pretrained_cfg, is_model
+        from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
 
         named = hub_name(weights, "timm") or arch
         for name in dict.fromkeys((arch, named)):
@@ -119,8 +133,11 @@ class TimmSettings(ZooSettings):
         try:
             cfg = get_pretrained_cfg(named)
         except RuntimeError:
-            tags = timm.list_pretrained(f"{named.split('.')[0]}.*")
-            raise ValueError(f"{key} = {named!r}: timm has no such weights; {_near(named, tags)}") from None
+            cfg = None
+        if cfg is None:
+            family = named.split(".")[0]
+            known = timm.list_pretrained(f"{family}.*") or [get_deprecated_models().get(family) or family]
+            raise ValueError(f"{key} = {named!r}: timm has no such weights; {_near(named, known)}")
         return Metadata(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
 
 
@@ -142,6 +159,32 @@ class TorchvisionSettings(ZooSettings):
             raise ValueError(f"weights = {weights!r}: no such weights; {nearest(tag, list(entries.__members__))}")
         transforms = (entries[tag] if tag else entries.DEFAULT).transforms()
         return Metadata(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
+
+
+def current_timm_name(name: str) -> str:
+    """Returns timm's present name of a model that it has renamed, and logs it: tv_resnet50 is resnet50.tv_in1k."""
+    from timm.models import get_deprecated_models, list_pretrained  # slow to import, not needed by other models
+
+    current = get_deprecated_models().get(name)
+    if current is None:
+        return name
+    # For two of them timm's list has the beginning of the tag: vit_base_patch16_224.sam for .sam_in1k.
+    longer = list_pretrained(f"{current}*") if "." in current else []
+    current = longer[0] if longer and current not in longer else current
+    note_renamed(name, current)
+    return current
+
+
+@cache  # settings are checked more than once
+def note_renamed(old: str, current: str) -> None:
+    """Logs, once for each old name, what timm calls it now."""
+    log.warning("timm:%s is an old name: it is now timm:%s, in the settings too", old, current)
+
+
+def current_weights(weights: str) -> str:
+    """Returns `model.weights` with the present name of a model of timm."""
+    name = hub_name(weights, "timm")
+    return weights if name is None else f"timm:{current_timm_name(name)}"
 
 
 def split_name(values: dict[str, Any]) -> dict[str, Any]:

@@ -120,15 +120,15 @@ def from_google(arrays: State) -> State:
 def resized(state: State, model: nn.Module) -> State:
     """Returns `state` with position embeddings and first convolution resized for the model, if possible.
 
-    A distilled DeiT's distillation token, and its position, are dropped for a model without one. A first convolution
-    over three channels is summed for a model with one channel, which gives the output for a grey image in all three.
+    A first convolution over three channels is summed for a model with one channel, which gives the output for a grey
+    image in all three.
     """
     own, state = model.state_dict(), dict(state)
-    for name in ("pos_embed", "encoder.pos_embedding"):
+    for name, token in (("pos_embed", "cls_token"), ("encoder.pos_embedding", "class_token")):
         if name in state and name in own and (grid := _grid(model)) is not None:
-            if "dist_token" in state and "dist_token" not in own and _is_square(state[name].shape[1] - 2):
-                state[name] = torch.cat([state[name][:, :1], state[name][:, 2:]], dim=1)
-            state[name] = _positions(state[name], own[name], grid)
+            prefix = own[name].shape[1] - prod(grid)
+            _move_class_position(state, name, token, prefix)
+            state[name] = _positions(state[name], own[name], grid, prefix)
     if (name := first_conv(model)) in state and own[name].shape[1] == 1 and state[name].shape[1:2] == (3,):
         state[name] = state[name].sum(dim=1, keepdim=True)
     return state
@@ -212,9 +212,28 @@ def _matrix(kernel: Tensor, joins_heads: bool) -> Tensor:
     return kernel.T.contiguous() if kernel.ndim == 2 else kernel
 
 
-def _positions(old: Tensor, new: Tensor, grid: Grid) -> Tensor:
+def _move_class_position(state: State, name: str, token: str, prefix: int) -> None:
+    """Gives the class token a position of zero, or adds its position to it, where only one side has a place for it.
+
+    timm's `no_embed_class` embeds the positions of patches alone.
+
+    Args:
+        state: changed in place.
+        name: of the position embeddings (1, P + N, D).
+        token: the name of the class token (1, 1, D).
+        prefix: P of the model, the number of tokens before the patches that have positions.
+    """
+    old = state[name]
+    if token not in state or old.ndim != 3 or state[token].shape != old[:, :1].shape:
+        return
+    if prefix == 1 and _is_square(old.shape[1]):
+        state[name] = torch.cat([torch.zeros_like(old[:, :1]), old], dim=1)
+    elif prefix == 0 and _is_square(old.shape[1] - 1):
+        state[token], state[name] = state[token] + old[:, :1], old[:, 1:]
+
+
+def _positions(old: Tensor, new: Tensor, grid: Grid, prefix: int) -> Tensor:
     """Resizes position embeddings (1, P + N, D) to another grid; returns them unchanged if that is not possible."""
-    prefix = new.shape[1] - prod(grid)
     sizes = old.ndim == new.ndim == 3 and old.shape[::2] == new.shape[::2] and _is_square(old.shape[1] - prefix)
     if not sizes or old.shape == new.shape:
         return old

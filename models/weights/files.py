@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,36 +15,53 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..archives import array_sizes, available_memory, in_words, unpacked_size
 from ..settings import UserError, nearest
 
 State = dict[str, Tensor]
 
-# Keys under which checkpoints store a model's weights, in order of preference; averaged weights are the last resort.
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+# Keys under which checkpoints store a model's weights, in order of preference; averaged weights are the last resort,
+# except for the teacher of self-distillation (DINO), whose authors evaluate it in place of the student.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "student", "model_ema", "state_dict_ema")
+
+FLOATS = (np.float16, np.float32, np.float64)  # of arrays in .npz; others are counters and settings
+
+SLACK, TIMES = 2**28, 20  # bytes beside a model's own, and times its own, that a compressed file may unpack to
+
+log = logging.getLogger("hybridmerge")
 
 _ADVICE = "if you trust it, save its tensors alone with torch.save, or as .safetensors"
 
 
-def read_path(source: str) -> State:
+def read_path(source: str, model_size: int) -> State:
     """Reads weights from a file, in the format of its suffix, or from the best checkpoint of a run folder.
 
+    Args:
+        source: the path.
+        model_size: bytes of the weights of the model that they are for, which bound what is unpacked.
+
     Raises:
-        UserError: the path does not exist, or the file has an unknown suffix, is unreadable, needs unpickling, or has
-            no tensors in it.
+        UserError: the path does not exist, or the file has an unknown suffix, is unreadable, needs unpickling, has no
+            tensors in it, or takes more memory than there is, or far more than the model and the file.
     """
     what = f"model.weights = {source!r}"
     try:
         path = _file(Path(source).expanduser(), what)
+        _check_size(path, model_size, what)
         content = READERS[path.suffix.lower()](path)
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise UserError(f"{what}: takes more memory than there is; give a file of the model's weights") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{what}: {_refusal(error)}") from None
     except Exception as error:  # the readers raise many types for a file that is not in their format
         raise UserError(f"{what}: cannot be read ({reason(error)}); fetch it again, or give another") from error
     if isinstance(content, Mapping) and content.get("partial") is True:
         raise UserError(f"{what}: contains only what its run trained; give the run folder, which leads to the rest")
-    return unwrap(content, what)
+    state = unwrap(content, what)
+    _check_claims(sum(value.numel() * value.element_size() for value in state.values()), path, model_size, what)
+    return state
 
 
 def unwrap(content: Any, what: str) -> State:
@@ -53,14 +72,16 @@ def unwrap(content: Any, what: str) -> State:
         what: key and value for error messages.
 
     Raises:
-        UserError: there are no tensors, or two have the same name.
+        UserError: there are no tensors, two have the same name, or one is not an ordinary tensor.
     """
     for _ in range(len(WRAPPERS)):  # bounded: a pickled dict can hold itself
         wrapped = content if isinstance(content, Mapping) else {}
-        inner = [wrapped[key] for key in WRAPPERS if isinstance(wrapped.get(key), Mapping)]
+        inner = [key for key in WRAPPERS if isinstance(wrapped.get(key), Mapping)]
         if not inner:
             break
-        content = inner[0]
+        if others := [key for key in inner[1:] if wrapped[key]]:
+            log.warning("%s: holds %s as well; %s is used", what, " and ".join(others), inner[0])
+        content = wrapped[inner[0]]
     entries = content.items() if isinstance(content, Mapping) else ()
     named = [(_plain(name), value.detach()) for name, value in entries if isinstance(value, Tensor)]
     state = dict(named)
@@ -68,6 +89,10 @@ def unwrap(content: Any, what: str) -> State:
         raise UserError(f"{what}: contains no named weights; give a model's state dict")
     if len(state) < len(named):
         raise UserError(f"{what}: names some weights twice, with and without a prefix (module.); keep one of each")
+    for name, value in state.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_nested:
+            kind = "without values (meta)" if value.device.type == "meta" else "sparse or nested"
+            raise UserError(f"{what}: {name} is a tensor {kind}; save ordinary tensors")
     return state
 
 
@@ -94,8 +119,31 @@ def _file(path: Path, what: str) -> Path:
     return path
 
 
+def _check_size(path: Path, model_size: int, what: str) -> None:
+    """Raises a UserError for a file that takes more memory than there is, or unpacks to far more than the model."""
+    size = sum(array_sizes(path).values()) if path.suffix.lower() == ".npz" else unpacked_size(path)
+    if size > (free := available_memory()):
+        raise UserError(
+            f"{what}: takes {in_words(size)} of memory, {in_words(free)} are free; use a machine with more, or a file "
+            "of the model's weights alone"
+        )
+    _check_claims(size, path, model_size, what)
+
+
+def _check_claims(size: int, path: Path, model_size: int, what: str) -> None:
+    """Raises a UserError if the tensors of a file take far more bytes, `size`, than the file and the model."""
+    file = path.stat().st_size
+    if size > max(2 * file, TIMES * model_size + SLACK):
+        raise UserError(
+            f"{what}: {in_words(file)} that unpack to {in_words(size)}, and the model has {in_words(model_size)} of "
+            "weights; give a file of the model's weights"
+        )
+
+
 def _torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # of pickle protocols and sparse tensors; what matters is an error here
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _safetensors(path: Path) -> Any:
@@ -103,8 +151,9 @@ def _safetensors(path: Path) -> Any:
 
 
 def _numpy(path: Path) -> Any:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind == "f"}
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if getattr(array, "dtype", None) in FLOATS}
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -13,6 +13,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
 from torch import nn
 
 from ..settings import UserError, nearest
+from ..settings.zoo import current_timm_name
 from .files import State, reason, unwrap
 
 
@@ -24,6 +25,7 @@ def read_timm(name: str) -> State:
             downloaded.
     """
     what = f"model.weights = 'timm:{name}'"
+    name = current_timm_name(name)
     cfg = _timm_cfg(name, what)
     try:
         model: nn.Module = timm.create_model(name, pretrained=True)

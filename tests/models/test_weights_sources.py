@@ -1,20 +1,24 @@
 """Where weights come from: files that are not what they say, run folders, hubs; nothing in a file is ever run."""
 
+import io
 import os
 import pickle
+import tracemalloc
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
 from timm.models import _hub as timm_hub
 
 from models import UserError, build_model
-from models.weights import load_weights
-from tests.models.weight_files import our_vit, random, same, timm_vit
+from models.weights import files, load_weights
+from tests.models.weight_files import google, our_vit, random, same, timm_vit
 
 
 def refused(source, *words):
@@ -96,6 +100,87 @@ def test_names_given_twice(tmp_path):
     refused(tmp_path / "twice.pt", "twice")
 
 
+# size
+
+
+def compressed(path, tensors):
+    """A .pth whose records are compressed, which torch reads as well."""
+    torch.save(tensors, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_a_small_file_that_unpacks_to_far_more_than_the_model(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"bomb{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(path, **{"embedding/kernel": np.zeros((10**7, 3), "float32")})
+    else:
+        compressed(path, {"a": torch.zeros(10**7, 3)})
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(files, "SLACK", 10**6)
+    tracemalloc.start()
+    line = refused(path, "kB that unpack to 120 MB, and the model has 1", "kB of weights")
+    assert tracemalloc.get_traced_memory()[1] < 10**7, line
+    tracemalloc.stop()
+
+
+def test_a_compressed_file_of_the_models_own_weights(tmp_path):
+    source, model = our_vit(seed=0), our_vit(seed=1)
+    compressed(tmp_path / "a.pth", source.state_dict())
+    load_weights(model, str(tmp_path / "a.pth"))
+    same(model, source)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz", ".safetensors"])
+def test_more_than_the_free_memory(tmp_path, monkeypatch, suffix):
+    path, state = tmp_path / f"a{suffix}", our_vit().state_dict()
+    if suffix == ".npz":
+        np.savez(path, **google(timm_vit()))
+    elif suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    monkeypatch.setattr(files, "available_memory", lambda: 50_000)
+    refused(path, "takes 1", "kB of memory, 50 kB are free; use a machine with more")
+
+
+def test_an_array_that_claims_more_than_the_file_holds(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**9)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("embedding/kernel.npy", header.getvalue())
+    refused(tmp_path / "a.npz", "embedding/kernel: has a header for 4 EB and holds 0 bytes")
+
+
+def test_a_tensor_that_repeats_its_values(tmp_path, monkeypatch):
+    """Strides of zero: any shape, and one value in the file."""
+    torch.save({"pos_embed": torch.zeros(1, 1, 32).expand(1, 10**9, 32)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "kB that unpack to 128 GB")
+
+
+def test_storages_that_claim_more_than_the_file_holds(tmp_path):
+    torch.save({"a": torch.zeros(4)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        for name, content in members.items():  # 4 -> 4096 values, of the storage and of the tensor
+            content = content.replace(b"K\x04tq\x07Q", b"M\x00\x10tq\x07Q")
+            content = content.replace(b"K\x04\x85q\x08", b"M\x00\x10\x85q\x08")
+            archive.writestr(name, content)
+    refused(tmp_path / "a.pth", "cannot be read")
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_tensors_of_other_kinds(tmp_path, kind):
+    value = torch.zeros(3, 3, device="meta") if kind == "meta" else torch.eye(3).to_sparse()
+    torch.save({"a.weight": value}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", f"a.weight is a tensor {'without values' if kind == 'meta' else 'sparse'}")
+
+
 # run folders
 
 
@@ -172,8 +257,6 @@ def test_timm_offline(offline):
 
 
 def test_timm_through_its_own_loader(monkeypatch, tmp_path):
-    import safetensors.torch
-
     source, model = (random(timm.create_model("test_vit.r160_in1k"), seed) for seed in (0, 1))
     safetensors.torch.save_file(source.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.setattr(timm_hub, "hf_hub_download", lambda **kwargs: str(tmp_path / "model.safetensors"))

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models import get_deprecated_models
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -11,7 +12,8 @@ from models import MODELS, build_model, split_name
 from models.heads import PowerNorm, Standardised
 from models.interface import removed_per_block
 from models.settings import UserError, check
-from models.settings.zoo import normalisation
+from models.settings.vit import ViTSettings
+from models.settings.zoo import TimmSettings, normalisation, note_renamed
 
 VIT = "timm:vit_tiny_patch16_224"
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
@@ -291,3 +293,30 @@ def test_merging_wraps_and_names_stay():
     unmerged = build_model(VIT, **options, merge={"method": "tome", "r": 0})
     unmerged.load_state_dict(plain.state_dict())
     assert torch.equal(unmerged.eval()(x), plain(x))
+
+
+def test_every_old_name_of_timm_stands_for_the_present_one():
+    for old, new in get_deprecated_models().items():
+        settings = check(TimmSettings, {"arch": old, "weights": f"timm:{old}"}, "model")
+        assert settings.arch.startswith(new) and settings.weights == f"timm:{settings.arch}", old
+        assert timm.is_model(settings.arch.split(".")[0]) and settings.img_size == default_size(settings.arch)
+
+
+def default_size(name):
+    return timm.models.get_pretrained_cfg(name).input_size[-1]
+
+
+def test_an_old_name_is_noted_once(caplog):
+    note_renamed.cache_clear()
+    for _ in range(2):
+        model = build_model("timm:mnasnet_b1", num_classes=3)
+    assert type(model).__name__ == "EfficientNet"
+    assert [record.message for record in caplog.records] == [
+        "timm:mnasnet_b1 is an old name: it is now timm:mnasnet_100, in the settings too"
+    ]
+    assert ViTSettings(weights="timm:vit_tiny_patch16_224_in21k").weights == "timm:vit_tiny_patch16_224.augreg_in21k"
+
+
+def test_old_names_with_a_tag():
+    with pytest.raises(UserError, match="'tv_resnet50.x': timm has no such weights; did you mean resnet50.tv_in1k"):
+        check(TimmSettings, {"arch": "tv_resnet50.x"}, "model")

@@ -47,6 +47,15 @@ def test_statistics_come_with_the_weights(given, start, folder, tmp_path):
     assert run.data.mean == (0.25,) and run.data.std == (0.5,)
 
 
+@pytest.mark.parametrize("file", ["", "best.pt"])
+def test_a_run_with_another_number_of_heads_is_refused(file, start):
+    """Its weights have the same shapes, and compute something else."""
+    weights = str(Path(start) / file)
+    settings = settings_of(model={**VIT, "weights": weights, "num_heads": 2 * VIT["num_heads"]})
+    with pytest.raises(UserError, match=rf"was trained with {VIT['num_heads']}, .*; use model.num_heads"):
+        start_weights(built(settings), settings)
+
+
 def test_somebody_elses_file_has_no_statistics(tmp_path):
     torch.save({"format": 1, "model": {}, "mean": [0.25], "std": [0.5]}, tmp_path / "best.pt")
     assert checkpoint.statistics(tmp_path / "best.pt") is None
