@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.data.cells import LABEL_SEPARATOR, NUMBER, labels_in, unguarded
 from engine.data.csv_files import read_table
-from engine.data.images import is_image
+from engine.data.formats import is_image
 from engine.data.names import nfc
 from engine.tasks import Task
 from engine.wording import few
