@@ -35,7 +35,11 @@ class Task(ABC):
             confidence interval, and images of several folds can be pooled.
         has_thresholds: whether each label is predicted from a probability threshold of its own, fitted on validation
             images.
+        weighs_classes: whether its loss can weigh classes, see `engine.train.loop.weighting`.
         soft_targets: whether a target can be a distribution over classes, as mixup, cutmix and label smoothing make it.
+        class_metric: the metric that is the mean of a score of each class (a `ClassMean`); empty: there is none.
+        class_noun: what the report calls a class.
+        class_score_title: what its score is, where that is not the share of its images that are right.
         training_score_title: the title of `train/accuracy` in the log if it is not the main metric; otherwise empty.
         missing_words: a part of the warning about classes that have no image in one part of the data; the name of the
             part replaces the braces.
@@ -46,7 +50,11 @@ class Task(ABC):
     one_class: ClassVar[bool] = False
     counts_images: ClassVar[bool] = False
     has_thresholds: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
     soft_targets: ClassVar[bool] = False
+    class_metric: ClassVar[str] = ""
+    class_noun: ClassVar[str] = "class"
+    class_score_title: ClassVar[str] = ""
     training_score_title: ClassVar[str] = ""
     missing_words: ClassVar[str] = "labels have no {} image"
 
@@ -135,9 +143,10 @@ class Task(ABC):
 class OneLabel(Task):
     """Every image has exactly one of the classes: labels are int64 (B,)."""
 
-    titles = {"top1": "top-1", "top5": "top-5"}
+    titles = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
     score_title = "accuracy"
-    one_class = counts_images = soft_targets = True
+    class_metric = "balanced_accuracy"
+    one_class = counts_images = weighs_classes = soft_targets = True
     missing_words = "classes cannot spare a {} image"
 
     def accepts(self, labels: Tensor) -> bool:
@@ -181,7 +190,10 @@ class ManyLabels(Task):
 
     titles = {"map": "mAP", "f1": "F1"}
     score_title = "mAP"
-    has_thresholds = True
+    has_thresholds = weighs_classes = True
+    class_metric = "map"
+    class_noun = "label"
+    class_score_title = "average precision"
     training_score_title = "share of labels that are right"
     missing_words = "labels have no positive {} image"
 

@@ -26,3 +26,20 @@ def fixed(value: float, decimals: int) -> str:
     if value and math.isfinite(value):
         decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Returns a count with its noun, and its verb where it has one, in the singular or the plural.
+
+    counted(1, "image") is "1 image", counted(2, "class") is "2 classes", and counted(1, "row has", "rows have") is
+    "1 row has".
+
+    Args:
+        count: how many.
+        one: what stands behind 1.
+        many: what stands behind any other number; empty: `one` with its regular plural.
+    """
+    if count == 1:
+        return f"1 {one}"
+    ending = "es" if one.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count} {many or one + ending}"

@@ -83,7 +83,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluates runs once, and compares the scores with the recorded ones."""
     from engine.files import write_json_atomic
     from engine.measure.intervals import spread_lines
-    from engine.measure.reevaluate import load_groups, over_folds, reevaluate
+    from engine.measure.reevaluate import class_lines, load_groups, over_folds, reevaluate
     from engine.runs.folder import RunFolder
 
     if args.plot and not RunFolder(args.run[0]).settings.data.task.one_class:
@@ -98,6 +98,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if RunFolder(args.run[0]).holds_folds:
         together = over_folds(parts, args.split)
         print("\n".join(spread_lines(together)))
+    for line in class_lines(parts, args.split):
+        print(line)
     if args.json:
         options = {"split": args.split, "weights": args.weights, "tta": args.tta, "overrides": args.overrides}
         write_json_atomic(args.json, {**options, "evaluated": [part.to_json() for part in parts], **together})

@@ -19,7 +19,7 @@ from engine.data.sources.folder import FolderSettings, find_folder
 from engine.data.sources.kaggle import KaggleSettings, find_kaggle
 from engine.data.sources.npz import NpzSettings, load_npz
 from engine.data.sources.table import CsvSettings, find_csv
-from engine.data.split import split_data, with_test_set
+from engine.data.split import absent_parts, split_data, with_test_set
 
 __all__ = [
     "DATASETS",
@@ -98,7 +98,9 @@ def build_data(data: DataSettings, split: SplitSettings, seed: int, raw: RawData
     Raises:
         UserError: the dataset is missing or malformed; or there are folds and none is chosen.
     """
-    raw = with_test_set(load_raw(data) if raw is None else raw, split)
+    source = load_raw(data) if raw is None else raw
+    raw = with_test_set(source, split)
     train, val = split_data(raw, split, seed)
     mean, std = (raw.mean, raw.std) if raw.mean is not None else channel_stats(train)
-    return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None), raw.task)
+    absent = absent_parts(source, split, {"val": val, "test": raw.test})
+    return Data(train, val, raw.test, raw.classes, mean, std, getattr(data, "resize", None), raw.task, absent)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -126,12 +126,13 @@ class Data:
 
     Attributes:
         train: training images.
-        val: validation images; none if split.val is 0.
-        test: test images; none if split.test is 0 and the dataset has none.
+        val: validation images, possibly none.
+        test: test images, possibly none.
         classes: names, in the order of the labels.
         mean, std: statistics of each channel, for pixels in [0, 1].
         resize: height and width to which batches are resized, pixels; None: unchanged.
         task: what the labels mean.
+        absent: why there are no "val" or "test" images, such as "split.test = 0", where there are none.
     """
 
     train: Split
@@ -142,6 +143,7 @@ class Data:
     std: tuple[float, ...]
     resize: int | None = None
     task: Task = ONE_LABEL
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from engine.data.arrays import Split
 from engine.data.augment import augment_images, erased_pixels
-from engine.data.keyed import ORDER, permutation
+from engine.data.order import Order, Shuffled
 from engine.data.reading import Files
 from engine.data.settings import AugmentSettings
 from engine.data.workers import Reader, Workers
@@ -18,7 +18,7 @@ from models.settings import UserError
 
 
 class TrainLoader:
-    """Yields training batches. The order depends only on (seed, epoch), and each image only on (seed, epoch, index).
+    """Yields training batches. The order depends only on (seed, epoch), and each image only on (seed, epoch, draw).
 
     No state is carried from batch to batch, so an epoch can be resumed at any batch with the same result. The images
     left over after the last full batch are not used; they differ from epoch to epoch.
@@ -32,6 +32,7 @@ class TrainLoader:
         resize: height and width to which batches are resized at the end, pixels; None: unchanged.
         workers: number of processes that read images and apply `augment.transforms`; None: one per processor, at most
             8. The result does not depend on it. Images in memory need no processes unless there are `transforms`.
+        order: which images an epoch draws, in which order; None: every image once, shuffled.
 
     Raises:
         UserError: fewer images than one batch, a crop that can miss the image, quarter turns of images that are not
@@ -48,6 +49,7 @@ class TrainLoader:
         seed: int,
         resize: int | None = None,
         workers: int | None = None,
+        order: Order | None = None,
     ) -> None:
         _, height, width = split.shape
         if batch_size > len(split):
@@ -63,6 +65,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self.augment = augment
         self.seed = seed
+        self.order = Shuffled(len(split), seed) if order is None else order
         self._normalise, self.resize = Normalise(mean, std), resize
         self._workers = None
         if augment.transforms is not None or isinstance(split, Files):
@@ -74,22 +77,23 @@ class TrainLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images, float32 (B, C, H, W), and labels, (B, ...), of an epoch (from 0), from batch `start` on."""
-        order = torch.from_numpy(permutation(len(self.split), ORDER, self.seed, epoch))
-        chosen = [order[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
-        pixels = self._workers.batches(epoch, chosen) if self._workers else map(self.split.read, chosen)
-        for index, images in zip(chosen, pixels, strict=True):
-            yield self._images(images, index, epoch), self.split.labels.index_select(0, index)
+        draws = self.order(epoch)
+        chosen = [draws[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
+        indices = [batch % len(self.split) for batch in chosen]
+        pixels = self._workers.batches(epoch, chosen) if self._workers else map(self.split.read, indices)
+        for batch, index, images in zip(chosen, indices, pixels, strict=True):
+            yield self._images(images, batch, epoch), self.split.labels.index_select(0, index)
 
     def close(self) -> None:
         """Stops the worker processes, if there are any."""
         if self._workers:
             self._workers.close()
 
-    def _images(self, pixels: Tensor, index: Tensor, epoch: int) -> Tensor:
-        images = augment_images(pixels.numpy(), index.numpy(), self.augment, self.seed, epoch)
+    def _images(self, pixels: Tensor, draws: Tensor, epoch: int) -> Tensor:
+        images = augment_images(pixels.numpy(), draws.numpy(), self.augment, self.seed, epoch)
         normalised = self._normalise(torch.from_numpy(images))
         if self.augment.erase > 0:
-            erased = erased_pixels(images.shape[2:], index.numpy(), self.augment.erase, self.seed, epoch)
+            erased = erased_pixels(images.shape[2:], draws.numpy(), self.augment.erase, self.seed, epoch)
             if erased is not None:
                 normalised.masked_fill_(torch.from_numpy(erased)[:, None], 0.0)  # the mean
         return resized(normalised, self.resize)

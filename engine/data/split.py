@@ -6,6 +6,7 @@ All splits are stratified and depend only on a seed, and copies of an image are 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from engine.wording import few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
+
+NAMES = {"val": "validation", "test": "test"}  # of the parts that are held out
 
 
 def with_test_set(raw: RawData, split: SplitSettings) -> RawData:
@@ -86,6 +89,26 @@ def split_data(raw: RawData, split: SplitSettings, seed: int) -> tuple[Split, Sp
     if split.part < 1:
         rest = np.concatenate([members[: _share(members, split.part)] for members in _classes(rest, labels)])
     return _take(raw.train, rest), raw.val if raw.val is not None else _take(raw.train, held_out)
+
+
+def absent_parts(raw: RawData, split: SplitSettings, parts: Mapping[str, Split]) -> dict[str, str]:
+    """Returns why there are no "val" or "test" images, for those of the parts that are empty.
+
+    Args:
+        raw: the dataset as its source provides it.
+        split: how it was split.
+        parts: what came of it.
+    """
+    reasons = {}
+    for name in (name for name, images in parts.items() if not len(images)):
+        share, own = getattr(split, name), getattr(raw, name)
+        if own is not None and not split.folds:
+            reasons[name] = f"the dataset's own {NAMES[name]} set is empty"
+        elif share == 0:
+            reasons[name] = f"split.{name} = 0"
+        else:
+            reasons[name] = f"split.{name} = {share:g}, but no class has an image to spare"
+    return reasons
 
 
 def folded(raw: RawData, split: SplitSettings) -> tuple[Split, np.ndarray]:

@@ -25,7 +25,9 @@ MOST = 8  # default largest number of processes
 
 
 class Reader(Dataset):
-    """Reads batches of images by (epoch, index), transformed with random numbers keyed by (seed, epoch, index).
+    """Reads batches of images by (epoch, draw), transformed with random numbers keyed by (seed, epoch, draw).
+
+    The draw i + N r is image i of N, see `engine.data.order`.
 
     Args:
         split: images in memory or in files.
@@ -42,9 +44,10 @@ class Reader(Dataset):
 
     def __getitems__(self, keys_of_batch: Sequence[tuple[int, int]]) -> Tensor | UserError:
         """Returns uint8 (B, C, H, W), or the error that an image cannot be read, whose text would be lost if raised."""
-        epoch, index = keys_of_batch[0][0], [i for _, i in keys_of_batch]
+        epoch, draws = keys_of_batch[0][0], [draw for _, draw in keys_of_batch]
+        index = [draw % len(self.split) for draw in draws]
         try:
-            return torch.stack(self._read(index) if self.compose is None else self._transformed(epoch, index))
+            return torch.stack(self._read(index) if self.compose is None else self._transformed(epoch, draws, index))
         except UserError as error:
             return error
 
@@ -56,12 +59,12 @@ class Reader(Dataset):
         squares = (to_square(split.whole(i), split.settings) for i in index)
         return [torch.from_numpy(square).permute(2, 0, 1) for square in squares]
 
-    def _transformed(self, epoch: int, index: list[int]) -> list[Tensor]:
+    def _transformed(self, epoch: int, draws: list[int], index: list[int]) -> list[Tensor]:
         if isinstance(self.split, Files):
             images = (pil_to_tensor(self.split.whole(i)) for i in index)
         else:
             images = self._read(index)
-        seeds = keys(self.seed, epoch, np.array(index))
+        seeds = keys(self.seed, epoch, np.array(draws))
         return [transformed(image, self.compose, seed) for image, seed in zip(images, seeds)]
 
 
@@ -87,7 +90,7 @@ class Workers:
         )
 
     def batches(self, epoch: int, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields the images of each batch of indices, int64 (B,), as uint8 (B, C, H, W).
+        """Yields the images of each batch of draws, int64 (B,), as uint8 (B, C, H, W).
 
         Raises:
             UserError: an image can no longer be read.

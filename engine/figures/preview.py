@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.data import Data, build_data
 from engine.data.loader import TrainLoader
 from engine.data.mix import Mix
+from engine.data.order import build_order
 from engine.data.workers import killed_workers_as_errors
 from engine.figures.gallery import MOST, gallery, shown
 from engine.runs.compatibility import check_fits
@@ -48,7 +49,9 @@ def preview(settings: RunSettings, epoch: int, most: int) -> Figure:
 def first_batch(data: Data, settings: RunSettings, epoch: int) -> tuple[Tensor, Tensor]:
     """Returns the first batch: normalised images (B, C, H, W), and labels (B, ...) or soft targets (B, classes)."""
     t, augment = settings.train, settings.augment
-    loader = TrainLoader(data.train, t.batch_size, augment, data.mean, data.std, settings.seed, data.resize, workers=0)
+    order = build_order(data.train.labels, settings.seed, t.sampling)
+    statistics = (data.mean, data.std)
+    loader = TrainLoader(data.train, t.batch_size, augment, *statistics, settings.seed, data.resize, 0, order)
     with killed_workers_as_errors():
         images, labels = next(loader.epoch(epoch))
     if any(augment.mixing()):

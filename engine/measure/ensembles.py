@@ -78,7 +78,7 @@ def evaluate_together(
         order = torch.tensor(own)
         images = getattr(run.data, split)
         if not len(images):
-            raise UserError(f"--run {folder}: it has no {split} images (split.{split} = 0); leave it out")
+            raise UserError(f"--run {folder}: it has no {split} images ({run.data.absent[split]}); leave it out")
         same_task = run.data.task is runs[0].data.task
         if not (
             same_task
@@ -125,8 +125,7 @@ def evaluate_run(
     """
     settings = run.settings
     if not len(getattr(run.data, split)):
-        held_out = f"split.{split} = {getattr(settings.split, split)}"
-        raise UserError(f"--split {split}: the run has no such images ({held_out}); use another")
+        raise UserError(f"--split {split}: the run has no such images ({run.data.absent[split]}); use another")
     autocast = pick_autocast(settings.train.precision, next(run.model.parameters()).device)
     model = Mirrored(run.model, run.data.task) if mirror else run.model
     size = settings.train.batch_size

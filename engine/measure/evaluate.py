@@ -14,6 +14,7 @@ from engine.data import Data
 from engine.data.loader import eval_batches
 from engine.machine import to_device
 from engine.measure.metrics import build_metrics
+from engine.runs.class_scores import ClassScores
 from engine.tasks import Task
 
 
@@ -36,11 +37,16 @@ class Evaluation:
     metrics: dict[str, float]  # fractions, by the names of the task's metrics, the main metric first
     mistakes: list[Mistake] = field(default_factory=list)  # most confident first
     logits: Tensor | None = None  # float32 (n, classes), on the CPU; None unless requested
+    classes: ClassScores | None = None  # the score of each class, where the task has such scores
 
     @property
     def score(self) -> float:
         """The main metric, by which validation selects the best weights."""
         return next(iter(self.metrics.values()))
+
+    def value(self, metric: str | None) -> float:
+        """Returns a metric by its name; None: the main metric."""
+        return self.score if metric is None else self.metrics[metric]
 
     def scalars(self, split: str) -> dict[str, float]:
         """Returns the loss and the metrics under their names in the log: `val/loss`, `val/top1`, ..."""
@@ -121,7 +127,8 @@ def evaluate(
             n += len(labels)
     if n == 0:
         raise ValueError("the split has no images")
-    return Evaluation(n, total / n, _values(metrics, task), mistakes, torch.cat(kept) if kept else None)
+    logits = torch.cat(kept) if kept else None
+    return Evaluation(n, total / n, _values(metrics, task), mistakes, logits, _class_scores(metrics, task))
 
 
 def evaluate_split(
@@ -160,13 +167,23 @@ def evaluate_logits(logits: Tensor, labels: Tensor, task: Task) -> Evaluation:
     """
     metrics = build_metrics(task, logits.shape[1])
     metrics.update(logits, task.metric_labels(labels))
-    return Evaluation(len(labels), task.loss(logits, labels).item(), _values(metrics, task), logits=logits)
+    loss, scores = task.loss(logits, labels).item(), _class_scores(metrics, task)
+    return Evaluation(len(labels), loss, _values(metrics, task), logits=logits, classes=scores)
 
 
 def _values(metrics: nn.Module, task: Task) -> dict[str, float]:
     """Returns the metrics as numbers in the task's order; torchmetrics sorts them by name."""
     values = metrics.compute()
     return {name: values[name].item() for name in task.titles}
+
+
+def _class_scores(metrics: nn.Module, task: Task) -> ClassScores | None:
+    """Returns the score of each class, from the metric that is their mean."""
+    if not task.class_metric:
+        return None
+    scores, images = metrics[task.class_metric].of_classes()
+    known = [score if n else None for score, n in zip(scores.tolist(), images.tolist(), strict=True)]
+    return ClassScores(known, images.tolist())
 
 
 def _mistakes(task: Task, logits: Tensor, labels: Tensor, offset: int, most: int) -> list[Mistake]:

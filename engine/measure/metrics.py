@@ -7,27 +7,69 @@ after the main metric. Its value is a fraction.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassStatScores,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+)
 from torchmetrics.utilities import dim_zero_cat
 
 from engine.tasks import Task
 
 
-class LabelsWithPositives(MultilabelAveragePrecision):
+class ClassMean(ABC):
+    """A metric that is the mean of a score of each class, over the classes that occur in the labels."""
+
+    @abstractmethod
+    def of_classes(self) -> tuple[Tensor, Tensor]:
+        """Returns the score of each class, a fraction (classes,), and the number of its images, int64 (classes,).
+
+        The score of a class without images has no meaning.
+        """
+
+    def mean_of_classes(self) -> Tensor:
+        """Returns the mean score of the classes that have images."""
+        scores, images = self.of_classes()
+        return scores[images > 0].mean()
+
+
+class BalancedAccuracy(MulticlassStatScores, ClassMean):
+    """The mean accuracy (recall) of the classes that occur in the labels, float64.
+
+    This is scikit-learn's `balanced_accuracy_score`: a class that is predicted and does not occur does not count.
+    torchmetrics' macro average counts it as 0.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def of_classes(self) -> tuple[Tensor, Tensor]:
+        right, images = self.tp.cpu(), (self.tp + self.fn).cpu()  # not every accelerator has float64
+        return right.double() / images.clamp(min=1), images
+
+    def compute(self) -> Tensor:
+        return self.mean_of_classes()
+
+
+class LabelsWithPositives(MultilabelAveragePrecision, ClassMean):
     """Mean average precision over the labels that apply to at least one image."""
 
     def __init__(self, num_labels: int) -> None:
         super().__init__(num_labels, average="none")
 
-    def compute(self) -> Tensor:
-        applies = dim_zero_cat(self.target).amax(dim=0) > 0
+    def of_classes(self) -> tuple[Tensor, Tensor]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No positive samples")
-            return super().compute()[applies].mean()
+            return super().compute(), dim_zero_cat(self.target).sum(dim=0)
+
+    def compute(self) -> Tensor:
+        return self.mean_of_classes()
 
 
 def accuracy(num_classes: int, top_k: int) -> Metric:
@@ -39,6 +81,7 @@ def accuracy(num_classes: int, top_k: int) -> Metric:
 METRICS: dict[str, Callable[[int], Metric]] = {
     "top1": lambda classes: accuracy(classes, top_k=1),
     "top5": lambda classes: accuracy(classes, top_k=5),
+    "balanced_accuracy": BalancedAccuracy,
     "map": LabelsWithPositives,
     "f1": lambda classes: MultilabelF1Score(classes, average="macro"),  # at probability 1/2
 }

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from engine.cost.macs import measure
+from engine.data.balance import are_unequal
 from engine.data.names import places
 from engine.measure.ensembles import evaluate_run, evaluate_together, load_folds
 from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import spread
 from engine.measure.metrics import METRICS
 from engine.measure.predictions import Predictions, predictions_of
+from engine.runs.class_scores import classes_to_json, pooled_scores
 from engine.runs.folder import RunFolder
 from engine.runs.restore import FinishedRun, load_run
-from engine.tasks import task_with_metric
+from engine.tasks import Task, task_with_metric
 from engine.wording import fixed
 from models.interface import merging_method, removed_per_block
 from models.settings import UserError
@@ -41,11 +43,18 @@ class Reevaluation:
     metrics: dict[str, float]  # fractions; includes F1 at the run's thresholds if it has any
     labels: Tensor
     classes: list[str]
+    unequal: bool  # whether the classes are, among these images or among those of training
+
+    @property
+    def task(self) -> Task:
+        """What the labels mean."""
+        return task_with_metric(next(iter(self.evaluation.metrics)))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the entry for tools/eval.py --json."""
         folders = [str(folder) for folder in self.folders]
-        return {"runs": folders, "images": self.evaluation.n, "loss": self.evaluation.loss, **self.metrics}
+        scores = {"runs": folders, "images": self.evaluation.n, "loss": self.evaluation.loss}
+        return {**scores, **classes_to_json(self.evaluation.classes, self.task, self.classes), **self.metrics}
 
 
 def load_groups(folders: Sequence[Path], overrides: Sequence[str] = (), which: str = "best") -> Iterator[Group]:
@@ -96,7 +105,9 @@ def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: b
         evaluation = evaluate_together(folders, runs, split, mirror=mirror)
         metrics = evaluation.metrics
     data = runs[0].data
-    return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes)
+    trained = data.task.counts(data.train.labels, len(data.classes)).tolist()
+    unequal = are_unequal(trained) or (evaluation.classes is not None and evaluation.classes.unequal)
+    return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes, unequal)
 
 
 def _evaluate_alone(
@@ -145,15 +156,27 @@ def over_folds(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:
     The best epoch was selected on the validation images, so they allow no prediction about new images.
     """
     evaluations = [fold.evaluation for fold in folds]
-    task = task_with_metric(next(iter(evaluations[0].metrics)))
+    classes = [one.classes for one in evaluations if one.classes is not None]
+    task = folds[0].task
     scores, sizes = [one.score for one in evaluations], [one.n for one in evaluations]
     summary = spread(scores, sizes, counted=task.counts_images)
+    if classes:
+        summary |= classes_to_json(pooled_scores(classes), task, folds[0].classes)
     return summary if split == "test" else {**summary, "pooled": None, "unseen": None}
+
+
+def class_lines(parts: Sequence[Reevaluation], split: str) -> list[str]:
+    """Returns lines about the classes of all parts together: the worst one and the mean where they are unequal."""
+    classes = [part.evaluation.classes for part in parts if part.evaluation.classes is not None]
+    if not classes:
+        return []
+    scores, names, task = pooled_scores(classes), parts[0].classes, parts[0].task
+    unequal = any(part.unequal for part in parts)
+    return scores.lines(task, names, split) if unequal else scores.untested_lines(names, split)
 
 
 def pooled_predictions(parts: Sequence[Reevaluation]) -> Predictions:
     """Returns the predictions on all images of several parts, which must have kept their logits."""
     logits = [part.evaluation.logits for part in parts if part.evaluation.logits is not None]
     assert len(logits) == len(parts), "keep_logits was not set"
-    task = task_with_metric(next(iter(parts[0].evaluation.metrics)))
-    return predictions_of(torch.cat([part.labels for part in parts]), torch.cat(logits), task)
+    return predictions_of(torch.cat([part.labels for part in parts]), torch.cat(logits), parts[0].task)

@@ -7,13 +7,16 @@ correct for runs written before it existed, and is filled in by `engine.train.fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engine.runs.class_scores import ClassScores
 from engine.tasks import TASKS
 from models.settings import UserError
 
+# Fields that are left out of the JSON where they are None, because another kind of label has them, or other runs.
+OMITTED = ("no_test", "selected_by", "thresholds", "class_accuracy", "label_precision", "class_images")
 VERSION = 2  # of the record: 1 has no `version` and may lack every field that has a default
 
 
@@ -39,10 +42,14 @@ class Results(BaseModel):
     method: str = Field("from scratch", description="how the weights were trained: from scratch, full, head, lora, ...")
     fold: int | None = Field(None, description="the fold that tested the run; None without k-fold")
     test_images: int = Field(description="number of test images; 0 if there are none")
+    no_test: str | None = Field(None, description="why there are no test images, such as split.test = 0")
     test_loss: float | None = Field(None, description="mean cross-entropy on the test images")
     test_metrics: dict[str, float | None] = Field(description="metrics on the test images by name, fractions")
     test_interval: tuple[float, float] | None = Field(None, description="95 % interval of the accuracy, fractions")
-    val_score: float | None = Field(None, description="best main metric on the validation images, a fraction")
+    val_score: float | None = Field(
+        None, description="on the validation images, the best value of the metric that selects the weights, a fraction"
+    )
+    selected_by: str | None = Field(None, description="that metric; None: the main metric")
     thresholds: dict[str, float] | None = Field(
         None, description="for many labels: the probability above which each label is predicted"
     )
@@ -64,14 +71,33 @@ class Results(BaseModel):
     seconds: float = Field(description="training time without validation and saving, seconds")
     images_per_second: float = Field(description="training images per second")
     peak_memory_mib: float = Field(description="peak memory of the process or of the accelerator, MiB")
-    class_accuracy: dict[str, float | None] | None = Field(
-        None, description="accuracy on each class's test images, fractions; None for many labels"
+    classes_of: Literal["test", "val"] = Field(
+        "test", description="the images of the next fields: validation images where there are no test images"
     )
+    class_accuracy: dict[str, float | None] | None = Field(
+        None, description="accuracy on each class's images, fractions; None for many labels"
+    )
+    label_precision: dict[str, float | None] | None = Field(
+        None, description="average precision of each label, fractions; None for one label"
+    )
+    class_images: dict[str, int] | None = Field(None, description="number of images of each class or label")
+    worst_class: str | None = Field(None, description="the class, or label, with the lowest score")
+    worst_class_score: float | None = Field(None, description="its accuracy, or average precision, a fraction")
+    worst_class_images: int | None = Field(None, description="number of its images")
+    train_class_images: dict[str, int] | None = Field(None, description="number of training images of each class")
     precision: str | None = Field(None, description="what the model computed in: fp32 or bf16")
     device: str | None = Field(None, description="name of the processor or accelerator")
     versions: dict[str, str | None] | None = Field(None, description="of Python and the libraries")
     finished: str | None = Field(None, description="when the run ended, ISO 8601 with the time zone")
     commit: str | None = Field(None, description="git commit of the code that trained")
+
+    @property
+    def class_scores(self) -> ClassScores | None:
+        """The score and the number of images of each class; None if an older version did not record them."""
+        scores = self.class_accuracy or self.label_precision
+        if scores is None or self.class_images is None:
+            return None
+        return ClassScores(list(scores.values()), [self.class_images[name] for name in scores])
 
     @property
     def test_score(self) -> float | None:
@@ -91,8 +117,8 @@ class Results(BaseModel):
             if key == "test_metrics":
                 values |= {f"test_{name}": score for name, score in value.items()}
             elif key == "val_score":
-                values[f"val_{self.metric}"] = value
-            elif value is not None or key not in ("thresholds", "class_accuracy"):
+                values[f"val_{self.selected_by or self.metric}"] = value
+            elif value is not None or key not in OMITTED:
                 values[key] = value
         return values
 
@@ -117,7 +143,12 @@ class Results(BaseModel):
             raise UserError(f"metric = {metric!r}: unknown; correct it")
         if values.get("test_images") and scores.get(metric) is None:
             raise UserError(f"test_{metric} = null: not measured, although there are test images; correct it")
-        older = {"trained_params": values.get("params")}  # before fine-tuning every parameter was trained
+        older: dict[str, Any] = {"trained_params": values.get("params")}  # before fine-tuning all of them were trained
+        known = {name: score for name, score in (values.get("class_accuracy") or {}).items() if score is not None}
+        if known and "worst_class" not in values:  # before it was recorded
+            worst = min(known, key=known.__getitem__)
+            older |= {"worst_class": worst, "worst_class_score": known[worst]}
+            scores.setdefault("balanced_accuracy", sum(known.values()) / len(known))
         try:
             return cls.model_validate(
                 {
@@ -125,7 +156,7 @@ class Results(BaseModel):
                     **values,
                     "version": VERSION,
                     "test_metrics": scores,
-                    "val_score": values.get(f"val_{metric}"),
+                    "val_score": values.get(f"val_{values.get('selected_by') or metric}"),
                 }
             )
         except ValidationError as error:

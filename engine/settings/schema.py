@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
 from models.registry import MODELS
-from models.settings import ModelSettings, Settings
+from models.settings import ModelSettings, Settings, nearest
 from models.settings.finetune import FinetuneSettings
 
 
@@ -30,6 +30,31 @@ else:
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+MOST_WEIGHT = 1_000_000
+RANGE = f"greater than 0 and at most {MOST_WEIGHT}"
+
+
+def _weights(value: Any) -> Any:
+    """Describes what is wrong with weights of classes in one sentence, in place of one for each form they can have."""
+    if isinstance(value, Mapping):
+        for name, weight in value.items():
+            if not _is_weight(weight):
+                raise ValueError(f"{name} = {weight!r}: must be a number {RANGE}")
+    elif isinstance(value, list):
+        if not all(map(_is_weight, value)):
+            raise ValueError(f"weights must be numbers {RANGE}")
+    elif value not in ("none", "balanced"):
+        raise ValueError("use none, balanced, {name: weight}, or a list of weights in the order of the classes")
+    return value
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_WEIGHT
+
+
+ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, float] | list[float], BeforeValidator(_weights)]
 
 
 class TrainSettings(Settings):
@@ -74,6 +99,20 @@ class TrainSettings(Settings):
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay per step of the moving average of the weights; 0: no average"
     )
+    class_weights: ClassWeights = Field(
+        "none",
+        description="weights of classes in the training loss; balanced: inverse to the classes' numbers of training "
+        "images; {name: weight}, 1 for the others; or a list in the order of the classes",
+    )
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform",
+        description="uniform: every image once in an epoch; balanced: as many draws, an equal number from each class",
+    )
+    select: str | None = Field(
+        None,
+        description="metric on the validation images by which the best epoch is selected: top1, balanced_accuracy, or "
+        "for many labels map, f1; null: top1 or map",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
@@ -82,6 +121,8 @@ class TrainSettings(Settings):
             raise ValueError(f"warmup_epochs = {self.warmup_epochs}: not beside train.{other}; give warmup_ratio alone")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs}: must be at most train.epochs = {self.epochs}")
+        if self.class_weights != "none" and self.sampling == "balanced":
+            raise ValueError("class_weights: not beside train.sampling = balanced, which corrects the same; use one")
         if self.min_lr >= self.lr:
             raise ValueError(f"min_lr = {self.min_lr}: must be less than train.lr = {self.lr}")
         return self
@@ -138,6 +179,19 @@ class RunSettings(Settings):
         if count is None or self.model.num_classes is not None:
             return self
         return self.model_copy(update={"model": self.model.model_copy(update={"num_classes": count})})
+
+    @model_validator(mode="after")
+    def _fits_labels(self) -> RunSettings:
+        task, select = self.data.task, self.train.select
+        if select is not None and select not in task.titles:
+            raise ValueError(
+                f"train.select = {select!r}: not a metric of these labels; {nearest(select, [*task.titles])}"
+            )
+        if self.train.sampling == "balanced" and not task.one_class:
+            raise ValueError(
+                "train.sampling = 'balanced': only where each image has one class; use train.class_weights=balanced"
+            )
+        return self
 
     @property
     def title(self) -> str:

@@ -78,7 +78,7 @@ def _epochs(folder: Path) -> tuple[str, list[dict]]:
         drawn = [record for record in records.values() if all(record.get(tag) is not None for tag in (*LOSS, *tags))]
         if drawn:
             return metric, drawn
-    raise UserError(f"{folder}: no epoch with validation to draw (split.val = 0, or stopped before its end)")
+    raise UserError(f"{folder}: no epoch with validation to draw (no validation images, or stopped before its end)")
 
 
 def accuracy_by_cost(points: Sequence[tuple[str, float, float]], title: str, metric: str = "accuracy") -> Figure:

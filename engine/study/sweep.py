@@ -23,6 +23,7 @@ from engine.wording import fixed
 from models.interface import merging_method, removed_per_block, tokens_per_block
 from models.settings import UserError
 
+BALANCED = "balanced_accuracy"  # shown where classes are unequal
 EXAMPLE = "write a key of merge: and a list of values, as in merge.r=[0,4,8]"
 
 
@@ -38,6 +39,7 @@ class SweepRow:
     loss: float
     metric: str  # name of the main metric
     metrics: dict[str, float]  # fractions, the main metric first
+    unequal: bool  # whether the classes are, among these images
     images_per_second: float  # over the whole evaluation, after one batch to warm up
 
     @property
@@ -128,6 +130,7 @@ def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
         loss=evaluation.loss,
         metric=run.data.task.main_metric,
         metrics=evaluation.metrics,
+        unequal=evaluation.classes is not None and evaluation.classes.unequal,
         images_per_second=evaluation.n / seconds,
     )
 
@@ -139,7 +142,9 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
         key: the key that was swept.
         rows: the rows, one or more.
     """
-    titles = ("tokens left", "GMACs", f"{title_of(rows[0].metric)}, %", "loss", "images/s")
+    balanced = rows[0].unequal and BALANCED in rows[0].metrics
+    titles = ["tokens left", "GMACs", f"{title_of(rows[0].metric)}, %", "loss", "images/s"]
+    titles += [f"{title_of(BALANCED)}, %"] if balanced else []
     cells = [
         [
             row.label,
@@ -148,6 +153,7 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
             f"{100 * row.score:.2f}",
             f"{row.loss:.4f}",
             f"{row.images_per_second:.0f}",
+            *([f"{100 * row.metrics[BALANCED]:.2f}"] if balanced else []),
         ]
         for row in rows
     ]

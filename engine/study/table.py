@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from engine.runs.class_scores import pooled_scores
 from engine.runs.folder import RunFolder
 from engine.runs.folds import check_same_settings
 from engine.runs.results import Results
 from engine.tables import Column
 from engine.tasks import title_of
-from engine.wording import fixed
+from engine.wording import fixed, shown
 from models.settings import UserError
 
 MAY_DIFFER = ("name", "out", "seed")  # keys of settings that may differ within a row
@@ -72,6 +73,18 @@ class Row:
         values = self._values(field)
         return stdev(values) if len(values) > 1 else None
 
+    @property
+    def worst_class(self) -> tuple[str, float] | None:
+        """The class with the lowest score on the test images of all runs together, and this score; None if unknown."""
+        tested = [results for results in self.results if results.classes_of == "test"]
+        scores = [results.class_scores for results in tested if results.class_scores is not None]
+        names = [list(results.class_images) for results in tested if results.class_images is not None]
+        if scores and len(scores) == len(self.results) and all(other == names[0] for other in names):
+            together = pooled_scores(scores)
+            return names[0][together.worst], together.worst_score
+        only = self.results[0]  # of an older version, which did not count the images of each class
+        return (only.worst_class, only.worst_class_score) if len(tested) == 1 and only.worst_class else None
+
     def _values(self, field: str) -> list[Any]:
         values = [results.value(field) for results in self.results]
         return [value for value in values if value is not None]
@@ -95,6 +108,16 @@ class ResultColumn:
         return self.text(value) if spread is None else f"{self.text(value)} ± {self.text(spread)}"
 
 
+class WorstClassColumn(ResultColumn):
+    """The worst class of a row, and its score in percent."""
+
+    def cell(self, row: Row, field: str) -> str:
+        if row.worst_class is None:
+            return MISSING
+        name, score = row.worst_class
+        return f"{shown(name)} {self.text(score)}"
+
+
 def number(decimals: int, unit: float = 1.0) -> Callable[[float], str]:
     """Returns a function that formats a number in a unit, with at least the given number of decimals; see `fixed`."""
     return lambda value: fixed(value / unit, decimals) if decimals else f"{value / unit:.0f}"
@@ -109,6 +132,8 @@ def percent(value: float) -> str:
 # titles of the main metrics.
 COLUMNS: dict[str, ResultColumn] = {
     "test_score": ResultColumn("test {metric}, %", percent, spread=True),
+    "test_balanced_accuracy": ResultColumn("balanced, %", percent, spread=True),
+    "worst_class": WorstClassColumn("worst class, %", percent),
     "model": ResultColumn("model", str, words=True),
     "method": ResultColumn("method", str, words=True),
     "params": ResultColumn("params, M", number(3, 1e6)),

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.cost.budget import drawn_schedule, range_of
 from engine.cost.macs import Complexity
 from engine.data import Data
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.mix import Mix
+from engine.data.order import Order, build_order
 from engine.machine import pick_autocast
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
@@ -30,6 +31,7 @@ from engine.train.loop.objective import Objective
 from engine.train.loop.optim import LearningRate, MovingAverage, Optimization, build_optimizer
 from engine.train.loop.trainer import Trainer
 from engine.train.loop.validation import Validation
+from engine.train.loop.weighting import class_weights
 from models.finetune import Tuning
 from models.settings import UserError
 
@@ -46,6 +48,7 @@ class Preparation:
     tuning: Tuning
     optimization: Optimization
     batches: StepBatches  # of images
+    weights: Tensor | None  # of the classes in the loss; None: all count alike
     checkpoints: Checkpoints
 
     @property
@@ -79,6 +82,7 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     """
     t = settings.train
     batches = build_batches(data, settings)
+    weights = class_weights(t.class_weights, data.task, data.classes, data.train.labels)
     tuning = Tuning(model, settings.finetune, t.lr)
     epochs = -(-batches.total_steps // batches.steps_per_epoch)
     if (late := max(tuning.learns_from.values())) >= epochs:
@@ -93,7 +97,7 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     optimization = Optimization(model, optimizer, rate, t.clip_norm, average)
     checkpoints = Checkpoints(folder, model, data, settings, optimization, tuning.saved_names())
     autocast = pick_autocast(t.precision, next(model.parameters()).device)
-    return Preparation(settings, model, data, cost, autocast, tuning, optimization, batches, checkpoints)
+    return Preparation(settings, model, data, cost, autocast, tuning, optimization, batches, weights, checkpoints)
 
 
 def build_batches(data: Data, settings: RunSettings) -> StepBatches:
@@ -101,7 +105,15 @@ def build_batches(data: Data, settings: RunSettings) -> StepBatches:
     t, augment = settings.train, settings.augment
     workers = getattr(settings.data, "workers", None)
     loader = TrainLoader(
-        data.train, t.batch_size, augment, data.mean, data.std, settings.seed, data.resize, workers=workers
+        data.train,
+        t.batch_size,
+        augment,
+        data.mean,
+        data.std,
+        settings.seed,
+        data.resize,
+        workers,
+        order_of(data, settings),
     )
     steps_per_epoch = len(loader) // t.accumulate
     if steps_per_epoch == 0:
@@ -111,8 +123,14 @@ def build_batches(data: Data, settings: RunSettings) -> StepBatches:
         )
     if t.label_smoothing and not data.task.soft_targets:
         raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for many labels; set it to 0")
-    mix = Mix(augment, len(data.classes), t.label_smoothing, data.task) if any(augment.mixing()) else None
+    smoothing = t.label_smoothing if t.class_weights == "none" else 0.0  # weights are those of labels before smoothing
+    mix = Mix(augment, len(data.classes), smoothing, data.task) if any(augment.mixing()) else None
     return StepBatches(loader, t.accumulate, t.steps or t.epochs * steps_per_epoch, mix, settings.seed)
+
+
+def order_of(data: Data, settings: RunSettings) -> Order:
+    """Returns the order in which training draws its images."""
+    return build_order(data.train.labels, settings.seed, settings.train.sampling)
 
 
 def build_trainer(
@@ -138,21 +156,23 @@ def build_trainer(
     network_of = _itself
     if progress.step < batches.total_steps:
         started = time.perf_counter()
-        options = {"batch_size": t.batch_size, "seed": settings.seed, "folder": prepared.checkpoints.folder}
-        features = keep_features(model, data, settings.finetune, settings.augment, autocast=autocast, **options)
+        options = {"batch_size": t.batch_size, "folder": prepared.checkpoints.folder, "autocast": autocast}
+        order = order_of(data, settings)
+        features = keep_features(model, data, settings.finetune, settings.augment, order=order, **options)
         if features is not None:
             progress.seconds += time.perf_counter() - started
             batches.close()
             batches = StepBatches(features.loader, t.accumulate, batches.total_steps, None, settings.seed)
             val_batches = partial(in_batches, features.val, data.val.labels, t.batch_size)
             network_of = head_on_features
-    smoothing = 0.0 if batches.mix else t.label_smoothing  # mixed targets are smoothed already
-    validation = Validation(data, val_batches, network_of, autocast, tracker, settings.log.images)
+    smoothed = batches.mix is not None and prepared.weights is None  # targets, by mixing
+    smoothing = 0.0 if smoothed else t.label_smoothing
+    validation = Validation(data, val_batches, network_of, autocast, tracker, settings.log.images, t.select)
     schedules = {}
     if range_of(settings.model) is not None:
         schedules["schedule_of"] = partial(drawn_schedule, settings.model, settings.seed)
     return Trainer(
-        Objective(network_of(model), data.task, autocast, smoothing),
+        Objective(network_of(model), data.task, autocast, smoothing, prepared.weights),
         prepared.tuning,
         batches,
         prepared.optimization,

@@ -12,6 +12,7 @@ import torch
 from engine.cost.budget import range_of
 from engine.cost.macs import measure
 from engine.data import Data, build_data
+from engine.data.balance import advice, unequal_text
 from engine.files import writing
 from engine.machine import commit, device_name, pick_device
 from engine.runs import checkpoint
@@ -26,6 +27,7 @@ from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare
 from engine.train.final_test import test_best
 from engine.train.loop.checkpoints import Progress
+from engine.wording import shown
 from models.interface import removed_per_block, tokens_per_block
 from models.settings import UserError
 
@@ -217,7 +219,8 @@ def describe(prepared: Preparation, progress: Progress, longer: str = "") -> Non
             prepared.optimization.rate.at(progress.step),
         )
     if not len(data.test):
-        log.warning("split.test = 0: no test images, all train or validate; the accuracy is not measured")
+        log.warning("%s: no test images, all train or validate; the accuracy is not measured", data.absent["test"])
+    describe_balance(prepared)
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
     log.info("images of %s, normalised by mean %s and std %s", " x ".join(map(str, data.shape)), mean, std)
     if tokens := tokens_per_block(model):
@@ -227,6 +230,21 @@ def describe(prepared: Preparation, progress: Progress, longer: str = "") -> Non
         log.info(
             "this is the middle: each training step draws r from %d to %d; validation and test stay there", *bounds
         )
+
+
+def describe_balance(prepared: Preparation) -> None:
+    """Logs that classes are unequal, and what the settings do about it or what could be done."""
+    data, t, weights = prepared.data, prepared.settings.train, prepared.weights
+    text = unequal_text(data.task.counts(data.train.labels, len(data.classes)).tolist(), data.task)
+    done = []
+    if weights is not None:
+        name = t.class_weights if isinstance(t.class_weights, str) else "given"
+        least, most = (f"{weights[i]:.3g} ({shown(data.classes[i])})" for i in (weights.argmin(), weights.argmax()))
+        done.append(f"train.class_weights = {name}: from {least} to {most}")
+    if t.sampling == "balanced":
+        done.append("train.sampling = balanced: each epoch draws an equal number of images from each class")
+    if text or done:
+        log.info("; ".join(filter(None, [text, *(done or [advice(data.task)])])))
 
 
 def warn_of_batch(settings: RunSettings) -> None:

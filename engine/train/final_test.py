@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from engine.data import Data
 from engine.figures.confusion import confused_figure, confusion_figure
 from engine.figures.drawing import draw
 from engine.machine import device_name, peak_memory, versions
-from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
+from engine.measure.confusion import confusion_matrix, most_confused
 from engine.measure.evaluate import Evaluation, evaluate_split
 from engine.measure.intervals import wilson
 from engine.measure.predictions import predictions_of, write_predictions
 from engine.runs import checkpoint
+from engine.runs.class_scores import classes_to_json
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
 from engine.runs.tracking import Tracker
@@ -42,7 +44,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
     trained, parameters = prepared.tuning.trained(), sum(p.numel() for p in model.parameters())
     if settings.finetune and settings.finetune.mode == "lora":
         merge_lora(model)  # the run is read back with its adapters added in, which in bf16 computes something else
-    test, by_class = _test(prepared, progress.step, tracker)
+    test = _test(prepared, progress.step, tracker)
     target = target_macs(settings.model)
     return Results(
         name=settings.name,
@@ -53,10 +55,12 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         method=method_of(settings),
         fold=settings.split.fold,
         test_images=test.n,
+        no_test=data.absent.get("test"),
         test_loss=test.loss,
         test_metrics=test.metrics,
         test_interval=_interval(test, data),
         val_score=progress.best if len(data.val) else None,
+        selected_by=settings.train.select,
         thresholds=_thresholds(prepared),
         val_images=len(data.val),
         best_step=state["step"],
@@ -76,7 +80,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         seconds=progress.seconds,
         images_per_second=progress.step * settings.train.batch_size * settings.train.accumulate / progress.seconds,
         peak_memory_mib=peak_memory(prepared.device),
-        class_accuracy=by_class,
+        **_class_scores(prepared, test),
         precision=prepared.precision,
         device=device_name(prepared.device),
         versions=versions(),
@@ -85,21 +89,18 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
     )
 
 
-def _test(prepared: Preparation, step: int, tracker: Tracker) -> tuple[Evaluation, dict[str, float | None] | None]:
+def _test(prepared: Preparation, step: int, tracker: Tracker) -> Evaluation:
     """Evaluates the model on the test images; without any, all measures are None.
 
     With one class for each image this leaves `predictions.csv`, the confusion matrix and the most confused images.
-
-    Returns:
-        The evaluation, and the accuracy of each class, where an image has one.
     """
     data, settings, folder = prepared.data, prepared.settings, prepared.checkpoints.folder
     if not len(data.test):
-        return Evaluation(0, None, dict.fromkeys(data.task.titles)), None
+        return Evaluation(0, None, dict.fromkeys(data.task.titles))
     size, autocast = settings.train.batch_size, prepared.autocast
     test = evaluate_split(prepared.model, data, "test", size, autocast, keep_logits=data.task.one_class)
     if not data.task.one_class:
-        return test, None
+        return test
     predictions = predictions_of(data.test.labels, test.logits, data.task)
     write_predictions(RunFolder(folder).predictions_file, predictions, data.test.paths, data.classes)
     matrix = confusion_matrix(predictions.labels, predictions.predicted, len(data.classes))
@@ -108,7 +109,19 @@ def _test(prepared: Preparation, step: int, tracker: Tracker) -> tuple[Evaluatio
     title = f"{settings.title}: confused most"
     figure = confused_figure(most_confused(matrix), predictions, data.test, data.classes, title)
     draw(folder, tracker, step, "test/confused", figure)
-    return test, class_accuracy(matrix, data.classes)
+    return test
+
+
+def _class_scores(prepared: Preparation, test: Evaluation) -> dict[str, Any]:
+    """Returns the fields of `Results` about single classes: on the test images, or on the validation images where there
+    are no test images."""
+    data, classes, classes_of = prepared.data, test.classes, "test"
+    trained = data.task.counts(data.train.labels, len(data.classes)).tolist()
+    fields: dict[str, Any] = {"train_class_images": dict(zip(data.classes, trained, strict=True))}
+    if not test.n and len(data.val):
+        size = prepared.settings.train.batch_size
+        classes, classes_of = evaluate_split(prepared.model, data, "val", size, prepared.autocast).classes, "val"
+    return fields | {"classes_of": classes_of} | classes_to_json(classes, data.task, data.classes)
 
 
 def _interval(test: Evaluation, data: Data) -> tuple[float, float] | None:

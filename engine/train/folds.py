@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from engine.data import Data, RawData, Split, load_raw
+from engine.data.balance import are_unequal
 from engine.data.split import folded, split_data, with_test_set
 from engine.figures.confusion import confused_figure, confusion_figure
 from engine.figures.drawing import draw
@@ -24,6 +25,7 @@ from engine.files import write_json_atomic, writing
 from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
 from engine.measure.intervals import spread
 from engine.measure.predictions import Predictions, read_tested
+from engine.runs.class_scores import classes_to_json, pooled_scores
 from engine.runs.folder import RunFolder
 from engine.runs.folds import check_same_settings, of_all, of_fold
 from engine.runs.lock import LOCK
@@ -183,19 +185,29 @@ def together(settings: RunSettings, runs: Sequence[Results]) -> dict:
         f"test_{metric}",
         "test_loss",
         "test_interval",
-        f"val_{metric}",
+        f"val_{runs[0].selected_by or metric}",
+        "test_balanced_accuracy",
+        "worst_class",
+        "worst_class_score",
+        "worst_class_images",
         "best_step",
         "train_images",
         "seconds",
         "data_sha256",
     )
+    scores = [run.class_scores for run in runs if run.class_scores is not None]  # an older version has none
+    classes = pooled_scores(scores) if len(scores) == len(runs) else None
+    trained = [[*run.train_class_images.values()] for run in runs if run.train_class_images]
+    task = task_with_metric(metric)
     return {key: records[0][key] for key in SHARED} | {
         "folds": len(runs),
         "test_seed": settings.split.test_seed,
-        **spread(accuracies, sizes, counted=task_with_metric(metric).counts_images),
+        **spread(accuracies, sizes, counted=task.counts_images),
+        **classes_to_json(classes, task, list(runs[0].class_images or [])),
+        "unequal": any(map(are_unequal, trained)) or (classes is not None and classes.unequal),
         "seconds": sum(run.seconds for run in runs),
         "fold": [
-            {"fold": i, "images": record["test_images"], **{key: record[key] for key in of_each}}
+            {"fold": i, "images": record["test_images"], **{key: record.get(key) for key in of_each}}
             for i, record in enumerate(records)
         ],
     }

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.data.balance import are_unequal
 from engine.measure.intervals import percent, spread_lines, wilson
+from engine.runs.class_scores import ClassScores
 from engine.runs.results import Results
 from engine.tables import Column, print_table
-from engine.tasks import task_with_metric
-from engine.wording import fixed, shown
+from engine.tasks import Task, task_with_metric
+from engine.wording import counted, fixed, shown
 
+BALANCED = "test_balanced_accuracy"  # in the report on all folds
 WORST = 5  # classes, and pairs of classes, that the report on all folds names
 
 
@@ -39,21 +42,43 @@ def print_accuracy(results: Results) -> None:
         others = [
             f"{task.titles[name]} {100 * score:.2f} %, "
             for name, score in results.test_metrics.items()
-            if name != results.metric and name in task.titles
+            if name not in (results.metric, task.class_metric) and name in task.titles
         ]
         score = f"{100 * results.test_score:.2f} %"
-        print(f"{f'test {task.score_title}':<14}  {score}  ({''.join(others)}{results.test_images} images)")
+        print(f"{f'test {task.score_title}':<14}  {score}  ({''.join(others)}{counted(results.test_images, 'image')})")
         if results.test_interval:
             print(f"95 % interval   {percent(results.test_interval)} %")
+        _print_class_scores(results, task)
         return
-    print(f"{f'test {task.score_title}':<14}  not measured: no test images (split.test = 0)")
+    _print_unmeasured(results, task)
+    _print_class_scores(results, task)
+
+
+def _print_unmeasured(results: Results, task: Task) -> None:
+    """Prints why there is no accuracy on test images, and that on the validation images, if there are any."""
+    reason = f" ({results.no_test})" if results.no_test else ""
+    print(f"{f'test {task.score_title}':<14}  not measured: no test images{reason}")
     if results.val_score is None:
         return
     best, images = results.val_score, results.val_images
-    print(f"{f'val {task.score_title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {images} images)")
-    if task.counts_images:
+    selected_by_main = results.selected_by in (None, results.metric)
+    title = task.score_title if selected_by_main else task.titles[results.selected_by]
+    print(f"{f'val {title}':<14}  {100 * best:.2f} %  (best of the epochs, so rather high; {counted(images, 'image')})")
+    if task.counts_images and selected_by_main:
         interval = percent(wilson(round(best * images), images))
         print(f"95 % interval   {interval} %  (of one epoch; the best one's is lower)")
+
+
+def _print_class_scores(results: Results, task: Task) -> None:
+    """Prints the mean over classes and the worst class where classes are unequal, and classes without test images."""
+    scores, trained = results.class_scores, results.train_class_images
+    if scores is None:
+        return
+    names = list(results.class_images)
+    unequal = scores.unequal or (trained is not None and are_unequal(list(trained.values())))
+    of = results.classes_of
+    for line in scores.lines(task, names, of) if unequal else scores.untested_lines(names, of):
+        print(line)
 
 
 def print_folds(report: Mapping[str, Any], folder: Path) -> None:
@@ -66,15 +91,20 @@ def print_folds(report: Mapping[str, Any], folder: Path) -> None:
     metric = report["metric"]
     title = f"test {task_with_metric(metric).score_title}"
     columns = [Column("fold", words=True), *map(Column, (f"{title}, %", "95 % interval", "images", "training, s"))]
+    balanced = bool(report.get("unequal")) and all(fold.get(BALANCED) is not None for fold in report["fold"])
+    columns += [Column("balanced, %")] if balanced else []
     rows = []
     for fold in report["fold"]:
         interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
         score = f"{100 * fold[f'test_{metric}']:.2f}"
         rows.append([str(fold["fold"]), score, interval, str(fold["images"]), f"{fold['seconds']:.0f}"])
+        rows[-1] += [f"{100 * fold[BALANCED]:.2f}"] if balanced else []
     print()
     print_table(columns, rows)
     print()
     for line in spread_lines(report):
+        print(line)
+    for line in _class_lines(report):
         print(line)
     if report["pooled"]:
         _print_classes(report)
@@ -82,6 +112,16 @@ def print_folds(report: Mapping[str, Any], folder: Path) -> None:
     pictures = ", confusion.png, confused.png" if report["pooled"] else ""
     print(f"report          {folder}/folds.json{pictures}")
     print(f"curves          tensorboard --logdir {folder}")
+
+
+def _class_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns lines about single classes where they are unequal; a report of an older version has none."""
+    task = task_with_metric(report["metric"])
+    scores = report.get("class_accuracy" if task.one_class else "label_precision")
+    if scores is None or "class_images" not in report:
+        return []
+    classes = ClassScores([*scores.values()], [report["class_images"][name] for name in scores])
+    return classes.lines(task, [*scores]) if report["unequal"] else classes.untested_lines([*scores])
 
 
 def _print_classes(report: Mapping[str, Any]) -> None:

@@ -62,7 +62,9 @@ def test_a_metric_is_a_line_and_a_title(monkeypatch):
     monkeypatch.setattr(OneLabel, "titles", {**ONE_LABEL.titles, "macro_f1": "macro F1"})
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]), torch.tensor([0, 1, 1])
     metrics = evaluate_logits(logits, labels, ONE_LABEL).metrics
-    assert list(metrics) == ["top1", "top5", "macro_f1"] and metrics["macro_f1"] == pytest.approx(2 / 3)
+    assert list(metrics) == ["top1", "top5", "balanced_accuracy", "macro_f1"] and metrics["macro_f1"] == pytest.approx(
+        2 / 3
+    )
     assert title_of("macro_f1") == "macro F1" and ONE_LABEL.main_metric == "top1"
 
 

@@ -60,7 +60,20 @@ def _unreadable(title: str, file: str, why: str, make: Callable[[Path], object])
     )
 
 
+def _lopsided(folder: Path) -> None:
+    for i in range(12):
+        save_image(folder / "images" / ("mole" if i < 2 else "skin") / f"{i}.png", i)
+
+
 MISTAKES: list[Mistake] = [
+    Mistake(
+        "Classes of unequal size",
+        "tools/data.py check images",
+        "note: classes are unequal: 2 to 10 training images; look at balanced accuracy and at the worst class; "
+        "train.class_weights=balanced or train.sampling=balanced makes rare ones count more",
+        _lopsided,
+        code=0,
+    ),
     Mistake(
         "A class without images",
         "tools/data.py check images",

@@ -11,6 +11,7 @@ from engine.settings.schema import RunSettings
 from models.settings import check
 from tests.engine.conftest import TINY
 from tests.mistakes.mistake import Mistake
+from tests.tools.colours import COLOURS, colour_run, save_colour
 
 
 def run_folder(path: Path) -> RunFolder:
@@ -34,6 +35,12 @@ def _mixed(folder: Path) -> None:
     checkpoint.save(run.checkpoint("best"), {"settings": decisive(settings)})
 
 
+def _one_image_each(folder: Path) -> None:
+    for name, colour in COLOURS.items():
+        save_colour(folder / "images" / name / "only.png", colour)
+    colour_run(folder / "run", data={"name": "folder", "path": str(folder / "images"), "size": 8})
+
+
 FIX = (
     "put the old value back into settings.yaml, or the run's own best.pt into the folder; to train with other "
     "settings, start a run under another name="
@@ -50,5 +57,11 @@ MISTAKES: list[Mistake] = [
         "tools/compare.py run",
         "train.lr = 0.003: the run was started with 0.1, says run/best.pt; " + FIX,
         _mixed,
+    ),
+    Mistake(
+        "Classes of one image, of which none is left to test",
+        "tools/eval.py --run run",
+        "--split test: the run has no such images (split.test = 0.2, but no class has an image to spare); use another",
+        _one_image_each,
     ),
 ]

@@ -28,6 +28,22 @@ MISTAKES: list[Mistake] = [
         _duplicate_key,
     ),
     Mistake(
+        "Weights of classes in another form",
+        "tools/train.py --cfg digits/hybrid train.class_weights=inverse --print",
+        "train.class_weights = 'inverse': use none, balanced, {name: weight}, or a list of weights in the order of the "
+        "classes",
+    ),
+    Mistake(
+        "Two ways to make rare classes count more",
+        "tools/train.py --cfg digits/hybrid train.class_weights=balanced train.sampling=balanced --print",
+        "train.class_weights: not beside train.sampling = balanced, which corrects the same; use one",
+    ),
+    Mistake(
+        "The best epoch by a metric that is not measured",
+        "tools/train.py --cfg digits/hybrid train.select=auc --print",
+        "train.select = 'auc': not a metric of these labels; known: top1, top5, balanced_accuracy",
+    ),
+    Mistake(
         "A comment behind a number on the command line",
         "tools/train.py --cfg digits/hybrid 'train.lr=1e-3 # lower' --print",
         "train.lr = '1e-3 # lower': should be a valid number",

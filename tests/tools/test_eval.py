@@ -60,6 +60,7 @@ def test_as_trained_it_is_compared(run, tell, tmp_path):
         "best",
         None,
     )
+    of_classes = ("class_accuracy", "class_images", "worst_class", "worst_class_score", "worst_class_images")
     assert written["evaluated"] == [
         {
             "runs": [str(run)],
@@ -67,6 +68,8 @@ def test_as_trained_it_is_compared(run, tell, tmp_path):
             "loss": results["test_loss"],
             "top1": results["test_top1"],
             "top5": results["test_top5"],
+            "balanced_accuracy": results["test_balanced_accuracy"],
+            **{key: results[key] for key in of_classes},
         }
     ]
 

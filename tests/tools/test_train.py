@@ -188,7 +188,7 @@ def test_training_on_everything_measures_nothing_and_breaks_nothing(tmp_path, mo
     assert "test accuracy   not measured" in said and f"val accuracy    {100 * results['val_top1']:.2f} %" in said
     assert "\n95 % interval   " in said[said.index("val accuracy") :]
     assert run_inside(eval_tool, "--run", str(folder), monkeypatch=monkeypatch) == 2
-    assert "--split test: the run has no such images (split.test = 0.0)" in capsys.readouterr().err
+    assert "--split test: the run has no such images (split.test = 0)" in capsys.readouterr().err
     assert run_inside(eval_tool, "--run", str(folder), "--split", "val", monkeypatch=monkeypatch) == 0
     capsys.readouterr()
     assert run_inside(compare_tool, str(folder), monkeypatch=monkeypatch) == 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.data import DATASETS
 from engine.data.arrays import digest_of
+from engine.data.balance import advice, unequal_text
 from engine.data.check.findings import Finding, Source, content_findings, copy_findings
 from engine.data.images import Facts
 from engine.data.reading import by_training, lost_classes, read_each, repair_advice
@@ -132,7 +133,7 @@ def check_source(settings: FileSettings) -> Report:
         {name: len(files) for name, (files, _) in every.items()},
         [image_facts for image_facts in facts if image_facts],
         sorted(findings, key=lambda finding: not finding.error),
-        source.notes,
+        [*source.notes, *_unequal(source)],
     )
 
 
@@ -161,6 +162,12 @@ def _unreadable(source: Source, paths: list[Path], bad: Mapping[int, str], setti
         add("validation or test images cannot be read", others, source.fix, error=True)
     add("unlabelled images cannot be read", to_predict, "repair them before predicting")
     return findings
+
+
+def _unequal(source: Source) -> list[str]:
+    """Returns a note on classes of unequal size, if they are."""
+    text = unequal_text(_counts(source)["train"], source.task)
+    return [f"{text}; {advice(source.task)}"] if text else []
 
 
 def _counts(source: Source) -> dict[str, list[int]]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import AugmentSettings, Data
-from engine.data.keyed import ORDER, permutation
 from engine.data.loader import eval_batches
+from engine.data.order import Order
 from engine.files import writing
 from engine.machine import to_device
 from engine.measure.evaluate import eval_mode
@@ -42,17 +42,17 @@ class HeadOnFeatures(nn.Module):
 class FeatureLoader:
     """Yields training batches of features, in the order in which `TrainLoader` yields their images."""
 
-    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
-        self.features, self.labels, self.batch_size, self.seed = features, labels, batch_size, seed
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, order: Order) -> None:
+        self.features, self.labels, self.batch_size, self.order = features, labels, batch_size, order
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields features (B, ...) and labels of an epoch, counted from 0, from batch `start` on."""
-        order = torch.from_numpy(permutation(len(self.labels), ORDER, self.seed, epoch))
+        draws = self.order(epoch) % len(self.labels)
         for batch in range(start, len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            index = draws[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self.features[index].float(), self.labels[index]
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ def keep_features(
     augment: AugmentSettings,
     *,
     batch_size: int,
-    seed: int,
+    order: Order,
     folder: Path,
     autocast: AbstractContextManager,
 ) -> Features | None:
@@ -91,7 +91,7 @@ def keep_features(
         finetune: what learns.
         augment: the changes to training images.
         batch_size: of training, and of this pass.
-        seed: of the run, for the order of training.
+        order: of training.
         folder: where features lie that are kept on disk.
         autocast: a reusable context manager for the precision to compute in.
 
@@ -114,7 +114,7 @@ def keep_features(
     train, *val = features
     images, seconds = sum(map(len, features)), time.perf_counter() - start
     log.info("features of %d images kept, %.0f s, %s each", images, seconds, tuple(train.shape[1:]))
-    loader = FeatureLoader(train, data.train.labels, batch_size, seed)
+    loader = FeatureLoader(train, data.train.labels, batch_size, order)
     return Features(loader, val[0] if val else None)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.tasks import Task
+from engine.train.loop.weighting import WEIGHTINGS
 from models.interface import SeveralHeads
 
 
@@ -23,12 +24,19 @@ class Objective(nn.Module):
         task: what the labels mean.
         autocast: a reusable context manager for the precision to compute in; the loss is always computed in float32.
         label_smoothing: the share of the target that is spread over all classes; 0 where targets are smoothed already.
+        weights: of the classes, float32 (classes,), see `engine.train.loop.weighting`; None: all count alike.
     """
 
     def __init__(
-        self, network: nn.Module, task: Task, autocast: AbstractContextManager, label_smoothing: float = 0.0
+        self,
+        network: nn.Module,
+        task: Task,
+        autocast: AbstractContextManager,
+        label_smoothing: float = 0.0,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.weights = None if weights is None else weights.to(next(network.parameters()).device)
         self.network, self.task, self.autocast, self.label_smoothing = network, task, autocast, label_smoothing
 
     def forward(self, images: Tensor, targets: Tensor, schedule: list[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -48,5 +56,10 @@ class Objective(nn.Module):
                 heads = self.network.forward_heads(images, **options)
             else:
                 heads = (self.network(images, **options),)
-        losses = [self.task.loss(logits.float(), targets, self.label_smoothing) for logits in heads]
+        losses = [self._loss(logits.float(), targets) for logits in heads]
         return torch.stack(losses).mean(), self.task.correct(sum(heads), targets).sum()
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.weights is None:
+            return self.task.loss(logits, targets, self.label_smoothing)
+        return WEIGHTINGS[self.task].loss(logits, targets, self.weights, self.label_smoothing)

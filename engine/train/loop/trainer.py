@@ -140,8 +140,9 @@ class Trainer:
         else:
             evaluation = self.validation.run(self.optimization.kept_model, progress.step)
             self._check_finite({"validation loss": evaluation.loss})
-            score, improved = evaluation.score, evaluation.score > progress.best
-            line += f"  val loss {evaluation.loss:.4f} {next(iter(evaluation.metrics))} {score:.4f}"
+            score = self.validation.selected(evaluation)
+            improved = score > progress.best
+            line += f"  {self.validation.line(evaluation)}"
         if improved:
             progress.best, progress.best_step = score, progress.step
             self.checkpoints.save_best(progress.step)

@@ -24,6 +24,7 @@ class Validation:
         autocast: a reusable context manager for the precision to compute in.
         tracker: of the run.
         pictures: the number of most confident mistakes to draw.
+        select: the metric by which the best epoch is selected; None: the main metric.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Validation:
         autocast: AbstractContextManager,
         tracker: Tracker,
         pictures: int = 0,
+        select: str | None = None,
     ) -> None:
         self.data, self.batches, self.network_of = data, batches, network_of
         self.autocast, self.tracker, self.pictures = autocast, tracker, pictures
+        self.select = select
 
     def run(self, model: nn.Module, step: int) -> Evaluation:
         """Evaluates a model after this many steps."""
@@ -53,6 +56,20 @@ class Validation:
         if evaluation.mistakes:
             self._draw(evaluation.mistakes, step)
         return evaluation
+
+    def selected(self, evaluation: Evaluation) -> float:
+        """Returns the value by which the best epoch is selected: the higher, the better."""
+        return evaluation.value(self.select)
+
+    def line(self, evaluation: Evaluation) -> str:
+        """Returns the part of an epoch's line in the log: loss, main metric, and what matters for unequal classes."""
+        task = self.data.task
+        shown = [task.main_metric]
+        if evaluation.classes is not None and evaluation.classes.unequal:
+            shown.append(task.class_metric)
+        names = dict.fromkeys([*shown, self.select or task.main_metric])
+        scores = " ".join(f"{name} {evaluation.metrics[name]:.4f}" for name in names)
+        return f"val loss {evaluation.loss:.4f} {scores}"
 
     def _draw(self, mistakes: list[Mistake], step: int) -> None:
         names = self.data.classes
