@@ -129,7 +129,10 @@ def _rows(text: str, separator: str, strip: bool) -> list[tuple[list[str], int]]
     def rows(skip: bool) -> list[tuple[list[str], int]]:
         options = {"delimiter": separator, "strict": True, "skipinitialspace": skip}
         reader = csv.reader(io.StringIO(text, newline=""), **options)
-        return [([AROUND.sub("", cell) if strip else cell for cell in row], reader.line_num) for row in reader]
+        try:
+            return [([AROUND.sub("", cell) if strip else cell for cell in row], reader.line_num) for row in reader]
+        except csv.Error as error:
+            raise csv.Error(f"{error}, line {reader.line_num}") from None
 
     if not strip:
         return rows(skip=False)

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from engine.data import Data, build_data
-from engine.data.names import nfc
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
 from engine.settings.schema import RunSettings
@@ -65,7 +64,7 @@ def check_fits(settings: RunSettings, data: Data, *, trained: bool = False) -> N
 def same_images(first: RunSettings, second: RunSettings) -> bool:
     """Returns whether two runs take their images from the same dataset in the same place."""
     keys = ("name", "path", "root")
-    return all(nfc(str(getattr(first.data, key, None))) == nfc(str(getattr(second.data, key, None))) for key in keys)
+    return all(getattr(first.data, key, None) == getattr(second.data, key, None) for key in keys)
 
 
 def test_set_of(settings: RunSettings) -> list[Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.data.cells import LABEL_SEPARATOR, guarded, number, quoted
 from engine.data.csv_files import read_table
+from engine.data.names import nfc
 from engine.files import demand_writable, replacing
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled
@@ -115,7 +116,10 @@ def written_names(sample: Sample, ensemble: Ensemble) -> tuple[list[str], list[s
     other = [name for name in ensemble.classes if spelling[name] != name]
     notes = []
     if other:
-        notes.append(f"names are spelled as in {sample.where}, such as {spelling[other[0]]!r} for {other[0]!r}")
+        example = f"{spelling[other[0]]!r} for {other[0]!r}"
+        if nfc(spelling[other[0]]) == nfc(other[0]):
+            example = f"{spelling[other[0]]!a} for {other[0]!a}, which look alike"
+        notes.append(f"names are spelled as in {sample.where}, such as {example}")
     return [spelling[name] for name in ensemble.classes], notes
 
 

@@ -99,7 +99,7 @@ def likely(cells: Sequence[str]) -> list[Joint]:
     by_semicolon = sum(len(split_cell(cell, "semicolon")) > 1 for cell in cells)
     found = []
     for word in [word for word in SEPARATORS if word != "semicolon"]:
-        joined = [cell for cell in cells if len(split_cell(cell, word)) > 1]
+        joined = [cell for cell in cells if len(split_cell(cell, word)) > 1 or (word == "bar" and "|" in cell)]
         if not joined or (by_semicolon and (word in WEAK or len(joined) <= by_semicolon)):
             continue
         most = 2 * len(joined) > len(cells) and word not in WEAK[1:]
