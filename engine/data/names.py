@@ -14,9 +14,20 @@ from pathlib import Path
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate"),
-    "test": ("test", "testing", "tst"),
+    "val": ("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"),
+    "test": ("test", "testing", "tests", "tst", "eval", "evaluation", "evaluate", "holdout"),
 }
+BESIDE_SPLIT = r"(?:data|dataset|set|split|images?|imgs?|pictures|photos|folder)"  # as in "train_set", "images-train"
+
+# What storage systems and file managers put beside images: thumbnails, indexes, waste. Compared without case.
+LEFTOVERS = {
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "@synoresource", "#recycle", "#snapshot"),  # NAS
+    *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+    *("$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db"),
+    *("desktop.ini", "found.000", "zbthumbnail.info", "picasa.ini"),  # Windows and its programs
+    *("lost+found", "_thumbs", "_thumbnails", "_thumb", "__pycache__"),
+}
+LEFTOVER_FILES = ("synofile_thumb", "synophoto_thumb", "synoindex_")  # how names begin
 
 
 def nfc(name: str) -> str:
@@ -126,5 +137,13 @@ class Files:
 
 def split_of(name: str) -> str | None:
     """Returns which of train, val and test a name such as "Training set" means; None if it means none of them."""
-    word = re.sub(r"[\s_-]*(set|data|split|images)?$", "", nfc(name).strip().casefold())
+    word = nfc(name).strip().casefold()
+    word = re.sub(rf"^(?:(?:\d+|{BESIDE_SPLIT})[\s_.-]+)+", "", word)
+    word = re.sub(rf"(?:[\s_.-]*{BESIDE_SPLIT})+$", "", word)
     return next((split for split, words in SPLIT_WORDS.items() if word in words), None)
+
+
+def is_leftover(name: str) -> bool:
+    """Returns whether a file or folder is none of the user's: its name begins with a dot, or is one of LEFTOVERS."""
+    folded = name.casefold()
+    return name.startswith(".") or folded in LEFTOVERS or folded.startswith(LEFTOVER_FILES)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from engine.data.names import differing, nfc, on_disk, twins
-from engine.data.sources.folder import Ignored, image_files
+from engine.data.names import differing, nfc, on_disk, split_of, twins
+from engine.data.sources.scan import Ignored, folders_in, image_files
 from engine.wording import few
 from models.settings import UserError
 
@@ -70,8 +70,9 @@ def find_images(folder: Path) -> list[str]:
     """Finds the images in a folder and its subfolders, as the dataset `kaggle` finds its test images.
 
     A file is an image if its extension or its first bytes say so. A file with an image's extension that cannot be read
-    is included, so that it is reported later and not silently left out. Names that begin with a dot and links to
-    folders are ignored; the log names the links.
+    is included, so that it is reported later and not silently left out. Other files, names that begin with a dot,
+    leftovers of storage systems and links to folders are ignored; the log says so, and also if the folder holds
+    training images.
 
     Returns:
         Paths relative to the folder, in natural order: 2 before 10.
@@ -89,11 +90,19 @@ def find_images(folder: Path) -> list[str]:
 
     ignored = Ignored()
     images = [path.relative_to(folder).as_posix() for path in image_files(folder, where, ignored)]
-    if ignored.links:
-        log.warning("%s: %d links to folders are not followed: %s", where, len(ignored.links), few(ignored.links))
+    for line in (*(finding.line() for finding in ignored.findings()), *ignored.notes()):
+        log.warning("%s: %s", where, line)
     if not images:
         raise UserError(f"{where}: no image in it; give image files, or the folder that holds them")
     _check_names(images, where)
+    splits = {split_of(inside.name): inside.name for inside in folders_in(folder, where)}
+    if "train" in splits and "test" in splits:
+        log.warning(
+            "%s: holds %r and %r, and the images of both are predicted; give the folder of test images alone",
+            where,
+            splits["train"],
+            splits["test"],
+        )
     return sorted(images, key=natural)
 
 

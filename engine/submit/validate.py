@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from engine.data.cells import NUMBER, is_formula, labels_in, unguarded
 from engine.data.csv_files import Table, read_table
 from engine.data.names import nfc
+from engine.data.sources.layout import Answers, refuse_nested, split_folders
+from engine.data.sources.scan import Ignored, class_files, folders_in
 from engine.submit.images import natural
 from engine.submit.sample import Sample
 from engine.tasks import ONE_LABEL, Task
@@ -258,20 +260,18 @@ def _distribution(counts: Counter | None, classes: Sequence[str] | None) -> str:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Returns the names of the class folders in a folder, or in its subfolder `train`.
+    """Returns the names of the class folders in a folder, or in its folder of training images, as training finds them.
 
     Raises:
-        UserError: the folder does not exist or has no class folder in it.
+        UserError: the folder does not exist, has no class folder in it, or it is not clear which are the classes.
     """
-
-    def folders(path: Path) -> list[str]:
-        inside = path.iterdir() if path.is_dir() else ()
-        return sorted((p.name for p in inside if p.is_dir() and not p.name.startswith(".")), key=natural)
-
-    names = folders(folder / "train") or folders(folder)
-    if not names:
-        raise UserError(
-            f"--classes {folder}: {'no folder in it' if folder.is_dir() else 'no such folder'}; "
-            "give the folder that holds a folder for each class"
-        )
-    return names
+    where, fix = f"--classes {folder}", "give the folder that holds a folder for each class"
+    if not folder.is_dir():
+        raise UserError(f"{where}: no such folder; {fix}")
+    if not folders_in(folder, where):
+        raise UserError(f"{where}: no folder in it; {fix}")
+    answers = Answers("give a run with --run instead", "give the folder of training images")
+    root = split_folders(folder, where, answers=answers)[0]["train"]
+    by_class = class_files(root, where, Ignored())
+    refuse_nested(by_class, root, folder, where, answers)
+    return sorted(by_class, key=natural)

@@ -28,6 +28,17 @@ def _classes(folder: Path) -> Path:
     return folder / "images"
 
 
+def _folders(*names: str) -> Callable[[Path], None]:
+    """Two images in each folder, given by its path."""
+
+    def make(folder: Path) -> None:
+        for i, name in enumerate(names):
+            for j in range(2):
+                save_image(folder / name / f"{j}.png", 2 * i + j)
+
+    return make
+
+
 def _many_bands(folder: Path) -> None:
     write_tiff(_classes(folder) / "ant" / "field.tif", np.zeros((4, 4, 13), np.uint16), GREY, bits=16)
 

@@ -17,8 +17,9 @@ from engine.data.check.findings import Finding, Source, content_findings, copy_f
 from engine.data.images import Facts
 from engine.data.reading import by_training, lost_classes, read_each, repair_advice
 from engine.data.settings import FileSettings
-from engine.data.sources.folder import folders_in
 from engine.data.sources.kaggle import SAMPLE
+from engine.data.sources.layout import named_splits
+from engine.data.sources.scan import folders_in
 from models.settings import UserError, check, nearest
 
 UNLABELLED = "unlabelled"  # the name of the images without labels among the splits
@@ -93,10 +94,10 @@ def kind_of(path: Path) -> str:
         if path.suffix == ".npz":
             raise UserError(f"{path}: arrays, which are checked as training starts: data.name=npz data.path={path}")
         return "csv"
-    train, test = path / "train", path / "test"
-    if not os.path.isdir(train):
+    splits = named_splits(path, f"data.path = {str(path)!r}") if os.path.isdir(path) else {}
+    if "train" not in splits or not folders_in(splits["train"], str(path)):
         return "folder"
-    flat = test.is_dir() and not folders_in(test, str(path))
+    flat = "test" in splits and not folders_in(splits["test"], str(path))
     return "kaggle" if flat or (path / SAMPLE).is_file() else "folder"
 
 

@@ -12,7 +12,9 @@ from engine.data.check.findings import Finding, Source
 from engine.data.csv_files import read_table
 from engine.data.names import nfc, on_disk
 from engine.data.settings import DataPath, FileSettings
-from engine.data.sources.folder import Ignored, as_samples, check_classes, class_files, folders_in, image_files
+from engine.data.sources.folder import as_samples, check_classes
+from engine.data.sources.layout import named_splits, refuse_nested
+from engine.data.sources.scan import Ignored, class_files, folders_in, image_files
 from engine.wording import few
 from models.settings import UserError
 
@@ -25,10 +27,17 @@ class KaggleSettings(FileSettings):
 
     name: Literal["kaggle"] = "kaggle"
     path: DataPath = Field(description="the folder with train, which has a folder for each label, and test")
+    layout: Literal["auto", "classes"] = Field(
+        "auto",
+        description="classes: the folders in train are the labels, whatever they hold; auto: training asks if they "
+        "hold folders of the same names",
+    )
 
 
 def find_kaggle(settings: KaggleSettings) -> Source:
     """Finds the labelled images in DIR/train/LABEL/**, as find_folder does, and those to predict in DIR/test.
+
+    Both folders may be spelled in other ways, as in Training and Test_set.
 
     Images to predict have no labels and are not used in training, so the dataset has neither a test nor a validation
     set: these, or folds, are held out of train. A warning lists where the sample file differs from the folders.
@@ -43,19 +52,22 @@ def find_kaggle(settings: KaggleSettings) -> Source:
     root, where, ignored = on_disk(Path(settings.path)), f"data.path = {settings.path!r}", Ignored()
     if not os.path.isdir(root):
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
-    train, test = root / "train", root / "test"
-    if not train.is_dir():
+    splits = named_splits(root, where)
+    train, test = splits.get("train"), splits.get("test")
+    if train is None:
         raise UserError(f"{where}: no folder train in it; {LAYOUT}")
     if not folders_in(train, where):
-        raise UserError(f"{where}: no label folders in train; {LAYOUT}")
+        raise UserError(f"{where}: no label folders in {train.name}; {LAYOUT}")
     by_class = class_files(train, where, ignored)
+    if settings.layout == "auto":
+        refuse_nested(by_class, train, root, where)
     classes = sorted(by_class, key=nfc)
     source = Source(where, classes, {"train": as_samples(by_class, classes)})
     source.findings += check_classes(by_class, LAYOUT)
-    others = [repr(folder.name) for folder in folders_in(root, where) if folder.name not in ("train", "test")]
+    others = [repr(folder.name) for folder in folders_in(root, where) if folder not in (train, test)]
     if others:
         source.findings.append(Finding(f"only its folders train and test are used, not {few(others)}"))
-    if test.is_dir():
+    if test is not None:
         source.unlabelled = image_files(test, where, ignored)
         source.findings += _of_test(test, source, where)
     else:

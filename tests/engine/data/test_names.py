@@ -67,10 +67,11 @@ def test_files_by_names_of_other_systems(tmp_path):
 @pytest.mark.parametrize(
     ("split", "names"),
     [
-        ("train", ["Train", "training ", "TRAINING", "train_set", "Training Set", "trainset"]),
-        ("val", ["VALID", "validation", "Val-Set"]),
-        ("test", ["TEST", "testing", "test data"]),
-        (None, ["", "set", "trains", "dev", "1"]),
+        ("train", ["Train", "training ", "TRAINING", "train_set", "Training Set", "trainset", "trn", "images_train"]),
+        ("train", ["01_Train", "TrainingData", "train-images", "Data Train", "Training_Image_Set"]),
+        ("val", ["VALID", "validation", "Val-Set", "dev", "Dev_Set", "2. Validation"]),
+        ("test", ["TEST", "testing", "test data", "eval", "Evaluation", "Test_Images", "holdout"]),
+        (None, ["", "set", "trains", "1", "train_2", "contest", "data", "images", "validator", "trainer", "dataset"]),
     ],
 )
 def test_names_of_splits(split, names):

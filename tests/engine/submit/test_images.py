@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
+from engine.data.reading import decode
 from engine.submit.images import find_images, images_of, match, natural, spelled
 from engine.submit.sample import Sample
 from models.settings import UserError
-from tests.engine.data.conftest import save_image
+from tests.engine.data.conftest import files, save_image
 from tests.engine.submit.text_files import FILES, SAMPLE
 
 
@@ -28,6 +30,39 @@ def test_links_to_folders_are_said(tmp_path, caplog):
     (tmp_path / "test" / "part2").symlink_to(tmp_path / "more")
     assert find_images(tmp_path / "test") == ["1.png"]
     assert f"1 links to folders are not followed: '{tmp_path / 'test' / 'part2'}'" in caplog.text
+
+
+def test_nothing_is_left_out_quietly(tmp_path, caplog):
+    """Every image is found, those that cannot be read included; what is no image is said."""
+    for name in ("1.jpg", "2.jp2", "3.ppm", "4.tga"):
+        save_image(tmp_path / name, 0)
+    (tmp_path / "5.ico").write_bytes(b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0\x63\0\0\0\x16\0\0\0" + bytes(99))
+    (tmp_path / "6.jxl").write_bytes(b"\xff\x0a\xfa")
+    (tmp_path / "IM0007").write_bytes(bytes(128) + b"DICM")
+    save_image(tmp_path / "@eaDir" / "1.jpg" / "SYNOPHOTO_THUMB_M.jpg", 0)
+    save_image(tmp_path / ".8.jpg", 0)
+    (tmp_path / "notes.txt").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone").symlink_to("nowhere")
+    found = find_images(tmp_path)
+    assert found == ["1.jpg", "2.jp2", "3.ppm", "4.tga", "5.ico", "6.jxl", "IM0007"]
+    bad = decode([tmp_path / name for name in found], files(8))[1]
+    assert list(bad) == [4, 5, 6] and all(why.endswith("; convert it to JPEG or PNG") for why in bad.values())
+    for said in (
+        "1 files are not images and are ignored: 1 .txt",
+        "1 broken links are ignored",
+        "1 files cannot be opened and are ignored",
+        "1 hidden names are ignored: '.8.jpg'",
+        "1 leftovers of storage systems are ignored: '@eaDir'",
+    ):
+        assert caplog.text.count(f"--images {tmp_path}: {said}") == 1
+
+
+def test_training_images_among_those_to_predict_are_said(tmp_path, caplog):
+    for name in ("Training", "Testing"):
+        save_image(tmp_path / name / "1.png", 0)
+    assert find_images(tmp_path) == ["Testing/1.png", "Training/1.png"]
+    assert "holds 'Training' and 'Testing', and the images of both are predicted" in caplog.text
 
 
 def test_folders_without_images(tmp_path):

@@ -51,11 +51,11 @@ def test_images_lie_at_any_depth_and_others_are_counted(tmp_path, caplog):
     save_image(tmp_path / ".ipynb_checkpoints" / "x.jpg", 52)
     save_image(tmp_path / "b" / "._x.jpg", 53)
     save_image(tmp_path / "loose.jpg", 54)
-    for name in ("notes.txt", "more.txt", "Thumbs.db"):
+    for name in ("notes.txt", "more.txt"):
         (tmp_path / "a" / name).touch()
     raw = load_raw(settings(tmp_path))
     assert raw.classes == ["a", "b"] and raw.train.labels.tolist() == [0, 0, 1]
-    assert "3 files are not images and are ignored: 2 .txt, 1 .db" in caplog.text
+    assert "2 files are not images and are ignored: 2 .txt" in caplog.text
     assert "1 images lie outside" in caplog.text
 
 
@@ -91,9 +91,12 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_other_folders_beside_train_are_named(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 2, "b": 2})
-    fill(tmp_path, {"valid": 1})
+    fill(tmp_path, {"extra": 1})
     load_raw(settings(tmp_path))
-    assert "only its folders train, val and test are used, not 'valid'" in caplog.text
+    assert "only its folder train is used, not 'extra'" in caplog.text
+    fill(tmp_path / "test", {"a": 1}, 9)
+    load_raw(settings(tmp_path))
+    assert "only its folders train and test are used, not 'extra'" in caplog.text
 
 
 def test_links_do_not_multiply_images(tmp_path):

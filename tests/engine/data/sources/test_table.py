@@ -111,7 +111,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         (ONE.replace("b.png", "./a.png"), {}, "2 rows name a file that another row names"),
         (FLAGS.replace("b.png", "a.png"), {"labels": "many"}, "for each image, with all its labels (line 2, 3)"),
         (ONE.replace("dog", "cat"), {}, "a single label, 'cat'"),
-        ("path,label,split\na.png,x,train\nb.png,y,dev\n", {}, "a split other than train, val, test (line 3)"),
+        ("path,label,split\na.png,x,train\nb.png,y,extra\n", {}, "a split other than train, val, test (line 3)"),
         ("path,label,split\na.png,x,test\nb.png,y,test\n", {}, "no row has the split train"),
         ("path,label,split\na.png,x,train\nb.png,z,train\nc.png,y,test\n", {}, "without a training image: 'y'"),
         ("path,labels\na.png,\nb.png,\n", {"labels": "many"}, "no row has labels"),
