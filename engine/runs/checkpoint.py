@@ -1,8 +1,7 @@
 """Saves and loads checkpoint files, which are written atomically, verified when read, and never execute code.
 
-A checkpoint is written by `torch.save`, so `torch.load(path, weights_only=True)` can read it anywhere. A zip archive
-may end with a comment; ours is the SHA-256 of everything before it, because torch loads a file with a flipped bit
-without an error.
+A checkpoint is written by `torch.save`, so `torch.load(path, weights_only=True)` can read it anywhere, and sealed by
+`engine.runs.seal`.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import hashlib
 import os
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,23 +20,28 @@ import torch
 from torch import Tensor, nn
 
 from engine.files import replacing
+from engine.runs.seal import check_seal, comment_of, seal
 from models.settings import UserError
 
 FORMAT = 1
 
-_MARK = b"hybridmerge sha256 "
-_COMMENT = len(_MARK) + 64  # bytes; the digest is in hexadecimal
-_END_RECORD = 22  # bytes of a zip archive's last record without its comment; its last two are the comment's length
+WEIGHTS = {"model": dict, "classes": list}  # what every checkpoint of a run holds, and its type
+
 _LARGE = ("model", "optimizer", "ema")
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def save(path: str | Path, state: dict[str, Any]) -> None:
+class NewerFormat(UserError):
+    """A checkpoint that a newer version of the code wrote: it is not damaged."""
+
+
+def save(path: str | Path, state: dict[str, Any], before: Sequence[Path] = ()) -> None:
     """Saves `state` to `path`. The old checkpoint stays there until the new one is complete and on disk.
 
     Args:
         path: the file; its folder exists.
         state: nested dicts, lists and tuples of tensors, None, bool, int, float and str; the key "format" is reserved.
+        before: files that keep the checkpoints before this one, the newest first; the oldest is replaced.
 
     Raises:
         TypeError: `state` contains anything else.
@@ -46,20 +51,36 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     _check_plain(state, "state")
     with replacing(Path(path)) as file:
         _write({"format": FORMAT, **state}, file)
-        _seal(file)
+        seal(file)
+        if before:
+            file.flush()
+            os.fsync(file.fileno())  # the new one is on disk before an old one loses its name
+            _move_on([Path(path), *before])
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def _move_on(files: Sequence[Path]) -> None:
+    """Renames each file to the next, from the end. A process that is killed here leaves no gap that matters."""
+    for newer, older in reversed(list(pairwise(files))):
+        if newer.is_file():
+            os.replace(newer, older)
+
+
+def load(path: str | Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
     """Loads a file written by `save` onto the CPU. Nothing in the file is executed.
 
+    Args:
+        path: the file.
+        needed: keys that the state must have, and the type of each value.
+
     Raises:
-        UserError: the file is missing, damaged, not a checkpoint, or in a newer format.
+        NewerFormat: the file is in a newer format.
+        UserError: the file is missing, damaged, not a checkpoint, or lacks something.
     """
     path = Path(path)
     try:
         _check_file(path)
         with open(path, "rb") as file:
-            _check_seal(path, file)
+            check_seal(path, file)
             file.seek(0)
             state = _read(path, file)
     except OSError as error:
@@ -67,8 +88,10 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{path}: not a checkpoint of this program; give one that tools/train.py wrote")
     if state["format"] > FORMAT:
-        raise UserError(f"{path}: format {state['format']}, this version reads up to {FORMAT}; update HybridMerge")
+        raise NewerFormat(f"{path}: format {state['format']}, this version reads up to {FORMAT}; update HybridMerge")
     del state["format"]
+    if lacking := [key for key, kind in (needed or {}).items() if not isinstance(state.get(key), kind)]:
+        raise UserError(f"{path}: incomplete, it has no {_few(lacking)}; use another checkpoint of the run")
     return state
 
 
@@ -91,7 +114,7 @@ def _peek(path: Path, stamp: tuple[int, int, int]) -> Mapping[str, Any]:
     """Reads for `peek`; `stamp` changes with the file."""
     try:
         with open(path, "rb") as file:
-            _comment(path, file)
+            comment_of(path, file)
         state = _read(path, str(path), mmap=True)
     except (OSError, UserError):  # reading the weights reports what is wrong
         return {}
@@ -106,18 +129,6 @@ def statistics(path: Path) -> tuple[list[float], list[float]] | None:
     """
     state = peek(path)
     return (state["mean"], state["std"]) if "mean" in state and "std" in state else None
-
-
-def verify(path: Path) -> None:
-    """Verifies the digest of a file written by `save`; another program's file has no digest and passes.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _COMMENT))
-        if file.read().startswith(_MARK):
-            _check_seal(path, file)
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, only: set[str] | None = None) -> None:
@@ -192,48 +203,6 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
         if isinstance(error.__context__, OSError | KeyboardInterrupt | SystemExit):
             raise error.__context__ from None
         raise
-
-
-def _seal(file: BinaryIO) -> None:
-    """Appends the digest to the archive in `file` as its comment."""
-    end = file.seek(-_END_RECORD, os.SEEK_END)
-    assert file.read(4) == b"PK\x05\x06", "torch.save wrote no plain zip archive"
-    file.seek(end + _END_RECORD - 2)
-    file.write(_COMMENT.to_bytes(2, "little"))
-    comment = _MARK + _digest(file, end + _END_RECORD)
-    file.seek(0, os.SEEK_END)
-    file.write(comment)
-
-
-def _check_seal(path: Path, file: BinaryIO) -> None:
-    comment = _comment(path, file)
-    if comment != _MARK + _digest(file, file.seek(0, os.SEEK_END) - _COMMENT):
-        raise UserError(f"{path}: damaged, its bytes do not match its SHA-256; use another checkpoint or a fresh copy")
-
-
-def _comment(path: Path, file: BinaryIO) -> bytes:
-    """Returns the comment that `_seal` appended; raises a UserError if there is none."""
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        raise UserError(f"{path}: empty; use another checkpoint of the run")
-    file.seek(max(0, size - _COMMENT))
-    comment = file.read()
-    if not comment.startswith(_MARK):
-        raise UserError(f"{path}: cut short, or not a checkpoint of this program; use another checkpoint of the run")
-    return comment
-
-
-def _digest(file: BinaryIO, size: int) -> bytes:
-    """Returns the SHA-256 of the first `size` bytes, in hexadecimal, reading them in chunks."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while size > 0:
-        chunk = file.read(min(size, 1 << 20))
-        if not chunk:
-            break
-        digest.update(chunk)
-        size -= len(chunk)
-    return digest.hexdigest().encode()
 
 
 def _check_file(path: Path) -> None:

@@ -7,15 +7,18 @@ all folds, which holds a run folder for each fold (`fold0`, `fold1`, ...) and no
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from engine.files import write_json_atomic, write_text_atomic
 from engine.runs import checkpoint
 from engine.runs.lock import Lock, take_lock
 from engine.runs.results import NewerVersion, Results
+from engine.runs.seal import is_intact
 from engine.settings.changes import changed_on_resume, goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
@@ -24,7 +27,7 @@ from models.interface import merge_settings
 from models.settings import UserError
 
 Which = Literal["best", "last"]
-WHICH: tuple[Which, ...] = get_args(Which)
+EARLIER = re.compile(r"last-([1-9][0-9]{0,3})\.pt")  # names of checkpoints before last.pt
 
 
 def with_budget(settings: RunSettings) -> RunSettings:
@@ -72,6 +75,19 @@ class RunFolder:
         """Returns the path of a checkpoint: the best weights by validation, or the last, for resuming the run."""
         return self.path / f"{which}.pt"
 
+    @property
+    def last_checkpoints(self) -> list[Path]:
+        """The checkpoints from which the run can be resumed, the newest first: last.pt, last-1.pt before it, ..."""
+        earlier = {
+            int(found[1]): path for path in self.path.glob("last-*.pt") if (found := EARLIER.fullmatch(path.name))
+        }
+        files = [self.checkpoint("last"), *(earlier[number] for number in sorted(earlier))]
+        return [file for file in files if os.path.lexists(file)]
+
+    def earlier_checkpoint(self, number: int) -> Path:
+        """Returns the path of the checkpoint that was `last.pt` before the last `number` ones were saved."""
+        return self.path / f"last-{number}.pt"
+
     def owns(self, file: Path) -> bool:
         """Returns whether `file` is one that training writes into this run folder, which no tool may overwrite."""
         files = (
@@ -86,7 +102,7 @@ class RunFolder:
             self.checkpoint("best"),
             self.checkpoint("last"),
         )
-        return self.is_run and file.name in {own.name for own in files}
+        return self.is_run and (file.name in {own.name for own in files} or bool(EARLIER.fullmatch(file.name)))
 
     def lock(self, *, resume: bool = False) -> Lock:
         """Creates the folder if it is missing and locks it for this process; see `take_lock`."""
@@ -152,26 +168,29 @@ class RunFolder:
             UserError: this is not a run folder, or it was edited since the training.
         """
         settings = self.settings  # checks that they were not edited
-        return _recorded(checkpoint.peek(self.checkpoint("last"))) or settings
+        recorded = (_recorded(checkpoint.peek(file)) for file in self.last_checkpoints)
+        return next(filter(None, recorded), settings)
 
     def _check_unedited(self, settings: RunSettings) -> None:
         """Checks that the run's checkpoints were trained with the settings in settings.yaml, on the same data."""
-        fingerprints = {}
-        for which in WHICH:
-            file = self.checkpoint(which)
+        data: dict[str, Path] = {}  # fingerprint -> a checkpoint that has it
+        for file in (self.checkpoint("best"), *self.last_checkpoints):
             state = checkpoint.peek(file)
-            fingerprints[file.name] = state.get("data")
+            fingerprint = state.get("data")
             changed = changed_on_resume(_recorded(state), settings, may_go_on=True)
-            if not changed:
-                continue
-            checkpoint.verify(file)  # or else its settings may be what is damaged
-            raise UserError(
-                f"{changed}, says {file}; put the old value back into {self.settings_file.name}, or the run's own "
-                f"{file.name} into the folder; to train with other settings, start a run under another name="
-            )
-        (one, first), (other, second) = fingerprints.items()
-        if None not in (first, second) and first != second:
-            raise UserError(f"{self}: {one} and {other} were trained on different data; put the run's own files back")
+            other_data = isinstance(fingerprint, str) and fingerprint not in data and bool(data)
+            if (changed or other_data) and not is_intact(file):
+                continue  # what it says may be what is damaged, which loading it reports
+            if changed:
+                raise UserError(
+                    f"{changed}, says {file}; put the old value back into {self.settings_file.name}, or the run's own "
+                    f"{file.name} into the folder; to train with other settings, start a run under another name="
+                )
+            if other_data:
+                names = f"{next(iter(data.values())).name} and {file.name}"
+                raise UserError(f"{self}: {names} were trained on different data; put the run's own files back")
+            if isinstance(fingerprint, str):
+                data[fingerprint] = file
 
     def _check_learned_metric(self, settings: RunSettings) -> None:
         """Refuses merging by a learned metric if the weights have none, and the other way round."""

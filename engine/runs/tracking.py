@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import time
@@ -24,6 +23,7 @@ from torch.utils.tensorboard import summary
 
 from engine.files import finite, write_text_atomic, writing
 from engine.runs.folder import RunFolder
+from engine.runs.metrics import step_of
 from models.settings import UserError
 
 
@@ -161,17 +161,9 @@ class _Board:
 def _cut(path: Path, end: int, most: int | None) -> int:
     """Keeps the first `most` whole lines of metrics.jsonl whose step is less than `end`; returns their number."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    kept = [line for line in lines if _step(line) < end][:most]
+    kept = [line for line in lines if step_of(line) < end][:most]
     write_text_atomic(path, "".join(line + "\n" for line in kept))
     return len(kept)
-
-
-def _step(line: str) -> float:
-    """Returns the step of a line; infinity for a line that kill -9 or a power failure left incomplete."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -20,6 +20,7 @@ from engine.data.names import same_names
 from engine.machine import seed_step
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder, Which
+from engine.runs.seal import verify
 from engine.settings.schema import RunSettings
 from models.builders import build
 from models.finetune import Tuning, frozen_state
@@ -49,7 +50,7 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
     if source is None:
         return
     if Path(source).is_file():
-        checkpoint.verify(Path(source))
+        verify(Path(source))
     run = RunFolder(source)
     whole = run.is_run and run.checkpoint("best").is_file()
     _check_heads(settings, run if run.is_run else RunFolder(Path(source).parent))
@@ -74,7 +75,7 @@ def _check_heads(settings: RunSettings, run: RunFolder) -> None:
 
 def _all_weights(run: RunFolder) -> dict[str, Tensor]:
     """Returns all of a run's best weights, even if its checkpoint contains only the part that was trained."""
-    state = checkpoint.load(run.checkpoint("best"))
+    state = checkpoint.load(run.checkpoint("best"), checkpoint.WEIGHTS)
     if not _trains_a_part(run.settings):
         weights: dict[str, Tensor] = state["model"]
         return weights
@@ -100,7 +101,7 @@ def trained_model(
             the run started from have changed.
     """
     file = run.checkpoint(which)
-    state = checkpoint.load(file)
+    state = checkpoint.load(file, checkpoint.WEIGHTS)
     if data_classes is not None:
         check_classes(state["classes"], data_classes, file)
     if not _trains_a_part(settings):

@@ -129,10 +129,13 @@ class TrainSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """How often the run is saved."""
+    """How often the run is saved, and how many of its checkpoints are kept."""
 
     every_steps: int = Field(
         0, ge=0, description="optimizer steps between checkpoints; 0: only at the end of each epoch"
+    )
+    keep: int = Field(
+        2, ge=1, le=100, description="checkpoints to resume from that are kept: last.pt, last-1.pt before it, ..."
     )
 
 
@@ -171,7 +174,9 @@ class RunSettings(Settings):
     finetune: FinetuneSettings | None = Field(
         None, description="which parameters are trained; null: all of them, from scratch or from weights"
     )
-    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="how often the run is saved")
+    checkpoint: CheckpointSettings = Field(
+        CheckpointSettings(), description="how often the run is saved, and how much of that is kept"
+    )
     log: LogSettings = Field(LogSettings(), description="what is logged during training")
 
     def with_classes(self, count: int | None) -> RunSettings:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from engine.runs.folder import RunFolder
+from engine.runs.metrics import metrics_of
 from engine.study.table import kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
@@ -70,10 +69,8 @@ def _epochs(folder: Path) -> tuple[str, list[dict]]:
     if not file.is_file():
         raise UserError(f"{folder}: no {file.name}; give run folders")
     records: dict[int, dict] = {}
-    for line in file.read_text().splitlines():
-        with suppress(ValueError):  # a line that a killed process did not finish
-            record = json.loads(line)
-            records.setdefault(record["step"], {}).update(record)
+    for record in metrics_of(file):
+        records.setdefault(record["step"], {}).update(record)
     for metric, tags in SCORES.items():
         drawn = [record for record in records.values() if all(record.get(tag) is not None for tag in (*LOSS, *tags))]
         if drawn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,11 @@ from engine.data import Data, build_data
 from engine.data.balance import advice, unequal_text
 from engine.files import writing
 from engine.machine import commit, device_name, pick_device
-from engine.runs import checkpoint
 from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
 from engine.runs.results import Results
+from engine.runs.stopped import StoppedRun, check_nothing_lost, find_stopped
 from engine.runs.tracking import Tracker
 from engine.runs.weights import built, start_weights, with_statistics
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
@@ -64,13 +65,19 @@ def run_experiment(
     with explained_limits(settings, device):
         data = build_data(settings.data, settings.split, settings.seed)
         settings = settings.with_classes(len(data.classes))
-        state = checkpoint.load(run.checkpoint("last")) if resume and run.checkpoint("last").exists() else None
+        stopped = find_stopped(run) if resume else StoppedRun()
+        state = stopped.state
         prepared = prepare_run(settings, data, folder, device, state)
-        progress = prepared.checkpoints.resume(state) if state else Progress()
+        progress = restored(prepared, stopped) if state else Progress()
+        if resume and not state:
+            check_nothing_lost(run, first_save(run, prepared))
 
         # Nothing is written before everything fits together: once a mistake is corrected, the same command runs.
         begin(settings)
         log_to(run.log_file, kept_log)
+        stopped.set_aside()
+        if stopped.lost_best and progress.step == progress.best_step:
+            prepared.checkpoints.save_best(progress.step)  # the weights in last.pt are the best
         if longer:
             with writing(run.results_file):
                 run.results_file.unlink(missing_ok=True)  # the run is not finished any more
@@ -107,6 +114,31 @@ def prepare_run(
     data = with_statistics(data, settings, state)
     model = model.to(device)
     return prepare(model, data, settings, folder, measure(model, settings=solved.model))
+
+
+def restored(prepared: Preparation, stopped: StoppedRun) -> Progress:
+    """Restores a stopped run; returns its progress, which forgets the best weights if they are lost.
+
+    Raises:
+        UserError: the checkpoint is not of this run or its data, or best.pt is lost and cannot be made again.
+    """
+    progress = prepared.checkpoints.resume(stopped.state, stopped.file)
+    if not stopped.lost_best or stopped.remakes_best:
+        return progress
+    problem, left = stopped.lost_best, prepared.batches.total_steps - progress.step
+    if os.path.lexists(prepared.checkpoints.best) or not left:
+        choice = "delete it to keep the best of the epochs that are left" if left else "train for longer, train.epochs="
+        raise UserError(f"{problem}, and it cannot be made again; put a copy back, {choice}, or start the run again")
+    log.warning("%s: the best of the epochs that are left is kept, the others are forgotten", problem)
+    progress.best, progress.best_step = Progress.best, Progress.best_step
+    return progress
+
+
+def first_save(run: RunFolder, prepared: Preparation) -> int:
+    """Returns the step after which a run that was stopped before its first checkpoint would have written it."""
+    first = min(prepared.batches.steps_per_epoch, prepared.batches.total_steps)
+    every = run.settings.checkpoint.every_steps if run.is_run else 0
+    return min(first, every) if every else first
 
 
 def _hparams(results: Results) -> dict[str, float]:

@@ -38,7 +38,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
     """
     cost = prepared.cost
     model, data, settings, best = prepared.model, prepared.data, prepared.settings, prepared.checkpoints.best
-    state = checkpoint.load(best)
+    state = checkpoint.load(best, {**checkpoint.WEIGHTS, "step": int})
     check_classes(state["classes"], data.classes, best)
     load_trained(model, state, best, prepared.checkpoints.saved_names)
     trained, parameters = prepared.tuning.trained(), sum(p.numel() for p in model.parameters())

@@ -41,6 +41,18 @@ def _one_image_each(folder: Path) -> None:
     colour_run(folder / "run", data={"name": "folder", "path": str(folder / "images"), "size": 8})
 
 
+def _without_checkpoint(folder: Path) -> None:
+    run = run_folder(folder / "run")
+    run.checkpoint("best").unlink()
+    run.checkpoint("last").unlink()
+    run.metrics_file.write_text('{"step": 500, "train/loss": 1.5}\n')
+
+
+def _damaged(folder: Path) -> None:
+    file = run_folder(folder / "run").checkpoint("last")
+    file.write_bytes(file.read_bytes()[:-100] + b"?" * 100)
+
+
 FIX = (
     "put the old value back into settings.yaml, or the run's own best.pt into the folder; to train with other "
     "settings, start a run under another name="
@@ -63,5 +75,19 @@ MISTAKES: list[Mistake] = [
         "tools/eval.py --run run",
         "--split test: the run has no such images (split.test = 0.2, but no class has an image to spare); use another",
         _one_image_each,
+    ),
+    Mistake(
+        "The last checkpoint of a stopped run was deleted",
+        "tools/train.py --resume run",
+        "run/last.pt: missing, although the run came to step 500; put it back, or start the run again under another "
+        "name=",
+        _without_checkpoint,
+    ),
+    Mistake(
+        "A damaged checkpoint, and none before it",
+        "tools/train.py --resume run",
+        "run/last.pt: cut short, or not a checkpoint of this program: nothing is left to continue from; put a copy "
+        "back, or start the run again under another name=",
+        _damaged,
     ),
 ]

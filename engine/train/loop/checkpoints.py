@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
 
 from engine.data import Data
+from engine.files import writing
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.weights import load_trained
@@ -39,6 +41,19 @@ class Progress:
     def begin_epoch(self) -> None:
         """Clears the sums of the epoch."""
         self.loss_sum, self.correct, self.seen = 0.0, 0, 0
+
+
+def progress_of(state: dict) -> Progress:
+    """Returns the progress that a checkpoint's state holds.
+
+    Raises:
+        TypeError, ValueError: it holds something else.
+    """
+    progress = Progress(**state["progress"])
+    for key, value in asdict(progress).items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{key} = {value!r}")
+    return progress
 
 
 class Checkpoints:
@@ -80,7 +95,7 @@ class Checkpoints:
         checkpoint.save(self.best, {**self._weights(self.optimization.kept_model), "step": step})
 
     def save_last(self, progress: Progress, lines: int) -> None:
-        """Writes `last.pt`: everything that the next step depends on.
+        """Writes `last.pt`: everything that the next step depends on. The one before becomes `last-1.pt`.
 
         Args:
             progress: of the run.
@@ -94,10 +109,14 @@ class Checkpoints:
             "progress": asdict(progress),
             "lines": lines,
         }
-        checkpoint.save(self.last, state)
+        run, keep = RunFolder(self.folder), self.settings.checkpoint.keep
+        checkpoint.save(self.last, state, [run.earlier_checkpoint(number) for number in range(1, keep)])
+        with writing(self.last):
+            for file in run.last_checkpoints[keep:]:  # of a session that kept more
+                file.unlink()
 
-    def resume(self, state: dict) -> Progress:
-        """Restores weights, optimizer and moving average from the state in `last.pt`; returns the progress.
+    def resume(self, state: dict, file: Path) -> Progress:
+        """Restores weights, optimizer and moving average from the state in a checkpoint; returns the progress.
 
         Raises:
             UserError: it was trained on other images, labels or classes, or is of another model.
@@ -107,11 +126,17 @@ class Checkpoints:
                 f"{self.folder}: the images, labels or classes are not those that this run was trained on; "
                 "resume on the same data, or start a run under another name="
             )
-        load_trained(self.model, state, self.last, self.saved_names)
-        self.optimization.optimizer.load_state_dict(state["optimizer"])
-        if self.optimization.average is not None:
-            self.optimization.average.restore(state["ema"])
-        return Progress(**state["progress"])
+        load_trained(self.model, state, file, self.saved_names)
+        try:
+            self.optimization.optimizer.load_state_dict(state["optimizer"])
+            if self.optimization.average is not None:
+                self.optimization.average.restore(state["ema"])
+            return progress_of(state)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{file}: optimizer, average or progress are not those of this run ({type(error).__name__}: {error}); "
+                "put the run's own checkpoint back, or start the run again under another name="
+            ) from error
 
     def _weights(self, model: nn.Module) -> dict:
         """What both checkpoints have: the weights, or the part of them that learns, and what they were trained with."""

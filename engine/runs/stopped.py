@@ -1,0 +1,143 @@
+"""Finds the checkpoint from which a stopped run continues, past damaged ones and without losing its best weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.files import writing
+from engine.runs import checkpoint
+from engine.runs.checkpoint import NewerFormat
+from engine.runs.folder import RunFolder
+from engine.runs.metrics import metrics_of
+from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
+
+NEEDED = {**checkpoint.WEIGHTS, "optimizer": dict, "progress": dict, "data": str, "lines": int}
+
+
+@dataclass(frozen=True)
+class StoppedRun:
+    """Where a run continues.
+
+    Attributes:
+        file: the checkpoint; None: none has been written yet, and the run starts.
+        state: what it holds.
+        unusable: newer checkpoints that are damaged or incomplete, and what is wrong with each.
+        lost_best: what is wrong with best.pt, if it is not the best so far; "": nothing.
+        remakes_best: whether going on from here makes best.pt again, to the same bits.
+    """
+
+    file: Path | None = None
+    state: dict[str, Any] | None = None
+    unusable: Mapping[Path, str] = field(default_factory=dict)
+    lost_best: str = ""
+    remakes_best: bool = False
+
+    def set_aside(self) -> None:
+        """Logs what is damaged, and renames it, so that it never takes the place of a checkpoint that can be used."""
+        for file, problem in self.unusable.items():
+            aside = file.with_name(f"{file.name}.damaged")
+            with writing(file):
+                os.replace(file, aside)
+            log.warning("%s; renamed to %s, the run goes on from %s", problem, aside.name, self.file and self.file.name)
+        if self.lost_best and self.remakes_best:
+            log.warning("%s; it is made again, from %s on", self.lost_best, self.file and self.file.name)
+
+
+def find_stopped(run: RunFolder) -> StoppedRun:
+    """Returns the newest checkpoint of a run that can be used, or an older one if only that makes best.pt again.
+
+    Raises:
+        NewerFormat: a newer version wrote a checkpoint.
+        UserError: none of the checkpoints can be used.
+    """
+    unusable: dict[Path, str] = {}
+    for file in run.last_checkpoints:
+        try:
+            state = checkpoint.load(file, NEEDED)
+        except NewerFormat:
+            raise
+        except UserError as error:
+            unusable[file] = str(error).partition(";")[0]
+            continue
+        lost = _lost_best(run, state)
+        remaking = _that_remakes_best(run, file, state) if lost else None
+        return StoppedRun(*(remaking or (file, state)), unusable, lost, remakes_best=remaking is not None)
+    if not unusable:
+        return StoppedRun()
+    first, *others = unusable.values()
+    more = f", and {len(others)} older likewise" if others else ""
+    raise UserError(
+        f"{first}{more}: nothing is left to continue from; put a copy back, or start the run again under another name="
+    )
+
+
+def _that_remakes_best(run: RunFolder, newest: Path, state: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the newest checkpoint that is not after the best weights, so that going on from it makes them again."""
+    best = _step(state, "best_step")
+    if _step(state) <= best:
+        return newest, state
+    for file in run.last_checkpoints:
+        if file != newest and 0 < _step(checkpoint.peek(file)) <= best:
+            with suppress(UserError):  # damaged
+                return file, checkpoint.load(file, NEEDED)
+    return None
+
+
+def check_nothing_lost(run: RunFolder, first_save: int) -> None:
+    """Checks that a run without a checkpoint has never had one, before it starts again over its files.
+
+    Args:
+        run: the run folder.
+        first_save: the step after which a run like it writes its first checkpoint.
+
+    Raises:
+        UserError: the run came further than its first checkpoint.
+    """
+    reached = max(_last_step(run.metrics_file), _number(checkpoint.peek(run.checkpoint("best")).get("step")))
+    if reached > first_save or run.predictions_file.exists():
+        raise UserError(
+            f"{run.checkpoint('last')}: missing, although the run came to step {reached}; put it back, or start "
+            "the run again under another name="
+        )
+    if reached:
+        log.info("no checkpoint had been written yet: the run starts again")
+
+
+def _lost_best(run: RunFolder, state: Mapping[str, Any]) -> str:
+    """Returns what is wrong with best.pt, as seen from a checkpoint of the same run; "" if nothing is."""
+    file, step = run.checkpoint("best"), _step(state, "best_step")
+    if step == 0:
+        return ""
+    if not os.path.lexists(file):
+        return f"{file}: missing"
+    try:
+        found = _number(checkpoint.load(file, checkpoint.WEIGHTS).get("step"))
+    except UserError as error:
+        return str(error).partition(";")[0]
+    return f"{file}: of step {found}, and the best so far was step {step}" if found < step else ""
+
+
+def _progress(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    progress = state.get("progress")
+    return progress if isinstance(progress, dict) else {}
+
+
+def _step(state: Mapping[str, Any], key: str = "step") -> int:
+    return _number(_progress(state).get(key))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _last_step(file: Path) -> int:
+    """Returns the largest step in metrics.jsonl; 0 if there is none."""
+    return max((int(row["step"]) for row in metrics_of(file)), default=0)
