@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+NOT_COUNTED = "not counted"  # in the place of multiply-adds
 NAMED = 3  # how many files, or other things, an error lists
 
 

@@ -130,8 +130,11 @@ def speedup(args: argparse.Namespace, device: torch.device) -> None:
     print(f"{'unmerged':10} ms: {summary(measured.unmerged, '.1f')}")
     print(f"{'merged':10} ms: {summary(measured.merged, '.1f')}")
     print(f"speed-up      {summary(measured.gains, '.3f')}")
-    print(f"MAC ratio     {measured.mac_ratio:.3f}")
-    print(f"speed-up over MAC ratio  {summary([gain / measured.mac_ratio for gain in measured.gains], '.3f')}")
+    if measured.mac_ratio is None:
+        print("MAC ratio     not counted")
+    else:
+        print(f"MAC ratio     {measured.mac_ratio:.3f}")
+        print(f"speed-up over MAC ratio  {summary([gain / measured.mac_ratio for gain in measured.gains], '.3f')}")
     if args.train and MERGERS[method].soft is not None:
         print(f"note: merging does not shorten a training step of {method}: it learns with all tokens")
     if not args.train:

@@ -166,7 +166,9 @@ def sweep(args: argparse.Namespace) -> None:
     if args.json:
         write_json_atomic(args.json, [row.to_json() for row in rows])
     if args.plot:
-        points = [(row.label, row.gmacs, row.score) for row in rows]
+        points = [(row.label, row.gmacs, row.score) for row in rows if row.gmacs is not None]
+        if not points:
+            raise UserError(f"--plot {args.plot}: the GMACs of this model cannot be counted, and are its axis; omit it")
         save_figure(accuracy_by_cost(points, key, title_of(rows[0].metric)), args.plot)
 
 

@@ -41,22 +41,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    from engine.cost.table import COLUMNS, MODULE_COLUMNS, assumed_classes, breakdown, cost_of, other_estimates, record
+    from engine.cost import table
     from engine.files import write_json_atomic
     from engine.settings.layers import load_settings
 
     all_settings = [load_settings(cfg, args.overrides) for cfg in args.cfg]  # a mistake in any is found first
-    models = [cost_of(settings.name, settings.model) for settings in all_settings]
+    models = [table.cost_of(settings.name, settings.model) for settings in all_settings]
     if args.by_module:
-        print_table(MODULE_COLUMNS, breakdown(models[0], args.depth))
+        print_table(table.MODULE_COLUMNS, table.breakdown(models[0], args.depth))
         print()
-    print_table([column for column, _ in COLUMNS], [[text(model) for _, text in COLUMNS] for model in models])
-    for line in filter(None, map(other_estimates, models)):
+    print_table(
+        [column for column, _ in table.COLUMNS], [[text(model) for _, text in table.COLUMNS] for model in models]
+    )
+    for line in filter(None, [*map(table.other_estimates, models), *map(table.not_counted, models)]):
         print(line)
-    if note := assumed_classes({settings.name: settings.model for settings in all_settings}):
+    if note := table.assumed_classes({settings.name: settings.model for settings in all_settings}):
         print(note)
     if args.json:
-        write_json_atomic(args.json, [record(model) for model in models])
+        write_json_atomic(args.json, [table.record(model) for model in models])
 
 
 if __name__ == "__main__":

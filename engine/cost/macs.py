@@ -1,8 +1,8 @@
 """Counts what a model costs: parameters, multiply-adds (MACs), activations, and the tokens left after each block.
 
 fvcore traces the model and counts each operation with the handles in `engine.cost.ops`. For our own models
-`models.formulas` computes the MACs a second time, by formula. It is an error if the two counts differ, or if an
-operation multiplies and has no handle.
+`models.formulas` computes the MACs a second time, by formula. It is an error if the two counts differ. If an operation
+multiplies and has no handle, or fvcore cannot trace the model, it is not counted, and never counts as zero.
 
 One MAC is one multiplication and one addition: two FLOPs.
 """
@@ -23,27 +23,41 @@ from models.interface import tokens_per_block
 from models.merging.budget import CountError
 from models.settings import Settings
 
-__all__ = ["Complexity", "CountError", "check_agreement", "measure"]
+__all__ = ["Complexity", "CountError", "NotCounted", "check_agreement", "measure", "measure_or_say"]
 
 TOLERANCE = 0.005  # of either count
 
 
+class NotCounted(CountError):
+    """Of an operation that multiplies, or may, the MACs are not known."""
+
+
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of one image through a model in evaluation mode."""
+    """The cost of one image through a model in evaluation mode.
+
+    Of a model that cannot be counted, only `params`, `tokens` and `not_counted` are known.
+    """
 
     params: int  # a shared parameter is counted once
     by_kind: dict[str, int]  # MACs of convolutions, linear layers, attention and explicit products (matching)
     other: dict[str, int]  # fvcore's estimate for norms, pooling and resizing; not in `macs`
     ignored: dict[str, int]  # number of calls of each op that is not counted: additions, activations, sorting ...
-    activations: int  # elements that the ops in `by_kind` output; fused attention does not output its T x T weights
+    activations: int | None  # elements that the ops in `by_kind` output; fused attention has no T x T weights
     tokens: list[int]  # tokens after each transformer block, prefix included; empty for models without blocks
     by_module: dict[str, int]  # MACs by module path; "" is the whole model
     formula: dict[str, int] | None  # MACs by kind, computed by formula; None for other libraries' models
+    not_counted: str | None = None  # why the model cannot be counted
 
     @property
-    def macs(self) -> int:
-        return sum(self.by_kind.values())
+    def macs(self) -> int | None:
+        """Multiply-adds; None if they cannot be counted."""
+        return None if self.not_counted else sum(self.by_kind.values())
+
+    @property
+    def gmacs(self) -> float | None:
+        """Billions of multiply-adds; None if they cannot be counted."""
+        return None if self.macs is None else self.macs / 1e9
 
     @property
     def formula_macs(self) -> int | None:
@@ -64,7 +78,8 @@ def measure(
         settings: the settings that the model was built from, to check the count by formula; None: no check.
 
     Raises:
-        CountError: an op that multiplies is not counted, or the formula disagrees by more than 0.5 % of any kind.
+        NotCounted: an op that multiplies has no handle.
+        CountError: the formula disagrees by more than 0.5 % of any kind.
     """
     images = _images(model, input_size)
     with _undisturbed(model, images.device):
@@ -77,10 +92,7 @@ def measure(
 
     ignored = dict(flops.unsupported_ops())
     if missed := uncounted(ignored):
-        listed = ", ".join(f"{op} ({ignored[op]} times)" for op in missed)
-        raise CountError(
-            f"{type(model).__name__}: not counted, though it may multiply: {listed}; see engine/cost/ops.py"
-        )
+        raise NotCounted(", ".join(f"{op} ({ignored[op]} times)" for op in missed))
     by_module = {
         name: int(sum(counts[kind] for kind in KINDS)) for name, counts in flops.by_module_and_operator().items()
     }
@@ -100,6 +112,25 @@ def measure(
         if complexity.tokens != expected:
             raise CountError(f"the model reports {complexity.tokens} tokens left, the formula {expected}")
     return complexity
+
+
+def measure_or_say(model: nn.Module, settings: Settings | None = None) -> Complexity:
+    """Counts what one image costs, as `measure` does; a model of another library that cannot be counted says why.
+
+    Raises:
+        CountError: a model of our own is not counted, or its formula disagrees.
+    """
+    try:
+        return measure(model, settings=settings)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tracing runs the model's own code, which raises anything
+        if (settings is not None and settings.name in FORMULAS) or "can't allocate memory" in str(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = reason if isinstance(error, CountError) else f"fvcore cannot trace it ({reason})"
+        params, tokens = sum(p.numel() for p in model.parameters()), list(tokens_per_block(model))
+        return Complexity(params, {}, {}, {}, None, tokens, {}, None, not_counted=reason)
 
 
 def check_agreement(counted: Mapping[str, int], formula: Mapping[str, int]) -> None:

@@ -120,7 +120,7 @@ ACTIVATIONS: dict[str, Handle] = {op: generic_activation_jit() for op in HANDLES
 
 _MULTIPLIES = re.compile(
     r"mm|mv|matmul|matrix|conv|attention|attn|transformer|multi_head|einsum|linear|linalg|dot|inner|outer|kron|cdist"
-    r"|cosine_similarity|cov$|corrcoef|lstm|gru|rnn|::addr|::ger$"
+    r"|cosine_similarity|cov$|corrcoef|lstm|gru|rnn|::addr|::ger$|fft|stft|cholesky|inverse|svd|solve|trilinear"
 )
 # Names that match although the op does not multiply; and the sequential part of facility location, which only adds and
 # compares.

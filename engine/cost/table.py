@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from engine.cost.macs import Complexity, measure
+from engine.cost.macs import Complexity, measure_or_say
 from engine.tables import Column
-from engine.wording import fixed
+from engine.wording import NOT_COUNTED, fixed
 from models.budget import solve
 from models.builders import build
-from models.settings import ModelSettings
+from models.settings import ModelSettings, UserError
 
 
 class ModelCost(NamedTuple):
@@ -33,30 +33,42 @@ def cost_of(name: str, settings: ModelSettings) -> ModelCost:
 
     Raises:
         UserError: a budget that cannot be met.
-        CountError: an operation that multiplies is not counted, or the count and the formula disagree.
+        CountError: the count and the formula of a model of our own disagree.
     """
     solved = solve(settings)
     model = build(solved)
-    return ModelCost(name, model, measure(model, settings=solved))
+    return ModelCost(name, model, measure_or_say(model, settings=solved))
 
 
 def record(model: ModelCost) -> dict[str, Any]:
-    """Returns a model's entry in the JSON file of tools/flops.py; `gflops` counts two FLOPs for each MAC."""
-    gmacs = model.cost.macs / 1e9
-    return {
+    """Returns a model's entry in the JSON file of tools/flops.py; `gflops` counts two FLOPs for each MAC.
+
+    Numbers that cannot be counted are None, and `not_counted` says why.
+    """
+    gmacs = model.cost.gmacs
+    values = {
         "name": model.name,
         "params": model.cost.params,
         "gmacs": gmacs,
-        "gflops": 2 * gmacs,
+        "gflops": None if gmacs is None else 2 * gmacs,
         "activations": model.cost.activations,
         "tokens": model.cost.tokens,
     }
+    return values if model.cost.not_counted is None else {**values, "not_counted": model.cost.not_counted}
 
 
 def tokens_left(tokens: list[int]) -> str:
     """Returns the number of tokens after each block as text, with equal neighbours grouped: [5, 4, 4] -> "5 2x4"."""
     lengths = [(count, len(list(blocks))) for count, blocks in groupby(tokens)]
     return " ".join(str(count) if blocks == 1 else f"{blocks}x{count}" for count, blocks in lengths) or "-"
+
+
+def _counted(value: float | None, decimals: int) -> str:
+    return NOT_COUNTED if value is None else fixed(value, decimals)
+
+
+def _activations(model: ModelCost) -> str:
+    return NOT_COUNTED if model.cost.activations is None else fixed(model.cost.activations / 1e6, 3)
 
 
 def _formula(model: ModelCost) -> str:
@@ -67,10 +79,10 @@ def _formula(model: ModelCost) -> str:
 COLUMNS: tuple[tuple[Column, Callable[[ModelCost], str]], ...] = (
     (Column("model", words=True), lambda model: model.name),
     (Column("params M"), lambda model: fixed(model.cost.params / 1e6, 3)),
-    (Column("GMACs"), lambda model: fixed(model.cost.macs / 1e9, 4)),
+    (Column("GMACs"), lambda model: _counted(model.cost.gmacs, 4)),
     (Column("by formula"), _formula),
-    (Column("GFLOPs (1 MAC = 2 FLOPs)"), lambda model: fixed(2 * model.cost.macs / 1e9, 4)),
-    (Column("activations M"), lambda model: fixed(model.cost.activations / 1e6, 3)),
+    (Column("GFLOPs (1 MAC = 2 FLOPs)"), lambda model: _counted(record(model)["gflops"], 4)),
+    (Column("activations M"), _activations),
     (Column("tokens left", words=True), lambda model: tokens_left(model.cost.tokens)),
 )
 
@@ -86,7 +98,12 @@ def breakdown(model: ModelCost, depth: int) -> list[tuple[str, ...]]:
 
     Returns:
         A row for the whole model, then one for each module that has parameters or MACs.
+
+    Raises:
+        UserError: the model cannot be counted.
     """
+    if model.cost.not_counted:
+        raise UserError(f"--by-module: {model.name} is not counted: {model.cost.not_counted}; omit it")
     rows = []
     for path, macs in model.cost.by_module.items():
         params = sum(parameter.numel() for parameter in model.model.get_submodule(path).parameters())
@@ -102,6 +119,12 @@ def other_estimates(model: ModelCost) -> str | None:
         return None
     estimates = ", ".join(f"{operation} {fixed(count / 1e6, 3)}" for operation, count in model.cost.other.items())
     return f"apart from these, {model.name}, M by fvcore's estimate: {estimates}"
+
+
+def not_counted(model: ModelCost) -> str | None:
+    """Returns a line that says why a model is not counted; None if it is."""
+    reason = model.cost.not_counted
+    return None if reason is None else f"not counted, {model.name}: {reason}; see engine/cost/ops.py"
 
 
 def assumed_classes(models: Mapping[str, ModelSettings]) -> str | None:

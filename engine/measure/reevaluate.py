@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.cost.macs import measure
+from engine.cost.macs import measure_or_say
 from engine.data.balance import are_unequal
 from engine.data.names import places
 from engine.measure.ensembles import evaluate_run, evaluate_together, load_folds
@@ -145,9 +145,10 @@ def f1_at_thresholds(logits: Tensor, labels: Tensor, thresholds: Tensor) -> floa
 
 def describe_merging(run: FinishedRun) -> str:
     """Returns the method, the tokens that each block removes, and the GMACs of a run's model."""
-    gmacs = measure(run.model, settings=run.settings.model).macs / 1e9
+    gmacs = measure_or_say(run.model, settings=run.settings.model).gmacs
+    cost = "GMACs not counted" if gmacs is None else f"{fixed(gmacs, 4)} GMACs"
     method = merging_method(run.settings.model) or "none"
-    return f"{method}, tokens removed by each block: {removed_per_block(run.model)}; {fixed(gmacs, 4)} GMACs"
+    return f"{method}, tokens removed by each block: {removed_per_block(run.model)}; {cost}"
 
 
 def over_folds(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Results(BaseModel):
     trained_params: int = Field(description="number of parameters that were trained")
     trained_share: float = Field(1.0, description="trained parameters as a fraction of all, adapters included")
     saved_mib: float | None = Field(None, description="size of best.pt, MiB")
-    gmacs: float = Field(description="multiply-adds for one image, billions")
+    gmacs: float | None = Field(description="multiply-adds for one image, billions; None: they cannot be counted")
     target_gmacs: float | None = Field(None, description="the multiply-adds that merging was asked for, billions")
     activations: int | None = Field(None, description="number of values that the layers output for one image")
     tokens: list[int] = Field(default=[], description="tokens after each block; empty for models without tokens")

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.cost.macs import measure
+from engine.cost.macs import measure_or_say
 from engine.measure.ensembles import evaluate_run
 from engine.runs.folder import RunFolder
 from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_override
 from engine.tables import Column
 from engine.tasks import title_of
-from engine.wording import fixed
+from engine.wording import NOT_COUNTED, fixed
 from models.interface import merging_method, removed_per_block, tokens_per_block
 from models.settings import UserError
 
@@ -35,7 +35,7 @@ class SweepRow:
     method: str | None  # the merging method
     removed: list[int]  # number of patches that each block removes
     tokens: int  # number of tokens after the last block
-    gmacs: float  # for one image
+    gmacs: float | None  # for one image; None if they cannot be counted
     loss: float
     metric: str  # name of the main metric
     metrics: dict[str, float]  # fractions, the main metric first
@@ -126,7 +126,7 @@ def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
         method=merging_method(run.settings.model),
         removed=removed_per_block(run.model),
         tokens=tokens_per_block(run.model)[-1],
-        gmacs=measure(run.model, settings=run.settings.model).macs / 1e9,
+        gmacs=measure_or_say(run.model, settings=run.settings.model).gmacs,
         loss=evaluation.loss,
         metric=run.data.task.main_metric,
         metrics=evaluation.metrics,
@@ -149,7 +149,7 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
         [
             row.label,
             str(row.tokens),
-            fixed(row.gmacs, 4),
+            NOT_COUNTED if row.gmacs is None else fixed(row.gmacs, 4),
             f"{100 * row.score:.2f}",
             f"{row.loss:.4f}",
             f"{row.images_per_second:.0f}",

@@ -19,7 +19,7 @@ from engine.runs.folds import check_same_settings
 from engine.runs.results import Results
 from engine.tables import Column
 from engine.tasks import title_of
-from engine.wording import fixed, shown
+from engine.wording import NOT_COUNTED, fixed, shown
 from models.settings import UserError
 
 MAY_DIFFER = ("name", "out", "seed")  # keys of settings that may differ within a row
@@ -98,12 +98,13 @@ class ResultColumn:
     text: Callable[[Any], str]  # converts a value to text
     words: bool = False  # whether the values are words instead of numbers
     spread: bool = False  # whether to add the standard deviation if a row has several runs
+    missing: str = MISSING  # in the place of a value that no run of a row has
 
     def cell(self, row: Row, field: str) -> str:
         """Returns the text of a row's cell."""
         value = row.value(field)
         if value is None:
-            return MISSING
+            return self.missing
         spread = row.spread(field) if self.spread else None
         return self.text(value) if spread is None else f"{self.text(value)} ± {self.text(spread)}"
 
@@ -139,7 +140,7 @@ COLUMNS: dict[str, ResultColumn] = {
     "params": ResultColumn("params, M", number(3, 1e6)),
     "trained_params": ResultColumn("trained, M", number(3, 1e6)),
     "trained_share": ResultColumn("trained, %", percent),
-    "gmacs": ResultColumn("GMACs", number(4)),
+    "gmacs": ResultColumn("GMACs", number(4), missing=NOT_COUNTED),
     "images_per_second": ResultColumn("images/s", number(0)),
     "seconds": ResultColumn("training, s", number(0)),
     "peak_memory_mib": ResultColumn("peak memory, MiB", number(0)),

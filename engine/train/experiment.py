@@ -10,12 +10,10 @@ from pathlib import Path
 
 import torch
 
-from engine.cost.budget import range_of
-from engine.cost.macs import measure
+from engine.cost.macs import measure_or_say
 from engine.data import Data, build_data
-from engine.data.balance import advice, unequal_text
 from engine.files import writing
-from engine.machine import commit, device_name, pick_device
+from engine.machine import commit, pick_device
 from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
@@ -26,10 +24,10 @@ from engine.runs.weights import built, start_weights, with_statistics
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare
+from engine.train.describe import describe
 from engine.train.final_test import test_best
 from engine.train.loop.checkpoints import Progress
-from engine.wording import shown
-from models.interface import removed_per_block, tokens_per_block
+from models.interface import tokens_per_block
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -113,7 +111,7 @@ def prepare_run(
     check_fits(settings, data, trained=state is not None)
     data = with_statistics(data, settings, state)
     model = model.to(device)
-    return prepare(model, data, settings, folder, measure(model, settings=solved.model))
+    return prepare(model, data, settings, folder, measure_or_say(model, settings=solved.model))
 
 
 def restored(prepared: Preparation, stopped: StoppedRun) -> Progress:
@@ -143,7 +141,9 @@ def first_save(run: RunFolder, prepared: Preparation) -> int:
 
 def _hparams(results: Results) -> dict[str, float]:
     """Returns the measures for TensorBoard's page of hyperparameters."""
-    measures = {"gmacs": results.gmacs, "params": results.params, "seconds": results.seconds}
+    measures = {"params": results.params, "seconds": results.seconds}
+    if results.gmacs is not None:
+        measures = {"gmacs": results.gmacs, **measures}
     if results.test_score is not None:
         measures = {f"test_{results.metric}": results.test_score, **measures}
     return {f"hparam/{name}": value for name, value in measures.items()}
@@ -217,81 +217,3 @@ def warn_of_seen(settings: RunSettings) -> None:
             "test this run, whose accuracy will be too high",
             source,
         )
-
-
-def describe(prepared: Preparation, progress: Progress, longer: str = "") -> None:
-    """Logs what is about to be trained on what, and how many tokens merging really removes.
-
-    Args:
-        prepared: the run.
-        progress: how far it has come.
-        longer: what `check_unchanged` returned: by which setting the run becomes longer; "": it does not.
-    """
-    data, model, settings = prepared.data, prepared.model, prepared.settings
-    log.info(
-        "%s on %s, %s, from step %d of %d",
-        settings.title,
-        device_name(prepared.device),
-        prepared.precision,
-        progress.step,
-        prepared.batches.total_steps,
-    )
-    log.info(
-        "%d training, %d validation, %d test images, %d classes",
-        len(data.train),
-        len(data.val),
-        len(data.test),
-        len(data.classes),
-    )
-    if longer:
-        log.info(
-            "%s: from step %d on the learning rate follows the schedule of the new total, beginning at %.4g",
-            longer,
-            progress.step,
-            prepared.optimization.rate.at(progress.step),
-        )
-    if not len(data.test):
-        log.warning("%s: no test images, all train or validate; the accuracy is not measured", data.absent["test"])
-    describe_balance(prepared)
-    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (data.mean, data.std))
-    log.info("images of %s, normalised by mean %s and std %s", " x ".join(map(str, data.shape)), mean, std)
-    if tokens := tokens_per_block(model):
-        log.info("tokens removed by each block: %s; left: %s", removed_per_block(model), tokens)
-    warn_of_batch(settings)
-    if bounds := range_of(settings.model):
-        log.info(
-            "this is the middle: each training step draws r from %d to %d; validation and test stay there", *bounds
-        )
-
-
-def describe_balance(prepared: Preparation) -> None:
-    """Logs that classes are unequal, and what the settings do about it or what could be done."""
-    data, t, weights = prepared.data, prepared.settings.train, prepared.weights
-    text = unequal_text(data.task.counts(data.train.labels, len(data.classes)).tolist(), data.task)
-    done = []
-    if weights is not None:
-        name = t.class_weights if isinstance(t.class_weights, str) else "given"
-        least, most = (f"{weights[i]:.3g} ({shown(data.classes[i])})" for i in (weights.argmin(), weights.argmax()))
-        done.append(f"train.class_weights = {name}: from {least} to {most}")
-    if t.sampling == "balanced":
-        done.append("train.sampling = balanced: each epoch draws an equal number of images from each class")
-    if text or done:
-        log.info("; ".join(filter(None, [text, *(done or [advice(data.task)])])))
-
-
-def warn_of_batch(settings: RunSettings) -> None:
-    """Logs a warning if the learning rate was chosen for another number of images per step."""
-    t = settings.train
-    batch = t.batch_size * t.accumulate
-    if not t.lr_batch or batch == t.lr_batch:
-        return
-    fix = f"train.lr={t.lr * batch / t.lr_batch:.3g}"
-    if t.lr_batch % t.batch_size == 0:
-        fix += f", or train.accumulate={t.lr_batch // t.batch_size}"
-    log.warning(
-        "train.lr = %g is for %d images per step (train.lr_batch), this run has %d: use %s",
-        t.lr,
-        t.lr_batch,
-        batch,
-        fix,
-    )

@@ -72,7 +72,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         trained_params=trained,
         trained_share=trained / parameters,
         saved_mib=best.stat().st_size / 2**20,
-        gmacs=cost.macs / 1e9,
+        gmacs=cost.gmacs,
         target_gmacs=None if target is None else target / 1e9,
         activations=cost.activations,
         tokens=cost.tokens,

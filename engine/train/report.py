@@ -12,7 +12,7 @@ from engine.runs.class_scores import ClassScores
 from engine.runs.results import Results
 from engine.tables import Column, print_table
 from engine.tasks import Task, task_with_metric
-from engine.wording import counted, fixed, shown
+from engine.wording import NOT_COUNTED, counted, fixed, shown
 
 BALANCED = "test_balanced_accuracy"  # in the report on all folds
 WORST = 5  # classes, and pairs of classes, that the report on all folds names
@@ -29,7 +29,8 @@ def print_run(results: Results, folder: Path) -> None:
     print_accuracy(results)
     trained = "" if results.trained_share == 1 else f", {100 * results.trained_share:.2f} % trained"
     print(f"parameters      {results.params / 1e6:.3f} M{trained}")
-    print(f"GMACs           {fixed(results.gmacs, 4)}  (one MAC is two FLOPs)")
+    gmacs = NOT_COUNTED if results.gmacs is None else f"{fixed(results.gmacs, 4)}  (one MAC is two FLOPs)"
+    print(f"GMACs           {gmacs}")
     print(f"training        {results.seconds:.0f} s, {results.images_per_second:.0f} images/s")
     print(f"run folder      {folder}")
     print(f"curves          tensorboard --logdir {folder}")

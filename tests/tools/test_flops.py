@@ -159,3 +159,22 @@ def test_a_method_that_is_added_is_counted(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "digits_vit" in done.stdout
+
+
+def test_a_model_that_cannot_be_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "lstm.yaml").write_text(
+        "name: lstm\nmodel: {name: 'timm:sequencer2d_s', img_size: 32, num_classes: 3, options: "
+        "{layers: [1, 1, 1, 1], embed_dims: [16, 16, 16, 16], hidden_sizes: [4, 4, 4, 4]}}\ndata: {name: digits}\n"
+    )
+    (tmp_path / "plain.yaml").write_text(PLAIN)
+    configs = [str(tmp_path / name) for name in ("lstm.yaml", "plain.yaml")]
+    flops.main(["--cfg", *configs, "--json", str(tmp_path / "cost.json")])
+    out = capsys.readouterr().out
+    _, lstm, plain = read_markdown(out)[:3]
+    assert lstm[2] == lstm[4] == lstm[5] == "not counted" and float(lstm[1]) > 0 and float(plain[2]) > 0
+    assert "not counted, lstm: aten::lstm (8 times)" in out
+    record, counted = json.loads((tmp_path / "cost.json").read_text())
+    assert record["gmacs"] is record["gflops"] is record["activations"] is None and record["params"] > 0
+    assert record["not_counted"] == "aten::lstm (8 times)" and list(counted) == KEYS
+    with pytest.raises(UserError, match=r"--by-module: lstm is not counted: aten::lstm \(8 times\); omit it"):
+        flops.main(["--cfg", configs[0], "--by-module"])

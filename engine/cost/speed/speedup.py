@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.cost.macs import measure
+from engine.cost.macs import measure_or_say
 from engine.cost.speed.timing import synchronise, timed
 from engine.machine import pick_autocast
 from models.budget import solve
@@ -27,7 +27,7 @@ from models.settings import ModelSettings, UserError
 class Speedup:
     """Times of a model without and with merging, in milliseconds of each timed call."""
 
-    mac_ratio: float  # MACs without merging over MACs with it
+    mac_ratio: float | None  # MACs without merging over MACs with it; None if they cannot be counted
     unmerged: list[float]
     merged: list[float]
     merging: list[float]  # the part of `clocked` spent on matching and merging; empty while training
@@ -89,8 +89,9 @@ def measure_speedup(
     times = timed(calls if train else {**calls, "clocked": clocked}, repeats, device)
     per_pass = len(spent) // (repeats + 1)  # merges of one forward pass; the first pass was the warm-up
     merging = [sum(spent[i * per_pass : (i + 1) * per_pass]) for i in range(1, repeats + 1)]
+    before, after = _macs(plain, unmerged), _macs(settings, merged)
     return Speedup(
-        _macs(plain, unmerged) / _macs(settings, merged),
+        before / after if before and after else None,
         times["unmerged"],
         times["merged"],
         [] if train else merging,
@@ -121,9 +122,9 @@ def _without_merging(settings: ModelSettings) -> ModelSettings:
     return settings.model_copy(update={"merge": None})  # another library's model, as it is
 
 
-def _macs(settings: ModelSettings, model: nn.Module) -> int:
-    """Returns the MACs of one image: by formula, or as traced if there is no formula."""
-    return sum(formula_macs(settings).values()) if settings.name in FORMULAS else measure(model).macs
+def _macs(settings: ModelSettings, model: nn.Module) -> int | None:
+    """Returns the MACs of one image: by formula, or as traced if there is none; None if they cannot be counted."""
+    return sum(formula_macs(settings).values()) if settings.name in FORMULAS else measure_or_say(model).macs
 
 
 @contextmanager

@@ -242,10 +242,13 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
             f"{budget}: this {type(vit).__name__} has no convolution that tells the channels of its images; give r"
         )
     image = (convolution.in_channels, *family.image_size(vit))
-    cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
-    plan = solve_budget(blocks.settings, cost, len(blocks), grid)
-    blocks.plan = plan
-    expected, traced = cost(tuple(plan)), count(vit, image)
+    try:
+        cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
+        plan = solve_budget(blocks.settings, cost, len(blocks), grid)
+        blocks.plan = plan
+        expected, traced = cost(tuple(plan)), count(vit, image)
+    except CountError as error:
+        raise UserError(f"{budget}: this {type(vit).__name__} cannot be counted ({error}); give r") from error
     if abs(expected - traced) > PREDICTION * traced:
         counts = f"{expected / 1e9:.4g} GMACs expected, {traced / 1e9:.4g} counted"
         raise UserError(f"{budget}: the cost of {blocks.settings.method} is no polynomial here ({counts}); give r")

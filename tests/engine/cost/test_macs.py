@@ -16,7 +16,7 @@ from torch import nn
 
 from engine.cost import macs as complexity
 from engine.cost import ops
-from engine.cost.macs import CountError, check_agreement, measure
+from engine.cost.macs import CountError, NotCounted, check_agreement, measure, measure_or_say
 from models import MODELS
 from models.formulas import formula_macs
 from models.merging import MERGERS
@@ -232,6 +232,53 @@ def test_method_without_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     _, settings = build("vit", **SMALL, merge=MERGE_1)
     with pytest.raises(CountError, match=r"'tome': give its entry in MERGERS .* `macs`"):
         formula_macs(settings)
+
+
+# What cannot be counted
+
+
+class Recurrent(nn.Module):
+    img_size, in_chans = 6, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 6), nn.Linear(6, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(images[:, 0])[0][:, 0])
+
+
+class Untraceable(Recurrent):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise LookupError("first line\nsecond line")
+
+
+def test_what_cannot_be_counted_is_said_and_never_zero() -> None:
+    for model, reason in (
+        (Recurrent(), "aten::lstm (1 times)"),
+        (Untraceable(), "fvcore cannot trace it (first line)"),
+    ):
+        cost = measure_or_say(model)
+        assert cost.not_counted == reason and cost.params == 2 * 24 * 6 + 2 * 24 + 14
+        assert cost.macs is cost.gmacs is cost.activations is cost.formula_macs is None and not cost.by_module
+    with pytest.raises(NotCounted, match="aten::lstm"):
+        measure(Recurrent())
+
+
+def test_our_own_models_are_counted_or_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = build("vit", **SMALL)
+    monkeypatch.setattr(complexity, "uncounted", lambda ops: ["aten::add"])
+    with pytest.raises(CountError, match="aten::add"):
+        measure_or_say(model, settings)
+
+
+def test_memory_that_runs_out_is_no_matter_of_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Recurrent, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_or_say(Recurrent())
 
 
 # The model is left as it was

@@ -102,6 +102,8 @@ class Opaque(torch.autograd.Function):
 REFUSED = {
     "aten::bilinear": lambda x, w: F.bilinear(x[0, 0], x[0, 0], w[None]),
     "aten::tensordot": lambda x, w: torch.tensordot(x, w, 1),
+    "aten::fft_fft": lambda x, w: torch.fft.fft(x).real,
+    "aten::linalg_inv": lambda x, w: torch.linalg.inv(w + 9 * torch.eye(6)),
     "aten::cosine_similarity": lambda x, w: F.cosine_similarity(x, x, dim=-1),
     "aten::linalg_multi_dot": lambda x, w: torch.linalg.multi_dot([x[0, 0], w, w]),
     "prim::PythonOp.Opaque": lambda x, w: Opaque.apply(x, w),

@@ -62,6 +62,16 @@ def test_cells(make_run):
     assert (row["params, M"], row["saved, MiB"]) == ("2.000", "-")
 
 
+def test_multiply_adds_that_cannot_be_counted(make_run):
+    run, counted = make_run("a", 0, 0.9), make_run("b", 0, 0.8, "model.depth=6")
+    results = RunFolder(run).read_results()
+    RunFolder(run).write_results(results.model_copy(update={"gmacs": None}))
+    assert RunFolder(run).read_results().gmacs is None
+    columns, cells = table(compare([run, counted]))
+    at = [column.title for column in columns].index("GMACs")
+    assert [row[at] for row in cells] == ["not counted", "0.5000"]
+
+
 def test_what_is_refused(make_run, tmp_path):
     run = make_run("one", 0, 0.9)
     with pytest.raises(UserError, match="not a run folder"):
