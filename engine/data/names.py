@@ -109,16 +109,29 @@ class Files:
         path = self.folder / name.replace("\\", "/")
         if os.path.isfile(path):
             return [path]
-        if path.parent not in self._folders:
-            self._folders[path.parent] = on_disk(path.parent)
-        folder = self._folders[path.parent]
-        if folder not in self._names:
-            self._names[folder] = self._listed(folder)
+        folder = self._folder_of(path)
         for names in self._names[folder]:
             files = [folder / file for file in names.get(nfc(path.name), [])]
             if found := [file for file in files if os.path.isfile(file)]:
                 return found
         return []
+
+    def in_other_case(self, name: str) -> str | None:
+        """Returns the name of a file that differs from a missing one in upper and lower case."""
+        path = self.folder / name.replace("\\", "/")
+        wanted = nfc(path.name).casefold()
+        return next(
+            (file for names in self._names[self._folder_of(path)] for file in names if file.casefold() == wanted), None
+        )
+
+    def _folder_of(self, path: Path) -> Path:
+        """Returns the folder of a path as it is on disk, whose names are known then."""
+        if path.parent not in self._folders:
+            self._folders[path.parent] = on_disk(path.parent)
+        folder = self._folders[path.parent]
+        if folder not in self._names:
+            self._names[folder] = self._listed(folder)
+        return folder
 
     def _listed(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Returns the names in a folder by their NFC, and those of a known type by their NFC without it."""

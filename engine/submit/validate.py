@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from engine.data.cells import NUMBER, is_formula, labels_in, unguarded
 from engine.data.csv_files import Table, read_table
-from engine.data.names import nfc
+from engine.data.names import nfc, on_disk
 from engine.data.sources.layout import Answers, refuse_nested, split_folders
 from engine.data.sources.scan import Ignored, class_files, folders_in
 from engine.submit.images import natural
@@ -21,6 +21,7 @@ from engine.wording import few
 from models.settings import UserError
 
 SUM = 1e-3  # allowed deviation of a sum of probabilities from 1, since they may be rounded to a few digits
+DECIMAL_COMMA = re.compile(r"[0-9]*,[0-9]+")
 NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)")
 NOT_ONE = "probabilities that do not sum up to 1"
 FORM = "; they differ from the sample's in Unicode's form (NFC, NFD): copy them from the sample"
@@ -213,6 +214,8 @@ def _probabilities(
         fault, values = "", [float(cell) if _is_number(cell) else None for cell in row]
         if None in values:
             fault = "a cell that is not a number"
+            if any(DECIMAL_COMMA.fullmatch(cell) for cell in row):
+                fault = "a decimal comma in place of a point"
         elif not all(map(math.isfinite, values)):
             fault = "a probability that is not finite"
         elif not all(0 <= value <= 1 for value in values):
@@ -266,6 +269,7 @@ def class_folders(folder: Path) -> list[str]:
         UserError: the folder does not exist, has no class folder in it, or it is not clear which are the classes.
     """
     where, fix = f"--classes {folder}", "give the folder that holds a folder for each class"
+    folder = on_disk(folder)
     if not folder.is_dir():
         raise UserError(f"{where}: no such folder; {fix}")
     if not folders_in(folder, where):

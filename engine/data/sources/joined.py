@@ -86,7 +86,13 @@ def names_in(table: Table, separator: str | None) -> list[list[str]]:
         )
     if separator is None and (joints := likely(filled)):
         raise UserError(f"{table.where}: column 'labels': {_question(joints, filled)}")
-    return [split_cell(cell, separator or "semicolon") for cell in cells]
+    names = [split_cell(cell, separator or "semicolon") for cell in cells]
+    if {name for of_cell in names for name in of_cell} <= {"0", "1"} and any(len(of_cell) > 2 for of_cell in names):
+        raise UserError(
+            f"{table.where}: column 'labels' has 0 and 1 in place of names, such as {filled[0]!r}; write a column of 0 "
+            "and 1 for each label, with its name in the header"
+        )
+    return names
 
 
 def likely(cells: Sequence[str]) -> list[Joint]:

@@ -123,6 +123,8 @@ def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tu
     if missing := [cell for cell, of_cell in zip(cells, found) if not of_cell]:
         fix = "correct the paths, or set data.images to the folder to which they are relative"
         fix = next((other for form, other in ELSEWHERE.items() if form.match(missing[0])), fix)
+        if cased := files.in_other_case(missing[0]):
+            fix = f"write each path as its file is called, such as {cased!r} for {missing[0]!r}"
         text = f"{len(missing)} of {len(paths)} files are not in {folder}"
         findings.append(Finding(text, tuple(map(repr, missing)), fix, error=True))
     several = [(cell, of_cell) for cell, of_cell in zip(cells, found) if len(of_cell) > 1]
@@ -211,11 +213,16 @@ def _flags(table: Table, names: list[str]) -> tuple[list[str], Tensor]:
         if any(wrong):
             fix = "write 0 or 1, or remove the column"
             if name == "label":
-                fix += ", or set data.labels=one, or call the column labels if it has names"
+                fix += ", or set data.labels=one"
+            fix += ", or call it labels if it has the names of labels" if all(map(_is_text, cells)) else ""
             example = cells[wrong.index(True)]
             table.refuse(wrong, f"have a value other than 0 or 1 in column {name!r}, such as {example!r}; {fix}")
         columns.append([value or 0.0 for value in values])
     return names, torch.tensor(columns).T.contiguous()
+
+
+def _is_text(cell: str) -> bool:
+    return not re.fullmatch(r"[-+0-9.,eE]*", cell)
 
 
 def _flag(cell: str) -> float | None:
@@ -251,6 +258,6 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "one": Layout("label", {"label"}, "path and label; for one 0/1 column per label set data.labels=many", "", _one),
+    "one": Layout("label", {"label"}, "path and label; for many labels of an image set data.labels=many", "", _one),
     "many": Layout("labels", set(), "path, and labels or one 0/1 column per label", ", with all its labels", _many),
 }

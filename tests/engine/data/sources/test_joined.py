@@ -82,6 +82,19 @@ def test_lists_of_a_program(load):
         load("['Mass', 'Edema']", "['Mass']")
 
 
+def test_zeros_and_ones_in_one_cell(load):
+    with pytest.raises(
+        UserError, match="has 0 and 1 in place of names, such as '0 1 1'; write a column of 0 and 1 for"
+    ):
+        load("0 1 1", "1 0 0", label_separator="blank")
+
+
+def test_a_bar_at_the_end_is_no_part_of_a_name(load):
+    with pytest.raises(UserError, match="bar"):
+        load("Mass|", "Edema")
+    assert load("Mass|", "Edema", label_separator="bar").classes == ["Edema", "Mass"]
+
+
 def test_the_option_needs_many_labels_in_one_column(load):
     with pytest.raises(UserError, match="label_separator = bar: joins many labels; set labels=many as well"):
         load("a|b", "a", column="label", labels="one", label_separator="bar")

@@ -101,6 +101,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         ("path,name\na.png,x\n", {}, "columns are path, name; data.labels = 'one' needs path and label"),
         ("path\na.png\n", {"labels": "many"}, "columns are path; data.labels = 'many' needs path, and labels or one"),
         (ONE, {"labels": "many"}, "4 rows have a value other than 0 or 1 in column 'label', such as 'cat'"),
+        ("path,Finding Labels\na.png,Mass\n", {"labels": "many"}, "or call it labels if it has the names of labels"),
         (FLAGS.replace("0,1", "2,1"), {"labels": "many"}, "in column 'red', such as '2'; write 0 or 1"),
         (FLAGS.replace("0,1", ",1"), {"labels": "many"}, "in column 'red', such as ''"),
         (ONE.replace("b.png,dog", "b.png,"), {}, "1 rows have no label (line 3)"),
@@ -151,6 +152,7 @@ def test_paths_of_other_systems_and_without_the_extension(write, tmp_path, paths
         ((r"C:\data\a.png", "b"), "1 of 2 files are not in"),
         ((r"C:\data\a.png", "b"), "write paths from the table's folder in place of those of another computer"),
         ((r"\\server\data\a.png", "b"), "in place of those of another computer"),
+        (("A.PNG", "b"), "write each path as its file is called, such as 'a.png' for 'A.PNG'"),
         (("https://example.com/a.png", "b"), "download the images, and write the paths of the files"),
     ],
 )
