@@ -15,6 +15,7 @@ from engine.data.arrays import digest_of
 from engine.data.balance import advice, unequal_text
 from engine.data.check.findings import Finding, Source, content_findings, copy_findings
 from engine.data.images import Facts
+from engine.data.names import on_disk
 from engine.data.reading import by_training, lost_classes, read_each, repair_advice
 from engine.data.settings import FileSettings
 from engine.data.sources.kaggle import SAMPLE
@@ -78,7 +79,7 @@ def source_settings(path: str, kind: str | None = None, values: Mapping[str, Any
     Raises:
         UserError: an unknown kind or key, or a value out of range.
     """
-    kind = kind or kind_of(Path(path).expanduser())
+    kind = kind or kind_of(on_disk(Path(path).expanduser()))
     if kind not in kinds():
         raise UserError(f"--kind {kind}: not a dataset of image files in a path; {nearest(kind, kinds())}")
     return check(DATASETS[kind][0], {"size": 224, **(values or {}), "name": kind, "path": path}, "data")
