@@ -76,7 +76,31 @@ def _lopsided(folder: Path) -> None:
         save_image(folder / "images" / ("mole" if i < 2 else "skin") / f"{i}.png", i)
 
 
+def _two_forms(folder: Path) -> None:
+    for seed, name in enumerate(("caf\u00e9", "cafe\u0301", "tea")):
+        save_image(folder / "images" / name / "1.png", seed)
+
+
+def _two_cases(folder: Path) -> None:
+    for seed, name in enumerate(("Cat", "cat", "dog")):
+        save_image(folder / "images" / name / "1.png", seed)
+
+
 MISTAKES: list[Mistake] = [
+    Mistake(
+        "Two class folders of one name in different bytes, as after unpacking an archive from macOS over a copy",
+        "tools/train.py --cfg digits/hybrid data.name=folder data.path=images",
+        "data.path = 'images': 1 classes have two folders, whose names differ only in Unicode's form (NFC, NFD): "
+        "'cafe\\u0301' and 'caf\\xe9'; move their images into one, or rename one",
+        _two_forms,
+    ),
+    Mistake(
+        "Two classes whose names differ only in case",
+        "tools/data.py check images",
+        "warning: 1 class names are spelled in several ways; merge the folders or labels that are one class",
+        _two_cases,
+        code=0,
+    ),
     Mistake(
         "Classes of unequal size",
         "tools/data.py check images",

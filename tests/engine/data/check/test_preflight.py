@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from engine.data import DATASETS, load_raw
-from engine.data.check.preflight import Report, check_source, kind_of
+from engine.data.check.preflight import Report, check_source, kind_of, source_settings
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
 from tests.engine.data.sources.test_folder import fill
@@ -235,3 +235,14 @@ def test_the_kind_is_guessed(tmp_path):
     assert kinds == {"plain": "folder", "parted": "folder", "contest": "kaggle", "t.csv": "csv", "none": "folder"}
     (tmp_path / "parted" / "sample_submission.csv").touch()
     assert kind_of(tmp_path / "parted") == "kaggle"
+
+
+def test_a_path_that_is_typed_in_other_bytes(tmp_path):
+    for seed, name in enumerate(("train/a/1.png", "train/b/1.png", "test/1.png")):
+        save_image(tmp_path / "Bu\u0308cher" / name, seed)
+    found = source_settings(str(tmp_path / "B\u00fccher"))
+    report = check_source(found)
+    assert found.name == "kaggle" and report.classes == ["a", "b"] and report.images["unlabelled"] == 1
+    with pytest.raises(UserError, match="arrays, which are checked as training starts: data.name=npz"):
+        (tmp_path / "a.npz").touch()
+        source_settings(str(tmp_path / "a.npz"))
