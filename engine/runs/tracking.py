@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from engine.files import finite, write_text_atomic, writing
 from engine.runs.folder import RunFolder
 from engine.runs.metrics import step_of
 from models.settings import UserError
+
+EVENTS = "events.out.tfevents."  # how the names of event files begin
+ENDING = ".end"  # and how that of the last one ends
 
 
 class Tracker:
@@ -52,7 +56,10 @@ class Tracker:
         with writing(self._path):
             self._lines = _cut(self._path, self._start, resume_lines)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, it stays open
-            self._board = _Board(Path(run_dir), self._start)
+            for old in Path(run_dir).glob(f"{EVENTS}*{ENDING}"):  # an end of the run that is not its end any more
+                old.unlink()
+            file = open(_next_events(Path(run_dir)), "xb")  # noqa: SIM115, it stays open
+            self._board = _Board(file, self._start)
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Writes numbers, or tensors of one element, under tags such as "train/loss"."""
@@ -100,6 +107,22 @@ class Tracker:
                 self._board.add(step, part)
             self._board.flush()
 
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Collects what the block writes to TensorBoard, the last of the run, in a file that appears as a whole.
+
+        A run that is stopped inside the block, or after it and before its results are written, comes here again when it
+        is resumed; it deletes the file first, so that TensorBoard shows the end of a run once, however often it came.
+        """
+        board, self._board = self._board, _Board(io.BytesIO())
+        try:
+            yield
+            with writing(self._path):
+                self._board.flush()
+                _write_whole(_next_events(self._path.parent, ENDING), self._board.file.getvalue())
+        finally:
+            self._board = board
+
     def flush(self) -> int:
         """Writes everything so far to disk; returns the number of lines in metrics.jsonl, for the checkpoint."""
         with writing(self._path):
@@ -127,24 +150,22 @@ class Tracker:
 
 
 class _Board:
-    """A TensorBoard event file, written in the thread of the caller.
+    """Writes TensorBoard's events to a file, in the thread of the caller.
 
     SummaryWriter writes in a thread of its own, where a full disk ends in a traceback, and kill -9 loses the last two
-    minutes. TensorBoard reads a folder's files in the order of their names, which begin with a time; here a file that
-    is opened later gets a later name, even if the clock was set back.
+    minutes.
 
     Args:
-        folder: the run folder.
-        purge_step: earlier files' events from this step on are discarded.
+        file: an empty file that stays open.
+        purge_step: events from this step on, in files before this one, are discarded; None: none are.
     """
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        stamps = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
-        stamp = max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])
-        self.file = open(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}", "xb")  # noqa: SIM115
+    def __init__(self, file: Any, purge_step: int | None = None) -> None:
+        self.file = file
         self._records = RecordWriter(self.file)
         self._write(Event(file_version="brain.Event:2"))
-        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        if purge_step is not None:
+            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
         self.flush()
 
     def add(self, step: int, content: Summary) -> None:
@@ -156,6 +177,27 @@ class _Board:
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
+
+
+def _next_events(folder: Path, end: str = "") -> Path:
+    """Returns the path of a new event file.
+
+    TensorBoard reads a folder's files in the order of their names, which begin with a time; here a file that is opened
+    later gets a later name, even if the clock was set back.
+    """
+    stamps = [path.name.split(".")[3] for path in folder.glob(f"{EVENTS}*")]
+    stamp = max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])
+    return folder / f"{EVENTS}{stamp:010d}.{socket.gethostname()}.{os.getpid()}{end}"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes an event file. TensorBoard reads every file that has tfevents in its name, so that a part has none."""
+    part = path.with_name(".end-of-run.tmp")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def _cut(path: Path, end: int, most: int | None) -> int:

@@ -85,9 +85,10 @@ def run_experiment(
             describe(prepared, progress, longer)
             tracker.curve("tokens_left_after_block", tokens_per_block(prepared.model))
             build_trainer(prepared, progress, tracker).fit()
-            results = test_best(prepared, progress, tracker, code)
-            run.write_results(results)
-            tracker.hparams(results.steps, settings.model_dump(mode="json"), _hparams(results))
+            with tracker.ending():
+                results = test_best(prepared, progress, tracker, code)
+                tracker.hparams(results.steps, settings.model_dump(mode="json"), _hparams(results))
+            run.write_results(results)  # last: a run with results is never tested again
     return results
 
 

@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_called_damaged(run):
 
 
 def test_checkpoints_without_settings_are_accepted_as_before(run):
-    for name in ("best.pt", "last.pt"):
+    for name in ("best.pt", "last.pt", "last-1.pt"):
         state = checkpoint.load(run / name)
         del state["settings"]
         checkpoint.save(run / name, state)
@@ -179,7 +179,7 @@ def test_checkpoints_without_settings_are_accepted_as_before(run):
 
 def test_settings_of_a_later_version_are_no_edits(run):
     """A key that a version has removed, or added, is not a change."""
-    for name in ("best.pt", "last.pt"):
+    for name in ("best.pt", "last.pt", "last-1.pt"):
         state = checkpoint.load(run / name)
         del state["settings"]["train.momentum"]
         checkpoint.save(run / name, {**state, "settings": {**state["settings"], "train.gone": 1}})
