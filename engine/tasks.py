@@ -56,7 +56,7 @@ class Task(ABC):
     class_noun: ClassVar[str] = "class"
     class_score_title: ClassVar[str] = ""
     training_score_title: ClassVar[str] = ""
-    missing_words: ClassVar[str] = "labels have no {} image"
+    missing_words: ClassVar[tuple[str, str]] = ("label has no {} image", "labels have no {} image")
 
     @property
     def main_metric(self) -> str:
@@ -147,7 +147,7 @@ class OneLabel(Task):
     score_title = "accuracy"
     class_metric = "balanced_accuracy"
     one_class = counts_images = weighs_classes = soft_targets = True
-    missing_words = "classes cannot spare a {} image"
+    missing_words = ("class cannot spare a {} image", "classes cannot spare a {} image")
 
     def accepts(self, labels: Tensor) -> bool:
         return labels.dtype == torch.int64 and labels.ndim == 1
@@ -195,7 +195,7 @@ class ManyLabels(Task):
     class_noun = "label"
     class_score_title = "average precision"
     training_score_title = "share of labels that are right"
-    missing_words = "labels have no positive {} image"
+    missing_words = ("label has no positive {} image", "labels have no positive {} image")
 
     def accepts(self, labels: Tensor) -> bool:
         return labels.dtype == torch.float32 and labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all())

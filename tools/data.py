@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.cli import cli, parser_of
+from engine.wording import counted
 
 EXAMPLE = "example: tools/data.py check my_images --out report"
 
@@ -136,7 +137,7 @@ def validate_file(args: argparse.Namespace) -> None:
     for line in report.warnings:
         print(f"warning: {line}")
     if report.problems:
-        kinds = "1 kind" if len(report.problems) == 1 else f"{len(report.problems)} kinds"
+        kinds = counted(len(report.problems), "kind")
         raise UserError(
             f"{args.file}: {kinds} of mistakes, listed above; correct the file, or write it with "
             f"tools/predict.py --sample {args.sample}"

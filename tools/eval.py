@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from engine.cli import add_runs, cli, parser_of
 from engine.tables import print_table
+from engine.wording import counted
 from models.settings import UserError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def print_scores(args: argparse.Namespace, part: Reevaluation) -> None:
     runs = " + ".join(map(str, part.folders))
     views = ", each and its mirror image" if args.tta else ""
     scores = "  ".join(f"{name} {100 * value:.2f} %" for name, value in part.metrics.items())
-    images = f"{part.evaluation.n} {args.split} images{views}"
+    images = f"{counted(part.evaluation.n, f'{args.split} image')}{views}"
     print(f"{runs}, {args.weights}.pt on {images}: {scores}  loss {part.evaluation.loss:.4f}")
 
 

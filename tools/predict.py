@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.cli import add_runs, cli, parser_of, take_overrides
+from engine.wording import counted
 from models.settings import UserError
 
 EXAMPLE = "example: tools/predict.py --run runs/x --images test --sample sample.csv --out submission.csv"
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
     print(f"{args.out}: {summary}")
     count = len(ensemble.members)
     models = "model" if count == 1 else "models"
-    print(f"{len(target.files)} images by {count} {models} in {time.perf_counter() - started:.1f} s")
+    print(f"{counted(len(target.files), 'image')} by {count} {models} in {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

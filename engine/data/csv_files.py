@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.names import nfc, on_disk
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 SEPARATORS = ",;\t"
@@ -19,6 +19,8 @@ ANNOUNCEMENT = re.compile(r"\s*(?P<quote>\"?)sep=(?P<separator>.)(?P=quote)\s*",
 # Blanks and characters of no width: byte order marks inside of files that were joined, and what web pages leave behind.
 UNSEEN = r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]+"
 AROUND = re.compile(f"^{UNSEEN}|{UNSEEN}$")
+
+ONE = {"have": "has", "do": "does", "name": "names"}  # verbs of rules for rows, in the singular
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,17 @@ class Table:
         return [row[at] for row in self.rows]
 
     def refuse(self, wrong: list[bool], rule: str) -> None:
-        """Raises a UserError if there are wrong rows; the message counts them and names the first lines."""
+        """Raises a UserError if there are wrong rows; the message counts them and names the first lines.
+
+        Args:
+            wrong: whether each row is.
+            rule: what is wrong with rows, beginning with one of the verbs in ONE.
+        """
         lines = [str(line) for line, bad in zip(self.lines, wrong) if bad]
         if lines:
-            raise UserError(f"{self.where}: {len(lines)} rows {rule} (line {few(lines)})")
+            verb, rest = rule.split(" ", 1)
+            rows = counted(len(lines), f"row {ONE[verb]} {rest}", f"rows {rule}")
+            raise UserError(f"{self.where}: {rows} (line {few(lines)})")
 
 
 def read_table(path: Path, where: str, *, strip: bool = True, separator: str | None = None) -> Table:
@@ -83,7 +92,7 @@ def read_table(path: Path, where: str, *, strip: bool = True, separator: str | N
         raise UserError(f"{where}: not CSV ({error}); save the table as CSV in UTF-8") from None
     rows = [(row, line) for row, line in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
-        raise UserError(f"{where}: {len(rows)} rows; a header and a row for each image are needed")
+        raise UserError(f"{where}: {counted(len(rows), 'row')}; a header and a row for each image are needed")
     columns = rows[0][0]
     twice = [repr(name) for name, count in Counter(map(nfc, columns)).items() if count > 1]
     if twice or "" in columns:

@@ -14,6 +14,7 @@ from engine.data.order import Order, Shuffled
 from engine.data.reading import Files
 from engine.data.settings import AugmentSettings
 from engine.data.workers import Reader, Workers
+from engine.wording import counted
 from models.settings import UserError
 
 
@@ -53,9 +54,9 @@ class TrainLoader:
     ) -> None:
         _, height, width = split.shape
         if batch_size > len(split):
+            there = f"there {'is' if len(split) == 1 else 'are'} only {counted(len(split), 'training image')}"
             raise UserError(
-                f"train.batch_size = {batch_size}: there are only {len(split)} training images; "
-                f"set it to {len(split)} or less, or raise split.part"
+                f"train.batch_size = {batch_size}: {there}; set it to {len(split)} or less, or raise split.part"
             )
         if augment.crop >= min(height, width):
             raise UserError(f"augment.crop = {augment.crop}: must be less than the images' {min(height, width)} pixels")

@@ -20,7 +20,7 @@ from engine.data.check.findings import Source, content_findings, log_warnings
 from engine.data.images import Facts, open_rgb, read_with_facts, reason, to_square
 from engine.data.settings import FileSettings
 from engine.tasks import ONE_LABEL, Task
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
@@ -101,7 +101,7 @@ def read_splits(
         "data.size: null stands for model.img_size, which is filled in before data is built"
     )
     paths = [path for files, _ in samples.values() for path in files]
-    log.info("reading %d image files", len(paths))
+    log.info("reading %s", counted(len(paths), "image file"))
     in_memory = settings.cache == "memory"
     images = _room(len(paths) if in_memory else 0, settings.size, where)
     pixels = images.numpy()  # shares its memory
@@ -172,7 +172,7 @@ def lost_classes(labels: Tensor, skipped: Mapping[int, str], classes: list[str],
         return ""
     kept = {label for i, label in enumerate(labels.tolist()) if i not in skipped}
     gone = [repr(classes[label]) for label in sorted(set(labels.tolist()) - kept)]
-    return f"no image of {len(gone)} classes can be read: {few(gone)}; repair them" if gone else ""
+    return f"no image of {counted(len(gone), 'class')} can be read: {few(gone)}; repair them" if gone else ""
 
 
 def repair_advice(

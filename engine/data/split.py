@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.data.arrays import RawData, Split
 from engine.data.keyed import SPLIT, TEST, hash64
 from engine.data.settings import SplitSettings
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
@@ -151,14 +151,15 @@ def _demand_enough(raw: RawData, labels: np.ndarray, copies: np.ndarray, folds: 
     classes, counts = np.unique(pairs[:, 0], return_counts=True)
     small = [(label, count) for label, count in zip(classes.tolist(), counts.tolist()) if count < folds]
     if small and not raw.task.one_class:
-        raise UserError(f"split.folds = {folds}: only {small[0][1]} images, copies counted once; use fewer folds")
+        raise UserError(
+            f"split.folds = {folds}: only {counted(small[0][1], 'image')}, copies counted once; use fewer folds"
+        )
     if small:
         names = few([f"{raw.classes[label]!r} ({count})" for label, count in small])
         least = min(count for _, count in small)
         fix = f"use split.folds={least} or less, or add images" if least > 1 else "add images, or take the classes out"
-        raise UserError(
-            f"split.folds = {folds}: {len(small)} classes have fewer images, copies counted once: {names}; {fix}"
-        )
+        too_small = counted(len(small), "class has", "classes have")
+        raise UserError(f"split.folds = {folds}: {too_small} fewer images, copies counted once: {names}; {fix}")
 
 
 def _joined(one: Split, other: Split) -> Split:
@@ -219,7 +220,7 @@ def _warn_of_classes_without(raw: RawData, held_out: np.ndarray, setting: str, k
     missing = raw.task.missing(labels, labels[torch.from_numpy(held_out)], len(raw.classes)).tolist()
     if missing:
         names = ", ".join(repr(raw.classes[label]) for label in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        log.warning("%s: %d %s: %s", setting, len(missing), raw.task.missing_words.format(kind), names)
+        log.warning("%s: %s: %s", setting, counted(len(missing), *raw.task.missing_words).format(kind), names)
 
 
 def _take(arrays: Split, indices: np.ndarray) -> Split:

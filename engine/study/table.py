@@ -19,7 +19,7 @@ from engine.runs.folds import check_same_settings
 from engine.runs.results import Results
 from engine.tables import Column
 from engine.tasks import title_of
-from engine.wording import NOT_COUNTED, fixed, shown
+from engine.wording import NOT_COUNTED, counted, fixed, shown
 from models.settings import UserError
 
 MAY_DIFFER = ("name", "out", "seed")  # keys of settings that may differ within a row
@@ -58,8 +58,8 @@ class Row:
         seeds, folds = len(self.seeds), len(self.folds)
         if not folds:
             return str(seeds)
-        counted = "1 fold" if folds == 1 else f"{folds} folds"
-        return counted if seeds == 1 else f"{seeds} x {counted}"
+        of_folds = counted(folds, "fold")
+        return of_folds if seeds == 1 else f"{seeds} x {of_folds}"
 
     def value(self, field: str) -> Any:
         """Returns the mean of a field over the runs that have it, or the first run's text; None if no run has it."""

@@ -13,7 +13,7 @@ from engine.runs.folder import RunFolder
 from engine.runs.folds import finished_runs
 from engine.settings.layers import parse_overrides
 from engine.tasks import Task
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 
@@ -67,7 +67,9 @@ def gather(folders: Sequence[Path], weights: Sequence[float] | None = None, over
     """
     weights = [1.0] * len(folders) if weights is None else list(weights)
     if len(weights) != len(folders):
-        raise UserError(f"--weights: {len(weights)} numbers for {len(folders)} runs; give one for each --run")
+        raise UserError(
+            f"--weights: {counted(len(weights), 'number')} for {counted(len(folders), 'run')}; give one for each --run"
+        )
     if not all(weight > 0 for weight in weights) or not sum(weights) < float("inf"):  # also refuses nan
         text = ",".join(f"{weight:g}" for weight in weights)
         raise UserError(f"--weights {text}: must be numbers greater than 0, with a finite sum")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.data.names import differing, nfc, on_disk, split_of, twins
 from engine.data.sources.scan import Ignored, folders_in, image_files
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ def images_of(sources: Sequence[Path]) -> dict[str, Path]:
                 )
             files[name] = path
     if same := list(map(differing, twins(files))):
-        log.warning(
-            "--images: %d names of two files differ only in Unicode's form (NFC, NFD): %s", len(same), few(same)
-        )
+        names = counted(len(same), "name of two files differs", "names of two files differ")
+        log.warning("--images: %s only in Unicode's form (NFC, NFD): %s", names, few(same))
     return {name: files[name] for name in sorted(files, key=natural)}
 
 
@@ -110,12 +109,12 @@ def _check_names(names: Sequence[str], where: str) -> None:
     """Raises a UserError for names that a CSV file cannot hold unchanged."""
     odd = [repr(name) for name in names if not _is_utf8(name)]
     if odd:
-        raise UserError(f"{where}: {len(odd)} names are not UTF-8: {few(odd)}; rename them")
+        raise UserError(f"{where}: {counted(len(odd), 'name is', 'names are')} not UTF-8: {few(odd)}; rename them")
     blank = [repr(name) for name in names if any(part != part.strip() for part in (name, PurePosixPath(name).stem))]
     if blank:
         raise UserError(
-            f"{where}: {len(blank)} names begin or end with a blank, which readers of CSV files strip: "
-            f"{few(blank)}; rename them"
+            f"{where}: {counted(len(blank), 'name begins or ends', 'names begin or end')} with a blank, which "
+            f"readers of CSV files strip: {few(blank)}; rename them"
         )
 
 
@@ -198,8 +197,8 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
     not_images = [repr(name) for name in missing if _holds(sources, name)]
     if not_images:
         raise UserError(
-            f"{where}: {len(not_images)} ids are files in {place} that are not images: {few(not_images)}; "
-            "put the images there"
+            f"{where}: {counted(len(not_images), 'id is a file', 'ids are files')} in {place}, but no "
+            f"{'image' if len(not_images) == 1 else 'images'}: {few(not_images)}; put the images there"
         )
     if missing:
         raise UserError(
@@ -210,16 +209,21 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
     several = [f"{name!r} ({few(images)})" for name, images in by_id.items() if len(images) > 1]
     if several:
         raise UserError(
-            f"{where}: {len(several)} ids name more than one image, by {way}: {few(several)}; keep one file of each"
+            f"{where}: {counted(len(several), 'id names', 'ids name')} more than one image, by {way}: {few(several)}; "
+            "keep one file of each"
         )
     chosen = [by_id[name][0] for name in sample.ids]
     named = set(chosen)
     twice = [differing([name for name in sample.ids if by_id[name] == [image]]) for image in _repeated(chosen)]
     if twice:
-        raise UserError(f"{where}: {len(twice)} images have several ids: {few(twice)}; keep one row for each image")
+        raise UserError(
+            f"{where}: {counted(len(twice), 'image has', 'images have')} several ids: {few(twice)}; keep one row for "
+            "each image"
+        )
     extra = [repr(name) for name in names if name not in named]
     if extra:
-        text = f"--images {place}: {len(extra)} images have no row in {sample.where}: {few(extra)}"
+        without = counted(len(extra), "image has", "images have")
+        text = f"--images {place}: {without} no row in {sample.where}: {few(extra)}"
         if not ignore_extra:
             raise UserError(f"{text}; is it the folder that the sample belongs to? --extra ignore leaves them out")
         log.warning("%s; left out", text)

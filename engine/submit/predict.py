@@ -22,7 +22,7 @@ from engine.measure.evaluate import eval_mode
 from engine.runs.restore import TrainedModel, load_model
 from engine.submit.ensemble import Ensemble, Member
 from engine.tasks import Task
-from engine.wording import few
+from engine.wording import counted, few
 from models.interface import merging_method, removed_per_block
 from models.settings import ModelSettings, UserError
 
@@ -159,7 +159,7 @@ def probabilities(run: TrainedModel, paths: Sequence[Path], tta: Sequence[str] =
     lost = [str(path) for path, finite in zip(paths, scores.isfinite().all(dim=1).tolist()) if not finite]
     if lost:
         raise UserError(
-            f"{run.run}: gives nan or inf for {len(lost)} images ({few(lost)}); train it again with a lower "
+            f"{run.run}: gives nan or inf for {counted(len(lost), 'image')} ({few(lost)}); train it again with a lower "
             "train.lr, or predict with train.precision=fp32"
         )
     return scores

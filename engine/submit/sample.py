@@ -14,7 +14,7 @@ from engine.data.csv_files import read_table
 from engine.data.formats import is_image
 from engine.data.names import nfc
 from engine.tasks import Task
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 
@@ -80,8 +80,11 @@ class Sample:
         if len(self.others) > 1:
             unknown, missing = (sorted(map(repr, names)) for names in (asked - offered, offered - asked))
             differences = [
-                f"{len(names)} {what} ({few(names)})"
-                for names, what in ((unknown, "are not classes"), (missing, "classes have none"))
+                f"{counted(len(names), *what)} ({few(names)})"
+                for names, what in (
+                    (unknown, ("is not a class", "are not classes")),
+                    (missing, ("class has none", "classes have none")),
+                )
                 if names
             ]
             raise UserError(

@@ -17,7 +17,7 @@ from engine.data.sources.scan import Ignored, class_files, folders_in
 from engine.submit.images import natural
 from engine.submit.sample import Sample
 from engine.tasks import ONE_LABEL, Task
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 SUM = 1e-3  # allowed deviation of a sum of probabilities from 1, since they may be rounded to a few digits
@@ -78,7 +78,7 @@ def validate(
         wrong, odd, counts = _labels(table, columns[sample.others[0]], sample, classes, task or ONE_LABEL)
     else:
         wrong, odd = ([], ["its columns are not checked, since the classes are unknown; give --run or --classes"])
-    return Report(problems + wrong, warnings + odd, f"{len(table.rows)} rows" + _distribution(counts, classes))
+    return Report(problems + wrong, warnings + odd, counted(len(table.rows), "row") + _distribution(counts, classes))
 
 
 def _read_as(path: Path, sample: Sample) -> tuple[Table, list[str]]:
@@ -113,7 +113,7 @@ def _header(table: Table, sample: Sample) -> list[str]:
             f"{few(list(map(repr, columns)))}"
         )
     if unknown:
-        problems.append(f"{len(unknown)} columns are not in the sample: {few(unknown)}")
+        problems.append(f"{counted(len(unknown), 'column is', 'columns are')} not in the sample: {few(unknown)}")
     if set(map(nfc, missing)) & set(map(nfc, unknown)):
         problems[-1] += FORM
     if not missing and not unknown and columns != sample.columns:
@@ -128,7 +128,7 @@ def _ids(table: Table, ids: Sequence[str], sample: Sample) -> list[str]:
     unknown = [name for name in count if name not in sample_ids]
     for names, what in ((twice, "more than once"), (missing, "missing"), (unknown, "not in the sample")):
         if names:
-            problems.append(f"{len(names)} ids are {what}: {few(list(map(repr, names)))}")
+            problems.append(f"{counted(len(names), 'id is', 'ids are')} {what}: {few(list(map(repr, names)))}")
     if set(map(nfc, missing)) & set(map(nfc, unknown)):
         problems[-1] += FORM
     elif {PurePosixPath(name).stem for name in missing} & {PurePosixPath(name).stem for name in unknown}:
@@ -152,7 +152,8 @@ def _raw_formulas(table: Table) -> list[str]:
     ]
     if not cells:
         return []
-    return [f"{len(cells)} cells would be computed by a spreadsheet: {few(cells)}; write an apostrophe before them"]
+    found = f"{counted(len(cells), 'cell')} would be computed by a spreadsheet: {few(cells)}"
+    return [f"{found}; write an apostrophe before {'it' if len(cells) == 1 else 'them'}"]
 
 
 def _blanks(table: Table, names: set[str]) -> list[str]:
@@ -166,7 +167,8 @@ def _blanks(table: Table, names: set[str]) -> list[str]:
     ]
     if not cells:
         return []
-    return [f"{len(cells)} cells have blanks around them, which many scorers treat as part of the name: {few(cells)}"]
+    text = counted(len(cells), "cell has blanks around it", "cells have blanks around them")
+    return [f"{text}, which many scorers treat as part of the name: {few(cells)}"]
 
 
 def _labels(
@@ -176,19 +178,21 @@ def _labels(
     problems, warnings = [], []
     empty = [f"line {line}" for line, cell in zip(table.lines, cells) if not cell]
     if empty and task.one_class and (classes is not None or "" not in sample.labels):
-        problems.append(f"{len(empty)} rows have no label: {few(empty)}")
+        problems.append(f"{counted(len(empty), 'row has', 'rows have')} no label: {few(empty)}")
     counts = Counter(name for cell in cells for name in labels_in(cell, task) if name)
     spelled = sample.labels if classes is None else sample.spelling(classes, task).values()
     allowed, alike = {name.strip() for name in spelled}, {nfc(name.strip()) for name in spelled}
-    unknown = [f"{name!r} ({number} rows)" for name, number in counts.items() if nfc(name) not in alike]
+    unknown = [f"{name!r} ({counted(number, 'row')})" for name, number in counts.items() if nfc(name) not in alike]
     if other := sorted(repr(name) for name in _other_bytes(counts, sample, task)):
-        problems.append(f"{len(other)} labels are those of the sample in other bytes: {few(other)}{FORM}")
+        told = counted(len(other), "label is that", "labels are those")
+        problems.append(f"{told} of the sample in other bytes: {few(other)}{FORM}")
     if classes is not None and unknown:
         problems.append(
-            f"{len(unknown)} labels are unknown: {few(unknown)}; known are {few(sorted(map(repr, allowed)))}"
+            f"{counted(len(unknown), 'label is', 'labels are')} unknown: {few(unknown)}; known are "
+            f"{few(sorted(map(repr, allowed)))}"
         )
     elif unknown and len(allowed) > 1:
-        warnings.append(f"{len(unknown)} labels are not in the sample: {few(unknown)}")
+        warnings.append(f"{counted(len(unknown), 'label is', 'labels are')} not in the sample: {few(unknown)}")
     if classes is None:
         warnings.append("labels are not compared with a list of classes; give --run or --classes")
     if task.one_class:
@@ -228,7 +232,7 @@ def _probabilities(
             kinds.setdefault(fault, []).append(f"line {line}")
     problems, warnings = [], []
     for fault, lines in kinds.items():
-        text = f"{len(lines)} rows have {fault}: {few(lines)}"
+        text = f"{counted(len(lines), 'row has', 'rows have')} {fault}: {few(lines)}"
         if fault == NOT_ONE and task is None:
             warnings.append(f"{text}; correct only if an image can have many labels")
         else:

@@ -32,6 +32,7 @@ from engine.train.loop.optim import LearningRate, MovingAverage, Optimization, b
 from engine.train.loop.trainer import Trainer
 from engine.train.loop.validation import Validation
 from engine.train.loop.weighting import class_weights
+from engine.wording import counted
 from models.finetune import Tuning
 from models.settings import UserError
 
@@ -87,8 +88,8 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     epochs = -(-batches.total_steps // batches.steps_per_epoch)
     if (late := max(tuning.learns_from.values())) >= epochs:
         raise UserError(
-            f"finetune.groups.epoch = {late}: the run has {epochs} epochs, counted from 0, so that it never begins; "
-            "use an earlier one"
+            f"finetune.groups.epoch = {late}: the run has {counted(epochs, 'epoch')}, counted from 0, so that it never "
+            "begins; use an earlier one"
         )
     optimizer = build_optimizer(model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas), tuning.scales)
     warmup_steps = round(t.warmup_ratio * batches.total_steps or t.warmup_epochs * batches.steps_per_epoch)
@@ -119,7 +120,7 @@ def build_batches(data: Data, settings: RunSettings) -> StepBatches:
     if steps_per_epoch == 0:
         raise UserError(
             f"train.batch_size = {t.batch_size} x train.accumulate = {t.accumulate}: more than the "
-            f"{len(data.train)} training images; use a smaller batch"
+            f"{counted(len(data.train), 'training image')}; use a smaller batch"
         )
     if t.label_smoothing and not data.task.soft_targets:
         raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for many labels; set it to 0")

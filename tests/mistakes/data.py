@@ -112,7 +112,7 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A class without images",
         "tools/data.py check images",
-        "data.path = 'images': training cannot start: 1 class folders hold no images; see above",
+        "data.path = 'images': training cannot start: 1 class folder holds no images; see above",
         _empty_class,
     ),
     _unreadable("A photograph in a phone's format", "bee/IMG_1.HEIC", "HEIC; convert it to JPEG or PNG", _phone),

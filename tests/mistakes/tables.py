@@ -82,7 +82,7 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A path without extension that names two files",
         "tools/data.py check table.csv",
-        "data.path = 'table.csv': training cannot start: 1 rows name several files; see above",
+        "data.path = 'table.csv': training cannot start: 1 row names several files; see above",
         _table("path,label", "1,a", "2,b", images=("1.png", "1.jpg", "2.png")),
     ),
     Mistake(

@@ -49,12 +49,12 @@ def test_errors_end_with_code_2_and_one_line(tmp_path, tell):
     code, said, errors = tell(root)
     assert code == 2 and contents(tmp_path) == before and "can start" not in said
     assert (
-        errors.count("\n") == 1 and "training cannot start: 1 class folders hold no images; 30 of 40 images" in errors
+        errors.count("\n") == 1 and "training cannot start: 1 class folder holds no images; 30 of 40 images" in errors
     )
     for i in range(30):
         assert said.count(f"{str(root / 'ant' / f'x{i}.jpg')!r} (empty file)") == 1
-    assert "error: 1 class folders hold no images; fill or remove them\n    'bare'\n" in said
-    assert "warning: 1 images are copies of images with another label; keep each once, where it belongs" in said
+    assert "error: 1 class folder holds no images; fill or remove them\n    'bare'\n" in said
+    assert "warning: 1 image is a copy of an image with another label; keep each once, where it belongs" in said
 
 
 def test_long_warnings_are_cut(tmp_path, tell):
@@ -81,8 +81,8 @@ def test_a_competition(tmp_path, tell):
     save_image(tmp_path / "test" / "0.png", 90)
     (tmp_path / "sample_submission.csv").write_text("ID,Label\n0.png,3\n")
     code, said, _ = tell(tmp_path)
-    assert code == 0 and "15 images to train on, 1 images without labels" in said
-    assert "1 labels in 'sample_submission.csv' are not among the label folders" in said
+    assert code == 0 and "15 images to train on, 1 image without labels" in said
+    assert "1 label in 'sample_submission.csv' not among the label folders" in said
     assert "1 labels" not in tell(tmp_path, "--kind", "folder")[1]
 
 

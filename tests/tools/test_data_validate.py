@@ -53,8 +53,8 @@ def test_every_mistake_and_one_line_at_the_end(tell, tmp_path):
         "more than once: '1.jpg'",
         "missing: '2.jpg'",
         "not in the sample: '7.jpg'",
-        "1 rows have no label: line 4",
-        "2 labels are unknown: '3' (1 rows), '=x' (1 rows)",
+        "1 row has no label: line 4",
+        "2 labels are unknown: '3' (1 row), '=x' (1 row)",
     ):
         assert words in out
     assert (

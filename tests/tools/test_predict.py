@@ -89,7 +89,7 @@ def test_a_single_file_and_several(tell, tmp_path, folder):
     """The tool is also for one's own photograph; an override after the files is no file."""
     code, out, err = tell(images=folder / "test" / "4.png")
     assert (code, err) == (0, "") and rows(tmp_path / "out.csv") == [["ID", "Label"], ["4.png", "10"]]
-    assert "1 images by 1 model in " in out
+    assert "1 image by 1 model in " in out
     photo = save_colour(tmp_path / "mine" / "photo.jpg", BLUE)
     line = ["--run", folder / "run", "--out", tmp_path / "out.csv", "--images", photo, folder / "test", "merge.r=2"]
     code, out, err = tell.line(*line)
@@ -137,7 +137,7 @@ def test_a_column_for_each_class_gets_probabilities(tell, tmp_path):
         assert header[1:][values.index(max(values))] == TRUTH[name]
     path = sample(tmp_path / "sample.csv", "id,2,1,11", *(f"{name},0.3,0.3,0.4" for name in TRUTH))
     code, _, err = tell("--sample", path)
-    assert code == 2 and "1 are not classes ('11'), 1 classes have none ('10')" in err
+    assert code == 2 and "1 is not a class ('11'), 1 class has none ('10')" in err
 
 
 def test_probabilities_and_the_most_probable(tell, tmp_path):
@@ -234,7 +234,7 @@ def test_images_that_the_sample_does_not_name(tell, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--weights", "1,2"], "--weights: 2 numbers for 1 runs; give one for each --run"),
+        (["--weights", "1,2"], "--weights: 2 numbers for 1 run; give one for each --run"),
         (["--weights", "a"], "--weights a: write numbers with commas between them"),
         (["--weights", "-1"], "--weights -1: must be numbers greater than 0"),
         (["--tta", "turn"], "--tta turn: turn is unknown; use flip, crops"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.data.images import Facts
 from engine.data.names import alike, differing, nfc, twins
 from engine.tasks import ONE_LABEL, Task
-from engine.wording import NAMED, few
+from engine.wording import NAMED, counted, few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge.data")
@@ -114,14 +114,17 @@ def content_findings(
             contradictions.append(f"{str(path)!r} = {str(paths[original])!r}")
     findings = []
     if contradictions:
-        text = f"{len(contradictions)} images are copies of images with another label"
-        findings.append(Finding(text, tuple(contradictions), "keep each once, where it belongs"))
+        copies = counted(len(contradictions), "image is a copy of an image", "images are copies of images")
+        findings.append(
+            Finding(f"{copies} with another label", tuple(contradictions), "keep each once, where it belongs")
+        )
     several = [repr(str(path)) for path, image_facts in zip(paths, facts) if image_facts and image_facts.several]
     if several:
-        text = f"{len(several)} files hold more than one image; only the first is used"
+        text = f"{counted(len(several), 'file holds', 'files hold')} more than one image; only the first is used"
         findings.append(Finding(text, tuple(several)))
     if same := tuple(map(differing, twins(map(str, paths)))):
-        text = f"{len(same)} names are those of two files and differ only in Unicode's form (NFC, NFD)"
+        text = counted(len(same), "name is that of two files and differs", "names are those of two files and differ")
+        text += " only in Unicode's form (NFC, NFD)"
         findings.append(Finding(text, same, "delete one of each pair if they are copies, otherwise rename it"))
     return findings + similar_names(classes) + small_classes(samples, classes, facts, task)
 
@@ -134,7 +137,7 @@ def similar_names(classes: Sequence[str]) -> list[Finding]:
     groups = [" and ".join(names.values()) for names in spellings.values() if len(names) > 1]
     if not groups:
         return []
-    text = f"{len(groups)} class names are spelled in several ways"
+    text = f"{counted(len(groups), 'class name is', 'class names are')} spelled in several ways"
     return [Finding(text, tuple(groups), "merge the folders or labels that are one class")]
 
 
@@ -149,7 +152,7 @@ def small_classes(samples: Samples, classes: list[str], facts: Sequence[Facts | 
     small = [f"{name!r} ({count})" for name, count in zip(classes, counts) if 0 < count < SMALL]
     if not small:
         return []
-    text = f"{len(small)} classes have fewer than {SMALL} training images"
+    text = f"{counted(len(small), 'class has', 'classes have')} fewer than {SMALL} training images"
     return [Finding(text, tuple(small), "more images would make training and the measured accuracy more reliable")]
 
 
@@ -177,10 +180,12 @@ def copy_findings(samples: Samples, facts: Sequence[Facts | None], digests: Sequ
     findings = []
     for split, pairs in within.items():
         fix = "a hold-out keeps copies together; delete those that should not count twice" if split in labelled else ""
-        findings.append(Finding(f"{len(pairs)} {split} images are copies of others", tuple(pairs), fix))
+        text = counted(len(pairs), f"{split} image is a copy of another", f"{split} images are copies of others")
+        findings.append(Finding(text, tuple(pairs), fix))
     for (split, earlier), pairs in across.items():
         fix = "nothing to do: they are predicted like the others"
         if split in labelled:
             fix = "the accuracy measured there will be too high; delete one of each pair"
-        findings.append(Finding(f"{len(pairs)} {split} images are copies of {earlier} images", tuple(pairs), fix))
+        one, many = f"{split} image is a copy of one of the", f"{split} images are copies of"
+        findings.append(Finding(f"{counted(len(pairs), one, many)} {earlier} images", tuple(pairs), fix))
     return findings

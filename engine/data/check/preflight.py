@@ -21,6 +21,7 @@ from engine.data.settings import FileSettings
 from engine.data.sources.kaggle import SAMPLE
 from engine.data.sources.layout import named_splits
 from engine.data.sources.scan import folders_in
+from engine.wording import counted
 from models.settings import UserError, check, nearest
 
 UNLABELLED = "unlabelled"  # the name of the images without labels among the splits
@@ -148,21 +149,24 @@ def _unreadable(source: Source, paths: list[Path], bad: Mapping[int, str], setti
     to_predict = {i: why for i, why in bad.items() if i >= labelled}
     findings = []
 
-    def add(text: str, some: Mapping[int, str], fix: str, *, error: bool = False) -> None:
+    def add(noun: str, some: Mapping[int, str], fix: str, *, error: bool = False, left_out: bool = False) -> None:
         if some:
             items = tuple(f"{str(paths[i])!r} ({why})" for i, why in some.items())
-            findings.append(Finding(f"{len(some)} {text}", items, fix, error))
+            text = f"{noun} cannot be read"
+            if left_out:
+                text += " and is left out" if len(some) == 1 else " and are left out"
+            findings.append(Finding(text, items, fix, error))
 
     if settings.on_error == "stop":
         fix = repair_advice(of_splits, source.fix, train[1], source.classes, settings, source.task)
-        add(f"of {labelled} images cannot be read", of_splits, fix, error=True)
+        add(f"{len(of_splits)} of {labelled} images", of_splits, fix, error=True)
     else:
         skipped, others = by_training(of_splits, len(train[0]))
         if skipped and (loss := lost_classes(train[1], skipped, source.classes, source.task)):
             findings.append(Finding(loss, error=True))
-        add("training images cannot be read and are left out", skipped, source.fix)
-        add("validation or test images cannot be read", others, source.fix, error=True)
-    add("unlabelled images cannot be read", to_predict, "repair them before predicting")
+        add(counted(len(skipped), "training image"), skipped, source.fix, left_out=True)
+        add(counted(len(others), "validation or test image"), others, source.fix, error=True)
+    add(counted(len(to_predict), "unlabelled image"), to_predict, "repair them before predicting")
     return findings
 
 

@@ -9,7 +9,7 @@ from statistics import median
 
 from engine.data.check.findings import Finding
 from engine.data.check.preflight import Report
-from engine.wording import shown
+from engine.wording import counted, shown
 
 ITEMS = 20  # largest number of items that are printed for a warning; an error's items are all printed
 
@@ -22,8 +22,10 @@ def report_lines(report: Report, width: int | None = None) -> Iterator[str]:
         width: width of the table, in characters; None: the terminal's.
     """
     yield (
-        f"{report.where}: {len(report.classes)} classes; "
-        + ", ".join(f"{count:,} images {_of(split)}" for split, count in report.images.items())
+        f"{report.where}: {counted(len(report.classes), 'class')}; "
+        + ", ".join(
+            f"{count:,} {'image' if count == 1 else 'images'} {_of(split)}" for split, count in report.images.items()
+        )
     )
     yield ""
     yield from table(report, width or shutil.get_terminal_size((120, 24)).columns)

@@ -13,6 +13,7 @@ from pydantic import Field
 from engine.data.check.findings import Source
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.cifar import FAILURES, downloading
+from engine.wording import counted
 from models.settings import UserError
 
 
@@ -58,7 +59,7 @@ def find_dtd(settings: DtdSettings) -> Source:
     for split, images in sets.items():
         if images.classes != classes:
             raise UserError(
-                f"{where}: labels/{split}{settings.partition}.txt lists {len(images.classes)} classes, not "
+                f"{where}: labels/{split}{settings.partition}.txt lists {counted(len(images.classes), 'class')}, not "
                 f"the {len(classes)} of the training images; {fix}"
             )
     samples = {split: (images._image_files, torch.tensor(images._labels)) for split, images in sets.items()}

@@ -14,6 +14,7 @@ from engine.data.names import differing, nfc, on_disk, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.layout import LAYOUT, refuse_nested, split_folders
 from engine.data.sources.scan import Ignored, class_files
+from engine.wording import counted
 from models.settings import UserError
 
 
@@ -73,11 +74,12 @@ def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]
     findings = []
     same = tuple(map(differing, twins(by_class)))
     if same:
-        text = f"{len(same)} classes have two folders, whose names differ only in Unicode's form (NFC, NFD)"
+        text = counted(len(same), "class has", "classes have")
+        text += " two folders, whose names differ only in Unicode's form (NFC, NFD)"
         findings.append(Finding(text, same, "move their images into one, or rename one", error=True))
     empty = sorted(repr(name) for name, paths in by_class.items() if not paths)
     if empty:
-        text = f"{len(empty)} class folders hold no images"
+        text = f"{counted(len(empty), 'class folder holds', 'class folders hold')} no images"
         findings.append(Finding(text, tuple(empty), "fill or remove them", error=True))
     if len(by_class) == 1:
         only = next(iter(by_class))
@@ -85,7 +87,7 @@ def check_classes(by_class: dict[str, list[Path]], layout: str) -> list[Finding]
         findings.append(Finding(f"a single class, {only!r}", fix=fix, error=True))
     odd = sorted(repr(name) for name in by_class if name != name.encode(errors="ignore").decode())
     if odd:
-        text = f"{len(odd)} class folders have names that are not UTF-8"
+        text = f"{counted(len(odd), 'class folder has a name that is', 'class folders have names that are')} not UTF-8"
         findings.append(Finding(text, tuple(odd), "rename them", error=True))
     return findings
 
@@ -114,5 +116,5 @@ def _compare(by_class: dict[str, list[Path]], classes: list[str], split: str) ->
         findings.append(Finding(text, tuple(strange), "give them the same names", error=True))
     lacking = [repr(name) for name in classes if not by_class.get(name)]
     if lacking and split != "train":
-        findings.append(Finding(f"{split} has no images of {len(lacking)} classes", tuple(lacking)))
+        findings.append(Finding(f"{split} has no images of {counted(len(lacking), 'class')}", tuple(lacking)))
     return findings

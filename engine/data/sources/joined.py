@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from engine.data.check.findings import Finding
 from engine.data.csv_files import Table
 from engine.data.names import nfc
+from engine.wording import counted
 from models.settings import UserError
 
 SEPARATORS = {
@@ -128,11 +129,11 @@ def _recombined(cells: Sequence[str], joined: Sequence[str], word: str) -> bool:
 
 def _question(joints: Sequence[Joint], cells: Sequence[str]) -> str:
     most = max(joints, key=lambda joint: len(joint.cells))
-    options = [f"{joint.word} ({_labels(cells, joint.word)} labels)" for joint in joints]
+    options = [f"{joint.word} ({counted(_labels(cells, joint.word), 'label')})" for joint in joints]
     return (
         f"{len(most.cells)} of {len(cells)} cells may be several names, such as {most.cells[0]!r}; set "
         f"data.label_separator={' or '.join(options)}, or semicolon if each is one name "
-        f"({_labels(cells, 'semicolon')} labels)"
+        f"({counted(_labels(cells, 'semicolon'), 'label')})"
     )
 
 
@@ -154,5 +155,5 @@ def joined_classes(cells: Sequence[str]) -> list[Finding]:
 def missing_names(classes: Sequence[str]) -> list[Finding]:
     """Returns a warning about classes whose name is what programs write for a missing value."""
     found = tuple(repr(name) for name in classes if name.casefold() in NO_NAMES)
-    text = f"{len(found)} classes are called as programs write a missing value"
+    text = f"{counted(len(found), 'class is', 'classes are')} called as programs write a missing value"
     return [Finding(text, found, "leave the cell empty, or remove the rows, if that is what it means")] if found else []

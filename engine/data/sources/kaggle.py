@@ -15,7 +15,7 @@ from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.folder import as_samples, check_classes
 from engine.data.sources.layout import named_splits, refuse_nested
 from engine.data.sources.scan import Ignored, class_files, folders_in, image_files
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 LAYOUT = "expected PATH/train/LABEL/*.jpg, PATH/test/*.jpg, and optionally PATH/sample_submission.csv"
@@ -108,7 +108,7 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
         if strange:
             findings.append(
                 Finding(
-                    f"{len(strange)} labels in {name} are not among the label folders",
+                    f"{counted(len(strange), 'label')} in {name} not among the label folders",
                     strange,
                     "predictions use the names of the folders",
                 )

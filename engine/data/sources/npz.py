@@ -18,6 +18,7 @@ from engine.data.names import differing, nfc, on_disk, twins
 from engine.data.settings import ArraySettings, DataPath
 from engine.data.sources.array_labels import READERS, refuse
 from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, Task
+from engine.wording import counted
 from models.archives import array_sizes, available_memory, in_words
 from models.settings import UserError
 
@@ -77,7 +78,7 @@ def load_npz(settings: NpzSettings) -> RawData:
     for split, other in splits.items():
         labels = other.labels.numpy()
         if settings.task.one_class:
-            rule = f"there are {len(classes)} classes, from 0"
+            rule = f"there {'is' if len(classes) == 1 else 'are'} {counted(len(classes), 'class')}, from 0"
             refuse(f"{path}: {split}_labels", labels, labels >= len(classes), rule)
     return RawData(train, splits["test"], classes, val=splits.get("val"), task=settings.task)
 
@@ -189,5 +190,5 @@ def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor, columns
     absent = [repr(name) for i, name in enumerate(classes) if i not in seen]
     if absent:
         names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        log.warning("%s: %d classes have no training image: %s", path, len(absent), names)
+        log.warning("%s: %s no training image: %s", path, counted(len(absent), "class has", "classes have"), names)
     return classes

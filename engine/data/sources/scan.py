@@ -11,8 +11,18 @@ from engine.data.check.findings import Finding
 from engine.data.formats import is_image
 from engine.data.images import has_image, reason
 from engine.data.names import by_name, is_leftover
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
+
+ENTRIES = {  # what is said of one ignored entry of a kind, and of several
+    "other": ("file is not an image and is ignored", "files are not images and are ignored"),
+    "loose": ("image lies outside class folders and is ignored", "images lie outside class folders and are ignored"),
+    "broken": ("broken link is ignored", "broken links are ignored"),
+    "links": ("link to a folder is not followed", "links to folders are not followed"),
+    "closed": ("file cannot be opened and is ignored", "files cannot be opened and are ignored"),
+    "hidden": ("hidden name is ignored", "hidden names are ignored"),
+    "leftovers": ("leftover of storage systems is ignored", "leftovers of storage systems are ignored"),
+}
 
 
 @dataclass
@@ -56,18 +66,20 @@ class Ignored:
             for suffix, count in self.other_files.most_common()
         )
         groups = (
-            (self.other_files.total(), "files are not images and are ignored", kinds, ""),
-            (len(self.loose), "images lie outside class folders and are ignored", self.loose, "move them into one"),
-            (len(self.broken), "broken links are ignored", self.broken, "repair or delete them"),
-            (len(self.links), "links to folders are not followed", self.links, "move them up, or delete them"),
-            (len(self.closed), "files cannot be opened and are ignored", self.closed, ""),
+            ("other", self.other_files.total(), kinds, ""),
+            ("loose", len(self.loose), self.loose, "move them into one"),
+            ("broken", len(self.broken), self.broken, "repair or delete them"),
+            ("links", len(self.links), self.links, "move them up, or delete them"),
+            ("closed", len(self.closed), self.closed, ""),
         )
-        return [Finding(f"{count} {text}", tuple(items), fix) for count, text, items, fix in groups if count]
+        return [
+            Finding(counted(count, *ENTRIES[kind]), tuple(items), fix) for kind, count, items, fix in groups if count
+        ]
 
     def notes(self) -> list[str]:
         """Returns a note on hidden names, and one on leftovers of storage systems."""
-        groups = (("hidden names", self.hidden), ("leftovers of storage systems", self.leftovers))
-        return [f"{len(names)} {kind} are ignored: {few(names)}" for kind, names in groups if names]
+        groups = (("hidden", self.hidden), ("leftovers", self.leftovers))
+        return [f"{counted(len(names), *ENTRIES[kind])}: {few(names)}" for kind, names in groups if names]
 
 
 def class_files(folder: Path, where: str, ignored: Ignored) -> dict[str, list[Path]]:

@@ -21,7 +21,7 @@ from engine.data.names import Files, differing, nfc, on_disk, split_of, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.joined import LabelSeparator, joined_classes, missing_names, names_in
 from engine.tasks import TASKS, Task
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 SPLITS = ("train", "val", "test")
@@ -129,7 +129,7 @@ def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tu
         findings.append(Finding(text, tuple(map(repr, missing)), fix, error=True))
     several = [(cell, of_cell) for cell, of_cell in zip(cells, found) if len(of_cell) > 1]
     if several:
-        text = f"{len(several)} rows name several files"
+        text = f"{counted(len(several), 'row names', 'rows name')} several files"
         items = tuple(f"{cell!r} ({', '.join(ascii(file.name) for file in of_cell)})" for cell, of_cell in several)
         findings.append(Finding(text, items, "write the whole name, with the extension", error=True))
     return paths, findings
@@ -174,7 +174,8 @@ def _spelling(names: Iterable[str]) -> dict[str, str]:
 def _two_forms(names: Iterable[str]) -> list[Finding]:
     """Returns a warning about names that are written in two forms of Unicode, each of which is taken as one name."""
     same = tuple(map(differing, twins(names)))
-    return [Finding(f"{len(same)} labels are written in two of Unicode's forms and are one each", same)] if same else []
+    text = counted(len(same), "label is", "labels are")
+    return [Finding(f"{text} written in two of Unicode's forms, and taken as one each", same)] if same else []
 
 
 def _many(
@@ -244,7 +245,9 @@ def _without_images(labels: Tensor, splits: list[str], classes: list[str]) -> li
     """Returns a warning about labels that apply to no training image."""
     trains = torch.tensor([split == "train" for split in splits])
     bare = tuple(repr(name) for name, count in zip(classes, labels[trains].sum(0).tolist()) if not count)
-    return [Finding(f"{len(bare)} labels have no positive training image", bare)] if bare else []
+    return (
+        [Finding(f"{counted(len(bare), 'label has', 'labels have')} no positive training image", bare)] if bare else []
+    )
 
 
 class Layout(NamedTuple):

@@ -21,6 +21,7 @@ from engine.data.order import Order
 from engine.files import writing
 from engine.machine import to_device
 from engine.measure.evaluate import eval_mode
+from engine.wording import counted
 from models.settings.finetune import FinetuneSettings
 
 log = logging.getLogger("hybridmerge")
@@ -113,7 +114,7 @@ def keep_features(
         return None
     train, *val = features
     images, seconds = sum(map(len, features)), time.perf_counter() - start
-    log.info("features of %d images kept, %.0f s, %s each", images, seconds, tuple(train.shape[1:]))
+    log.info("features of %s kept, %.0f s, %s each", counted(images, "image"), seconds, tuple(train.shape[1:]))
     loader = FeatureLoader(train, data.train.labels, batch_size, order)
     return Features(loader, val[0] if val else None)
 

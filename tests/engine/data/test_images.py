@@ -263,7 +263,7 @@ def test_the_first_of_several_images(tmp_path, extension, caplog):
     assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() <= 2 and facts.several
     assert not read_with_facts(single, files(16))[1].several
     read_splits({"train": ([path, single], torch.tensor([0, 1]))}, ["a", "b"], files(8), "x")
-    assert caplog.text.count("1 files hold more than one image; only the first is used: ") == 1
+    assert caplog.text.count("1 file holds more than one image; only the first is used: ") == 1
 
 
 def test_order_layout_and_type(tmp_path):
@@ -399,4 +399,4 @@ def test_names_of_images():
 def test_reading_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hybridmerge.data"):
         read_splits({"train": ([save_image(tmp_path / "a.png", 0)], torch.zeros(1).long())}, ["a"], files(8), "x")
-    assert "reading 1 image files" in caplog.text
+    assert "reading 1 image file" in caplog.text

@@ -83,7 +83,7 @@ def test_validation_and_test_images_are_never_left_out(tmp_path, caplog, cache, 
 def test_a_class_that_loses_all_its_images(tmp_path, cache):
     paths = images(tmp_path, 4)
     spoil(paths[2]), spoil(paths[3])
-    with pytest.raises(UserError, match=r"no image of 1 classes can be read: 'bee'; repair them"):
+    with pytest.raises(UserError, match=r"no image of 1 class can be read: 'bee'; repair them"):
         read({"train": (paths, [0, 0, 1, 1])}, cache)
 
 
@@ -99,8 +99,8 @@ def test_copies_with_another_label_are_warned_of_once(tmp_path, caplog, cache):
     paths[11].write_bytes(paths[0].read_bytes())
     paths[1].write_bytes(paths[0].read_bytes())  # in the same class: nothing is wrong with its label
     read({"train": (paths, [0] * 6 + [1] * 6)}, cache)
-    assert caplog.text.count("images are copies of images with another label") == 1
-    assert f"1 images are copies of images with another label: {str(paths[11])!r} = {str(paths[0])!r}" in caplog.text
+    assert caplog.text.count("image is a copy of an image with another label") == 1
+    assert f"1 image is a copy of an image with another label: {str(paths[11])!r} = {str(paths[0])!r}" in caplog.text
     assert "fewer than" not in caplog.text
 
 
@@ -109,7 +109,7 @@ def test_copies_among_many_labels(tmp_path, caplog):
     for path in paths[1:]:
         path.write_bytes(paths[0].read_bytes())
     read({"train": (paths, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])}, "memory", task=MANY_LABELS)
-    assert f"1 images are copies of images with another label: {str(paths[2])!r}" in caplog.text
+    assert f"1 image is a copy of an image with another label: {str(paths[2])!r}" in caplog.text
 
 
 def test_images_that_cannot_be_read_are_no_copies(tmp_path, caplog):

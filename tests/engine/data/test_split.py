@@ -193,7 +193,7 @@ def test_the_test_set_parts_no_copies_even_of_different_classes(make_arrays):
 def test_a_class_that_cannot_spare_a_test_image_is_named(make_arrays, caplog):
     raw = RawData(Arrays(make_arrays(5, size=4).images, torch.tensor([0, 0, 0, 0, 1])), None, ["many", "one only"])
     assert with_test_set(raw, SplitSettings()).test.labels.tolist() == [0]
-    assert "split.test = 0.2: 1 classes cannot spare a test image: 'one only'" in caplog.text
+    assert "split.test = 0.2: 1 class cannot spare a test image: 'one only'" in caplog.text
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ def test_files_are_joined_with_their_paths(tmp_path):
     "sizes, words",
     [
         ([9, 3, 2], "2 classes have fewer images, copies counted once: 'b' (3), 'c' (2); use split.folds=2 or less"),
-        ([9, 9, 1], "1 classes have fewer images, copies counted once: 'c' (1); add images, or take the classes out"),
+        ([9, 9, 1], "1 class has fewer images, copies counted once: 'c' (1); add images, or take the classes out"),
     ],
 )
 def test_a_class_too_small_for_the_folds_is_named(make_arrays, sizes, words):

@@ -29,7 +29,7 @@ def test_links_to_folders_are_said(tmp_path, caplog):
     save_image(tmp_path / "test" / "1.png", 0)
     (tmp_path / "test" / "part2").symlink_to(tmp_path / "more")
     assert find_images(tmp_path / "test") == ["1.png"]
-    assert f"1 links to folders are not followed: '{tmp_path / 'test' / 'part2'}'" in caplog.text
+    assert f"1 link to a folder is not followed: '{tmp_path / 'test' / 'part2'}'" in caplog.text
 
 
 def test_nothing_is_left_out_quietly(tmp_path, caplog):
@@ -49,11 +49,11 @@ def test_nothing_is_left_out_quietly(tmp_path, caplog):
     bad = decode([tmp_path / name for name in found], files(8))[1]
     assert list(bad) == [4, 5, 6] and all(why.endswith("; convert it to JPEG or PNG") for why in bad.values())
     for said in (
-        "1 files are not images and are ignored: 1 .txt",
-        "1 broken links are ignored",
-        "1 files cannot be opened and are ignored",
-        "1 hidden names are ignored: '.8.jpg'",
-        "1 leftovers of storage systems are ignored: '@eaDir'",
+        "1 file is not an image and is ignored: 1 .txt",
+        "1 broken link is ignored",
+        "1 file cannot be opened and is ignored",
+        "1 hidden name is ignored: '.8.jpg'",
+        "1 leftover of storage systems is ignored: '@eaDir'",
     ):
         assert caplog.text.count(f"--images {tmp_path}: {said}") == 1
 
@@ -79,7 +79,7 @@ def test_names_that_a_csv_would_change(tmp_path, name):
     assert find_images(tmp_path) == ["b c.png"]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     save_image(tmp_path / "1.png", 0).rename(tmp_path / name)
-    with pytest.raises(UserError, match=f"1 names begin or end with a blank, .*{name!r}; rename them"):
+    with pytest.raises(UserError, match=f"1 name begins or ends with a blank, .*{name!r}; rename them"):
         find_images(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_files_and_folders_together(tmp_path):
         images_of([tmp_path / "test", tmp_path / "other" / ".." / "test" / "10.png"])
     with pytest.raises(UserError, match="no.jpg: not found; give image files, or the folder that holds them"):
         images_of([photo, tmp_path / "no.jpg"])
-    with pytest.raises(UserError, match="1 names begin or end with a blank"):
+    with pytest.raises(UserError, match="1 name begins or ends with a blank"):
         images_of([save_image(tmp_path / " b.png", 0)])
 
 
@@ -137,10 +137,10 @@ def test_ids_name_images_in_four_ways(tmp_path, ids, way):
 def test_ids_without_an_image_or_with_several(tmp_path):
     with pytest.raises(UserError, match=r"2 of 3 ids have no image in .*: '3', '4'; of its 2 images the first"):
         match(Sample("s", ["id", "l"], 0, ["1", "3", "4"]), ["1.jpg", "2.jpg"], [tmp_path])
-    with pytest.raises(UserError, match=r"1 ids name more than one image, by path.*: '1' \(1.jpg, 1.png\)"):
+    with pytest.raises(UserError, match=r"1 id names more than one image, by path.*: '1' \(1.jpg, 1.png\)"):
         match(Sample("s", ["id", "l"], 0, ["1", "2"]), ["1.jpg", "1.png", "2.jpg"], [tmp_path])
     (tmp_path / "3.jpg.txt").write_text("no image")
-    with pytest.raises(UserError, match="1 ids are files in .* that are not images: '3.jpg.txt'"):
+    with pytest.raises(UserError, match="1 id is a file in .*, but no image: '3.jpg.txt'"):
         match(Sample("s", ["id", "l"], 0, ["1.jpg", "3.jpg.txt"]), ["1.jpg"], [tmp_path])
     (tmp_path / "test").mkdir()
     for strange in ("y" * 300, "../3.jpg.txt", str(tmp_path / "3.jpg.txt"), "3.jpg.txt\0"):
@@ -157,7 +157,7 @@ def test_ids_of_other_systems(tmp_path, caplog):
         [f".\\sub\\e\u0301{i}" for i in range(3)],
     ):
         assert match(Sample("s", ["id", "l"], 0, ids), names, [tmp_path]) == names, ids
-    with pytest.raises(UserError, match="1 images have several ids: .*xe9.* and .*u0301"):
+    with pytest.raises(UserError, match="1 image has several ids: .*xe9.* and .*u0301"):
         match(Sample("s", ["id", "l"], 0, ["é0", "e\u03010"]), names[:1], [tmp_path])
 
 
@@ -166,7 +166,7 @@ def test_two_images_of_one_name(tmp_path, caplog):
     for seed, name in enumerate(both):
         save_image(tmp_path / name, seed)
     assert sorted(images_of([tmp_path])) == sorted(both)
-    assert "1 names of two files differ only in Unicode's form (NFC, NFD)" in caplog.text
+    assert "1 name of two files differs only in Unicode's form (NFC, NFD)" in caplog.text
     assert match(Sample("s", ["id", "l"], 0, both), both, [tmp_path]) == both, "equal bytes come first"
     assert images_of([tmp_path / both[0]]) == {both[0]: tmp_path / both[0]}
 
@@ -181,4 +181,4 @@ def test_images_that_no_id_names(tmp_path, caplog):
         match(SAMPLE, ["x.jpg", *FILES, "y.jpg"], [tmp_path])
     with caplog.at_level(logging.WARNING, "hybridmerge"):
         assert match(SAMPLE, ["x.jpg", *FILES], [tmp_path], ignore_extra=True) == FILES
-    assert "1 images have no row" in caplog.text and "left out" in caplog.text
+    assert "1 image has no row" in caplog.text and "left out" in caplog.text

@@ -33,7 +33,7 @@ def test_what_is_asked_for():
     assert not one.asks_for_probabilities(["cat", "dog"], ONE_LABEL)
     each = Sample("s", ["dog", "id", "cat"], 1, FILES, numeric=True)
     assert each.asks_for_probabilities(["cat", "dog"], ONE_LABEL)
-    with pytest.raises(UserError, match=r"not one for each of the 2 classes: 1 are not classes \('dog'\), 1 classes "):
+    with pytest.raises(UserError, match=r"not one for each of the 2 classes: 1 is not a class \('dog'\), 1 class "):
         each.asks_for_probabilities(["cat", "cow"], ONE_LABEL)
     with pytest.raises(UserError, match="column 'dog' is one of 2 classes and holds numbers"):
         Sample("s", ["id", "dog"], 0, FILES, ",", ("0.5",), numeric=True).asks_for_probabilities(
@@ -70,7 +70,7 @@ def test_names_are_spelled_as_in_the_sample(tmp_path, theirs, spelled):
         rows = ["id,label", *(f"{name},{found['cat']}" for name in FILES)]
         assert not problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)
         rows[1] = f"{FILES[0]},Dogs"
-        assert "1 labels are unknown: 'Dogs'" in problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)[0]
+        assert "1 label is unknown: 'Dogs'" in problems(tmp_path / "a.csv", *rows, sample=labels, classes=classes)[0]
     elif len(theirs) > 1:
         with pytest.raises(UserError, match="not one for each of the 3 classes"):
             columns.asks_for_probabilities(classes, ONE_LABEL)
@@ -141,10 +141,10 @@ def test_samples_of_people_and_spreadsheets(tmp_path, lines):
         (["1,x", "2,x", "10,x"], "the first line names an image, '1'"),
         (["ID", "1.jpg"], "a single column, 'ID'"),
         (["ID|Label", "1.jpg|x"], "a single column, 'ID.Label'; .* separated by commas, semicolons or tabs"),
-        (["ID,Label"], "1 rows; a header and a row for each image are needed"),
+        (["ID,Label"], "1 row; a header and a row for each image are needed"),
         (["ID,Label", "1.jpg,x", "1.jpg,x", "2.jpg,x"], "2 rows have the same ID as another"),
-        (["ID,Label", "1.jpg,x", ",x"], "1 rows have no ID"),
-        (["ID,Label", "1.jpg"], "1 rows do not have the header's 2 cells"),
+        (["ID,Label", "1.jpg,x", ",x"], "1 row has no ID"),
+        (["ID,Label", "1.jpg"], "1 row does not have the header's 2 cells"),
     ],
 )
 def test_samples_that_are_none(tmp_path, lines, words):

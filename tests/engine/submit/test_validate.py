@@ -23,20 +23,20 @@ def test_what_is_right(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([*GOOD[:3]], ["1 ids are missing: '10.jpg'"]),
-        ([*GOOD, "7.jpg,a"], ["1 ids are not in the sample: '7.jpg'"]),
-        ([*GOOD, "2.jpg,b"], ["1 ids are more than once: '2.jpg'"]),
+        ([*GOOD[:3]], ["1 id is missing: '10.jpg'"]),
+        ([*GOOD, "7.jpg,a"], ["1 id is not in the sample: '7.jpg'"]),
+        ([*GOOD, "2.jpg,b"], ["1 id is more than once: '2.jpg'"]),
         (["ID,Label", "1,a", "2,b", "10,a"], ["3 ids are missing", "spell them as the sample does"]),
         ([GOOD[0], GOOD[1], GOOD[3], GOOD[2]], ["not in the sample's order from line 3 on: '10.jpg', where"]),
-        (["ID,Label", "1.jpg,a", "2.jpg,B", "10.jpg,2.0"], ["2 labels are unknown: 'B' (1 rows), '2.0'"]),
-        (["ID,Label", "1.jpg,a", "2.jpg,", "10.jpg,b"], ["1 rows have no label: line 3"]),
-        (["ID,Label", "1.jpg,a", "2.jpg,=b", "10.jpg,b"], ["1 cells would be computed", "1 labels are unknown"]),
+        (["ID,Label", "1.jpg,a", "2.jpg,B", "10.jpg,2.0"], ["2 labels are unknown: 'B' (1 row), '2.0'"]),
+        (["ID,Label", "1.jpg,a", "2.jpg,", "10.jpg,b"], ["1 row has no label: line 3"]),
+        (["ID,Label", "1.jpg,a", "2.jpg,=b", "10.jpg,b"], ["1 cell would be computed", "1 label is unknown"]),
         (["Id,Label", *GOOD[1:]], ["columns are missing: 'ID'; the header has 'Id', 'Label'", "not in the sample"]),
         (["Label,ID", "a,1.jpg", "b,2.jpg", "a,10.jpg"], ["columns are not in the order ID, Label"]),
-        (["ID,Label,x", "1.jpg,a,", "2.jpg,b,", "10.jpg,a,"], ["1 columns are not in the sample: 'x'"]),
+        (["ID,Label,x", "1.jpg,a,", "2.jpg,b,", "10.jpg,a,"], ["1 column is not in the sample: 'x'"]),
         ([line.replace(",", ";") for line in GOOD], ["separated by semicolons, the sample's by commas"]),
         (GOOD[1:], ["2 of the sample's columns are missing"]),
-        (["ID,Label", "1.jpg"], ["1 rows do not have the header's 2 cells (line 2)"]),
+        (["ID,Label", "1.jpg"], ["1 row does not have the header's 2 cells (line 2)"]),
         ([], ["0 rows"]),
     ],
 )
@@ -80,13 +80,13 @@ def test_what_is_odd_is_a_warning(tmp_path):
 def test_many_labels(tmp_path):
     lines = ["ID,Label", "1.jpg,a;b", "2.jpg,", "10.jpg,b; c"]
     assert problems(tmp_path / "a.csv", *lines, classes=["a", "b", "c"], task=MANY_LABELS) == []
-    assert "1 labels are unknown: 'c'" in problems(tmp_path / "a.csv", *lines, classes=["a", "b"], task=MANY_LABELS)[0]
+    assert "1 label is unknown: 'c'" in problems(tmp_path / "a.csv", *lines, classes=["a", "b"], task=MANY_LABELS)[0]
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("2.jpg,0.5,0.6", "1 rows have probabilities that do not sum up to 1: line 3"),
+        ("2.jpg,0.5,0.6", "1 row has probabilities that do not sum up to 1: line 3"),
         ("2.jpg,nan,1", "a probability that is not finite: line 3"),
         ("2.jpg,inf,0", "not finite"),
         ("2.jpg,-0.5,1.5", "outside 0 to 1"),
@@ -108,7 +108,7 @@ def test_probabilities(tmp_path, row, words):
 def test_two_signs_make_no_number(tmp_path):
     sample = Sample("s", ["ID", "b", "a"], 0, FILES, numeric=True)
     said = problems(tmp_path / "a.csv", "ID,b,a", "1.jpg,0.25,0.75", "2.jpg,+-inf,1", "10.jpg,1,0", sample=sample)
-    assert "1 rows have a cell that is not a number: line 3" in said
+    assert "1 row has a cell that is not a number: line 3" in said
 
 
 def test_sums_matter_for_one_label_alone(tmp_path):
@@ -140,10 +140,8 @@ def test_the_same_names_in_other_bytes_than_the_samples(tmp_path):
     for classes in ([NFC, "b"], [NFD, "b"], None):
         assert not problems(tmp_path / "a.csv", *good, sample=sample, classes=classes), "the sample's bytes"
         bad = problems(tmp_path / "a.csv", "ID,Label", f"{NFC}1,{NFC}", "2,b", sample=sample, classes=classes)
-        assert (
-            len(bad) == 3 and "1 ids are missing" in bad[0] and "differ from the sample's in Unicode's form" in bad[1]
-        )
-        assert bad[2].startswith("1 labels are those of the sample in other bytes: 'é'; they differ")
+        assert len(bad) == 3 and "1 id is missing" in bad[0] and "differ from the sample's in Unicode's form" in bad[1]
+        assert bad[2].startswith("1 label is that of the sample in other bytes: 'é'; they differ")
     silent = Sample("s", ["ID", "Label"], 0, ["1", "2"], labels=("0",))
     for classes in ([NFC, "b"], [NFD, "b"]):
         assert not problems(tmp_path / "a.csv", "ID,Label", f"1,{NFC}", "2,b", sample=silent, classes=classes)

@@ -125,12 +125,12 @@ def test_left_out_on_demand(root):
     assert report.warnings[0].text == f"{len(names)} training images cannot be read and are left out"
     (root / "test" / "bee" / "0.png").write_bytes(b"")
     report = report_of(root, max_pixels=5000, on_error="skip")
-    assert [finding.text for finding in report.errors] == ["1 validation or test images cannot be read"]
+    assert [finding.text for finding in report.errors] == ["1 validation or test image cannot be read"]
     assert not trains(root, max_pixels=5000, on_error="skip")
     for path in (root / "train" / "bee").iterdir():
         path.write_bytes(b"")
     lost = [finding.text for finding in report_of(root, on_error="skip").errors]
-    assert "no image of 1 classes can be read: 'bee'; repair them" in lost
+    assert "no image of 1 class can be read: 'bee'; repair them" in lost
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
@@ -148,16 +148,16 @@ def test_warnings_are_those_of_training(root, caplog, cache):
     assert not report.errors
     texts = [finding.text for finding in report.warnings]
     assert texts == [
-        "test has no images of 1 classes",
-        "1 files are not images and are ignored",
-        "1 broken links are ignored",
-        "1 images are copies of images with another label",
-        "1 files hold more than one image; only the first is used",
-        "1 classes have fewer than 5 training images",
-        "1 train images are copies of others",
-        "1 test images are copies of train images",
+        "test has no images of 1 class",
+        "1 file is not an image and is ignored",
+        "1 broken link is ignored",
+        "1 image is a copy of an image with another label",
+        "1 file holds more than one image; only the first is used",
+        "1 class has fewer than 5 training images",
+        "1 train image is a copy of another",
+        "1 test image is a copy of one of the train images",
     ]
-    pairs = [finding.items for finding in report.warnings if "copies" in finding.text]
+    pairs = [finding.items for finding in report.warnings if "copy" in finding.text]
     assert pairs[0] == (f"{str(bee / 'copy.png')!r} = {str(ant / '0.png')!r}",)
     assert pairs[2] == (f"{str(root / 'test' / 'bee' / 'seen.png')!r} = {str(bee / '2.png')!r}",)
     assert trains(root, cache=cache)
@@ -179,7 +179,7 @@ def test_empty_and_single_classes_and_bad_files_in_one_report(tmp_path):
     report = report_of(tmp_path)
     assert report.counts == {"train": [6, 0]}
     texts = [finding.text for finding in report.errors]
-    assert texts == ["1 class folders hold no images", "1 of 6 images cannot be read"]
+    assert texts == ["1 class folder holds no images", "1 of 6 images cannot be read"]
     (tmp_path / "bare").rmdir()
     assert "a single class, 'ant'" in [finding.text for finding in report_of(tmp_path).errors]
     assert not trains(tmp_path)
@@ -189,7 +189,7 @@ def test_classes_that_may_be_one(tmp_path):
     for i in range(20):
         save_image(tmp_path / ["Cat", "cat", "c at", "dog"][i % 4] / f"{i}.png", i, (8, 8))
     found = [finding.line() for finding in report_of(tmp_path).findings]
-    said = "1 class names are spelled in several ways: 'Cat' and 'c at' and 'cat'; merge the folders or labels"
+    said = "1 class name is spelled in several ways: 'Cat' and 'c at' and 'cat'; merge the folders or labels"
     assert len(found) == 1 and found[0].startswith(said)
 
 
@@ -208,8 +208,8 @@ def test_images_to_predict(tmp_path):
     assert report.images == {"train": 10, "unlabelled": 4} and report.counts == {"train": [5, 5]}
     assert len(report.facts) == 13 and not report.errors and trains(tmp_path, "kaggle")
     assert [finding.text for finding in report.warnings] == [
-        "1 unlabelled images cannot be read",
-        "1 unlabelled images are copies of train images",
+        "1 unlabelled image cannot be read",
+        "1 unlabelled image is a copy of one of the train images",
     ]
 
 

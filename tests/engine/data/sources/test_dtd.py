@@ -94,7 +94,7 @@ def test_what_is_missing_from_a_copy_is_named(root):
     assert f"remove {home} to have it fetched again" in line
     assert "dtd/dtd is damaged" in error_of(root, partition=3)
     (home / "labels" / "val1.txt").write_text("banded/banded_0000.jpg\n")
-    assert "labels/val1.txt lists 1 classes, not the 3" in error_of(root)
+    assert "labels/val1.txt lists 1 class, not the 3" in error_of(root)
     (home / "labels" / "val1.txt").write_text("nonsense\n")
     assert "dtd/dtd is damaged" in error_of(root)
 

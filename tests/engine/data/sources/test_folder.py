@@ -56,7 +56,7 @@ def test_images_lie_at_any_depth_and_others_are_counted(tmp_path, caplog):
     raw = load_raw(settings(tmp_path))
     assert raw.classes == ["a", "b"] and raw.train.labels.tolist() == [0, 0, 1]
     assert "2 files are not images and are ignored: 2 .txt" in caplog.text
-    assert "1 images lie outside" in caplog.text
+    assert "1 image lies outside" in caplog.text
 
 
 def test_splits_that_are_there_are_used(tmp_path):
@@ -142,8 +142,8 @@ def test_images_are_told_by_their_content(tmp_path, caplog):
     os.mkfifo(tmp_path / "b" / "pipe")
     raw = load_raw(settings(tmp_path))
     assert raw.train.labels.tolist() == [0, 0, 1, 1] and raw.train.paths[1].endswith("no extension")
-    assert "1 files are not images and are ignored: 1 .txt" in caplog.text
-    assert "1 files cannot be opened and are ignored: " in caplog.text and "b/pipe' (not a file)" in caplog.text
+    assert "1 file is not an image and is ignored: 1 .txt" in caplog.text
+    assert "1 file cannot be opened and is ignored: " in caplog.text and "b/pipe' (not a file)" in caplog.text
     (tmp_path / "b" / "page.jpg").write_text("<html>not found</html>")
     (tmp_path / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
     line = error_of(tmp_path)
@@ -167,7 +167,7 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     os.rename(save_image(tmp_path / "x.png", 5), folder + b"/x.png")
-    assert "1 class folders have names that are not UTF-8: 'caf\\udce9'; rename them" in error_of(tmp_path)
+    assert "1 class folder has a name that is not UTF-8: 'caf\\udce9'; rename them" in error_of(tmp_path)
 
 
 def test_all_errors_are_in_the_log(tmp_path, caplog):
@@ -201,7 +201,7 @@ def test_a_validation_folder_without_classes(tmp_path):
 def test_empty_and_single_classes_are_named(tmp_path):
     assert "a single class, 'only'" in error_of(fill(tmp_path / "one", {"only": 3}))
     line = error_of(fill(tmp_path / "two", {"a": 1, "bare": 0}))
-    assert "1 class folders hold no images: 'bare'; fill or remove them" in line
+    assert "1 class folder holds no images: 'bare'; fill or remove them" in line
 
 
 def test_classes_that_differ_between_splits(tmp_path, caplog):
@@ -273,7 +273,7 @@ def test_splits_that_spell_a_class_in_other_bytes(tmp_path, train, other, caplog
 def test_two_class_folders_of_one_name(tmp_path):
     fill(tmp_path, {"a": 2, NFC: 2, NFD: 2})
     line = error_of(tmp_path)
-    assert "1 classes have two folders, whose names differ only in Unicode's form" in line
+    assert "1 class has two folders, whose names differ only in Unicode's form" in line
     assert r"'e\u0301' and '\xe9'; move their images into one, or rename one" in line
 
 
@@ -283,9 +283,9 @@ def test_two_files_of_one_name_and_classes_that_look_alike_are_said(tmp_path, ca
         save_image(tmp_path / "dog" / f"{name}.png", 50 + seed)
     raw = load_raw(settings(tmp_path))
     assert len(raw.train) == 6
-    assert "1 names are those of two files and differ only in Unicode's form" in caplog.text
+    assert "1 name is that of two files and differs only in Unicode's form" in caplog.text
     assert r"e\u0301.png' and" in caplog.text
-    assert r"1 class names are spelled in several ways: 'Cat' and 'cat' and 'ca\u200bt'" in caplog.text
+    assert r"1 class name is spelled in several ways: 'Cat' and 'cat' and 'ca\u200bt'" in caplog.text
 
 
 def test_the_path_may_be_typed_in_other_bytes(tmp_path):

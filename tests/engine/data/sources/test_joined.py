@@ -116,4 +116,4 @@ def test_one_label_that_looks_like_several_is_said(load, caplog):
 
 def test_what_programs_write_for_nothing_is_said(load, caplog):
     assert load("nan", "a", "b").classes == ["a", "b", "nan"]
-    assert "1 classes are called as programs write a missing value: 'nan'; leave the cell empty" in caplog.text
+    assert "1 class is called as programs write a missing value: 'nan'; leave the cell empty" in caplog.text

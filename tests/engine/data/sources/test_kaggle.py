@@ -92,7 +92,7 @@ def test_labels_of_the_sample_that_no_folder_has(root, caplog):
     sample(root, ["0.png,1", "1.png,cat", "2.png,", "3.png,dog"])
     said = warnings_of(root, caplog)
     (line,) = said
-    assert "2 labels in 'sample_submission.csv' are not among the label folders: 'cat', 'dog'" in line
+    assert "2 labels in 'sample_submission.csv' not among the label folders: 'cat', 'dog'" in line
 
 
 def test_ids_and_images_that_do_not_meet(root, caplog):
@@ -122,7 +122,7 @@ def test_other_folders_are_named(root, caplog):
 
 def test_labels_without_images_and_a_single_one(root):
     (root / "train" / "bare").mkdir()
-    with pytest.raises(UserError, match="1 class folders hold no images: 'bare'; fill or remove them"):
+    with pytest.raises(UserError, match="1 class folder holds no images: 'bare'; fill or remove them"):
         load_raw(settings(root))
     for name in ("bare", "10", "2"):
         (root / "train" / name).rename(root / name)

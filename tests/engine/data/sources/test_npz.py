@@ -136,7 +136,7 @@ def test_a_column_for_each_label(tmp_path, dtype, caplog):
     assert raw.task is MANY_LABELS and raw.classes == ["0", "1", "2"]
     assert raw.train.labels.dtype == torch.float32 and raw.train.labels.equal(torch.tensor(FLAGS).float())
     assert raw.val.labels.tolist() == FLAGS[:6].tolist() and raw.test.labels.tolist() == FLAGS[:9].tolist()
-    assert "1 classes have no training image: '2'" in caplog.text
+    assert "1 class has no training image: '2'" in caplog.text
     named = load(save(tmp_path, **SEVERAL, class_names=np.array(["a", "b", "c"])), labels="many")
     assert named.classes == ["a", "b", "c"]
 
@@ -200,7 +200,7 @@ def test_nothing_is_unpickled(tmp_path):
 def test_a_class_without_training_images_is_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         raw = load_npz(NpzSettings(path=str(save(tmp_path, class_names=np.array(["a", "b", "c", "empty"])))))
-        assert raw.classes == ["a", "b", "c", "empty"] and "1 classes have no training image: 'empty'" in caplog.text
+        assert raw.classes == ["a", "b", "c", "empty"] and "1 class has no training image: 'empty'" in caplog.text
         caplog.clear()
         labels = {key: archive()[key] + 1 for key in ("train_labels", "test_labels")}  # counted from one
         assert load_npz(NpzSettings(path=str(save(tmp_path, **labels)))).classes == ["0", "1", "2", "3"]

@@ -104,9 +104,9 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         ("path,Finding Labels\na.png,Mass\n", {"labels": "many"}, "or call it labels if it has the names of labels"),
         (FLAGS.replace("0,1", "2,1"), {"labels": "many"}, "in column 'red', such as '2'; write 0 or 1"),
         (FLAGS.replace("0,1", ",1"), {"labels": "many"}, "in column 'red', such as ''"),
-        (ONE.replace("b.png,dog", "b.png,"), {}, "1 rows have no label (line 3)"),
-        (ONE.replace("b.png", ""), {}, "1 rows have no path (line 3)"),
-        (ONE.replace("b.png,dog", "b.png"), {}, "1 rows do not have the header's 2 cells (line 3)"),
+        (ONE.replace("b.png,dog", "b.png,"), {}, "1 row has no label (line 3)"),
+        (ONE.replace("b.png", ""), {}, "1 row has no path (line 3)"),
+        (ONE.replace("b.png,dog", "b.png"), {}, "1 row does not have the header's 2 cells (line 3)"),
         (ONE.replace("b.png", "no.png").replace("c.png", "not.png"), {}, "2 of 4 files are not in"),
         (ONE.replace("b.png", "a.png"), {}, "2 rows name a file that another row names"),
         (ONE.replace("b.png", "./a.png"), {}, "2 rows name a file that another row names"),
@@ -118,7 +118,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         ("path,labels\na.png,\nb.png,\n", {"labels": "many"}, "no row has labels"),
         ("path,label,label\na.png,x,y\n", {}, "a column twice: 'label'"),
         ("path,label,\na.png,x,\n", {}, "a column without a name"),
-        ("path,label\n", {}, "1 rows; a header and a row for each image are needed"),
+        ("path,label\n", {}, "1 row; a header and a row for each image are needed"),
         ("", {}, "0 rows"),
         ("a\0b\n", {}, "not a text file"),
         ('path,label\na.png,"x"y\n', {}, "not CSV"),
@@ -148,7 +148,7 @@ def test_paths_of_other_systems_and_without_the_extension(write, tmp_path, paths
     ("cells", "said"),
     [
         (("a", "a.png"), "2 rows name a file that another row names"),
-        (("e", "b"), "1 rows name several files: 'e' ('e.jpg', 'e.png'); write the whole name, with the extension"),
+        (("e", "b"), "1 row names several files: 'e' ('e.jpg', 'e.png'); write the whole name, with the extension"),
         ((r"C:\data\a.png", "b"), "1 of 2 files are not in"),
         ((r"C:\data\a.png", "b"), "write paths from the table's folder in place of those of another computer"),
         ((r"\\server\data\a.png", "b"), "in place of those of another computer"),
@@ -171,7 +171,7 @@ def test_a_table_and_files_in_other_bytes(write, tmp_path, there, here, caplog):
     raw = load(write("\n".join(["path,label,split", *rows])))
     assert raw.train.paths == tuple(str(tmp_path / there / f"{name}.png") for name in (there, "b", "c"))
     assert raw.classes == ["x", here] and raw.train.labels.tolist() == [1, 1, 0] and raw.test.labels.tolist() == [1]
-    assert "1 labels are written in two of Unicode's forms and are one each" in caplog.text
+    assert "1 label is written in two of Unicode's forms, and taken as one each" in caplog.text
     many = [f"a.png,{here};x", f"b.png,{there}", "c.png,x"]
     raw = load(write("\n".join(["path,labels", *many])), labels="many")
     assert raw.classes == ["x", here] and raw.train.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
@@ -246,7 +246,7 @@ def _with_a_damaged_image(path: Path) -> str:
 
 def test_labels_that_no_training_image_has_are_named(write, caplog):
     load(write("path,split,p,q\na.png,train,1,0\nb.png,test,1,1\n"), labels="many")
-    assert "1 labels have no positive training image: 'q'" in caplog.text
+    assert "1 label has no positive training image: 'q'" in caplog.text
 
 
 def test_many_labels_through_the_splits(tmp_path, caplog):
@@ -257,6 +257,6 @@ def test_many_labels_through_the_splits(tmp_path, caplog):
         data = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=0)
     assert data.task is MANY_LABELS and (len(data.train), len(data.val), len(data.test)) == (14, 3, 10)
     assert data.test.labels.shape == (10, 2) and data.classes == ["often", "once"]
-    assert "labels have no positive" in caplog.text and "'once'" in caplog.text
+    assert "label has no positive" in caplog.text and "'once'" in caplog.text
     other = build_data(settings, SplitSettings(test=0.25, val=0.1, part=0.5), seed=1)
     assert other.test.labels.equal(data.test.labels) and other.fingerprint() != data.fingerprint()
