@@ -135,7 +135,7 @@ def _known(separator: str, where: str) -> str:
 def _rows(text: str, separator: str, strip: bool) -> list[tuple[list[str], int]]:
     """Returns the cells of each row and its line; blanks before a quotation mark are ignored if that makes sense."""
 
-    def rows(skip: bool) -> list[tuple[list[str], int]]:
+    def rows(text: str, skip: bool) -> list[tuple[list[str], int]]:
         options = {"delimiter": separator, "strict": True, "skipinitialspace": skip}
         reader = csv.reader(io.StringIO(text, newline=""), **options)
         try:
@@ -144,8 +144,11 @@ def _rows(text: str, separator: str, strip: bool) -> list[tuple[list[str], int]]
             raise csv.Error(f"{error}, line {reader.line_num}") from None
 
     if not strip:
-        return rows(skip=False)
-    try:
-        return rows(skip=True)
-    except csv.Error:  # a cell that begins with a blank and a quotation mark, and goes on after the closing one
-        return rows(skip=False)
+        return rows(text, skip=False)
+    closed = re.sub(rf'"[ ]+(?={re.escape(separator)}|[\r\n]|$)', '"', text)  # blanks after closing quotation marks
+    for readable in (text, closed):
+        try:
+            return rows(readable, skip=True)
+        except csv.Error:
+            pass
+    return rows(text, skip=False)  # a cell may begin with a blank and a quotation mark, and go on after the closing one

@@ -36,9 +36,13 @@ def nfc(name: str) -> str:
 
 
 def alike(name: str) -> str:
-    """Returns a text that is equal for names that people take for one: case, blanks and unseen characters are gone."""
+    """Returns a text that is equal for names that people take for one.
+
+    Case, blanks, unseen characters, and zeros after the point of a whole number are gone.
+    """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
+    seen = "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
+    return re.sub(r"^([0-9]+)[.,]0+$", r"\1", seen)
 
 
 def by_name(path: Path) -> tuple[list[str], tuple[str, ...]]:

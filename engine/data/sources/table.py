@@ -25,7 +25,7 @@ from engine.wording import counted, few
 from models.settings import UserError
 
 SPLITS = ("train", "val", "test")
-FLAGS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+FLAGS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0, "n": 0.0, "y": 1.0}
 ELSEWHERE = {  # how paths begin that no folder here can hold
     re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://"): "download the images, and write the paths of the files",
     re.compile(r"[A-Za-z]:[\\/]|\\\\"): "write paths from the table's folder in place of those of another computer",
@@ -78,15 +78,13 @@ def find_csv(settings: CsvSettings) -> Source:
     table = _with_known_columns(read_table(Path(settings.path), where), {"path", "split", layout.column})
     path_column = "path" if "path" in table.columns else table.columns[0]
     names = [c for c in table.columns if c not in (path_column, "split")]
-    if (shown := table.columns[0]) != "path" and is_image(shown):
-        raise UserError(
-            f"{where}: the first line names an image, {shown!r}; write a header above it: path,{layout.column}"
-        )
+    files = Files(on_disk(Path(settings.images or Path(settings.path).parent)), is_image)
+    _check_header(table, path_column, files, layout)
     if not layout.required <= set(names) or not names:
         raise UserError(
             f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs {layout.columns}"
         )
-    paths, findings = _paths(table, path_column, on_disk(Path(settings.images or Path(settings.path).parent)), settings)
+    paths, findings = _paths(table, path_column, files, settings)
     splits = _splits(table)
     classes, labels, of_labels = layout.read(table, names, splits, settings)
     findings += of_labels + missing_names(classes)
@@ -107,9 +105,25 @@ def _with_known_columns(table: Table, known: set[str]) -> Table:
     return replace(table, columns=columns)
 
 
-def _paths(table: Table, column: str, folder: Path, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
+def _check_header(table: Table, path_column: str, files: Files, layout: Layout) -> None:
+    """Raises a UserError if the header is missing, or if a column that is not used holds the splits."""
+    first = table.columns[0]
+    numbered = path_column == first and any(map(str.isdigit, first)) and files.find(first)
+    if is_image(first) or numbered:
+        raise UserError(
+            f"{table.where}: the first line names an image, {first!r}; write a header above it: path,{layout.column}"
+        )
+    for name in [name for name in table.columns if name not in (path_column, "split", layout.column)]:
+        if "split" not in table.columns and {split_of(cell) for cell in table.column(name)} <= set(SPLITS):
+            raise UserError(
+                f"{table.where}: column {name!r} holds splits, such as {table.column(name)[0]!r}; call it split, or "
+                "remove it"
+            )
+
+
+def _paths(table: Table, column: str, files: Files, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
     """Returns the file of each row, and errors about files that do not exist, or of which it is not clear which."""
-    cells, files = table.column(column), Files(folder, is_image)
+    cells, folder = table.column(column), files.folder
     table.refuse([not cell for cell in cells], f"have no {column}")
     found = [files.find(cell) for cell in cells]
     paths = [of_cell[0] if len(of_cell) == 1 else folder / cell for of_cell, cell in zip(found, cells)]

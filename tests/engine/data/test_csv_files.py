@@ -21,6 +21,7 @@ def table(tmp_path, text: str | bytes, **options):
     [
         '"id", "label"\n"1.jpg", "cat"\n"2.jpg", "dog"\n',
         '"id",  "label"\n1.jpg, cat\n 2.jpg,"dog"\n',
+        '"id" , "label"\n"1.jpg" ,"cat" \n"2.jpg", "dog"\n',
         "sep=;\nid;label\n1.jpg;cat\n2.jpg;dog\n",
         '\ufeff"sep=;"\r\n"id";"label"\r\n1.jpg;cat\r\n2.jpg;dog\r\n',
         "SEP=\t\nid\tlabel\n1.jpg\tcat\n2.jpg\tdog\n",

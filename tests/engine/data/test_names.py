@@ -22,6 +22,10 @@ def test_places_of_names():
     assert places([NFC, "x"], [NFD, NFC]) is None
 
 
+def test_whole_numbers_that_look_alike():
+    assert alike("1") == alike("1.0") == alike("1,00") and len(set(map(alike, ("1", "10", "1.5", "1.05", "01")))) == 5
+
+
 @pytest.mark.parametrize("other", ["CAT", " c at", "ca\u00a0t", "c\u200bat", "ｃａｔ", "cat\ufeff"])
 def test_names_that_look_alike(other):
     assert alike("cat") == alike(other) != alike("cât")

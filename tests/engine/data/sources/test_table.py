@@ -203,6 +203,23 @@ def test_a_table_without_a_header(write, labels):
     assert line.endswith(f"the first line names an image, 'a.png'; write a header above it: path,{column}")
 
 
+def test_a_header_that_is_a_row_of_numbers(write, tmp_path):
+    for i in range(1, 4):
+        save_image(tmp_path / f"{i}.png", 20 + i)
+    line = error_of(write("3,0,1\n2,1,0\n1,1,1\n"), labels="many")
+    assert "the first line names an image, '3'; write a header above it: path,labels" in line
+    assert load(write("id7,0,1\n2,1,0\n3,1,1\n"), labels="many").classes == ["0", "1"]
+
+
+@pytest.mark.parametrize("labels", ["one", "many"])
+def test_splits_under_another_name_are_asked_about(write, labels):
+    """They would be ignored, and test images would train."""
+    text = "path,label,subset\na.png,x,Train\nb.png,y,train\nc.png,x,Test\n"
+    line = error_of(write(text if labels == "one" else text.replace("label", "labels")), labels=labels)
+    assert line.endswith("column 'subset' holds splits, such as 'Train'; call it split, or remove it")
+    assert load(write(text.replace("Test", "x"))).classes == ["x", "y"]
+
+
 def test_the_first_missing_files_are_named(write):
     line = error_of(write("path,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(9))))
     assert "9 of 9 files" in line and "'0.png', '1.png', '2.png', ...; correct the paths, or set data.images" in line
