@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.data.cells import LABEL_SEPARATOR, guarded, number, quoted
 from engine.data.csv_files import read_table
-from engine.data.names import nfc
+from engine.data.names import differing, nfc, twins
 from engine.files import demand_writable, replacing
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled
@@ -114,7 +114,7 @@ def written_names(sample: Sample, ensemble: Ensemble) -> tuple[list[str], list[s
     sample.asks_for_probabilities(ensemble.classes, ensemble.task)
     spelling = sample.spelling(ensemble.classes, ensemble.task)
     other = [name for name in ensemble.classes if spelling[name] != name]
-    notes = []
+    notes = [f"{sample.where} has labels in two of Unicode's forms: {differing(same)}" for same in twins(sample.labels)]
     if other:
         example = f"{spelling[other[0]]!r} for {other[0]!r}"
         if nfc(spelling[other[0]]) == nfc(other[0]):
@@ -142,8 +142,8 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
         rows = [[number(value) for value in row] for row in chosen.tolist()]
     else:
         rows = [[LABEL_SEPARATOR.join(names)] for names in predictions.names()]
-        class_names = {name.strip() for name in predictions.classes}
-        strange = [label for label in sample.labels if label and label not in class_names]
+        class_names = {nfc(name.strip()) for name in predictions.classes}
+        strange = [label for label in sample.labels if label and nfc(label) not in class_names]
         if strange and task.one_class:
             notes.append(
                 f"{sample.where} has labels such as {strange[0]!r}, which are not classes of the run; "

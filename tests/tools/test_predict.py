@@ -85,6 +85,14 @@ def test_the_same_letters_in_other_bytes(tell, tmp_path):
         assert rows(tmp_path / "out.csv") == [["ID", "Label"], *([f"{name}.png", name] for name in theirs)]
 
 
+def test_a_sample_in_two_forms(tell, tmp_path):
+    run = colour_run(tmp_path / "run", dict(zip(["Bär", "Öl", "x"], COLOURS.values())))
+    lines = [f"{name},{label}" for name, label in zip(TRUTH, ["Bär", "Ba\u0308r", *["x"] * 10])]
+    code, out, err = tell("--sample", sample(tmp_path / "sample.csv", "ID,Label", *lines), run=run)
+    assert (code, err) == (0, "") and r"labels in two of Unicode's forms: 'B\xe4r' and 'Ba\u0308r'" in out
+    assert "not classes of the run" not in out and rows(tmp_path / "out.csv")[1] == ["0.png", "Bär"]
+
+
 def test_a_single_file_and_several(tell, tmp_path, folder):
     """The tool is also for one's own photograph; an override after the files is no file."""
     code, out, err = tell(images=folder / "test" / "4.png")
