@@ -31,6 +31,8 @@ from engine.data.formats.tga import open_tga
 from engine.data.formats.tiff import full_range, open_tiff
 from engine.data.settings import FileSettings
 
+Image.MAX_IMAGE_PIXELS = None  # some formats would check this limit, too, whatever data.max_pixels is
+
 # Files are opened without their names: Pillow would map those that it can open by name into memory, and would then turn
 # some of them wrongly; the process would also be killed if such a file became shorter.
 READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
@@ -75,8 +77,8 @@ def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
 def read_with_facts(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
     """Reads an image as open_rgb does, and returns it with the facts about its file.
 
-    The first bytes of the file determine its format, whatever its name. The format's reader is called directly, because
-    Image.open has a pixel limit of its own, which is global to the process.
+    The content of the file determines its format, whatever its name. The format's reader is called directly, because
+    Image.open has a pixel limit of its own, which is global to the process, and opens many more formats.
     """
     with _opened(path) as file:
         kind = identify(file, path.name)
@@ -105,6 +107,8 @@ def _read(kind: str, file: BinaryIO, settings: FileSettings) -> tuple[Image.Imag
         image.load()
         with suppress(Exception):  # the pixels can be intact even if the EXIF data are damaged
             ImageOps.exif_transpose(image, in_place=True)
+        if kind == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+            image.putalpha(255)  # as in browsers: programs that know no transparency leave it at 0
         return to_rgb(full_range(image), settings.background), facts
 
 
@@ -196,6 +200,8 @@ def reason(error: Exception) -> str:
         return f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, Image.DecompressionBombError):
         return f"{error}, more than data.max_pixels"
+    if isinstance(error, SyntaxError) and str(error.msg).startswith("cannot handle"):  # of JPEG
+        return f"{error.msg}; save it with 8 bits, in grey or RGB"
     if isinstance(error, SyntaxError):  # what Pillow raises for an inconsistent header
         return "damaged header" + (f": {error.msg}" if error.__cause__ is None else "")
     if str(error).startswith("decoder error"):  # of libtiff

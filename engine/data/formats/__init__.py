@@ -28,11 +28,13 @@ CAMERA_RAW = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
     *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
-# Formats that are recognised in order to be refused by name.
+# Formats that are recognised in order to be refused by name. An extension that other files have as well, as .hdr, is not
+# among theirs.
 FOREIGN = {
     "HEIC": (".heic", ".heif", ".heics", ".heifs", ".hif"),
     "AVIF": (".avif", ".avifs"),
     "JPEG XL": (".jxl",),
+    "JPEG-LS": (".jls",),
     "JPEG XR": (".jxr", ".wdp", ".hdp"),
     "camera raw": CAMERA_RAW,
     "DICOM": (".dcm", ".dicom"),
@@ -46,12 +48,12 @@ FOREIGN = {
     "PFM": (".pfm",),
     "PAM": (".pam",),
     "OpenEXR": (".exr",),
-    "Radiance HDR": (".hdr",),
+    "Radiance HDR": (),
     "DDS": (".dds",),
     "QOI": (".qoi",),
     "PCX": (".pcx",),
-    "SGI": (".sgi", ".rgb", ".rgba"),
-    "FITS": (".fits", ".fit", ".fts"),
+    "SGI": (".sgi",),
+    "FITS": (".fits", ".fts"),
     "DPX": (".dpx",),
     "DjVu": (".djvu",),
     "XPM": (".xpm",),
@@ -67,6 +69,7 @@ EXTENSIONS = tuple(extension for group in (READ, FOREIGN) for names in group.val
 BY_NAME = ("camera raw", "DICOM", "SVG", "NIfTI")  # formats whose files need not begin with a signature
 
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
+    (0, b"\xff\xd8\xff\xf7", "JPEG-LS"),
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"GIF87a", "GIF"),

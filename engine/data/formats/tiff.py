@@ -24,17 +24,23 @@ CHANNELS = {WHITE_IS_ZERO: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, LA
 SENSOR = (32803, 34892)  # values of PHOTOMETRIC: what a camera's sensor measured
 SIGNED, FLOAT, COMPLEX = (2,), (3,), (5, 6)  # values of SAMPLE_FORMAT
 PREVIEW = 1  # a bit of SUBFILE
+CCITT_RLEW = 32771  # a compression with which Pillow writes and reads different pixels
 
 
-def _silence_libtiff() -> None:
-    """Keeps libtiff from printing to stderr. Pillow raises an error for everything that prevents decoding."""
+def _libtiff() -> ctypes.CDLL | None:
+    """Returns Pillow's libtiff, kept from printing to stderr; None if it cannot be found.
+
+    Pillow raises an error for everything that prevents decoding.
+    """
     with suppress(AttributeError, OSError):  # where libtiff is not a shared library
         library = ctypes.CDLL(Image.core.__file__)  # finds the functions of the libraries that it is linked to
         library.TIFFSetErrorHandler(None)
         library.TIFFSetWarningHandler(None)
+        return library
+    return None
 
 
-_silence_libtiff()
+LIBTIFF = _libtiff()
 
 
 def open_tiff(file: BinaryIO) -> TiffImagePlugin.TiffImageFile:
@@ -60,7 +66,9 @@ def _directory(file: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2:
     """Returns the tags of a file's first image."""
     file.seek(0)
     head = file.read(8)
-    if head[2] == 43 or head[3] == 43:  # BigTIFF
+    if head.startswith(b"MM\0+"):
+        raise ValueError("BigTIFF in big-endian byte order, which is not read; save it in another")
+    if head.startswith(b"II+\0"):  # BigTIFF
         head += file.read(8)
     tags = TiffImagePlugin.ImageFileDirectory_v2(head)
     file.seek(tags.next)
@@ -75,11 +83,11 @@ def _refuse(tags: Any) -> None:
         raise ValueError("camera raw; convert it to JPEG or PNG")
     if isinstance(tags.get(SUBFILE), int) and tags[SUBFILE] & PREVIEW:
         raise ValueError("its first image is a preview, as in cameras' raw files; convert it to JPEG or PNG")
-    if isinstance(compression, int) and compression not in TiffImagePlugin.COMPRESSION_INFO:
+    if isinstance(compression, int) and not _unpacks(compression):
         raise ValueError(f"compression {compression}, which is not read; save it with LZW or without compression")
     bands, bits = _bands(tags), max(tags.get(BITS, (1,)))
     extra = bands - CHANNELS.get(photometric, 1)
-    if extra > 1:
+    if extra > 1 or (extra and bands == 2 and 0 in tags.get(EXTRA_SAMPLES, (0,))):  # one beside RGB is mostly a mask
         raise ValueError(f"{bands} bands; save it as grey or RGB")
     formats = set(tags.get(SAMPLE_FORMAT, (1,)))
     if formats & set(COMPLEX):
@@ -94,6 +102,13 @@ def _refuse(tags: Any) -> None:
         raise ValueError(f"{bands} bands that are stored one after another (PlanarConfiguration 2); save it as RGB")
 
 
+def _unpacks(compression: int) -> bool:
+    """Returns whether Pillow knows a compression, and its libtiff was built with it."""
+    if compression not in TiffImagePlugin.COMPRESSION_INFO or compression == CCITT_RLEW:
+        return False
+    return LIBTIFF is None or bool(LIBTIFF.TIFFIsCODECConfigured(compression))
+
+
 def _bands(tags: Any) -> int:
     """Returns the number of values of a pixel, which old-style JPEG compression leaves out."""
     return tags.get(SAMPLES, 3 if tags.get(COMPRESSION) == 6 and tags.get(PHOTOMETRIC) in (RGB, YCBCR) else 1)
@@ -104,7 +119,7 @@ def _planes_are_read(photometric: int, extra: int, kinds: tuple[int, ...]) -> bo
     if photometric == LAB:
         return False
     if photometric in (WHITE_IS_ZERO, GREY, PALETTE):
-        return not extra or set(kinds) == {0}
+        return not extra
     return extra <= len(kinds)
 
 

@@ -325,6 +325,41 @@ def test_our_limit_of_pixels_is_the_only_one(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
+def test_a_limit_above_the_one_of_pillow(tmp_path):
+    assert Image.MAX_IMAGE_PIXELS is None, "Pillow would refuse TIFF, WebP and GIF files that data.max_pixels allows"
+
+
+@pytest.mark.parametrize("alpha, share", [(0, 1), (128, 128 / 255), (255, 1)])
+def test_a_bmp_without_any_alpha_is_opaque(tmp_path, alpha, share):
+    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    pixels = np.dstack([colours[::-1, :, ::-1], np.full((4, 4), alpha)]).astype(np.uint8).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 124, 4, 4, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = (header + masks).ljust(124, b"\0")
+    path = tmp_path / "a.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 138 + len(pixels), 0, 0, 138) + info + pixels)
+    assert np.abs(read_image(path, files(4)) - (colours * share + 255 * (1 - share))).max() <= 1
+
+
+def test_a_jpeg_of_12_bits(tmp_path):
+    path = saved(tmp_path / "a.jpg", CORNERS)
+    body = path.read_bytes()
+    at = body.index(b"\xff\xc0") + 4
+    path.write_bytes(body[:at] + b"\x0c" + body[at + 1 :])
+    assert why(path) == "cannot handle 12-bit layers; save it with 8 bits, in grey or RGB"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_an_orientation_among_damaged_exif_data(tmp_path):
+    """It counts, whatever else cannot be read or written again."""
+    turn, text = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), struct.pack("<HHII", 0x10E, 2, 500, 99_999)
+    for entries in (turn, text + turn, turn + struct.pack("<HHII", 0x8825, 4, 1, 77_777)):
+        count = len(entries) // 12
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count) + entries + bytes(4)
+        path = saved(tmp_path / "a.png", CORNERS, exif=exif)
+        assert np.asarray(read_with_facts(path, files(8))[0])[..., 0].tolist() == np.rot90(CORNERS, -1).tolist()
+
+
 def test_content_decides_and_not_the_name(tmp_path):
     for name, kind in (
         ("a.txt", "JPEG"),

@@ -216,6 +216,7 @@ FOREIGN_FILES = {
     "a.cr3": (b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom", "camera raw"),
     "a.jxl": (b"\xff\x0a\xfa\x1f", "JPEG XL"),
     "b.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    "a.jls": (b"\xff\xd8\xff\xf7\0\x0b", "JPEG-LS"),
     "a.ico": (struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, 99, 22), "ICO"),
     "a.psd": (b"8BPS\0\1", "PSD"),
     "a.svg": (b"<?xml version='1.0'?>\n<!-- a drawing -->\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),

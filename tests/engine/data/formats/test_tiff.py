@@ -82,7 +82,6 @@ KINDS = {
     "P of 4 bits": Kind(1, PALETTE, 4, lambda a: COLOURS.T[a[..., 0].astype(int)]),
     "LA": Kind(2, GREY, 8, lambda a: over_white(a[..., :1], a[..., 1:] / 255), alpha=2, planes=False),
     "La": Kind(2, GREY, 8, lambda a: a[..., :1] + 255 - a[..., 1:], alpha=1, planes=False),
-    "LX": Kind(2, GREY, 8, lambda a: a[..., :1], alpha=0),
     "RGB": Kind(3, RGB, 8, lambda a: a),
     "RGB of 16 bits": Kind(3, RGB, 16, lambda a: a / 257),
     "RGBA": Kind(4, RGB, 8, lambda a: over_white(a[..., :3], a[..., 3:] / 255), alpha=2),
@@ -189,8 +188,8 @@ def zeros(bands: int, dtype: type = np.uint8) -> np.ndarray:
 @pytest.mark.parametrize("compression", ["raw", "deflate"])
 def test_many_bands(tmp_path, caplog, planar, compression):
     how = {"planar": planar, "compression": compression}
-    for bands, photometric in ((13, GREY), (13, RGB), (5, RGB), (4, GREY), (6, CMYK)):
-        channels = {GREY: 1, RGB: 3, CMYK: 4}[photometric]
+    for bands, photometric in ((13, GREY), (13, RGB), (5, RGB), (4, GREY), (6, CMYK), (2, GREY), (2, PALETTE)):
+        channels = {GREY: 1, PALETTE: 1, RGB: 3, CMYK: 4}[photometric]
         for unknown in ((), ((338, "H", [0] * (bands - channels)),)):
             path = write_tiff(tmp_path / "a.tif", zeros(bands), photometric, extra=unknown, **how)
             assert why(path) == f"{bands} bands; save it as grey or RGB"
@@ -232,8 +231,11 @@ def test_kinds_that_no_one_reads(tmp_path):
     write_tiff(path, zeros(1, np.uint16), WHITE_IS_ZERO, bits=16, order=">")
     said = "a kind of TIFF that is not read (1 band of 16 bits with PhotometricInterpretation 0); save it as grey or"
     assert why(path) == said + " RGB with 8 bits"
-    write_tiff(path, zeros(1), GREY, extra=((259, "H", [34712]),))
-    assert why(path) == "compression 34712, which is not read; save it with LZW or without compression"
+    for compression in (34712, 34887, 50002, 32771):  # JPEG 2000, LERC, JPEG XL, CCITT with words
+        write_tiff(path, zeros(1), GREY, extra=((259, "H", [compression]),))
+        assert why(path) == f"compression {compression}, which is not read; save it with LZW or without compression"
+    path.write_bytes(b"MM\0+\0\x08\0\0" + bytes(24))
+    assert why(path) == "BigTIFF in big-endian byte order, which is not read; save it in another"
 
 
 def test_the_raw_files_of_cameras_and_previews(tmp_path):
