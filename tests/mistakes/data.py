@@ -90,14 +90,14 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "Two class folders of one name in different bytes, as after unpacking an archive from macOS over a copy",
         "tools/train.py --cfg digits/hybrid data.name=folder data.path=images",
-        "data.path = 'images': 1 classes have two folders, whose names differ only in Unicode's form (NFC, NFD): "
+        "data.path = 'images': 1 class has two folders, whose names differ only in Unicode's form (NFC, NFD): "
         "'cafe\\u0301' and 'caf\\xe9'; move their images into one, or rename one",
         _two_forms,
     ),
     Mistake(
         "Two classes whose names differ only in case",
         "tools/data.py check images",
-        "warning: 1 class names are spelled in several ways; merge the folders or labels that are one class",
+        "warning: 1 class name is spelled in several ways; merge the folders or labels that are one class",
         _two_cases,
         code=0,
     ),
