@@ -107,9 +107,9 @@ def _in_form_of(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """Returns each class in the form of Unicode that the names of a sample have: that of its own, or of the others."""
     spelled = {nfc(name): name for name in names}
     forms = [form for form in ("NFC", "NFD") if all(unicodedata.is_normalized(form, name) for name in names)]
-    spelling, count = {name: name for name in classes}, Counter(map(nfc, classes))
+    spelling, count, known = {name: name for name in classes}, Counter(map(nfc, classes)), set(names)
     for name in classes:
-        if count[nfc(name)] > 1 or name in spelled.values():
+        if count[nfc(name)] > 1 or name in known:
             continue
         if nfc(name) in spelled:
             spelling[name] = spelled[nfc(name)]

@@ -92,7 +92,7 @@ def test_many_labels(tmp_path):
         ("2.jpg,-0.5,1.5", "outside 0 to 1"),
         ("2.jpg,x,1", "not a number"),
         ("2.jpg,,1", "not a number"),
-        ('2.jpg,"0,25","0,75"', "1 rows have a decimal comma in place of a point: line 3"),
+        ('2.jpg,"0,25","0,75"', "1 row has a decimal comma in place of a point: line 3"),
     ],
 )
 def test_probabilities(tmp_path, row, words):
