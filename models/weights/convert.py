@@ -73,7 +73,8 @@ def from_google(arrays: State) -> State:
     first axis.
     """
     root = next(name for name in arrays if name.endswith("embedding/kernel")).removesuffix("embedding/kernel")
-    left = {name.removeprefix(root): value for name, value in arrays.items()}
+    # Beside the root there are the optimizer's state, counters, and the other half of a model of images and texts.
+    left = {name.removeprefix(root): value for name, value in arrays.items() if name.startswith(root)}
     newer = "pos_embedding" in left or "Transformer/encoderblock/LayerNorm_0/scale" in left
     if any(name.startswith("Transformer/encoderblock/") for name in left):
         left = _unstacked(left)

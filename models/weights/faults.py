@@ -144,7 +144,7 @@ def _misfits(fit: Fit, model: nn.Module) -> str:
     faults = {
         "without a place in the model": without_place(fit),
         "of another shape": report.with_shapes([name for name, old, new in mismatched if old != new]),
-        "not of floating-point numbers": [name for name, old, new in mismatched if old == new],
+        "not of floating-point numbers with 16 bits or more": [name for name, old, new in mismatched if old == new],
         "missing in the file": [name for name in incomplete(fit, model) if name not in names],
     }
     return " and ".join(f"{len(names)} {fault} ({few(names, 3)})" for fault, names in faults.items() if names)

@@ -24,8 +24,7 @@ State = dict[str, Tensor]
 # except for the teacher of self-distillation (DINO), whose authors evaluate it in place of the student.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "student", "model_ema", "state_dict_ema")
 
-FLOATS = (np.float16, np.float32, np.float64)  # of arrays in .npz; others are counters and settings
-
+TOO_MUCH = "takes more memory than there is; give a file of the model's weights"
 SLACK, TIMES = 2**28, 20  # bytes beside a model's own, and times its own, that a compressed file may unpack to
 
 log = logging.getLogger("hybridmerge")
@@ -52,10 +51,12 @@ def read_path(source: str, model_size: int) -> State:
     except UserError:
         raise
     except MemoryError:
-        raise UserError(f"{what}: takes more memory than there is; give a file of the model's weights") from None
+        raise UserError(f"{what}: {TOO_MUCH}") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{what}: {_refusal(error)}") from None
     except Exception as error:  # the readers raise many types for a file that is not in their format
+        if "alloc_cpu" in str(error):
+            raise UserError(f"{what}: {TOO_MUCH}") from None
         raise UserError(f"{what}: cannot be read ({reason(error)}); fetch it again, or give another") from error
     if isinstance(content, Mapping) and content.get("partial") is True:
         raise UserError(f"{what}: contains only what its run trained; give the run folder, which leads to the rest")
@@ -153,7 +154,10 @@ def _safetensors(path: Path) -> Any:
 def _numpy(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    return {name: torch.from_numpy(array) for name, array in arrays.items() if getattr(array, "dtype", None) in FLOATS}
+    floats = {
+        name: array for name, array in arrays.items() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    }
+    return {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in floats.items()}
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

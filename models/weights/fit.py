@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..hybrid import Hybrid
 from ..interface import NamedHeads
@@ -62,12 +62,12 @@ class Fit(NamedTuple):
 
 
 def best_fit(source: str, model: nn.Module, state: State) -> Fit:
-    """Returns the reading by which most elements fit, and of equal ones the simplest.
+    """Returns the reading by which most elements fit; of equal ones that with the fewest names left over, or the first.
 
     Files that hold several models of the same shape, such as a student and its teacher, are noted in the report.
     """
     fits = [_fit(source, model, reading) for reading in _readings(model, state)]
-    best = max(fits, key=lambda fit: fit.elements)
+    best = max(fits, key=lambda fit: (fit.elements, -len(fit.report.unexpected)))
     used = {id(value) for value in best.tensors.values()}
     others = [
         fit.reading.prefix
@@ -126,7 +126,7 @@ def _fit(source: str, model: nn.Module, reading: Reading) -> Fit:
         full = reading.part + name
         if full not in own:
             report.unexpected += [name] * (not name.endswith(COMPUTED))
-        elif value.shape == own[full].shape and value.is_floating_point() == own[full].is_floating_point():
+        elif value.shape == own[full].shape and _is_number(value) == _is_number(own[full]):
             tensors[full] = value
             if name in reading.before and reading.before[name].shape != value.shape:
                 report.resized.append((full, tuple(reading.before[name].shape), tuple(value.shape)))
@@ -146,6 +146,11 @@ def _fit(source: str, model: nn.Module, reading: Reading) -> Fit:
     }
     report.share = sum(size for name, size in sizes.items() if name in tensors) / max(sum(sizes.values()), 1)
     return Fit(reading, report, tensors)
+
+
+def _is_number(value: Tensor) -> bool:
+    """Returns whether values are what a layer computes with: not whole numbers, nor 8 bits that need a scale."""
+    return value.is_floating_point() and value.element_size() > 1
 
 
 def _complete(report: Report, tensors: State, own: State) -> None:

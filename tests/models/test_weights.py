@@ -59,6 +59,19 @@ def test_google_npz_as_timm_loads_it(save, layout):
         same(model, timm)
 
 
+def test_google_npz_with_more_than_the_model(save):
+    """The other half of a model of images and texts, the optimizer, counters, and bytes in another order."""
+    arrays = {name: value.astype(">f4") for name, value in google(timm_vit(), newer=True, root="params/img/").items()}
+    beside = {
+        "params/txt/embedding": numpy.zeros((9, 32), "f4"),
+        "opt/0/mu": numpy.zeros(3, "f4"),
+        "step": numpy.int64(3),
+    }
+    model = our_vit()
+    assert load_weights(model, save(arrays | beside, "weights.npz")).share == 1
+    same(model, timm_vit())
+
+
 def test_a_head_of_two_layers_is_left_out(save):
     """Google's models from ImageNet-21k have a layer, pre_logits, between the class token and the head."""
     arrays = google(timm_vit()) | {"pre_logits/kernel": numpy.zeros((32, 32), "float32")}

@@ -174,6 +174,21 @@ def test_storages_that_claim_more_than_the_file_holds(tmp_path):
     refused(tmp_path / "a.pth", "cannot be read")
 
 
+class Huge:
+    def __reduce__(self):
+        return bytearray, (10**15,)
+
+
+def test_more_memory_than_there_is(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Huge(), protocol=2))
+    refused(tmp_path / "a.pth", "takes more memory than there is")
+    torch.save({"a": torch.zeros(4)}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "b.pth").read_bytes()  # the number of values, 4, as a number of 6 bytes
+    huge = b"\x8a\x06\x00\x00\x00\x00\x00\x40"
+    (tmp_path / "b.pth").write_bytes(old.replace(b"K\x04N", huge + b"N").replace(b"K\x04t", huge + b"t"))
+    refused(tmp_path / "b.pth", "takes more memory than there is")
+
+
 @pytest.mark.parametrize("kind", ["meta", "sparse"])
 def test_tensors_of_other_kinds(tmp_path, kind):
     value = torch.zeros(3, 3, device="meta") if kind == "meta" else torch.eye(3).to_sparse()
