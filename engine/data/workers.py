@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from engine.data.arrays import Split
 from engine.data.images import to_square
+from engine.data.limits import demand_files, limit_in_words
 from engine.data.reading import Files
 from engine.data.transforms import compose, keys, transformed
 from models.settings import Settings, UserError
 
 MOST = 8  # default largest number of processes
+PATIENCE = 1.0  # seconds that processes have to end when they are told to
 
 
 class Reader(Dataset):
@@ -57,7 +63,7 @@ class Reader(Dataset):
         if not isinstance(split, Files):
             return list(split.read(torch.tensor(index)))
         squares = (to_square(split.whole(i), split.settings) for i in index)
-        return [torch.from_numpy(square).permute(2, 0, 1) for square in squares]
+        return [torch.from_numpy(np.array(square)).permute(2, 0, 1) for square in squares]  # torch wants to own it
 
     def _transformed(self, epoch: int, draws: list[int], index: list[int]) -> list[Tensor]:
         if isinstance(self.split, Files):
@@ -80,11 +86,11 @@ class Workers:
             context = "fork" if sys.platform == "linux" else None
             worker_options = {"worker_init_fn": _begin, "multiprocessing_context": context, "persistent_workers": True}
         # A generator of its own, because the loader draws a number at the start of each epoch.
-        self._loader = DataLoader(
+        self._loader = _Loader(
             reader,
             batch_sampler=self._keys,
             num_workers=self.count,
-            collate_fn=_unchanged,
+            collate_fn=_shared if self.count else _unchanged,
             generator=torch.Generator(),
             **worker_options,
         )
@@ -93,19 +99,65 @@ class Workers:
         """Yields the images of each batch of draws, int64 (B,), as uint8 (B, C, H, W).
 
         Raises:
-            UserError: an image can no longer be read.
+            UserError: an image can no longer be read; or the system has no room for the processes, their batches in
+                shared memory, or their files.
         """
         self._keys.batches = [[(epoch, i) for i in index.tolist()] for index in chosen]
-        for images in self._loader:
-            if isinstance(images, UserError):
-                raise images
-            yield images
+        with self._system_limits_as_errors():
+            for images in self._loader:
+                if isinstance(images, UserError):
+                    raise images
+                yield images
 
     def close(self) -> None:
-        """Stops the processes; the next epoch would start new ones."""
+        """Stops the processes, also those that hang; the next epoch would start new ones."""
         running, self._loader._iterator = self._loader._iterator, None
-        if running is not None:
-            running._shutdown_workers()  # otherwise they live as long as the iterator, which a traceback may keep alive
+        if running is None:
+            return
+        processes = running._workers
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            with suppress(RuntimeError):  # torch says that a process was killed
+                if process.is_alive():
+                    process.kill()
+                    process.join(PATIENCE)
+        running._shutdown_workers()  # otherwise the rest lives as long as the iterator, which a traceback may keep
+
+    @contextmanager
+    def _system_limits_as_errors(self) -> Iterator[None]:
+        """Turns errors of the system that limit the number of processes into a UserError."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if not self.count or isinstance(error, ConnectionError) or (limit := limit_in_words(error)) is None:
+                raise  # a killed process also ends a connection
+            raise UserError(f"data.workers = {self.count}: {limit}") from error
+
+
+class _Loader(DataLoader):
+    """A loader whose iterator leaves nothing behind if it cannot be made."""
+
+    def _get_iterator(self) -> Iterator:
+        return _Processes(self) if self.num_workers else super()._get_iterator()
+
+
+class _Processes(_MultiProcessingDataLoaderIter):
+    """The iterator of a loader, which starts its processes; stops those that it has started if it cannot start all."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._workers = []
+        try:
+            demand_files(loader.num_workers)
+            super().__init__(loader)
+        except BaseException:
+            self._shutdown = True  # otherwise torch shuts down what was never made
+            for process in self._workers:
+                process.terminate()
+            raise
 
 
 class _Keys:
@@ -144,22 +196,50 @@ def _unchanged(batch: Tensor | UserError) -> Tensor | UserError:
     return batch
 
 
+class _Shared:
+    """A batch that lies in shared memory already; it arrives in the main process as the batch itself.
+
+    Without this, the batch is copied there in a thread that the queue of results starts in the worker process. An error
+    in that thread is printed and lost, and the main process waits for the batch for ever.
+    """
+
+    def __init__(self, batch: Tensor | UserError) -> None:
+        self._pickled = bytes(ForkingPickler.dumps(batch))
+
+    def __reduce__(self) -> tuple:
+        return pickle.loads, (self._pickled,)
+
+
+def _shared(batch: Tensor | UserError) -> _Shared | UserError:
+    """Copies a batch into shared memory, in a worker process; returns the error if there is no room."""
+    try:
+        return _Shared(batch)
+    except (OSError, RuntimeError) as error:
+        limit = limit_in_words(error)
+        if limit is None:
+            raise
+        return UserError(f"data.workers = {get_worker_info().num_workers}: {limit}")
+
+
 def _begin(_: int) -> None:
     """Sets up a worker process: one thread, and signals are ignored, because the main process stops the workers.
 
-    Ctrl-C, `timeout`, systemd and batch systems send signals to all processes at once. The main process then still
-    needs batches, to finish its step and save.
+    Ctrl-C, closed terminals, `timeout`, systemd and batch systems send signals to all processes at once. The main
+    process then still needs batches, to finish its step and save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "sigwaitinfo"):  # Linux
+    if hasattr(signal, "sigtimedwait"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_exit_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _exit_on_sigterm_from(process: int) -> None:
-    """Waits for SIGTERM from one process, ignoring those from others, and exits."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
-        pass
+def _exit_with(parent: int) -> None:
+    """Ends this process when its parent sends SIGTERM or is gone; SIGTERM from others is ignored."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, PATIENCE)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

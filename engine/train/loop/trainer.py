@@ -20,7 +20,7 @@ from engine.train.loop.batches import Batch, StepBatches
 from engine.train.loop.checkpoints import Checkpoints, Progress
 from engine.train.loop.objective import Objective
 from engine.train.loop.optim import Optimization
-from engine.train.loop.signals import Stopping
+from engine.train.loop.signals import Stopped, Stopping
 from engine.train.loop.validation import Validation
 from models.finetune import Tuning
 from models.settings import UserError
@@ -70,6 +70,7 @@ class Trainer:
         self.seed, self.schedule_of, self.wrap = seed, schedule_of, wrap
         self.log_every, self.save_every = log_every, save_every
         self.device = next(objective.parameters()).device
+        self.saved_step = progress.step
         self.tuning.begin(self.epoch)
         self.module = wrap(objective)  # what a step calls
 
@@ -82,24 +83,36 @@ class Trainer:
         """Runs every step that is left. Ends with `best.pt` and `last.pt` written."""
         progress, batches = self.progress, self.batches
         bar = tqdm(total=batches.total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
-        with killed_workers_as_errors(), bar, logging_redirect_tqdm([log]), Stopping() as stopping, closing(batches):
-            self._log_what_learns()
-            while progress.step < batches.total_steps:
-                epoch = self.epoch
-                self._begin_epoch(epoch)
-                started = time.perf_counter()
-                for micro_batches in batches.epoch(epoch, progress.step):
-                    lr = self._step(micro_batches)
-                    seconds = time.perf_counter() - started
-                    progress.seconds += seconds
-                    self._report(bar, lr, sum(len(targets) for _, targets in micro_batches) / seconds)
-                    ended = progress.step % batches.steps_per_epoch == 0 or progress.step == batches.total_steps
-                    if ended:
-                        self._end_epoch(epoch)
-                    if ended or stopping.asked or (self.save_every and progress.step % self.save_every == 0):
-                        self.save()
-                    stopping.leave_if_asked(self.checkpoints.folder)
-                    started = time.perf_counter()  # validating and saving are not training
+        with killed_workers_as_errors(), bar, logging_redirect_tqdm([log]), Stopping() as stopping:
+            with closing(batches):
+                self._log_what_learns()
+                try:
+                    while progress.step < batches.total_steps and not stopping.asked:
+                        self._run_epoch(self.epoch, stopping, bar)
+                except Stopped:  # while a batch was waited for, so that the last step is complete
+                    pass
+                if self.saved_step != progress.step:
+                    self.save()
+            stopping.leave_if_asked(self.checkpoints.folder)
+
+    def _run_epoch(self, epoch: int, stopping: Stopping, bar: tqdm) -> None:
+        """Runs the steps that are left in an epoch, or those before a signal to stop."""
+        progress, batches = self.progress, self.batches
+        self._begin_epoch(epoch)
+        started = time.perf_counter()
+        for micro_batches in stopping.waiting(batches.epoch(epoch, progress.step)):
+            lr = self._step(micro_batches)
+            seconds = time.perf_counter() - started
+            progress.seconds += seconds
+            self._report(bar, lr, sum(len(targets) for _, targets in micro_batches) / seconds)
+            ended = progress.step % batches.steps_per_epoch == 0 or progress.step == batches.total_steps
+            if ended:
+                self._end_epoch(epoch)
+            if ended or (self.save_every and progress.step % self.save_every == 0):
+                self.save()
+            if stopping.asked:
+                return
+            started = time.perf_counter()  # validating and saving are not training
 
     def _step(self, micro_batches: list[Batch]) -> float:
         """Takes one optimizer step on the mean loss of its micro-batches; returns the learning rate."""
@@ -152,6 +165,7 @@ class Trainer:
     def save(self) -> None:
         """Writes `last.pt`, after everything that was tracked so far."""
         self.checkpoints.save_last(self.progress, self.tracker.flush())
+        self.saved_step = self.progress.step
 
     def _log_what_learns(self) -> None:
         if self.tuning.settings is not None and self.progress.step < self.batches.total_steps:

@@ -1,22 +1,32 @@
+import ctypes
+import errno
 import gc
 import os
+import resource
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import engine.data.workers as workers_module
 from engine.data import SplitSettings, build_data
 from engine.data.arrays import Data
 from engine.data.loader import TrainLoader, eval_batches
 from engine.data.settings import AugmentSettings
 from engine.data.sources.folder import FolderSettings
-from engine.data.workers import killed_workers_as_errors
+from engine.data.workers import Reader, killed_workers_as_errors
+from engine.train.loop.signals import Stopped, Stopping
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
+from tests.paths import ROOT
 
 PLAIN = AugmentSettings()
 STRONG = {"transforms": [{"name": "RandomResizedCrop"}, {"name": "RandAugment"}, {"name": "RandomErasing"}]}
@@ -35,7 +45,8 @@ def data_of(path: Path, cache: str) -> Data:
 
 def batches(data: Data, augment: AugmentSettings, workers: int, epoch: int = 0, start: int = 0) -> list[torch.Tensor]:
     loader = TrainLoader(data.train, 4, augment, data.mean, data.std, 0, None, workers)
-    return [images for images, _ in loader.epoch(epoch, start)]
+    with closing(loader):
+        return [images for images, _ in loader.epoch(epoch, start)]
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -143,6 +154,119 @@ def test_a_process_ends_when_this_one_tells_it_to(images):
     os.kill(worker, signal.SIGTERM)
     assert _gone(worker)
     loader.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+            "/dev/shm (",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "or more shared memory (docker run --shm-size=1g)"),
+        (OSError(errno.EMFILE, "Too many open files"), "need more open files than are allowed; use ulimit -n 4096"),
+        (OSError("AF_UNIX path too long"), "cannot be set up (af_unix path too long; are /dev/shm and TMPDIR right?)"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_one_line(images, monkeypatch, error, words):
+    """It is shared in the worker's main thread: torch would do it in another one, whose errors are printed and lost."""
+
+    def refused(batch):
+        raise error
+
+    pickler = SimpleNamespace(dumps=refused)
+    monkeypatch.setattr(workers_module, "ForkingPickler", pickler)  # in the forked processes as well
+    data = data_of(images, "none")
+    with pytest.raises(UserError, match=r"^data.workers = 2: [^\n]*data.workers=0[^\n]*$") as caught:
+        batches(data, PLAIN, 2)
+    assert words in str(caught.value)
+    assert len(batches(data, PLAIN, 0)) > 1  # as the advice says
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs a /dev/shm of its own")
+def test_shared_memory_that_is_too_small_is_one_line(images):
+    """A real /dev/shm: the queues fit, the batches do not."""
+    script = f"from tests.engine.data.test_workers import read_all; read_all({str(images)!r})"
+    mounted = 'mount -t tmpfs -o size=8k tmpfs /dev/shm && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mounted, sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(done.stderr)
+    assert (
+        done.stdout.startswith("data.workers = 2: ") and "/dev/shm (0.00781 MiB" in done.stdout and done.stderr == ""
+    ), done
+
+
+def read_all(images: str) -> None:
+    """Prints the error of reading with two processes; run by the test above where /dev/shm is another."""
+    try:
+        batches(data_of(Path(images), "none"), PLAIN, 2)
+    except UserError as error:
+        print(error)
+
+
+def test_processes_that_cannot_start_leave_nothing_behind(images, monkeypatch, capfd):
+    """The second of three cannot be forked; the first ends."""
+    data = data_of(images, "none")
+    gc.collect()
+    before, fork, forked = _children(), os.fork, []
+
+    def limited():
+        if len(forked) == 1:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        forked.append(fork())
+        return forked[-1]
+
+    monkeypatch.setattr(os, "fork", limited)
+    with pytest.raises(UserError, match="cannot all be started .resource temporarily unavailable.; use fewer of them"):
+        batches(data, PLAIN, 3)
+    gc.collect()
+    assert _gone(forked[0]) and set(_children()) <= set(before)
+    assert capfd.readouterr().err == ""
+
+
+def test_too_few_open_files_are_raised_or_said(images):
+    data, before = data_of(images, "none"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/dev/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 5, before[1]))
+        assert len(batches(data, PLAIN, 1)) > 1  # the soft limit is ours to raise
+        # The hard one is not. A process cannot raise it again either, so that it is only said to be low here.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda _: (opened + 5, opened + 5))
+            with pytest.raises(UserError, match="data.workers = 2: .* more open files than are allowed; use ulimit -n"):
+                batches(data, PLAIN, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("how", ["stopped", "stuck"])
+def test_processes_that_hang_end_with_the_loader(images, how, monkeypatch):
+    """Stopped, or in a call that never returns and holds Python's lock, so that they do not hear SIGTERM."""
+    data = data_of(images, "none")
+    loader = TrainLoader(data.train, 4, PLAIN, data.mean, data.std, 0, None, 2)
+    if how == "stuck":
+        monkeypatch.setattr(Reader, "_read", lambda reader, index: ctypes.PyDLL(None).sleep(60))
+    gc.collect()
+    before, running = set(_children()), loader.epoch(0)
+    with Stopping() as stopping:
+        if how == "stopped":
+            next(running)
+            for process in set(_children()) - before:
+                os.kill(process, signal.SIGSTOP)
+        Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Stopped):
+            list(stopping.waiting(running))
+        processes = set(_children()) - before
+        started = time.monotonic()
+        loader.close()
+    assert time.monotonic() - started < 8
+    assert len(processes) == 2 and not processes & set(_children())
 
 
 def _gone(process: int) -> bool:
