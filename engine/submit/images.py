@@ -136,7 +136,7 @@ def _is_utf8(text: str) -> bool:
 
 def natural(text: str) -> tuple:
     """Returns a sort key that orders numbers within texts by their value: 2 before 10."""
-    parts = re.split(r"([0-9]+)", text)
+    parts = re.split(r"([0-9]+)", nfc(text))
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 

@@ -34,22 +34,7 @@ def _word(value: Any) -> Any:
     return next((word for word, character in SEPARATORS.items() if value == character), value)
 
 
-LabelSeparator = Annotated[
-    Literal[
-        "semicolon",
-        "bar",
-        "comma",
-        "slash",
-        "backslash",
-        "plus",
-        "ampersand",
-        "newline",
-        "blank",
-        "underscore",
-        "hyphen",
-    ],
-    BeforeValidator(_word),
-]
+LabelSeparator = Annotated[Literal[tuple(SEPARATORS)], BeforeValidator(_word)]  # type: ignore[valid-type]
 
 
 class Joint(NamedTuple):
