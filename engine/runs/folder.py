@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.files import write_json_atomic, write_text_atomic
-from engine.runs import checkpoint
+from engine.runs.edited import check_own, check_unedited, recorded
 from engine.runs.lock import Lock, take_lock
 from engine.runs.results import NewerVersion, Results
-from engine.runs.seal import is_intact
-from engine.settings.changes import changed_on_resume, goes_on
+from engine.settings.changes import goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from models.budget import solve
@@ -88,9 +87,10 @@ class RunFolder:
         """Returns the path of the checkpoint that was `last.pt` before the last `number` ones were saved."""
         return self.path / f"last-{number}.pt"
 
-    def owns(self, file: Path) -> bool:
-        """Returns whether `file` is one that training writes into this run folder, which no tool may overwrite."""
-        files = (
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        """The files that training writes, besides checkpoints."""
+        return (
             self.settings_file,
             self.results_file,
             self.folds_file,
@@ -99,9 +99,22 @@ class RunFolder:
             self.confusion_picture,
             self.confused_picture,
             self.log_file,
-            self.checkpoint("best"),
-            self.checkpoint("last"),
         )
+
+    def check_files(self) -> None:
+        """Checks that nothing but a file stands where training writes one.
+
+        Raises:
+            UserError: a folder, a pipe or a device is in the way.
+        """
+        for file in self._files:
+            if file.exists() and not file.is_file():
+                kind = "a folder" if file.is_dir() else "a pipe or device"
+                raise UserError(f"{file}: is {kind}, where training writes a file; move it away")
+
+    def owns(self, file: Path) -> bool:
+        """Returns whether `file` is one that training writes into this run folder, which no tool may overwrite."""
+        files = (*self._files, self.checkpoint("best"), self.checkpoint("last"))
         return self.is_run and (file.name in {own.name for own in files} or bool(EARLIER.fullmatch(file.name)))
 
     def lock(self, *, resume: bool = False) -> Lock:
@@ -147,7 +160,7 @@ class RunFolder:
             if key:
                 self._check_learned_metric(settings)
             else:
-                self._check_unedited(settings)
+                check_unedited(settings, self.settings_file, (self.checkpoint("best"), *self.last_checkpoints))
             self._changed[key] = settings
         return self._changed[key]
 
@@ -168,29 +181,7 @@ class RunFolder:
             UserError: this is not a run folder, or it was edited since the training.
         """
         settings = self.settings  # checks that they were not edited
-        recorded = (_recorded(checkpoint.peek(file)) for file in self.last_checkpoints)
-        return next(filter(None, recorded), settings)
-
-    def _check_unedited(self, settings: RunSettings) -> None:
-        """Checks that the run's checkpoints were trained with the settings in settings.yaml, on the same data."""
-        data: dict[str, Path] = {}  # fingerprint -> a checkpoint that has it
-        for file in (self.checkpoint("best"), *self.last_checkpoints):
-            state = checkpoint.peek(file)
-            fingerprint = state.get("data")
-            changed = changed_on_resume(_recorded(state), settings, may_go_on=True)
-            other_data = isinstance(fingerprint, str) and fingerprint not in data and bool(data)
-            if (changed or other_data) and not is_intact(file):
-                continue  # what it says may be what is damaged, which loading it reports
-            if changed:
-                raise UserError(
-                    f"{changed}, says {file}; put the old value back into {self.settings_file.name}, or the run's own "
-                    f"{file.name} into the folder; to train with other settings, start a run under another name="
-                )
-            if other_data:
-                names = f"{next(iter(data.values())).name} and {file.name}"
-                raise UserError(f"{self}: {names} were trained on different data; put the run's own files back")
-            if isinstance(fingerprint, str):
-                data[fingerprint] = file
+        return next(filter(None, map(recorded, self.last_checkpoints)), settings)
 
     def _check_learned_metric(self, settings: RunSettings) -> None:
         """Refuses merging by a learned metric if the weights have none, and the other way round."""
@@ -226,22 +217,26 @@ class RunFolder:
         Raises:
             UserError: results.json is damaged, or was written by a newer version.
         """
-        try:
-            values = json.loads(self.results_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.lexists(self.results_file):
             return None
-        except (OSError, ValueError):
+        try:
+            # Reading a pipe would wait for ever.
+            values = json.loads(self.results_file.read_text(encoding="utf-8")) if self.is_finished else None
+        except (OSError, ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise UserError(
                 f"{self.results_file}: cannot be read; delete it and test the run again with --resume {self}"
             )
         try:
-            return Results.from_json(values)
+            results = Results.from_json(values)
         except NewerVersion as error:
             raise UserError(f"{self.results_file}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.results_file}: {error}; or delete it and test again with --resume {self}") from None
+        if self.is_run:
+            check_own(results, self.results_file, self.settings, self.checkpoint("best"))
+        return results
 
     def write_results(self, results: Results) -> None:
         """Writes `results.json`.
@@ -290,9 +285,3 @@ class RunFolder:
         if self.path.absolute().name != name:
             raise UserError(f"--resume {self}: fold {number} of split.folds; give the folder its name {name} again")
         return RunFolder(self.path.parent if self.path.name else self.path.absolute().parent)
-
-
-def _recorded(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that a checkpoint records; none where an older version wrote it."""
-    settings = state.get("settings")
-    return settings if isinstance(settings, dict) else {}

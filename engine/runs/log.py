@@ -7,6 +7,8 @@ import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from engine.files import writing
+
 log = logging.getLogger("hybridmerge")
 
 
@@ -32,8 +34,12 @@ def log_to(file: Path, buffer: MemoryHandler) -> None:
     Args:
         file: the run's log.txt.
         buffer: the buffer that `start_log` returned.
+
+    Raises:
+        UserError: the file cannot be written.
     """
-    handler = logging.FileHandler(file)
+    with writing(file):
+        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(buffer.formatter)
     buffer.setTarget(handler)
     buffer.flush()

@@ -56,6 +56,7 @@ def run_experiment(
         longer = check_unchanged(settings, run)
         if (results := run.read_results()) is not None and not longer:
             return results  # it came to its end; the test set is used once
+    run.check_files()
     kept_log, code = start_log(), commit()  # now: the files may be other ones when the run ends
     if settings.threads:
         torch.set_num_threads(settings.threads)

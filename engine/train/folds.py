@@ -7,7 +7,6 @@ not: several processes can run one fold each (`split.fold`), and the one that fi
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from engine.settings.changes import changed_on_resume
 from engine.settings.schema import RunSettings
 from engine.tasks import task_with_metric
 from engine.train.experiment import check_unchanged, run_experiment
+from engine.train.folds_report import read_report
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -126,13 +126,14 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     if missing := run.unfinished_folds():
         names = ", ".join(map(str, missing))
         raise UserError(f"{folder}: not finished: fold {names}; continue with --resume {folder}")
-    if (report := _written(run)) is not None:
-        return report
     whole, folders = of_all(settings), [fold.path for fold in run.folds]
     check_same_settings(run)
     runs = [fold.read_results() for fold in run.folds]
-    start_log()  # the log of the last fold has ended with it
     report, metric = together(whole, runs), runs[0].metric
+    start_log()  # the log of the last fold has ended with it
+    if (written := read_report(run, report)) is not None:
+        return written
+    run.check_files()
     raw = load_raw(whole.data)
     for fold, path in enumerate(folders):
         # The machine of the fold may have read other data.
@@ -154,17 +155,6 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
     report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json_atomic(run.folds_file, report)
     return report
-
-
-def _written(run: RunFolder) -> dict | None:
-    """Returns the report if it exists and can be read, otherwise None, so that it is written again."""
-    try:
-        return json.loads(run.folds_file.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        log.warning("%s: cannot be read; it is written again", run.folds_file)
-        return None
 
 
 def fingerprint(raw: RawData, settings: RunSettings) -> str:

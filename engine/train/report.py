@@ -43,7 +43,7 @@ def print_accuracy(results: Results) -> None:
         others = [
             f"{task.titles[name]} {100 * score:.2f} %, "
             for name, score in results.test_metrics.items()
-            if name not in (results.metric, task.class_metric) and name in task.titles
+            if name not in (results.metric, task.class_metric) and name in task.titles and score is not None
         ]
         score = f"{100 * results.test_score:.2f} %"
         print(f"{f'test {task.score_title}':<14}  {score}  ({''.join(others)}{counted(results.test_images, 'image')})")
@@ -59,7 +59,7 @@ def _print_unmeasured(results: Results, task: Task) -> None:
     """Prints why there is no accuracy on test images, and that on the validation images, if there are any."""
     reason = f" ({results.no_test})" if results.no_test else ""
     print(f"{f'test {task.score_title}':<14}  not measured: no test images{reason}")
-    if results.val_score is None:
+    if results.val_score is None or not results.val_images:
         return
     best, images = results.val_score, results.val_images
     selected_by_main = results.selected_by in (None, results.metric)

@@ -11,6 +11,7 @@ from engine.settings.schema import RunSettings
 from models.settings import check
 from tests.engine.conftest import TINY
 from tests.mistakes.mistake import Mistake
+from tests.results import results_of
 from tests.tools.colours import COLOURS, colour_run, save_colour
 
 
@@ -53,6 +54,16 @@ def _damaged(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100] + b"?" * 100)
 
 
+def _edited_results(folder: Path) -> None:
+    run = run_folder(folder / "run")
+    run.write_results(results_of())
+    run.results_file.write_text(run.results_file.read_text().replace('"test_top1": 0.5', '"test_top1": 50'))
+
+
+def _folder_for_a_file(folder: Path) -> None:
+    run_folder(folder / "run").log_file.mkdir()
+
+
 FIX = (
     "put the old value back into settings.yaml, or the run's own best.pt into the folder; to train with other "
     "settings, start a run under another name="
@@ -75,6 +86,19 @@ MISTAKES: list[Mistake] = [
         "tools/eval.py --run run",
         "--split test: the run has no such images (split.test = 0.2, but no class has an image to spare); use another",
         _one_image_each,
+    ),
+    Mistake(
+        "Results in percent, where they are fractions",
+        "tools/compare.py run",
+        "run/results.json: test_metrics.top1: must be a fraction, from 0 to 1, not 50; or delete it and test again "
+        "with --resume run",
+        _edited_results,
+    ),
+    Mistake(
+        "A folder in the place of a run's file",
+        "tools/train.py --resume run",
+        "run/log.txt: is a folder, where training writes a file; move it away",
+        _folder_for_a_file,
     ),
     Mistake(
         "The last checkpoint of a stopped run was deleted",

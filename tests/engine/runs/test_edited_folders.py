@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from engine.measure.reevaluate import load_groups
 from engine.runs import checkpoint
 from engine.runs.folder import RunFolder
+from engine.runs.metrics import metrics_of
 from engine.runs.restore import load_model, load_run
 from engine.settings.changes import decisive
 from engine.settings.layers import load_settings
 from engine.settings.schema import RunSettings
+from engine.study.curves import curves
 from engine.study.table import compare
 from engine.submit.ensemble import gather
 from engine.train.experiment import run_experiment
@@ -191,6 +194,65 @@ def test_a_dictionary_of_options_is_one_setting(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("name: a\nmodel: {name: 'timm:test_vit', options: {depth: 2}}\ndata: {name: digits}\n")
     assert decisive(load_settings(str(file)))["model.options"] == {"depth": 2}
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "results.json", "predictions.csv", "confusion.png"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
+def test_something_else_in_the_place_of_a_file(run, tmp_path, name, kind):
+    (run / "results.json").unlink()
+    file = run / name
+    file.unlink(missing_ok=True)
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(tmp_path / "nowhere")
+    if kind == "broken link" and name != "results.json":
+        resume(run)
+        return
+    with pytest.raises(UserError, match=f"{file}: (is a folder|is a pipe or device|cannot be read)"):
+        resume(run)
+
+
+def test_results_of_another_run_are_named(run):
+    edit(run / "results.json", '"seed": 0', '"seed": 1')
+    for name in ("resume", "eval", "export", "compare"):
+        with pytest.raises(UserError, match="results.json: seed = 1, and the run has 0: of another run, or edited"):
+            READERS[name](run)
+
+
+def test_metrics_with_wrong_values_are_left_out(run):
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    wrong = [
+        '{"step": "x"}',
+        '{"step": 1e999}',
+        "[1]",
+        "[" * 9999,
+        '{"step": 5, "train/loss": "high"}',
+        '{"step": -1}',
+        "{",
+    ]
+    file.write_text("\n".join([*wrong, *lines]) + "\n")
+    kept = [json.loads(line) for line in lines]
+    assert [row for row in metrics_of(file) if len(row) > 1] == kept
+    assert len(curves([run]).axes) == 2
+    (run / "results.json").unlink()
+    resume(run)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()][:1] == [5], "that line has a step"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fold": None}, {"mean": "x"}, {"confused": [{}]}, {"class_accuracy": {"0": "x"}}, {"metric": []}, {"std": 0.5}],
+)
+def test_a_wrong_report_on_folds_is_written_again(copied_folds, change):
+    file = copied_folds / "folds.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, **change}))
+    resume(copied_folds)
+    assert {**json.loads(file.read_text()), "finished": ""} == {**whole, "finished": ""}
 
 
 def test_an_edited_folder_of_folds_or_fold_is_named(copied_folds):

@@ -1,12 +1,23 @@
 """`Results`: one record for what every version of the code wrote."""
 
+import io
+import itertools
+import json
+import math
+from contextlib import redirect_stdout
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from engine.runs.results import VERSION, Results
+from engine.train.report import print_run
 from models.settings import UserError
+from tests.paths import ROOT
 from tests.results import FIRST_VERSION as FIRST
 from tests.results import results_of
+
+RUNS = ROOT / "tests" / "golden" / "runs_0_1"
 
 
 def test_a_record_of_the_first_version():
@@ -61,3 +72,44 @@ def test_a_record_cannot_be_changed():
 
 def test_every_field_is_described():
     assert all(field.description for field in Results.model_fields.values())
+
+
+BAD = ("gone", None, "x", "", -1, 0, True, [], {}, [1], {"a": 1}, 10**30, 1.5, -0.5, math.nan, math.inf)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "labels"])
+def test_any_wrong_value_is_one_line_or_a_report(name):
+    """Of runs with one label and with many, with and without test images."""
+    record = json.loads((RUNS / name / "results.json").read_text())
+    untested = {key: None for key in record if key.startswith("test_")} | {"test_images": 0, "classes_of": "val"}
+    for whole in (record, {**record, **untested}):
+        for key, value in itertools.product(whole, BAD):
+            values = {**whole, key: value}
+            if value == "gone":
+                del values[key]
+            try:
+                results = Results.from_json(values)
+            except UserError as error:
+                assert "\n" not in str(error) and len(str(error)) < 200, (key, value)
+                continue
+            with redirect_stdout(io.StringIO()):
+                print_run(results, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"test_top1": 71.9}, "test_metrics.top1: must be a fraction, from 0 to 1, not 71.9"),
+        ({"test_top1": 0.9}, "test_interval: does not hold test_top1 = 0.9"),
+        ({"params": True}, "params: input should be a valid integer, not True"),
+        ({"seconds": -1}, "seconds: must not be negative, not -1"),
+        ({"metric": ["top1"]}, r"metric = \['top1'\]: unknown"),
+        ({"selected_by": [1]}, r"selected_by = \[1\]: unknown"),
+        ({"version": True}, "version = True"),
+        ({"class_images": {"a": 1}}, "class_images: not of the classes that have scores"),
+    ],
+)
+def test_wrong_values_are_named(change, says):
+    record = json.loads((RUNS / "hybrid" / "results.json").read_text())
+    with pytest.raises(UserError, match=says):
+        Results.from_json({**record, **change})
