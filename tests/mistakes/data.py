@@ -115,6 +115,49 @@ MISTAKES: list[Mistake] = [
         "data.path = 'images': training cannot start: 1 class folder holds no images; see above",
         _empty_class,
     ),
+    Mistake(
+        "A split under two names",
+        "tools/data.py check brain",
+        "data.path = 'brain': 'Training' and 'train' are names of one split, train; keep one, and move the other away",
+        _folders("brain/train/tumor", "brain/train/none", "brain/Training/tumor", "brain/Training/none"),
+    ),
+    Mistake(
+        "Folds instead of classes",
+        "tools/data.py check pets",
+        "data.path = 'pets': the folders 'fold_a', 'fold_b' hold no images themselves, but folders of the same names: "
+        "'cat', 'dog'; if those are the classes, give one of the former as the path, or call them train, val and test; "
+        "if 'fold_a', 'fold_b' are the classes, set data.layout=classes",
+        _folders("pets/fold_a/cat", "pets/fold_a/dog", "pets/fold_b/cat", "pets/fold_b/dog"),
+    ),
+    Mistake(
+        "A folder around the classes",
+        "tools/data.py check archive",
+        "data.path = 'archive': its folder 'dataset' holds no images itself, but the folders 'cat', 'dog'; give "
+        "'archive/dataset' as the path",
+        _folders("archive/dataset/cat", "archive/dataset/dog"),
+    ),
+    Mistake(
+        "Test images beside the classes",
+        "tools/data.py check pets",
+        "data.path = 'pets': 'test' may be a split or a class beside 'cat', 'dog'; move it elsewhere, or the classes "
+        "into a folder train, or set data.layout=classes",
+        _folders("pets/cat", "pets/dog", "pets/test"),
+    ),
+    Mistake(
+        "Test images without training images",
+        "tools/data.py check brain",
+        "data.path = 'brain': no training images, only 'Testing'; put a folder train beside it, give it as the path to "
+        "train on it, or set data.layout=classes if it is a class; expected ...",
+        _folders("brain/Testing/tumor", "brain/Testing/none"),
+    ),
+    Mistake(
+        "A class that is called train",
+        "tools/data.py check vehicles",
+        "'train' is taken for a class beside 'car'; if it holds the training images of all classes, put them into "
+        "folders of their own",
+        _folders("vehicles/car", "vehicles/train"),
+        code=0,
+    ),
     _unreadable("A photograph in a phone's format", "bee/IMG_1.HEIC", "HEIC; convert it to JPEG or PNG", _phone),
     _unreadable("A camera's raw file", "bee/DSC_1.NEF", "camera raw; convert it to JPEG or PNG", _raw),
     _unreadable("A TIFF file with many bands", "ant/field.tif", "13 bands; save it as grey or RGB", _many_bands),

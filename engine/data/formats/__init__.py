@@ -28,8 +28,8 @@ CAMERA_RAW = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
     *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
-# Formats that are recognised in order to be refused by name. An extension that other files have as well, as .hdr, is not
-# among theirs.
+# Formats that are recognised in order to be refused by name. Extensions that other files have as well, such as .hdr,
+# are not among theirs.
 FOREIGN = {
     "HEIC": (".heic", ".heif", ".heics", ".heifs", ".hif"),
     "AVIF": (".avif", ".avifs"),

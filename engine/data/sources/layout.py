@@ -164,9 +164,11 @@ def _no_training_images(split_names: Sequence[Path], where: str, answers: Answer
     labelled = [repr(folder.name) for folder in split_names if folders_in(folder, where)]
     if not labelled:
         return f"{where}: no class folders in it; {LAYOUT}"
+    if len(labelled) > 1:
+        return f"{where}: no training images, only {few(labelled)}; put a folder train beside them; {LAYOUT}"
     return (
-        f"{where}: no training images, only {few(labelled)}; put a folder train beside it, give "
-        f"its folder of classes as the path, or {answers.classes} if it is a class; {LAYOUT}"
+        f"{where}: no training images, only {labelled[0]}; put a folder train beside it, give it as the path to train "
+        f"on it, or {answers.classes} if it is a class; {LAYOUT}"
     )
 
 
@@ -181,9 +183,10 @@ def _split_names_as_classes(
     beside = few([repr(folder.name) for folder in others])
     doubtful = [repr(folder.name) for folder in split_names if folder.name.casefold() != "train"]
     if doubtful:
+        one = len(doubtful) == 1
         raise UserError(
-            f"{where}: {few(doubtful)} may be a split or a class beside {beside}; move it elsewhere, or the classes "
-            f"into a folder train, or {answers.classes}"
+            f"{where}: {few(doubtful)} may be {'a split or a class' if one else 'splits or classes'} beside {beside}; "
+            f"move {'it' if one else 'them'} elsewhere, or the classes into a folder train, or {answers.classes}"
         )
     return [
         Finding(

@@ -69,7 +69,9 @@ def test_one_split_under_two_names(tmp_path):
 def test_no_training_images(tmp_path):
     fill(tmp_path / "Testing", FOUR)
     line = error_of(tmp_path)
-    assert "no training images, only 'Testing'; put a folder train beside it, give its folder of classes" in line
+    assert (
+        "no training images, only 'Testing'; put a folder train beside it, give it as the path to train on it" in line
+    )
     assert counts_of(tmp_path / "Testing") == {"train": [2, 1, 2, 1]}
     for name in ("Train", "Test"):
         fill(tmp_path / "flat", {name: 2})
