@@ -58,8 +58,7 @@ class Report:
                 f"weights: {len(self.zeroed)} biases are zero, the file's layers have none: {few(self.zeroed)}"
             )
         for name, old, new in self.resized:
-            how = "summed over the image's channels" if len(old) == 4 and old[1] != new[1] else "resized"
-            lines.append(f"weights: {name} {how} from {old} to {new}")
+            lines.append(f"weights: {name} {_how(old, new)} from {old} to {new}")
         if self.replaced:
             lines.append(f"weights: head left as initialised: {few(self.with_shapes(self.replaced))}")
         if self.missing:
@@ -72,6 +71,16 @@ class Report:
         """Returns names, with both shapes where these differ."""
         shapes = {name: f"{name} [file {old}, model {new}]" for name, old, new in self.mismatched}
         return [shapes.get(name, name) for name in names]
+
+
+def _how(old: Shape, new: Shape) -> str:
+    """Returns what was done to a tensor of one shape to get the other: see `convert.resized`."""
+    if len(old) == 4 and old[1] != new[1]:
+        return "summed over the image's channels"
+    if len(old) == 3 and abs(old[1] - new[1]) == 1:
+        zero = "extended by a position of zero for the class token"
+        return zero if old[1] < new[1] else "shortened by the class token's, which is added to the token,"
+    return "resized"
 
 
 def few(names: list[str], most: int = 6) -> str:

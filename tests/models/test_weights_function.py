@@ -89,7 +89,11 @@ def test_layer_scale_of_a_conformers_blocks():
 
 def test_a_class_position_is_added_to_the_class_token_of_a_model_without_one():
     source, model = timm_vit(), timm_vit(seed=2, no_embed_class=True)
-    assert load_weights(model, "FILE", dict(source.state_dict())).share == 1
+    report = load_weights(model, "FILE", dict(source.state_dict()))
+    assert report.share == 1 and "pos_embed shortened by the class token's, which is added" in report.lines()[1]
+    same(model, source)
+    report = load_weights(source, "FILE", dict(model.state_dict()))
+    assert "extended by a position of zero for the class token from (1, 16, 32) to (1, 17, 32)" in report.lines()[1]
     same(model, source)
 
 
