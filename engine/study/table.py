@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from engine.data.names import same_names
 from engine.runs.class_scores import pooled_scores
 from engine.runs.folder import RunFolder
 from engine.runs.folds import check_same_settings
@@ -79,7 +80,7 @@ class Row:
         tested = [results for results in self.results if results.classes_of == "test"]
         scores = [results.class_scores for results in tested if results.class_scores is not None]
         names = [list(results.class_images) for results in tested if results.class_images is not None]
-        if scores and len(scores) == len(self.results) and all(other == names[0] for other in names):
+        if scores and len(scores) == len(self.results) and all(same_names(other, names[0]) for other in names):
             together = pooled_scores(scores)
             return names[0][together.worst], together.worst_score
         only = self.results[0]  # of an older version, which did not count the images of each class

@@ -17,6 +17,7 @@ import torch
 
 from engine.data import Data, RawData, Split, load_raw
 from engine.data.balance import are_unequal
+from engine.data.names import same_names
 from engine.data.split import folded, split_data, with_test_set
 from engine.figures.confusion import confused_figure, confusion_figure
 from engine.figures.drawing import draw
@@ -146,11 +147,14 @@ def summarise(settings: RunSettings, folder: Path) -> dict:
             images, predictions = pooled(raw, whole, folders)
             title = f"{whole.name}: {100 * report['pooled']['accuracy']:.2f} % of {len(images)} images, "
             title += f"each predicted in one of {len(runs)} folds"
-            report |= _confusions(predictions, raw.classes)
-            matrix = confusion_matrix(predictions.labels, predictions.predicted, len(raw.classes))
-            draw(folder, tracker, 0, "folds/confusion", confusion_figure(matrix, raw.classes, title))
+            # The folds may have read their names in other bytes, from an archive unpacked on another system.
+            tested = list(report.get("class_images") or [])
+            classes = tested if same_names(tested, raw.classes) else raw.classes
+            report |= _confusions(predictions, classes)
+            matrix = confusion_matrix(predictions.labels, predictions.predicted, len(classes))
+            draw(folder, tracker, 0, "folds/confusion", confusion_figure(matrix, classes, title))
             title = f"{whole.name}: confused most"
-            figure = confused_figure(most_confused(matrix), predictions, images, raw.classes, title)
+            figure = confused_figure(most_confused(matrix), predictions, images, classes, title)
             draw(folder, tracker, 0, "folds/confused", figure)
     report |= {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json_atomic(run.folds_file, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def test_folds_go_on_and_are_told_together(cfg):
     train("--cfg", cfg, "split.folds=2", "split.fold=0")
     train("--resume", "runs/names", "data.path=macos")
     folds = [load_run(Path(f"runs/names/fold{i}"), ["data.path=linux"]) for i in range(2)]
-    assert len(folds[0].data.test) + len(folds[1].data.test) == 24 and Path("runs/names/folds.json").is_file()
+    assert len(folds[0].data.test) + len(folds[1].data.test) == 24
+    report = json.loads(Path("runs/names/folds.json").read_text(encoding="utf-8"))
+    assert list(report["class_accuracy"]) == list(report["class_images"]) == ["Birnen", "Äpfel", "Ölbaum"]
 
 
 def test_the_number_of_joined_labels_is_the_one_that_is_asked_for(cfg):
