@@ -125,11 +125,12 @@ class Results(BaseModel):
 
     @property
     def class_scores(self) -> ClassScores | None:
-        """The score and the number of images of each class; None if an older version did not record them."""
-        scores = self.class_accuracy or self.label_precision
-        if scores is None or self.class_images is None:
+        """The score and the number of images of each class; None if they were not recorded, or do not fit together."""
+        scores, images = self.class_accuracy or self.label_precision or {}, self.class_images or {}
+        fit = scores.keys() == images.keys() and any(images.values())
+        if not fit or any((scores[name] is not None) != (images[name] > 0) for name in scores):
             return None
-        return ClassScores(list(scores.values()), [self.class_images[name] for name in scores])
+        return ClassScores(list(scores.values()), [images[name] for name in scores])
 
     @property
     def test_score(self) -> float | None:

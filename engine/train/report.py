@@ -122,7 +122,7 @@ def _class_lines(report: Mapping[str, Any]) -> list[str]:
     if scores is None or "class_images" not in report:
         return []
     classes = ClassScores([*scores.values()], [report["class_images"][name] for name in scores])
-    return classes.lines(task, [*scores]) if report["unequal"] else classes.untested_lines([*scores])
+    return classes.lines(task, [*scores]) if report.get("unequal") else classes.untested_lines([*scores])
 
 
 def _print_classes(report: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.data import build_data
 from engine.data.arrays import Arrays, RawData
 from engine.data.reading import read_splits
 from engine.data.settings import SplitSettings
@@ -341,3 +342,21 @@ def test_many_labels_are_folded_by_image(many):
     assert all(len(part.test.images.unique(dim=0)) == 10 for part in cut)
     with pytest.raises(UserError, match="split.folds = 60: only 50 images, copies counted once"):
         fold(many, 60, 0)
+
+
+@pytest.mark.parametrize(
+    ("split", "test", "reason"),
+    [
+        ({"test": 0.0}, None, "split.test = 0"),
+        ({"test": 0.2}, None, "split.test = 0.2, but no class has an image to spare"),
+        ({"test": 0.2}, 0, "the dataset's own test set is empty"),
+    ],
+)
+def test_why_there_are_no_test_images(split, test, reason):
+    """Classes of one image each, or a test set without images."""
+    pixels = torch.arange(3 * 4, dtype=torch.uint8).reshape(3, 1, 2, 2)
+    train = Arrays(pixels, torch.arange(3))
+    raw = RawData(train, None if test is None else train.take(torch.arange(test)), ["a", "b", "c"])
+    data = build_data(None, SplitSettings(**split), 0, raw)
+    assert data.absent == {"test": reason, "val": "split.val = 0.1, but no class has an image to spare"}
+    assert build_data(None, SplitSettings(test=0.0, val=0.0), 0, raw).absent["val"] == "split.val = 0"

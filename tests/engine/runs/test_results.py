@@ -113,3 +113,19 @@ def test_wrong_values_are_named(change, says):
     record = json.loads((RUNS / "hybrid" / "results.json").read_text())
     with pytest.raises(UserError, match=says):
         Results.from_json({**record, **change})
+
+
+def test_the_worst_class_of_a_record_that_does_not_name_it():
+    results = Results.from_json({**FIRST, "class_accuracy": {"a": 1.0, "b": 0.25, "c": None}})
+    assert (results.worst_class, results.worst_class_score, results.worst_class_images) == ("b", 0.25, None)
+    assert results.test_metrics == {"top1": 0.95, "top5": 1.0, "balanced_accuracy": 0.625}
+    assert results.class_scores is None, "the numbers of images are not known"
+    assert Results.from_json(results.to_json()) == results
+
+
+@pytest.mark.parametrize("images", [{"a": 3, "b": 0}, {"a": 0, "b": 0}, None])
+def test_scores_and_numbers_of_images_that_do_not_fit_are_not_used(images):
+    results = results_of(class_accuracy={"a": 1.0, "b": 0.5}, class_images=images)
+    assert results.class_scores is None
+    fitting = results_of(class_accuracy={"a": 1.0, "b": 0.5}, class_images={"b": 1, "a": 3}).class_scores
+    assert (fitting.scores, fitting.images) == ([1.0, 0.5], [3, 1])
