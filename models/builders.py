@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from .budget import solve
 from .registry import MODELS
 from .settings import Settings, UserError, check, nearest
+from .settings.vit import EncoderSettings
 from .settings.zoo import LIBRARIES, split_name
 from .weights import load_weights
 
@@ -17,8 +20,35 @@ def build(settings: Settings) -> nn.Module:
     """Builds a model, with random weights, from an instance of one of the settings classes in MODELS.
 
     A budget in its `merge:` section is solved first.
+
+    Raises:
+        UserError: the model does not fit into memory.
     """
-    return MODELS[settings.name][1](solve(settings))
+    _check_size(settings)
+    solved = solve(settings)
+    try:
+        return MODELS[settings.name][1](solved)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"model.name = {settings.name!r}: its weights do not fit into memory; use a smaller model"
+        ) from error
+
+
+def _check_size(settings: Any) -> None:
+    """Refuses a transformer that is larger than the machine's memory: the system would kill the process."""
+    if not isinstance(settings, EncoderSettings):
+        return
+    weights = (
+        settings.depth * (4 + 2 * settings.mlp_ratio) * settings.embed_dim**2 + prod(settings.grid) * settings.embed_dim
+    )
+    needed, present = 4 * weights / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if needed > present:
+        raise UserError(
+            f"model.embed_dim = {settings.embed_dim}: with depth {settings.depth} and a grid of {settings.grid[0]} "
+            f"patches a side the weights take {needed:.0f} GiB, and this machine has {present:.0f}; use smaller ones"
+        )
 
 
 def build_model(name: str, **options: Any) -> nn.Module:

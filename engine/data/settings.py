@@ -65,7 +65,9 @@ class FileSettings(DataSettings):
     background: Annotated[str, AfterValidator(_colour)] = Field(
         "white", description="colour of transparent areas: a name, or #rrggbb"
     )
-    max_pixels: int = Field(89_478_485, gt=0, description="larger images are refused by their headers, before decoding")
+    max_pixels: int = Field(
+        89_478_485, gt=0, le=10**12, description="larger images are refused by their headers, before decoding"
+    )
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="skip: training images that cannot be read are left out and named; never test images"
     )
@@ -91,7 +93,7 @@ class SplitSettings(Settings):
     folds: int | None = Field(
         None, ge=2, le=100, description="number of folds: each fold of the training images is the test set of one run"
     )
-    fold: int | None = Field(None, ge=0, description="which fold to run, from 0; null: all of them")
+    fold: int | None = Field(None, ge=0, le=99, description="which fold to run, from 0; null: all of them")
 
     @model_validator(mode="after")
     def _fits(self) -> SplitSettings:
@@ -109,7 +111,9 @@ class SplitSettings(Settings):
 class AugmentSettings(Settings):
     """Augmentation of training images, with random numbers for each image, or for each batch in mixup and cutmix."""
 
-    crop: int = Field(0, ge=0, description="pixels of black padding on each side before a random crop to the old size")
+    crop: int = Field(
+        0, ge=0, le=4096, description="pixels of black padding on each side before a random crop to the old size"
+    )
     scale: float = Field(
         0.0,
         ge=0,
@@ -123,8 +127,8 @@ class AugmentSettings(Settings):
         0.0, ge=0, lt=1, description="j: brightness and contrast change by factors from 1 - j to 1 + j; 0 is off"
     )
     erase: float = Field(0.0, ge=0, le=1, description="probability that a random rectangle is erased")
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0 is off")
-    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix's Beta distribution; 0 is off")
+    mixup: float = Field(0.0, ge=0, le=1000, description="alpha of mixup's Beta distribution; 0 is off")
+    cutmix: float = Field(0.0, ge=0, le=1000, description="alpha of cutmix's Beta distribution; 0 is off")
     transforms: list[Transform] | None = Field(
         None, min_length=1, description="instead of the other keys: torchvision's transforms, by name, in order"
     )

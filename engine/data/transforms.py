@@ -31,7 +31,7 @@ def _rising(values: list[float]) -> list[float]:
 
 Pair = Field(min_length=2, max_length=2)
 Shares = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Pair, AfterValidator(_rising)]
-Factors = Annotated[list[Annotated[float, Field(gt=0)]], Pair, AfterValidator(_rising)]
+Factors = Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Pair, AfterValidator(_rising)]
 
 
 class Resize(Settings):
@@ -110,9 +110,9 @@ class ColorJitter(Settings):
     """Changes brightness, contrast and saturation by factors from 1 - x to 1 + x, and hue by up to x of the circle."""
 
     name: Literal["ColorJitter"]
-    brightness: float = Field(0, ge=0)
-    contrast: float = Field(0, ge=0)
-    saturation: float = Field(0, ge=0)
+    brightness: float = Field(0, ge=0, le=1000)
+    contrast: float = Field(0, ge=0, le=1000)
+    saturation: float = Field(0, ge=0, le=1000)
     hue: float = Field(0, ge=0, le=0.5)
 
 
@@ -143,14 +143,14 @@ class MixUp(Settings):
     """Mixup of a batch with itself (Zhang et al., 2018), after all other transforms; the same code as augment.mixup."""
 
     name: Literal["MixUp"]
-    alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
+    alpha: float = Field(1.0, gt=0, le=1000, description="of the Beta distribution")
 
 
 class CutMix(Settings):
     """Cutmix of a batch with itself (Yun et al., 2019), after all other transforms; the same code as augment.cutmix."""
 
     name: Literal["CutMix"]
-    alpha: float = Field(1.0, gt=0, description="of the Beta distribution")
+    alpha: float = Field(1.0, gt=0, le=1000, description="of the Beta distribution")
 
 
 # (torchvision.transforms.v2, settings, data.size) -> the transform

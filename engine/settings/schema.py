@@ -54,27 +54,36 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_WEIGHT
 
 
-ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, float] | list[float], BeforeValidator(_weights)]
+Weight = Annotated[float, Field(le=1e6)]
+ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, Weight] | list[Weight], BeforeValidator(_weights)]
 
 
 class TrainSettings(Settings):
     """Optimisation: duration, optimizer, learning rate schedule, precision."""
 
-    epochs: int = Field(10, ge=1, description="number of passes over the training images")
-    steps: int | None = Field(None, ge=1, description="number of optimizer steps, instead of epochs")
-    batch_size: int = Field(128, ge=1, description="images per micro-batch")
-    accumulate: int = Field(1, ge=1, description="micro-batches whose gradients are accumulated for one optimizer step")
+    epochs: int = Field(10, ge=1, le=10**9, description="number of passes over the training images")
+    steps: int | None = Field(None, ge=1, le=10**9, description="number of optimizer steps, instead of epochs")
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="images per micro-batch")
+    accumulate: int = Field(
+        1, ge=1, le=1_000_000, description="micro-batches whose gradients are accumulated for one optimizer step"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum")
     lr: float = Field(
         1e-3,
         gt=0,
+        le=1000,
         description="learning rate after the warm-up; default: 2e-4 for finetune.mode lora, 5e-5 for full and for "
         "model.weights without finetune, else 1e-3",
     )
     lr_batch: int | None = Field(
-        None, ge=1, description="images per optimizer step that lr was tuned for; a run with another number is warned"
+        None,
+        ge=1,
+        le=10**9,
+        description="images per optimizer step that lr was tuned for; a run with another number is warned",
     )
-    weight_decay: float = Field(0.05, ge=0, description="weight decay; not applied to norms, biases and tokens")
+    weight_decay: float = Field(
+        0.05, ge=0, le=1000, description="weight decay; not applied to norms, biases and tokens"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     betas: list[Beta] = Field(
         [0.9, 0.999], min_length=2, max_length=2, description="decay rates of adamw's moments: two numbers in [0, 1)"
@@ -83,16 +92,16 @@ class TrainSettings(Settings):
         "cosine", description="decay of the learning rate, step by step, after the warm-up"
     )
     warmup_epochs: float = Field(
-        0.0, ge=0, description="epochs over which the learning rate rises from 0; at most epochs"
+        0.0, ge=0, le=1_000_000, description="epochs over which the learning rate rises from 0; at most epochs"
     )
     warmup_ratio: float = Field(
         0.0, ge=0, lt=1, description="share of all steps over which the learning rate rises, instead of warmup_epochs"
     )
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of training; less than lr")
+    min_lr: float = Field(0.0, ge=0, le=1000, description="learning rate at the end of training; less than lr")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target probability that is spread over all classes"
     )
-    clip_norm: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no clipping")
+    clip_norm: float | None = Field(1.0, gt=0, le=1e12, description="maximum norm of the gradient; null: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on devices that compute in it, else fp32"
     )
@@ -132,7 +141,7 @@ class CheckpointSettings(Settings):
     """How often the run is saved, and how many of its checkpoints are kept."""
 
     every_steps: int = Field(
-        0, ge=0, description="optimizer steps between checkpoints; 0: only at the end of each epoch"
+        0, ge=0, le=10**9, description="optimizer steps between checkpoints; 0: only at the end of each epoch"
     )
     keep: int = Field(
         2, ge=1, le=100, description="checkpoints to resume from that are kept: last.pt, last-1.pt before it, ..."
@@ -142,8 +151,12 @@ class CheckpointSettings(Settings):
 class LogSettings(Settings):
     """What is logged during training."""
 
-    every_steps: int = Field(20, ge=1, description="optimizer steps between lines of metrics.jsonl and TensorBoard")
-    images: int = Field(16, ge=0, description="number of most confident mistakes that each validation draws; 0: none")
+    every_steps: int = Field(
+        20, ge=1, le=10**9, description="optimizer steps between lines of metrics.jsonl and TensorBoard"
+    )
+    images: int = Field(
+        16, ge=0, le=10_000, description="number of most confident mistakes that each validation draws; 0: none"
+    )
 
 
 class RunSettings(Settings):

@@ -21,17 +21,20 @@ BUDGETS = (
 )  # ways to say how many tokens to remove; they exclude each other
 
 
+MOST = 2**31 - 1  # tokens
+
+
 class LinearSettings(Settings):
     """r changes linearly from the first block to the last."""
 
-    first: int = Field(ge=0, description="tokens that the first block removes")
-    last: int = Field(ge=0, description="tokens that the last block removes")
+    first: int = Field(ge=0, le=MOST, description="tokens that the first block removes")
+    last: int = Field(ge=0, le=MOST, description="tokens that the last block removes")
 
 
 class AnySettings(Settings):
     """r is drawn anew for every training step, so that one model can be used with every budget in this range."""
 
-    train: list[int] = Field(
+    train: list[Annotated[int, Field(le=MOST)]] = Field(
         description="the smallest and the largest r of each block", json_schema_extra={"minItems": 2, "maxItems": 2}
     )
 
@@ -48,7 +51,9 @@ class KeepSettings(Settings):
     """Some blocks keep a share of their patches (EViT; Haurum et al., 2023: blocks 4, 7 and 10)."""
 
     rate: float = Field(gt=0, le=1, description="share of the patches that each of the blocks keeps, rounded up")
-    blocks: list[int] = Field([4, 7, 10], min_length=1, description="the blocks that remove patches, counted from 1")
+    blocks: list[Annotated[int, Field(le=1000)]] = Field(
+        [4, 7, 10], min_length=1, description="the blocks that remove patches, counted from 1"
+    )
 
     @field_validator("blocks")
     @classmethod
@@ -69,8 +74,8 @@ def _written_as(r: Any) -> str | None:
 
 SECTIONS = {"first": "linear", "last": "linear", "train": "any"}  # key of a section `r: {...}` -> form of r
 Removed = Annotated[
-    Annotated[int, Tag("number")]
-    | Annotated[list[int], Tag("list")]
+    Annotated[int, Field(le=MOST), Tag("number")]
+    | Annotated[list[Annotated[int, Field(le=MOST)]], Tag("list")]
     | Annotated[LinearSettings, Tag("linear")]
     | Annotated[AnySettings, Tag("any")],
     Discriminator(
@@ -93,10 +98,13 @@ class CommonSettings(Settings):
         0, description="tokens removed by each block: n, one n per block, {first: n, last: n} or {train: [least, most]}"
     )
     keep: KeepSettings | None = Field(None, description="instead of r: the share of patches that some blocks keep")
-    target_gmacs: float | None = Field(None, gt=0, description="instead of r: GMACs of one image, met within 0.5 %")
+    target_gmacs: float | None = Field(
+        None, gt=0, le=1e9, description="instead of r: GMACs of one image, met within 0.5 %"
+    )
     target_ratio: float | None = Field(
         None,
         description="instead of r: MACs without merging divided by MACs with merging, 1 or more",
+        le=1e9,
         json_schema_extra={"minimum": 1},
     )
     metric: Literal[METRICS] | None = Field(None, description="what tokens are compared by; null: the method's own")  # type: ignore[valid-type]
@@ -112,7 +120,8 @@ def _option_fields() -> dict[str, Any]:
             text = f"{name}: {option.description}; null: {default}"
             if key in fields:
                 raise TypeError(f"{key} is an option of two methods; rename the one of {name}")
-            fields[key] = (kind | None, Field(None, ge=option.least, description=text))
+            most = None if option.least is None else MOST
+            fields[key] = (kind | None, Field(None, ge=option.least, le=most, description=text))
     return fields
 
 

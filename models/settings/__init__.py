@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -95,7 +96,8 @@ def check(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_line(cls, error.errors(), where)) from None
+        line = _line(cls, error.errors(), where)
+        raise UserError(re.sub(r"(\S{80})\S{200,}", r"\1...", line)) from None
 
 
 def _line(cls: type[BaseModel], details: list[Mapping[str, Any]], where: str) -> str:

@@ -22,8 +22,8 @@ class GroupSettings(Settings):
     parts: list[str] = Field(
         min_length=1, description='modules or parameters by name, such as "blocks.11"; "head" is the classifier'
     )
-    epoch: int = Field(0, ge=0, description="the epoch from which they are trained, counted from 0")
-    lr: float = Field(gt=0, description="their learning rate after the warm-up")
+    epoch: int = Field(0, ge=0, le=1_000_000, description="the epoch from which they are trained, counted from 0")
+    lr: float = Field(gt=0, le=1000, description="their learning rate after the warm-up")
 
 
 class FinetuneSettings(Settings):
@@ -48,7 +48,9 @@ class FinetuneSettings(Settings):
         description="full: the learning rate is multiplied by this for each layer further from the head; null: 1",
     )
     rank: int | None = Field(None, ge=1, le=4096, description="lora: rank of the adapters; null: 8")
-    alpha: float | None = Field(None, gt=0, description="lora: the adapters are scaled by alpha / rank; null: 16")
+    alpha: float | None = Field(
+        None, gt=0, le=1_000_000, description="lora: the adapters are scaled by alpha / rank; null: 16"
+    )
     dropout: float | None = Field(None, ge=0, lt=1, description="lora: dropout of the adapters' inputs; null: 0")
     targets: list[str] | None = Field(
         None,

@@ -26,7 +26,7 @@ class CNNSettings(Settings):
     block: Literal["convnext", "residual"] = Field("convnext", description="kind of block")
     depth: int = Field(2, gt=0, le=1000, description="number of blocks")
     dim: int | None = Field(None, gt=0, le=65536, description="channels; null: embed_dim")
-    layer_scale: float = Field(0.1, gt=0, description="initial scale of each block's residual")
+    layer_scale: float = Field(0.1, gt=0, le=1000, description="initial scale of each block's residual")
 
 
 class HybridSettings(EncoderSettings):

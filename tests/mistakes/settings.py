@@ -54,4 +54,15 @@ MISTAKES: list[Mistake] = [
         "train.yaml: longer than 250,000 bytes, which no settings are; give a settings file",
         _no_settings,
     ),
+    Mistake(
+        "A model that is larger than the machine's memory",
+        "tools/train.py --cfg digits/vit model.embed_dim=65536 model.depth=1000 out=.",
+        "model.embed_dim = 65536: with depth 1000 and a grid of 4 patches a side the weights take ... GiB, and this "
+        "machine has ...; use smaller ones",
+    ),
+    Mistake(
+        "A learning rate beyond every use",
+        "tools/train.py --cfg digits/vit train.lr=1e300",
+        "train.lr = 1e+300: must be greater than 0 and at most 1000",
+    ),
 ]

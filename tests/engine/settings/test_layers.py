@@ -176,7 +176,7 @@ runs = st.fixed_dictionaries(
         "data": st.fixed_dictionaries({"name": st.just("npz"), "path": texts}) | st.just({"name": "digits"}),
         "train": st.fixed_dictionaries(
             {
-                "lr": st.floats(0, exclude_min=True, allow_infinity=False),
+                "lr": st.floats(0, 1000, exclude_min=True),
                 "epochs": st.integers(1, 10**9),
                 "betas": st.lists(unit(exclude_max=True), min_size=2, max_size=2),
                 "clip_norm": st.none() | unit(exclude_min=True),
