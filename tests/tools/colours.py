@@ -76,5 +76,5 @@ def colour_run(
     run.write_settings(settings)
     state = {"model": dict(net.state_dict()), "partial": False, "frozen": None, "classes": list(colours)}
     checkpoint.save(run.checkpoint("best"), {**state, "mean": list(mean), "std": list(std), "step": 1})
-    run.write_results(results_of(**(results or {})))
+    run.write_results(results_of(**{"fold": settings.split.fold, **(results or {})}))
     return folder

@@ -76,7 +76,7 @@ def test_as_trained_it_is_compared(run, tell, tmp_path):
 
 def test_a_difference_is_said_when_all_is_written(run, tell, tmp_path):
     results = json.loads((run / "results.json").read_text())
-    write_json_atomic(run / "results.json", {**results, "test_top1": 0.5})
+    write_json_atomic(run / "results.json", {**results, "test_top1": 0.5, "test_interval": [0.4, 0.6]})
     code, out, err = tell("--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"))
     write_json_atomic(run / "results.json", results)
     assert code == 2 and "the same" not in out and "results.json says 50.00 %: not the same; other data" in err

@@ -204,7 +204,7 @@ def test_ids_of_other_images_are_not_taken_for_labels(tell, tmp_path):
 
 def test_many_labels(tell, tmp_path, folder):
     data = {"name": "csv", "path": "no.csv", "labels": "many"}
-    results = {"thresholds": {"1": 0.5, "10": 0.5, "2": 2.0}}
+    results = {"thresholds": {"1": 0.5, "10": 0.5, "2": 1.0}}
     run = colour_run(tmp_path / "run", data=data, results=results)
     assert tell(run=run)[0] == 0
     expected = {name: "" if label == "2" else label for name, label in TRUTH.items()}

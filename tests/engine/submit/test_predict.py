@@ -259,16 +259,16 @@ def test_merging_is_the_overrides(tmp_path, run, images, caplog):
 
 def test_many_labels(tmp_path, images):
     data = {"name": "csv", "path": "no.csv", "labels": "many"}
-    half = {"1": 0.5, "10": 0.5, "2": 2.0}
+    half = {"1": 0.5, "10": 0.5, "2": 1.0}
     one = colour_run(
         tmp_path / "one", results={"metric": "map", "test_metrics": {"map": 0.5}, "thresholds": half}, data=data
     )
     found = predict.predict(gather([one]), images)
-    assert found.thresholds == [0.5, 0.5, 2.0] and found.names() == [["1"], ["10"], []] * 3
+    assert found.thresholds == [0.5, 0.5, 1.0] and found.names() == [["1"], ["10"], []] * 3
     assert (found.probabilities.sum(1) - 1).abs().max() > 0.01, "each by itself"
     other = colour_run(tmp_path / "other", dict(reversed(COLOURS.items())), data=data)  # without thresholds: 1/2
     both = predict.predict(gather([one, other], [1, 3]), images)
-    assert both.classes == NAMES and both.thresholds == [0.5, 0.5, 0.25 * 2.0 + 0.75 * 0.5]
+    assert both.classes == NAMES and both.thresholds == [0.5, 0.5, 0.25 * 1.0 + 0.75 * 0.5]
 
 
 @pytest.mark.parametrize("finetune", [{"mode": "head"}, {"mode": "lora", "rank": 2}])
