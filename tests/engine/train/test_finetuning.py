@@ -110,7 +110,7 @@ def test_resumed_without_the_weights_that_it_began_with(mode, tuned, start, tmp_
 
 def test_a_group_that_never_begins_is_refused(tuned, folder):
     settings = tuned("gradual", train={"epochs": 1})
-    with pytest.raises(UserError, match=r"finetune\.groups\.epoch = 1: the run has 1 epochs"):
+    with pytest.raises(UserError, match=r"finetune\.groups\.epoch = 1: the run has 1 epoch,"):
         run_experiment(settings, folder)
 
 
