@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from models.settings import UserError
 
@@ -46,28 +47,82 @@ def cli(main: Callable[[list[str]], None]) -> int:
         main: the tool's main function, called with the arguments without the program's name.
 
     Returns:
-        The exit code: 0; 2 for a UserError, which is printed as one line on stderr; 130 for Ctrl-C; 141 if the
-        program that reads our output has closed the pipe. All other exceptions are bugs and propagate with their
-        traceback.
+        The exit code: 0; 2 for a UserError, which is printed as one line on stderr, or if the output cannot be written;
+        130 for Ctrl-C; 141 if the program that reads our output has closed the pipe. All other exceptions are bugs and
+        propagate with their traceback.
     """
     code = 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tools.start left it to the system
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names and "±" where the terminal's encoding lacks them
-    try:
+    out, err = _Output(sys.stdout), _Output(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
         try:
             main(sys.argv[1:])
         except UserError as error:
-            print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+            print("error:", " ".join(str(error).splitlines()), file=err)
             code = 2
         except KeyboardInterrupt:
             code = 130
-        if sys.stdout is not None:
-            sys.stdout.flush()  # so that a closed pipe shows here, not when Python exits
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
-        code = code or 141
+        finally:
+            out.flush()  # so that a closed pipe shows here, not when Python exits
+            err.flush()
+        if isinstance(out.failure, BrokenPipeError):
+            code = code or 141
+        elif out.failure:
+            why = (out.failure.strerror or str(out.failure)).lower()
+            print(f"error: the standard output cannot be written, {why}; files are complete", file=err)
+            code = code or 2
     return code
+
+
+class _Output(io.TextIOBase):
+    """A standard stream on which printing never fails, so that no run is lost for a closed pipe or a full disk.
+
+    Characters that the encoding lacks are escaped. After an error nothing more is written.
+
+    Attributes:
+        failure: the first error; None: there was none.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self.failure = stream, None
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")  # names and "±" where the terminal's encoding lacks them
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._try(self._stream.flush)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str:
+        return getattr(self._stream, "errors", None) or "strict"
+
+    def _try(self, work: Callable[..., object], *arguments: str) -> None:
+        """Calls a method of the stream, until one fails."""
+        try:
+            work(*arguments)
+        except OSError as error:
+            self.failure = self.failure or error
+            with suppress(OSError):  # Python writes once more what is left as it exits
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
 
 
 def take_overrides(args: argparse.Namespace, *options: str) -> argparse.Namespace:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from engine.cli import cli, parser_of
+from engine.runs.log import log, start_log
 
 
 @pytest.mark.parametrize(("encoding", "written"), [("ascii", rb"\xb1 \u6f22"), ("utf-8", "± 漢".encode())])
@@ -17,6 +21,46 @@ def test_what_the_encoding_of_the_terminal_lacks_is_escaped(monkeypatch, encodin
     monkeypatch.setattr(sys, "stdout", stdout)
     assert cli(lambda argv: print("± 漢", end="")) == 0
     assert stdout.buffer.getvalue() == written
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second one in the C locale
+def test_what_neither_is_text_nor_in_the_encoding_is_escaped(monkeypatch, errors):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert cli(lambda argv: print("± caf\udce9", end="")) == 0
+    assert stdout.buffer.getvalue() == rb"\xb1 caf\udce9"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 2), (errno.EPIPE, 141)])
+def test_output_that_cannot_be_written_loses_no_work(monkeypatch, capfd, number, code):
+    """What comes after the failed line is done, and the exit code tells."""
+
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, _):
+            raise OSError(number, os.strerror(number))
+
+    stdout, done = io.TextIOWrapper(io.BufferedWriter(Full())), []
+
+    def main(_):
+        print("line", flush=True)
+        log.info("line")
+        done.append("file")
+        print("line")
+
+    monkeypatch.setattr(sys, "stdout", stdout)
+    handler = []
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "handlers", handler)
+        patch.setattr(log, "propagate", False)
+        assert cli(lambda argv: (start_log(), main(argv))) == code
+    assert done == ["file"]
+    said = "error: the standard output cannot be written, no space left on device; files are complete\n"
+    assert capfd.readouterr().err == (said if code == 2 else "")
+    with contextlib.suppress(OSError):
+        stdout.detach().close()
 
 
 @pytest.mark.parametrize("command", [[], ["sub"]])
