@@ -95,9 +95,14 @@ def read_table(path: Path, where: str, *, strip: bool = True, separator: str | N
         raise UserError(f"{where}: {counted(len(rows), 'row')}; a header and a row for each image are needed")
     columns = rows[0][0]
     twice = [repr(name) for name, count in Counter(map(nfc, columns)).items() if count > 1]
-    if twice or "" in columns:
-        problem = f"a column twice: {few(twice)}" if twice else "a column without a name"
-        raise UserError(f"{where}: the header has {problem}; give each column a name of its own")
+    if "" in columns:
+        number, count = columns.index("") + 1, len(columns)
+        raise UserError(
+            f"{where}: column {number} of {count} has no name in the header; give it one, or remove it (pandas writes "
+            "numbers of rows there; index=False leaves them out)"
+        )
+    if twice:
+        raise UserError(f"{where}: the header has a column twice: {few(twice)}; give each column a name of its own")
     table = Table(
         where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]], separator, announced is not None
     )

@@ -74,6 +74,12 @@ MISTAKES: list[Mistake] = [
         _table("1.png,a", "2.png,b", "3.png,a"),
     ),
     Mistake(
+        "Numbers of rows before the names of images, as pandas writes them, where the images are numbered too",
+        "tools/data.py check table.csv",
+        "data.path = 'table.csv': columns 'Unnamed: 0' and 'image' both name images; call the column of the paths path",
+        _table("Unnamed: 0,image,label", "1,3.png,a", "2,1.png,b", "3,2.png,a"),
+    ),
+    Mistake(
         "Paths of another computer",
         "tools/data.py check table.csv",
         "data.path = 'table.csv': training cannot start: 3 of 3 files are not in ...; see above",

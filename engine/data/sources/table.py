@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,13 @@ from engine.data.formats import is_image
 from engine.data.names import Files, differing, nfc, on_disk, split_of, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.joined import LabelSeparator, joined_classes, missing_names, names_in
+from engine.data.sources.table_paths import find_paths, path_column
 from engine.tasks import TASKS, Task
 from engine.wording import counted, few
 from models.settings import UserError
 
 SPLITS = ("train", "val", "test")
 FLAGS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0, "n": 0.0, "y": 1.0}
-ELSEWHERE = {  # how paths begin that no folder here can hold
-    re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://"): "download the images, and write the paths of the files",
-    re.compile(r"[A-Za-z]:[\\/]|\\\\"): "write paths from the table's folder in place of those of another computer",
-}
 
 
 class CsvSettings(FileSettings):
@@ -60,11 +56,12 @@ class CsvSettings(FileSettings):
 def find_csv(settings: CsvSettings) -> Source:
     """Finds the images in a CSV file: UTF-8, separated by commas, semicolons or tabs, with a header.
 
-    The column `path`, or else the first one, holds the image's file; its extension may be left out. With data.labels
-    "one" the column `label` holds the name of its class. With "many" either the column `labels` holds names separated
-    by `;`, or by data.label_separator, or every column other than the path and `split` is a label, 1 where it applies
-    and 0 elsewhere. The optional column `split` holds train, val or test; without val or test rows images are held out
-    (see engine.data.split). Names are compared in Unicode's composed form, NFC.
+    The column `path`, or else the first one, holds the image's file; its extension may be left out. Without `path`
+    it is an error if another column than the first names images, since the first may then hold numbers of rows. With
+    data.labels "one" the column `label` holds the name of the image's class. With "many" either the column `labels`
+    holds names separated by `;`, or by data.label_separator, or every column other than the path and `split` is a
+    label, 1 where it applies and 0 elsewhere. The optional column `split` holds train, val or test; without val or test
+    rows images are held out (see engine.data.split). Names are compared in Unicode's composed form, NFC.
 
     Returns:
         Files and labels, int64 (N,), or float32 (N, K) for "many", in the order of the rows. Classes are sorted by
@@ -76,15 +73,16 @@ def find_csv(settings: CsvSettings) -> Source:
     where = f"data.path = {settings.path!r}"
     layout = LAYOUTS[settings.labels]
     table = _with_known_columns(read_table(Path(settings.path), where), {"path", "split", layout.column})
-    path_column = "path" if "path" in table.columns else table.columns[0]
-    names = [c for c in table.columns if c not in (path_column, "split")]
     files = Files(on_disk(Path(settings.images or Path(settings.path).parent)), is_image)
-    _check_header(table, path_column, files, layout)
+    path = path_column(table, files, layout.column)
+    names = [c for c in table.columns if c not in (path, "split")]
+    _check_splits(table, path, layout)
     if not layout.required <= set(names) or not names:
-        raise UserError(
-            f"{where}: columns are {', '.join(table.columns)}; data.labels = {settings.labels!r} needs {layout.columns}"
-        )
-    paths, findings = _paths(table, path_column, files, settings)
+        fix = f"data.labels = {settings.labels!r} needs {layout.columns}"
+        if len(table.columns) == 1:
+            fix += "; cells are separated by commas, semicolons or tabs"
+        raise UserError(f"{where}: the header has {', '.join(map(repr, table.columns))}; {fix}")
+    paths, findings = find_paths(table, path, files, layout.one_row)
     splits = _splits(table)
     classes, labels, of_labels = layout.read(table, names, splits, settings)
     findings += of_labels + missing_names(classes)
@@ -105,48 +103,14 @@ def _with_known_columns(table: Table, known: set[str]) -> Table:
     return replace(table, columns=columns)
 
 
-def _check_header(table: Table, path_column: str, files: Files, layout: Layout) -> None:
-    """Raises a UserError if the header is missing, or if a column that is not used holds the splits."""
-    first = table.columns[0]
-    numbered = path_column == first and any(map(str.isdigit, first)) and files.find(first)
-    if is_image(first) or numbered:
-        raise UserError(
-            f"{table.where}: the first line names an image, {first!r}; write a header above it: path,{layout.column}"
-        )
-    for name in [name for name in table.columns if name not in (path_column, "split", layout.column)]:
+def _check_splits(table: Table, path: str, layout: Layout) -> None:
+    """Raises a UserError if a column that is not used holds the splits."""
+    for name in [name for name in table.columns if name not in (path, "split", layout.column)]:
         if "split" not in table.columns and {split_of(cell) for cell in table.column(name)} <= set(SPLITS):
             raise UserError(
                 f"{table.where}: column {name!r} holds splits, such as {table.column(name)[0]!r}; call it split, or "
                 "remove it"
             )
-
-
-def _paths(table: Table, column: str, files: Files, settings: CsvSettings) -> tuple[list[Path], list[Finding]]:
-    """Returns the file of each row, and errors about files that do not exist, or of which it is not clear which."""
-    cells, folder = table.column(column), files.folder
-    table.refuse([not cell for cell in cells], f"have no {column}")
-    found = [files.find(cell) for cell in cells]
-    paths = [of_cell[0] if len(of_cell) == 1 else folder / cell for of_cell, cell in zip(found, cells)]
-    same = [os.path.normpath(path) for path in paths]  # ./a.jpg is a.jpg
-    count = Counter(same)
-    table.refuse(
-        [count[file] > 1 for file in same],
-        f"name a file that another row names; keep one row for each image{LAYOUTS[settings.labels].one_row}",
-    )
-    findings = []
-    if missing := [cell for cell, of_cell in zip(cells, found) if not of_cell]:
-        fix = "correct the paths, or set data.images to the folder to which they are relative"
-        fix = next((other for form, other in ELSEWHERE.items() if form.match(missing[0])), fix)
-        if cased := files.in_other_case(missing[0]):
-            fix = f"write each path as its file is called, such as {cased!r} for {missing[0]!r}"
-        text = f"{len(missing)} of {len(paths)} files are not in {folder}"
-        findings.append(Finding(text, tuple(map(repr, missing)), fix, error=True))
-    several = [(cell, of_cell) for cell, of_cell in zip(cells, found) if len(of_cell) > 1]
-    if several:
-        text = f"{counted(len(several), 'row names', 'rows name')} several files"
-        items = tuple(f"{cell!r} ({', '.join(ascii(file.name) for file in of_cell)})" for cell, of_cell in several)
-        findings.append(Finding(text, items, "write the whole name, with the extension", error=True))
-    return paths, findings
 
 
 def _splits(table: Table) -> list[str]:

@@ -95,11 +95,50 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
     assert raw.train.labels.tolist() == [0, 1]
 
 
+def test_numbers_of_rows_are_not_taken_for_paths_without_extension(tmp_path):
+    for i in range(4):
+        save_image(tmp_path / "im" / f"{i}.png", i)
+    rows = [f"{row},{image}.png,{'xy'[image % 2]}" for row, image in enumerate((3, 0, 2, 1))]
+    table, images = tmp_path / "table.csv", str(tmp_path / "im")
+    for header in ("Unnamed: 0,file,label", "id,file,label"):
+        table.write_text("\n".join([header, *rows]))
+        said = error_of(table, images=images)
+        assert (
+            f"columns {header.split(',')[0]!r} and 'file' both name images; call the column of the paths path" in said
+        )
+    table.write_text("\n".join([",file,label", *rows]))
+    assert "column 1 of 3 has no name" in error_of(table, images=images)
+    table.write_text("\n".join(["index,path,label", *rows]))  # as the errors say
+    source = load(table, images=images)
+    assert source.classes == ["x", "y"] and source.train.labels.tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "header, rows, said",
+    [
+        ("lesion_id,image_id,label", ["H1,a,x", "H1,b,y", "H2,c,x"], "column 'image_id', not 'lesion_id'"),
+        ("Unnamed: 0,file,label", ["0,gone/1.png,x", "1,gone/2.png,y", "2,gone/0.png,x"], "column 'file', not"),
+    ],
+)
+def test_another_column_than_the_first_names_the_images(write, header, rows, said):
+    assert said in error_of(write("\n".join([header, *rows])))
+
+
+def test_the_first_column_is_clear_beside_columns_that_name_images_by_chance(write, tmp_path):
+    for i in range(4):
+        save_image(tmp_path / f"{i}.png", i)
+    labels = load(write("image,p,q\n0,1,0\n1,1,1\n2,0,1\n3,0,0\n"), labels="many").train.labels
+    assert labels.tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]]
+    raw = load(write("image,mask,label\na.png,b.png,x\nb.png,a.png,y\nc.png,d.png,x\n"))
+    assert raw.train.labels.tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     "text, options, said",
     [
-        ("path,name\na.png,x\n", {}, "columns are path, name; data.labels = 'one' needs path and label"),
-        ("path\na.png\n", {"labels": "many"}, "columns are path; data.labels = 'many' needs path, and labels or one"),
+        ("path,name\na.png,x\n", {}, "the header has 'path', 'name'; data.labels = 'one' needs path and label"),
+        ("path|label\na.png|x\n", {}, "data.labels=many; cells are separated by commas, semicolons or tabs"),
+        ("path\na.png\n", {"labels": "many"}, "the header has 'path'; data.labels = 'many' needs path, and labels or"),
         (ONE, {"labels": "many"}, "4 rows have a value other than 0 or 1 in column 'label', such as 'cat'"),
         ("path,Finding Labels\na.png,Mass\n", {"labels": "many"}, "or call it labels if it has the names of labels"),
         (FLAGS.replace("0,1", "2,1"), {"labels": "many"}, "in column 'red', such as '2'; write 0 or 1"),
@@ -117,7 +156,7 @@ def test_paths_start_from_a_folder_and_their_column_may_be_anywhere(write, tmp_p
         ("path,label,split\na.png,x,train\nb.png,z,train\nc.png,y,test\n", {}, "without a training image: 'y'"),
         ("path,labels\na.png,\nb.png,\n", {"labels": "many"}, "no row has labels"),
         ("path,label,label\na.png,x,y\n", {}, "a column twice: 'label'"),
-        ("path,label,\na.png,x,\n", {}, "a column without a name"),
+        ("path,label,\na.png,x,\n", {}, "column 3 of 3 has no name in the header; give it one, or remove it"),
         ("path,label\n", {}, "1 row; a header and a row for each image are needed"),
         ("", {}, "0 rows"),
         ("a\0b\n", {}, "not a text file"),
@@ -150,7 +189,7 @@ def test_paths_of_other_systems_and_without_the_extension(write, tmp_path, paths
         (("a", "a.png"), "2 rows name a file that another row names"),
         (("e", "b"), "1 row names several files: 'e' ('e.jpg', 'e.png'); write the whole name, with the extension"),
         ((r"C:\data\a.png", "b"), "1 of 2 files are not in"),
-        ((r"C:\data\a.png", "b"), "write paths from the table's folder in place of those of another computer"),
+        ((r"C:\data\a.png", "b"), "write paths relative to that folder in place of those of another computer"),
         ((r"\\server\data\a.png", "b"), "in place of those of another computer"),
         (("A.PNG", "b"), "write each path as its file is called, such as 'a.png' for 'A.PNG'"),
         (("https://example.com/a.png", "b"), "download the images, and write the paths of the files"),
