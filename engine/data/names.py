@@ -22,9 +22,10 @@ BESIDE_SPLIT = r"(?:data|dataset|set|split|images?|imgs?|pictures|photos|folder)
 # What storage systems and file managers put beside images: thumbnails, indexes, waste. Compared without case.
 LEFTOVERS = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "@synoresource", "#recycle", "#snapshot"),  # NAS
+    *("@sharesnap", "@sharebin", "~snapshot"),
     *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
-    *("$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db"),
-    *("desktop.ini", "found.000", "zbthumbnail.info", "picasa.ini"),  # Windows and its programs
+    *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "desktop.ini"),  # Windows
+    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "zbthumbnail.info", "picasa.ini"),  # its programs
     *("lost+found", "_thumbs", "_thumbnails", "_thumb", "__pycache__"),
 }
 LEFTOVER_FILES = ("synofile_thumb", "synophoto_thumb", "synoindex_")  # how names begin
@@ -158,6 +159,13 @@ def split_of(name: str) -> str | None:
     word = re.sub(rf"^(?:(?:\d+|{BESIDE_SPLIT})[\s_.-]+)+", "", word)
     word = re.sub(rf"(?:[\s_.-]*{BESIDE_SPLIT})+$", "", word)
     return next((split for split, words in SPLIT_WORDS.items() if word in words), None)
+
+
+def splits_in(name: str) -> set[str]:
+    """Returns the splits whose names are words of a longer name, as in "seg_train", "train2017" and "TrainA"."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", nfc(name))
+    words = re.findall(r"[^\W\d_]+", apart.casefold())
+    return {split for split, known in SPLIT_WORDS.items() if any(word in known for word in words)}
 
 
 def is_leftover(name: str) -> bool:

@@ -130,6 +130,13 @@ MISTAKES: list[Mistake] = [
         _folders("pets/fold_a/cat", "pets/fold_a/dog", "pets/fold_b/cat", "pets/fold_b/dog"),
     ),
     Mistake(
+        "Splits under names that are not theirs alone",
+        "tools/data.py check scenes",
+        "data.path = 'scenes': the folders 'seg_train', 'seg_test' seem to be splits; call the folders with the "
+        "classes in them train, val and test, and move others away; if they are classes, set data.layout=classes",
+        _folders("scenes/seg_train/seg_train/sea", "scenes/seg_train/seg_train/street", "scenes/seg_test/seg_test/sea"),
+    ),
+    Mistake(
         "A folder around the classes",
         "tools/data.py check archive",
         "data.path = 'archive': its folder 'dataset' holds no images itself, but the folders 'cat', 'dog'; give "

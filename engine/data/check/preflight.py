@@ -99,8 +99,10 @@ def kind_of(path: Path) -> str:
     splits = named_splits(path, f"data.path = {str(path)!r}") if os.path.isdir(path) else {}
     if "train" not in splits or not folders_in(splits["train"], str(path)):
         return "folder"
-    flat = "test" in splits and not folders_in(splits["test"], str(path))
-    return "kaggle" if flat or (path / SAMPLE).is_file() else "folder"
+    if (path / SAMPLE).is_file():
+        return "kaggle"
+    with_labels = {split for split, folder in splits.items() if folders_in(folder, str(path))}
+    return "kaggle" if "test" in splits and not with_labels & {"val", "test"} else "folder"
 
 
 def check_source(settings: FileSettings) -> Report:

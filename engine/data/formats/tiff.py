@@ -11,13 +11,13 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImagePalette, TiffImagePlugin
 
 TiffImagePlugin.READ_LIBTIFF = True  # uncompressed files, too
 
 # Tags.
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR = 254, 258, 259, 262, 277, 284
-EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 338, 339, 50706
+COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 320, 338, 339, 50706
 
 WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 CHANNELS = {WHITE_IS_ZERO: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, LAB: 3}
@@ -55,11 +55,14 @@ def open_tiff(file: BinaryIO) -> TiffImagePlugin.TiffImageFile:
     _refuse(tags)
     file.seek(0)
     try:
-        return TiffImagePlugin.TiffImageFile(file)
+        image = TiffImagePlugin.TiffImageFile(file)
     except SyntaxError as error:
         if error.msg in ("unknown pixel mode", "unknown data organization"):
             raise ValueError(_other_kind(tags)) from None
         raise
+    if image.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:  # colours of 8 bits, which some programs write
+        image.palette = ImagePalette.raw("RGB;L", bytes(tags[COLOUR_MAP]))
+    return image
 
 
 def _directory(file: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2:

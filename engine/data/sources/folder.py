@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
-from engine.data.names import differing, nfc, on_disk, twins
+from engine.data.names import alike, differing, nfc, on_disk, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.layout import LAYOUT, refuse_nested, split_folders
 from engine.data.sources.scan import Ignored, class_files
@@ -113,7 +113,9 @@ def _compare(by_class: dict[str, list[Path]], classes: list[str], split: str) ->
     strange = sorted(repr(name) for name, paths in by_class.items() if paths and name not in classes)
     if strange:
         text = f"{split} has classes that train does not have"
-        findings.append(Finding(text, tuple(strange), "give them the same names", error=True))
+        unlabelled = split == "test" and not set(map(alike, by_class)) & set(map(alike, classes))
+        fix = "give them the same names" + ", or set data.name=kaggle if test has no labels" * unlabelled
+        findings.append(Finding(text, tuple(strange), fix, error=True))
     lacking = [repr(name) for name in classes if not by_class.get(name)]
     if lacking and split != "train":
         findings.append(Finding(f"{split} has no images of {counted(len(lacking), 'class')}", tuple(lacking)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.data.check.findings import Finding
-from engine.data.names import nfc, split_of
+from engine.data.names import nfc, split_of, splits_in
 from engine.data.sources.scan import folders_in, has_images_itself, holds_images
 from engine.wording import few
 from models.settings import UserError
@@ -101,31 +101,61 @@ def refuse_nested(
     for name, paths in by_class.items():
         depths = [path.relative_to(folder / name).parts for path in paths]
         if paths and all(len(parts) > 1 for parts in depths):
+            while all(len(parts) > 2 for parts in depths) and len({parts[0] for parts in depths}) == 1:
+                depths = [parts[1:] for parts in depths]  # as archives have it that were unpacked into their own names
             inside[name] = sorted({parts[0] for parts in depths})
     filled = [name for name, paths in by_class.items() if paths]
     if len(filled) == 1 and inside:
         _refuse_wrapper(folder / filled[0], folder, root, where, alone=len(by_class) == 1)
+    _refuse_splits(inside, filled, where, answers)
     if 2 * len(inside) > len(filled) > 1 and (shared := _shared(inside)):
-        classes = few([repr(name) for name in inside])
+        _refuse_same(list(inside), shared, where, answers)
+
+
+def _refuse_splits(nested: Iterable[str], filled: Sequence[str], where: str, answers: Answers) -> None:
+    """Raises a UserError if names such as "seg_train" and "seg_test" are among those of the classes.
+
+    Args:
+        nested: the classes that hold no images themselves.
+        filled: all classes that have images.
+        where: the beginning of the error message.
+        answers: what it suggests.
+    """
+    splits = {name: splits_in(name) for name in filled}
+    train = [name for name in nested if "train" in splits[name]]
+    held_out = [name for name, found in splits.items() if found & {"val", "test"} and name not in train]
+    if train and held_out:
+        names = few([repr(name) for name in (*train, *held_out)])
         raise UserError(
-            f"{where}: the folders {classes} hold no images themselves, but folders of the same names: "
-            f"{few(list(map(repr, shared)))}; if those are the classes, give one of the former as the path, or call "
-            f"them train, val and test; if {classes} are the classes, {answers.classes}"
+            f"{where}: the folders {names} seem to be splits; call the folders with the classes in them train, val and "
+            f"test, and move others away; if they are classes, {answers.classes}"
         )
+
+
+def _refuse_same(folders: Sequence[str], shared: Sequence[str], where: str, answers: Answers) -> None:
+    """Raises a UserError about folders that hold no images themselves, but folders of the same names, `shared`."""
+    outer, inner = (few(list(map(repr, names))) for names in (folders, shared))
+    if all(map(split_of, shared)):
+        raise UserError(
+            f"{where}: the folders {outer} hold splits: {inner}; give one of them as the path if it has all classes; "
+            f"if they are the classes, move the splits up, as in {shared[0]}/{folders[0]}, or to use the images of all "
+            f"splits together, {answers.classes}"
+        )
+    raise UserError(
+        f"{where}: the folders {outer} hold no images themselves, but folders of the same names: {inner}; if those are "
+        f"the classes, give one of the former as the path, or call them train, val and test; if {outer} are the "
+        f"classes, {answers.classes}"
+    )
 
 
 def _refuse_rivals(roots: dict[str, Path], others: Sequence[Path], where: str, answers: Answers) -> None:
     """Raises a UserError if other folders are like the only split, so that all of them may be classes."""
     if set(roots) != {"train"}:
         return
-    labels = {nfc(folder.name) for folder in folders_in(roots["train"], where)}
     rivals = [
         repr(folder.name)
         for folder in others
-        if (inner := {nfc(path.name) for path in folders_in(folder, where)})
-        and not inner & labels
-        and not has_images_itself(folder)
-        and holds_images(folder)
+        if folders_in(folder, where) and not has_images_itself(folder) and holds_images(folder)
     ]
     if rivals and not has_images_itself(roots["train"]):
         raise UserError(

@@ -184,6 +184,22 @@ def zeros(bands: int, dtype: type = np.uint8) -> np.ndarray:
     return np.zeros((4, 4, bands), dtype)
 
 
+def test_a_palette_of_8_bits(tmp_path):
+    """Some programs write it as bytes in fields of 16 bits, which are black if they are taken for 16 bits."""
+    indexes = RANDOM.integers(0, 256, (HEIGHT, WIDTH, 1)).astype(np.uint8)
+    for compression, turn in itertools.product(("raw", "deflate"), (1, 6)):
+        path = write_tiff(
+            tmp_path / "a.tif",
+            indexes,
+            PALETTE,
+            compression=compression,
+            orientation=turn,
+            extra=((320, "H", COLOURS.ravel().tolist()),),
+        )
+        truth = UPRIGHT[turn](COLOURS.T[indexes[..., 0]])
+        assert np.array_equal(np.asarray(open_rgb(path, files(8))), truth)
+
+
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("compression", ["raw", "deflate"])
 def test_many_bands(tmp_path, caplog, planar, compression):

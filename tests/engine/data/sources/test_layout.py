@@ -112,6 +112,57 @@ def test_a_split_or_a_class_that_holds_folders(tmp_path):
     assert counts_of(tmp_path, layout="classes") == {"train": [2, 2]}
 
 
+def test_a_class_called_train_whose_kinds_others_have_as_well(tmp_path):
+    for i, name in enumerate(("bus", "car", "train")):
+        fill(tmp_path / name, {"2019": 1, "2020": 1}, 10 * i)
+    said = "'train' may hold the training images or be a class beside 'bus', 'car'; set data.layout=splits or set"
+    assert error_of(tmp_path).endswith(said + " data.layout=classes")
+    assert counts_of(tmp_path, layout="classes") == {"train": [2, 2, 2]}
+    (tmp_path / "car").rename(tmp_path / "test")
+    assert counts_of(tmp_path) == {"train": [1, 1], "test": [1, 1]}, "with a second split it is clear"
+
+
+@pytest.mark.parametrize(
+    "train, held_out",
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("pets-Training-v2", "pets-Validation-v2/images"),
+        ("train2017", "val2017"),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_splits_within_longer_names(tmp_path, train, held_out, labelled):
+    fill(tmp_path / train, {"sea": 1, "street": 1})
+    fill(tmp_path / held_out, {"sea": 1, "street": 1} if labelled else {"": 2}, 10)
+    fill(tmp_path, {"more": 1}, 20)
+    outer = [name.partition("/")[0] for name in (train, held_out)]
+    said = f"the folders {outer[0]!r}, {outer[1]!r} seem to be splits; call the folders with the classes in them train"
+    assert said in error_of(tmp_path) and error_of(tmp_path).endswith("; if they are classes, set data.layout=classes")
+    with pytest.raises(UserError, match="seem to be splits"):
+        class_folders(tmp_path)
+    assert counts_of(tmp_path, layout="classes")["train"][0] in (1, 2)
+    for split, name in (("train", train), ("test", held_out)):
+        (tmp_path / name).rename(tmp_path / split)
+    if labelled:
+        assert counts_of(tmp_path) == {"train": [1, 1], "test": [1, 1]}
+
+
+def test_classes_whose_names_have_words_of_splits(tmp_path):
+    fill(tmp_path, {"test tube": 1, "training shoes": 2, "beaker": 1})
+    assert counts_of(tmp_path) == {"train": [1, 1, 2]}
+
+
+def test_splits_within_classes(tmp_path):
+    for i, name in enumerate(("cat", "dog")):
+        fill(tmp_path / name, {"Training": 2, "test": 1}, 10 * i)
+    line = error_of(tmp_path)
+    assert (
+        "the folders 'cat', 'dog' hold splits: 'Training', 'test'; give one of them as the path if it has all" in line
+    )
+    assert line.endswith("as in Training/cat, or to use the images of all splits together, set data.layout=classes")
+    assert counts_of(tmp_path, layout="classes") == {"train": [3, 3]}
+
+
 def test_folds_and_other_folders_of_classes(tmp_path):
     for i, name in enumerate(("fold_a", "fold_b", "fold_c")):
         fill(tmp_path / name, {"cat": 1, "dog": 1, f"only in {name}": 1}, 10 * i)
@@ -177,6 +228,24 @@ def test_the_kind_is_guessed_by_any_name(tmp_path):
     assert kind_of(tmp_path) == "folder"
 
 
+def test_a_validation_set_with_labels_is_used_although_the_test_set_has_none(tmp_path):
+    fill(tmp_path / "Train", {"a": 2, "b": 2})
+    fill(tmp_path / "Valid", {"a": 1, "b": 1}, 10)
+    save_image(tmp_path / "test_images" / "1.png", 20)
+    assert kind_of(tmp_path) == "folder"
+    assert counts_of(tmp_path) == {"train": [2, 2], "val": [1, 1]}
+
+
+def test_a_test_set_without_labels_in_a_folder_of_its_own(tmp_path):
+    fill(tmp_path / "train", {"Cat": 2, "Dog": 2})
+    fill(tmp_path / "test", {"unknown": 2}, 10)
+    line = error_of(tmp_path)
+    assert line.endswith("'unknown'; give them the same names, or set data.name=kaggle if test has no labels")
+    assert check_source(source_settings(str(tmp_path), "kaggle", {"size": 8})).images["unlabelled"] == 2
+    fill(tmp_path / "test", {"cat": 2}, 20)
+    assert error_of(tmp_path).endswith("; give them the same names"), "names in another case are labels"
+
+
 LEFTOVERS = ("@eaDir", ".AppleDouble", "__MACOSX", "$RECYCLE.BIN", "lost+found", ".thumbnails", "_thumbs", "#recycle")
 
 
@@ -185,11 +254,12 @@ def test_leftovers_of_storage_systems(tmp_path, caplog):
     for i, name in enumerate(LEFTOVERS):
         save_image(tmp_path / name / "a.jpg", 50 + i)
         save_image(tmp_path / "a" / name / "0.png" / "SYNOPHOTO_THUMB_M.jpg", 60 + i)
+    save_image(tmp_path / "~snapshot" / "hourly" / "a" / "1.png", 90)
     for name in ("Thumbs.db", "desktop.ini", "Icon\r", "SYNOFILE_THUMB_M.png"):
         (tmp_path / "b" / name).touch()
     with caplog.at_level(logging.INFO):
         assert counts_of(tmp_path) == {"train": [2, 2]}
-    assert "16 leftovers of storage systems are ignored: '#recycle', " in caplog.text
+    assert "17 leftovers of storage systems are ignored: '#recycle', " in caplog.text
     assert "4 hidden names are ignored" in caplog.text and "not images" not in caplog.text
     assert class_folders(tmp_path) == ["a", "b"]
 
