@@ -151,6 +151,11 @@ class Data:
         channels, height, width = self.train.shape
         return (channels, height, width) if self.resize is None else (channels, self.resize, self.resize)
 
+    @property
+    def train_class_images(self) -> list[int]:
+        """The number of training images of each class."""
+        return self.task.counts(self.train.labels, len(self.classes)).tolist()
+
     def fingerprint(self) -> str:
         """Returns the SHA-256, in hexadecimal, of all images and labels in order and of the names of the classes.
 

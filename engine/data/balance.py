@@ -9,14 +9,15 @@ from engine.tasks import Task
 UNEQUAL = 1.5  # the largest class has more than this many times the images of the smallest
 
 
-def are_unequal(images: Sequence[int]) -> bool:
+def are_unequal(*parts: Sequence[int]) -> bool:
     """Returns whether the largest class has more than 1.5 times the images of the smallest one that has any.
 
     Args:
-        images: the number of images of each class.
+        parts: for each part of the data, such as training and test images, the number of images of each class; the
+            classes of one unequal part suffice.
     """
-    present = [count for count in images if count]
-    return bool(present) and max(present) > UNEQUAL * min(present)
+    present = [[count for count in images if count] for images in parts]
+    return any(counts and max(counts) > UNEQUAL * min(counts) for counts in present)
 
 
 def unequal_text(images: Sequence[int], task: Task) -> str:

@@ -70,13 +70,19 @@ def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
     return list(map(nfc, names)) == list(map(nfc, others))
 
 
-def places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
-    """Returns the position of each name in another list of the same names; None if the names are not the same.
+def placing(names: Sequence[str]) -> Callable[[str], int | None]:
+    """Returns a function from a name to its position among `names`, None if it is none of them.
 
     Equal bytes come first, so that names which older versions kept apart are not mixed up.
     """
-    alike_at = {nfc(name): i for i, name in enumerate(among)} | {name: i for i, name in enumerate(among)}
-    found = [alike_at.get(name, alike_at.get(nfc(name))) for name in names]
+    at = {nfc(name): i for i, name in enumerate(names)} | {name: i for i, name in enumerate(names)}
+    return lambda name: at.get(name, at.get(nfc(name)))
+
+
+def places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Returns the position of each name in another list of the same names; None if the names are not the same."""
+    place = placing(among)
+    found = [place(name) for name in names]
     same = len(names) == len(among) and set(found) == set(range(len(among)))
     return [i for i in found if i is not None] if same else None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.data import Split
 from engine.data.cells import guarded, quoted, unguarded
 from engine.data.images import relative_paths
-from engine.data.names import nfc, same_names
+from engine.data.names import placing, same_names
 from engine.files import replacing
 from engine.tasks import Task
 from models.settings import UserError
@@ -78,11 +78,15 @@ def read_predictions(file: Path, classes: Sequence[str]) -> Predictions:
     Raises:
         UserError: the file is missing, was not written by this program, or contains other classes.
     """
-    number = {nfc(name): i for i, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
+    place = placing(classes)
 
     def label(cell: str) -> int:
-        name = cell if cell in number else unguarded(cell)
-        return number[name if name in number else nfc(name)]
+        found = place(cell)
+        if found is None:
+            found = place(unguarded(cell))
+        if found is None:
+            raise ValueError(cell)
+        return found
 
     try:
         text = file.read_bytes().decode("utf-8", "surrogateescape")
@@ -94,7 +98,7 @@ def read_predictions(file: Path, classes: Sequence[str]) -> Predictions:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{file}: cannot be read, {reason}; delete {file.parent} and run it again") from None
-    except (ValueError, KeyError, IndexError, AssertionError, csv.Error):
+    except (ValueError, IndexError, AssertionError, csv.Error):
         problem = "not in the form that training writes for these classes"
         raise UserError(f"{file}: {problem}; delete {file.parent} and run it again") from None
 

@@ -104,9 +104,8 @@ def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: b
     else:
         evaluation = evaluate_together(folders, runs, split, mirror=mirror)
         metrics = evaluation.metrics
-    data = runs[0].data
-    trained = data.task.counts(data.train.labels, len(data.classes)).tolist()
-    unequal = are_unequal(trained) or (evaluation.classes is not None and evaluation.classes.unequal)
+    data, classes = runs[0].data, evaluation.classes
+    unequal = are_unequal(data.train_class_images, [] if classes is None else classes.images)
     return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes, unequal)
 
 

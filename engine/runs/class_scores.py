@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.data.balance import are_unequal, sizes
+from engine.data.balance import sizes
 from engine.tasks import Task
 from engine.wording import counted, few, shown
 
@@ -29,11 +29,6 @@ class ClassScores:
         """The mean score of the classes that have images: the balanced accuracy, or the mean average precision."""
         known = [score for score in self.scores if score is not None]
         return sum(known) / len(known)
-
-    @property
-    def unequal(self) -> bool:
-        """Whether the numbers of images of the classes are unequal, see `engine.data.balance`."""
-        return are_unequal(self.images)
 
     @property
     def worst(self) -> int:

@@ -120,7 +120,7 @@ def _value(text: str, types: Sequence[Any]) -> Any:
 def _with_hashes(value: Any) -> Any:
     """Puts every # back."""
     if isinstance(value, dict):
-        return {key: _with_hashes(entry) for key, entry in value.items()}
+        return {_with_hashes(key): _with_hashes(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_with_hashes(entry) for entry in value]
     return value.replace(HASH, "#") if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 from pydantic import BeforeValidator, Field, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
+from engine.settings.types import FreeKey
 from models.registry import MODELS
 from models.settings import ModelSettings, Settings, nearest
 from models.settings.finetune import FinetuneSettings
@@ -54,8 +55,8 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_WEIGHT
 
 
-Weight = Annotated[float, Field(le=1e6)]
-ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, Weight] | list[Weight], BeforeValidator(_weights)]
+Weight = Annotated[float, Field(le=MOST_WEIGHT)]
+ClassWeights = Annotated[Literal["none", "balanced"] | dict[FreeKey, Weight] | list[Weight], BeforeValidator(_weights)]
 
 
 class TrainSettings(Settings):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from models.settings import Settings, classes_in
 
 CONTAINERS = (list, tuple, dict)
+FreeKey = Annotated[str, "any text, such as the name of a class: not only letters, digits and _"]  # of a dict
 
 
 def at_key(types: Sequence[Any], key: str) -> list[Any]:
@@ -20,6 +21,11 @@ def at_key(types: Sequence[Any], key: str) -> list[Any]:
         elif get_origin(one) is dict:
             found.append(get_args(one)[1])
     return found
+
+
+def has_free_keys(types: Sequence[Any]) -> bool:
+    """Returns whether any text can be a key, such as the name of a class, where a section is of one of `types`."""
+    return any(get_origin(one) is dict and get_args(one)[0] is FreeKey for one in _members(types))
 
 
 def of_entries(types: Sequence[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from engine.settings.types import at_key, is_text, of_entries
+from engine.settings.types import at_key, has_free_keys, is_text, of_entries
 
 KEY = r"[A-Za-z_][A-Za-z0-9_]*"
 NULL, NULLS = "tag:yaml.org,2002:null", r"(~|null|Null|NULL|)\Z"
@@ -48,7 +48,7 @@ def parse(text: str, types: Sequence[Any] = ()) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _keep_texts(node, types)
+        _fit(node, types)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -96,9 +96,6 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
-            if not (isinstance(key_node, yaml.ScalarNode) and re.fullmatch(KEY, key)):
-                shown = repr(key) if isinstance(key_node, yaml.ScalarNode) else "a list or section"
-                _fail(f"{shown} is not a key; keys are letters, digits and _, and sections are nested", key_node)
             if key in lines:
                 _fail(f"{key} stands here twice, first on line {lines[key]}; keep one", key_node)
             lines[key] = line
@@ -111,15 +108,18 @@ class _Loader(yaml.SafeLoader):
             _fail("a number of too many digits", node)
 
 
-def _keep_texts(node: yaml.Node, types: Sequence[Any]) -> None:
-    """Makes texts of the plain numbers and words of a tree where `types` allow a text only."""
+def _fit(node: yaml.Node, types: Sequence[Any]) -> None:
+    """Checks the keys of a tree, and makes texts of its plain numbers and words where `types` allow a text only."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                _keep_texts(value, at_key(types, key.value))
+            if not isinstance(key, yaml.ScalarNode):
+                _fail("a list or section is not a key; keys are letters, digits and _, and sections are nested", key)
+            if not (re.fullmatch(KEY, key.value) or has_free_keys(types)):
+                _fail(f"{key.value!r} is not a key; keys are letters, digits and _, and sections are nested", key)
+            _fit(value, at_key(types, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            _keep_texts(entry, of_entries(types))
+            _fit(entry, of_entries(types))
     elif node.tag != NULL and is_text(types):
         node.tag = "tag:yaml.org,2002:str"
 

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.cost.macs import measure_or_say
+from engine.data.balance import are_unequal
 from engine.measure.ensembles import evaluate_run
+from engine.runs.class_scores import ClassScores, classes_to_json
 from engine.runs.folder import RunFolder
 from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_override
 from engine.tables import Column
-from engine.tasks import title_of
-from engine.wording import NOT_COUNTED, fixed
+from engine.tasks import task_with_metric, title_of
+from engine.wording import NOT_COUNTED, fixed, shown
 from models.interface import merging_method, removed_per_block, tokens_per_block
 from models.settings import UserError
 
-BALANCED = "balanced_accuracy"  # shown where classes are unequal
 EXAMPLE = "write a key of merge: and a list of values, as in merge.r=[0,4,8]"
 
 
@@ -39,7 +40,9 @@ class SweepRow:
     loss: float
     metric: str  # name of the main metric
     metrics: dict[str, float]  # fractions, the main metric first
-    unequal: bool  # whether the classes are, among these images
+    names: list[str]  # of the classes
+    classes: ClassScores | None  # the score of each class
+    unequal: bool  # whether the classes are, among these images or among those of training
     images_per_second: float  # over the whole evaluation, after one batch to warm up
 
     @property
@@ -63,6 +66,7 @@ class SweepRow:
             "loss": self.loss,
             "metric": self.metric,
             **self.metrics,
+            **classes_to_json(self.classes, task_with_metric(self.metric), self.names),
             "images_per_second": self.images_per_second,
         }
 
@@ -120,7 +124,7 @@ def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
     evaluate_run(run, split, first=1)
     start = time.perf_counter()
     evaluation = evaluate_run(run, split)
-    seconds = time.perf_counter() - start
+    seconds, classes = time.perf_counter() - start, evaluation.classes
     return SweepRow(
         value=value,
         method=merging_method(run.settings.model),
@@ -130,7 +134,9 @@ def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
         loss=evaluation.loss,
         metric=run.data.task.main_metric,
         metrics=evaluation.metrics,
-        unequal=evaluation.classes is not None and evaluation.classes.unequal,
+        names=run.data.classes,
+        classes=classes,
+        unequal=are_unequal(run.data.train_class_images, [] if classes is None else classes.images),
         images_per_second=evaluation.n / seconds,
     )
 
@@ -142,9 +148,7 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
         key: the key that was swept.
         rows: the rows, one or more.
     """
-    balanced = rows[0].unequal and BALANCED in rows[0].metrics
     titles = ["tokens left", "GMACs", f"{title_of(rows[0].metric)}, %", "loss", "images/s"]
-    titles += [f"{title_of(BALANCED)}, %"] if balanced else []
     cells = [
         [
             row.label,
@@ -153,8 +157,16 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
             f"{100 * row.score:.2f}",
             f"{row.loss:.4f}",
             f"{row.images_per_second:.0f}",
-            *([f"{100 * row.metrics[BALANCED]:.2f}"] if balanced else []),
         ]
         for row in rows
     ]
+    classes = [row.classes for row in rows if row.classes is not None]
+    if rows[0].unequal and len(classes) == len(rows):
+        task, names = task_with_metric(rows[0].metric), rows[0].names
+        if task.class_metric != task.main_metric:
+            titles.append(f"{task.titles[task.class_metric]}, %")
+            cells = [[*of_row, f"{100 * scores.mean:.2f}"] for of_row, scores in zip(cells, classes)]
+        titles.append(f"worst {task.class_noun}, %")
+        worst = [f"{shown(names[scores.worst])} {100 * scores.worst_score:.2f}" for scores in classes]
+        cells = [[*of_row, text] for of_row, text in zip(cells, worst)]
     return [Column(key, words=True), *map(Column, titles)], cells

@@ -83,8 +83,10 @@ class Row:
         if scores and len(scores) == len(self.results) and all(same_names(other, names[0]) for other in names):
             together = pooled_scores(scores)
             return names[0][together.worst], together.worst_score
-        only = self.results[0]  # of an older version, which did not count the images of each class
-        return (only.worst_class, only.worst_class_score) if len(tested) == 1 and only.worst_class else None
+        only = self.results[0]  # perhaps of an older version, which did not count the images of each class
+        if len(self.results) > 1 or not tested or only.worst_class is None:
+            return None
+        return only.worst_class, only.worst_class_score
 
     def _values(self, field: str) -> list[Any]:
         values = [results.value(field) for results in self.results]

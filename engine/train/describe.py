@@ -66,7 +66,7 @@ def describe(prepared: Preparation, progress: Progress, longer: str = "") -> Non
 def describe_balance(prepared: Preparation) -> None:
     """Logs that classes are unequal, and what the settings do about it or what could be done."""
     data, t, weights = prepared.data, prepared.settings.train, prepared.weights
-    text = unequal_text(data.task.counts(data.train.labels, len(data.classes)).tolist(), data.task)
+    text = unequal_text(data.train_class_images, data.task)
     done = []
     if weights is not None:
         name = t.class_weights if isinstance(t.class_weights, str) else "given"

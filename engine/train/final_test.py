@@ -116,8 +116,7 @@ def _class_scores(prepared: Preparation, test: Evaluation) -> dict[str, Any]:
     """Returns the fields of `Results` about single classes: on the test images, or on the validation images where there
     are no test images."""
     data, classes, classes_of = prepared.data, test.classes, "test"
-    trained = data.task.counts(data.train.labels, len(data.classes)).tolist()
-    fields: dict[str, Any] = {"train_class_images": dict(zip(data.classes, trained, strict=True))}
+    fields: dict[str, Any] = {"train_class_images": dict(zip(data.classes, data.train_class_images, strict=True))}
     if not test.n and len(data.val):
         size = prepared.settings.train.batch_size
         classes, classes_of = evaluate_split(prepared.model, data, "val", size, prepared.autocast).classes, "val"

@@ -191,14 +191,14 @@ def together(settings: RunSettings, runs: Sequence[Results]) -> dict:
     )
     scores = [run.class_scores for run in runs if run.class_scores is not None]  # an older version has none
     classes = pooled_scores(scores) if len(scores) == len(runs) else None
-    trained = [[*run.train_class_images.values()] for run in runs if run.train_class_images]
+    counts = [[*run.train_class_images.values()] for run in runs if run.train_class_images]
     task = task_with_metric(metric)
     return {key: records[0][key] for key in SHARED} | {
         "folds": len(runs),
         "test_seed": settings.split.test_seed,
         **spread(accuracies, sizes, counted=task.counts_images),
         **classes_to_json(classes, task, list(runs[0].class_images or [])),
-        "unequal": any(map(are_unequal, trained)) or (classes is not None and classes.unequal),
+        "unequal": are_unequal(*counts, [] if classes is None else classes.images),
         "seconds": sum(run.seconds for run in runs),
         "fold": [
             {"fold": i, "images": record["test_images"], **{key: record.get(key) for key in of_each}}

@@ -72,11 +72,11 @@ def _print_unmeasured(results: Results, task: Task) -> None:
 
 def _print_class_scores(results: Results, task: Task) -> None:
     """Prints the mean over classes and the worst class where classes are unequal, and classes without test images."""
-    scores, trained = results.class_scores, results.train_class_images
+    scores, trained = results.class_scores, results.train_class_images or {}
     if scores is None:
         return
     names = list(results.class_images)
-    unequal = scores.unequal or (trained is not None and are_unequal(list(trained.values())))
+    unequal = are_unequal(scores.images, list(trained.values()))
     of = results.classes_of
     for line in scores.lines(task, names, of) if unequal else scores.untested_lines(names, of):
         print(line)

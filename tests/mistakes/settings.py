@@ -34,6 +34,11 @@ MISTAKES: list[Mistake] = [
         "classes",
     ),
     Mistake(
+        "A weight for a class that there is not",
+        "tools/train.py --cfg digits/hybrid 'train.class_weights={10: 2}'",
+        "train.class_weights: '10' is not a class of the data; did you mean 1 or 0?",
+    ),
+    Mistake(
         "Two ways to make rare classes count more",
         "tools/train.py --cfg digits/hybrid train.class_weights=balanced train.sampling=balanced --print",
         "train.class_weights: not beside train.sampling = balanced, which corrects the same; use one",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import Data
+from engine.data.balance import are_unequal
 from engine.figures.gallery import wrong_pictures_figure
 from engine.measure.evaluate import Evaluation, Mistake, evaluate
 from engine.runs.tracking import Tracker
@@ -65,7 +66,8 @@ class Validation:
         """Returns the part of an epoch's line in the log: loss, main metric, and what matters for unequal classes."""
         task = self.data.task
         shown = [task.main_metric]
-        if evaluation.classes is not None and evaluation.classes.unequal:
+        classes = evaluation.classes
+        if classes is not None and are_unequal(classes.images, self.data.train_class_images):
             shown.append(task.class_metric)
         names = dict.fromkeys([*shown, self.select or task.main_metric])
         scores = " ".join(f"{name} {evaluation.metrics[name]:.4f}" for name in names)

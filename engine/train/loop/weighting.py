@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.data.names import differing, placing
 from engine.tasks import MANY_LABELS, ONE_LABEL, Task
 from engine.wording import counted, few
 from models.settings import UserError, nearest
@@ -103,11 +104,28 @@ def class_weights(
         if len(setting) != len(classes):
             raise UserError(
                 f"train.class_weights: {counted(len(setting), 'weight')} for {counted(len(classes), 'class')} "
-                f"({few(classes)}); give one for each, in this order"
+                f"({few(classes)}); give one for each, in this order, or {{name: weight}}"
             )
         given = torch.tensor(setting, dtype=torch.float64)
     elif isinstance(setting, dict):
-        if strange := next((name for name in setting if name not in classes), None):
-            raise UserError(f"train.class_weights.{strange}: not a class of the data; {nearest(strange, classes)}")
-        given = torch.tensor([setting.get(name, 1.0) for name in classes], dtype=torch.float64)
+        given = _by_name(setting, classes)
     return WEIGHTINGS[task].weights(task.counts(labels, len(classes)), len(labels), given)
+
+
+def _by_name(weights: dict[str, float], classes: list[str]) -> Tensor:
+    """Returns the weights of classes by their names, in either form of Unicode, float64 (classes,); 1 for the others.
+
+    Raises:
+        UserError: a name that is no class, or two names of one class.
+    """
+    given: dict[int, tuple[str, float]] = {}  # by the position of the class
+    place_of = placing(classes)
+    for name, weight in weights.items():
+        place = place_of(name)
+        if place is None:
+            raise UserError(f"train.class_weights: {name!r} is not a class of the data; {nearest(name, classes)}")
+        if place in given:
+            names = differing([given[place][0], name])
+            raise UserError(f"train.class_weights: {names} are one class, given twice; leave one out")
+        given[place] = name, weight
+    return torch.tensor([given[i][1] if i in given else 1.0 for i in range(len(classes))], dtype=torch.float64)

@@ -16,6 +16,10 @@ def test_the_largest_class_has_more_than_one_and_a_half_times_the_images_of_the_
     assert bool(unequal_text(images, ONE_LABEL)) is unequal
 
 
+def test_one_unequal_part_suffices():
+    assert are_unequal([5, 5], [95, 5]) and are_unequal([95, 5], []) and not are_unequal([5, 5], [95, 95], [])
+
+
 def test_what_is_said():
     assert unequal_text([95, 5, 0], ONE_LABEL) == "classes are unequal: 5 to 95 training images"
     assert unequal_text([95, 5], MANY_LABELS) == "labels are unequal: 5 to 95 training images"

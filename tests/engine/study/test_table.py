@@ -8,9 +8,10 @@ import pytest
 from engine.measure.metrics import METRICS
 from engine.runs.folder import RunFolder
 from engine.runs.results import Results
-from engine.study.table import COLUMNS, ResultColumn, compare, number, percent, table
+from engine.study.table import COLUMNS, ResultColumn, Row, compare, number, percent, table
 from models.settings import UserError
 from tests.engine.study.run_folders import write_run
+from tests.results import results_of
 
 
 @pytest.fixture
@@ -47,6 +48,15 @@ def test_a_column_is_a_line(make_run, monkeypatch):
     titles = [column.title for column in columns]
     assert cells[titles.index("best step")] == "40" and cells[titles.index("macro F1, %")] == "62.50 ± 17.68"
     assert of_older[titles.index("macro F1, %")] == "-"
+
+
+def test_the_worst_class_is_not_that_of_one_run_among_several():
+    classes = {"class_accuracy": {"a": 1.0, "b": 0.5}, "worst_class": "b", "worst_class_score": 0.5}
+    older = results_of(**classes)
+    untested = results_of(**classes, test_images=0, test_metrics={"top1": None}, classes_of="val")
+    assert Row([older]).worst_class == ("b", 0.5)
+    assert Row([untested]).worst_class is None
+    assert Row([untested, older]).worst_class is None and Row([older, untested]).worst_class is None
 
 
 def test_cells(make_run):

@@ -95,6 +95,33 @@ def test_it_is_said_again_by_evaluation_and_comparison(plain, capsys, tmp_path):
     assert (row["balanced, %"], row["worst class, %"]) == ("50.00", "mole 0.00")
 
 
+def test_unequal_training_images_suffice(images, tmp_path, capsys):
+    """The validation and test images of a table are of equal numbers: every report says what training is like."""
+    parts = {0: "test", 1: "test", 2: "val", 3: "val"}
+    rows = [
+        f"{name}/{i}.png,{name},{parts.get(i, 'train')}" for name, n in (("skin", 38), ("mole", 6)) for i in range(n)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    data = {"name": "csv", "path": str(tmp_path / "a.csv"), "images": str(images), "size": 8}
+    (tmp_path / "run").mkdir()
+    results = run_experiment(settings_of(images, {"epochs": 1, "lr": 1e-5}, data=data, split={}), tmp_path / "run")
+    assert results.class_images == {"mole": 2, "skin": 2} and results.train_class_images == {"mole": 2, "skin": 34}
+    (epoch,) = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "epoch 1/1" in line]
+    assert "balanced_accuracy 0." in epoch
+    print_run(results, tmp_path / "run")
+    file = tmp_path / "a.json"
+    eval_tool.main(
+        ["--run", str(tmp_path / "run"), "merge.method=tome", "--sweep", "merge.r=[0, 1]", "--json", str(file)]
+    )
+    said, rows = capsys.readouterr().out, json.loads(file.read_text())
+    balanced, worst = 100 * results.test_metrics["balanced_accuracy"], results.worst_class
+    assert f"balanced        {balanced:.2f} %" in said and "worst class     " in said
+    assert "| balanced accuracy, % | worst class, % |" in said
+    assert f"{balanced:.2f} | {worst} {100 * results.worst_class_score:.2f} |".replace(" ", "") in said.replace(" ", "")
+    assert [row["class_images"] for row in rows] == [{"mole": 2, "skin": 2}] * 2
+    assert (rows[0]["worst_class"], rows[0]["class_accuracy"]) == (worst, results.class_accuracy)
+
+
 def test_the_preflight_says_it_before_training(images, capsys):
     data_tool.main(["check", str(images)])
     assert "note: classes are unequal: 6 to 38 training images; look at balanced accuracy" in capsys.readouterr().out

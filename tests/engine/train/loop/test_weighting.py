@@ -54,7 +54,7 @@ def test_many_labels_weigh_the_images_that_have_the_label():
     ("setting", "message"),
     [
         ([1.0], r"train.class_weights: 1 weight for 2 classes \(skin, mole\); give one for each, in this order"),
-        ({"moel": 2.0}, "train.class_weights.moel: not a class of the data; did you mean mole?"),
+        ({"moel": 2.0}, "train.class_weights: 'moel' is not a class of the data; did you mean mole?"),
     ],
 )
 def test_weights_that_fit_no_class_are_refused(setting, message):
@@ -62,6 +62,15 @@ def test_weights_that_fit_no_class_are_refused(setting, message):
         class_weights(setting, ONE_LABEL, ["skin", "mole"], LABELS)
     with pytest.raises(UserError, match="train.class_weights = 'balanced': not for these labels"):
         class_weights("balanced", LEVELS, ["low", "high"], LABELS)
+
+
+def test_names_are_found_in_either_form_of_unicode():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for name, other in ((composed, apart), (apart, composed)):
+        weights = class_weights({name: 3.0}, ONE_LABEL, ["skin", other], torch.tensor([0, 0, 0, 1]))
+        assert (weights[1] / weights[0]).item() == pytest.approx(3)
+    with pytest.raises(UserError, match=r"'caf\\xe9' and 'cafe\\u0301' are one class, given twice"):
+        class_weights({composed: 3.0, apart: 2.0}, ONE_LABEL, ["skin", apart], LABELS)
 
 
 def test_the_loss_by_hand():
