@@ -204,6 +204,8 @@ def reason(error: Exception) -> str:
         return f"{error.msg}; save it with 8 bits, in grey or RGB"
     if isinstance(error, SyntaxError):  # what Pillow raises for an inconsistent header
         return "damaged header" + (f": {error.msg}" if error.__cause__ is None else "")
+    if isinstance(error, TypeError | LookupError):  # a field of another type than Pillow and we expect, or none
+        return "damaged header"
     if str(error).startswith("decoder error"):  # of libtiff
         return "damaged pixels"
     if isinstance(error, OSError) and error.strerror:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from engine.data.formats import is_image
 from engine.data.names import differing, nfc, on_disk, split_of, twins
 from engine.data.sources.scan import Ignored, folders_in, image_files
 from engine.wording import counted, few
@@ -171,6 +172,19 @@ def _repeated(names: Sequence[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
+def _advice(missing: Sequence[str], names: Sequence[str]) -> str:
+    """Returns what to do about ids without an image, most of which may differ from names only in case or type."""
+
+    def rough(name: str) -> str:
+        text = _compared(name).casefold()
+        return os.path.splitext(text)[0] if is_image(text) else text
+
+    near = {rough(text) for name in names for text in (name, PurePosixPath(name).name)}
+    if 2 * sum(rough(name) in near for name in missing) > len(missing):
+        return "names that differ in case or type are not taken for the same; rename the files as the sample has them"
+    return "give the folder that the sample belongs to"
+
+
 def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, ignore_extra: bool = False) -> list[str]:
     """Finds the image of each of the sample's ids.
 
@@ -204,7 +218,7 @@ def match(sample: Sample, names: Sequence[str], sources: Sequence[Path], *, igno
         raise UserError(
             f"{where}: {len(missing)} of {len(sample.ids)} ids have no image in {place}: "
             f"{few(list(map(repr, missing)))}; of its {len(names)} images the first are "
-            f"{few(list(map(repr, names)))}; give the folder that the sample belongs to"
+            f"{few(list(map(repr, names)))}; {_advice(missing, names)}"
         )
     several = [f"{name!r} ({few(images)})" for name, images in by_id.items() if len(images) > 1]
     if several:

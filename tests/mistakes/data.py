@@ -137,6 +137,12 @@ MISTAKES: list[Mistake] = [
         _folders("scenes/seg_train/seg_train/sea", "scenes/seg_train/seg_train/street", "scenes/seg_test/seg_test/sea"),
     ),
     Mistake(
+        "An archive that is not unpacked",
+        "tools/data.py check scenes.zip",
+        "scenes.zip: an archive; unpack it, and give the folder or table that was in it",
+        lambda folder: (folder / "scenes.zip").touch(),
+    ),
+    Mistake(
         "A folder around the classes",
         "tools/data.py check archive",
         "data.path = 'archive': its folder 'dataset' holds no images itself, but the folders 'cat', 'dog'; give "

@@ -24,6 +24,7 @@ from engine.data.sources.scan import folders_in
 from engine.wording import counted
 from models.settings import UserError, check, nearest
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 UNLABELLED = "unlabelled"  # the name of the images without labels among the splits
 
 
@@ -90,11 +91,13 @@ def kind_of(path: Path) -> str:
     """Returns which of folder, csv and kaggle a path looks like.
 
     Raises:
-        UserError: a folder that cannot be read, or an archive of arrays.
+        UserError: a folder that cannot be read, or a file that is an archive.
     """
     if os.path.isfile(path):
         if path.suffix == ".npz":
             raise UserError(f"{path}: arrays, which are checked as training starts: data.name=npz data.path={path}")
+        if path.suffix.lower() in ARCHIVES:
+            raise UserError(f"{path}: an archive; unpack it, and give the folder or table that was in it")
         return "csv"
     splits = named_splits(path, f"data.path = {str(path)!r}") if os.path.isdir(path) else {}
     if "train" not in splits or not folders_in(splits["train"], str(path)):

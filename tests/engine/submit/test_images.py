@@ -148,6 +148,23 @@ def test_ids_without_an_image_or_with_several(tmp_path):
             match(Sample("s", ["id", "l"], 0, ["1.jpg", strange]), ["1.jpg"], [tmp_path / "test"])
 
 
+@pytest.mark.parametrize(
+    "ids, names, same",
+    [
+        (["1.jpg", "2.jpg"], ["1.JPG", "2.JPG"], True),
+        (["1.jpg", "2.jpg", "9.jpg"], ["1.jp2", "2.jp2"], True),
+        (["Img_1", "Img_2"], ["test/img_1.png", "test/img_2.png"], True),
+        (["1.jpg", "8.jpg", "9.jpg"], ["1.png", "2.png"], False),
+        (["img.8", "img.9"], ["img.1", "img.2"], False),
+    ],
+)
+def test_names_in_other_case_or_of_another_type_are_said(tmp_path, ids, names, same):
+    with pytest.raises(UserError) as caught:
+        match(Sample("s", ["id", "l"], 0, ids), names, [tmp_path])
+    assert str(caught.value).endswith("; rename the files as the sample has them") == same
+    assert str(caught.value).endswith("; give the folder that the sample belongs to") != same
+
+
 def test_ids_of_other_systems(tmp_path, caplog):
     names = [f"sub/e\u0301{i}.png" for i in range(3)]
     for ids in (

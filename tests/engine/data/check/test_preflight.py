@@ -246,3 +246,6 @@ def test_a_path_that_is_typed_in_other_bytes(tmp_path):
     with pytest.raises(UserError, match="arrays, which are checked as training starts: data.name=npz"):
         (tmp_path / "a.npz").touch()
         source_settings(str(tmp_path / "a.npz"))
+    (tmp_path / "images.ZIP").touch()
+    with pytest.raises(UserError, match="images.ZIP: an archive; unpack it, and give the folder or table"):
+        source_settings(str(tmp_path / "images.ZIP"))

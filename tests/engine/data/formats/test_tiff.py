@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.formats.tiff import CMYK, GREY, LAB, PALETTE, RGB, WHITE_IS_ZERO, YCBCR
+from engine.data.formats.tiff import BITS, CMYK, GREY, LAB, PALETTE, RGB, SAMPLES, WHITE_IS_ZERO, YCBCR
 from engine.data.images import open_rgb, read_with_facts, reason
 from engine.data.reading import decode
 from tests.engine.data.conftest import files
@@ -178,6 +179,15 @@ def why(path: Path) -> str:
     with pytest.raises(Exception) as caught:
         open_rgb(path, files(8))
     return reason(caught.value)
+
+
+def test_fields_of_another_type_are_a_damaged_header(tmp_path):
+    """Texts where there should be numbers, as single damaged bytes make of them."""
+    whole = write_tiff(tmp_path / "a.tif", zeros(3), RGB).read_bytes()
+    for field in (BITS, SAMPLES):
+        at = whole.index(struct.pack("<HH", field, 3))
+        (tmp_path / "a.tif").write_bytes(whole[: at + 2] + b"\2" + whole[at + 3 :])
+        assert why(tmp_path / "a.tif") == "damaged header"
 
 
 def zeros(bands: int, dtype: type = np.uint8) -> np.ndarray:
