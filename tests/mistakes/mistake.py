@@ -16,7 +16,8 @@ class Mistake:
         command: what the user types, such as "tools/data.py check brain". It runs in an empty folder.
         says: the line that the user reads, without "error: ", or a warning that ends up in the log. What depends on the
             machine is written as "...".
-        make: puts the files that the command needs into the folder, which is the current one; None: there are none.
+        make: puts the files that the command needs into the folder, which is the current one; what it returns is
+            kept until the command has ended. None: there are none.
         code: the exit code: 2 for an error, 0 where the user is warned and the command goes on.
     """
 

@@ -1,7 +1,35 @@
-"""Mistakes in running."""
+"""Mistakes that show when a run starts or while it trains."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from engine.runs.folder import RunFolder
+from engine.runs.lock import Lock
 from tests.mistakes.mistake import Mistake
 
-MISTAKES: list[Mistake] = []
+
+def _run_in_progress(folder: Path) -> Lock:
+    (folder / "runs" / "mine").mkdir(parents=True)
+    return RunFolder(folder / "runs" / "mine").lock()
+
+
+MISTAKES: list[Mistake] = [
+    Mistake(
+        "A GPU where there is none",
+        "tools/train.py --cfg digits/vit device=cuda:7",
+        "device = 'cuda:7': ... CUDA devices here; use auto or cpu",
+    ),
+    Mistake(
+        "Two runs in one folder",
+        "tools/train.py --cfg digits/vit name=mine",
+        "runs/mine: in use by process ...; wait for it or stop it, or use another name=",
+        _run_in_progress,
+    ),
+    Mistake(
+        "A learning rate at which training diverges",
+        "tools/train.py --cfg digits/lenet5 train.lr=1000 device=cpu threads=1",
+        "train.lr = 1000.0: the ... is ... after step ...; start a run under another name= with a lower train.lr, a "
+        "longer train.warmup_epochs, or train.precision=fp32; nothing was saved yet",
+    ),
+]

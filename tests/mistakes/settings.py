@@ -61,8 +61,8 @@ MISTAKES: list[Mistake] = [
     ),
     Mistake(
         "A model that is larger than the machine's memory",
-        "tools/train.py --cfg digits/vit model.embed_dim=65536 model.depth=1000 out=.",
-        "model.embed_dim = 65536: with depth 1000 and a grid of 4 patches a side the weights take ... GiB, and this "
+        "tools/train.py --cfg digits/vit model.embed_dim=65536 model.depth=100 out=.",
+        "model.embed_dim = 65536: with depth 100 and a grid of 4 patches a side the weights take ... GiB, and this "
         "machine has ...; use smaller ones",
     ),
     Mistake(

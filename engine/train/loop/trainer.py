@@ -188,9 +188,9 @@ class Trainer:
         for what, value in values.items():
             if not math.isfinite(value):
                 lr, folder = self.optimization.rate.lr, self.checkpoints.folder
-                kept = [path.name for path in sorted(folder.glob("*.pt"))]
+                kept = " and ".join(path.name for path in sorted(folder.glob("*.pt")))
                 raise UserError(
                     f"train.lr = {lr}: the {what} is {value} after step {self.progress.step} (epoch {self.epoch + 1}); "
                     "start a run under another name= with a lower train.lr, a longer train.warmup_epochs, or "
-                    f"train.precision=fp32; {' and '.join(kept) or 'no checkpoint'} in {folder} stay as they were"
+                    f"train.precision=fp32; {f'unchanged in {folder}: {kept}' if kept else 'nothing was saved yet'}"
                 )
