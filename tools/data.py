@@ -137,9 +137,9 @@ def validate_file(args: argparse.Namespace) -> None:
     for line in report.warnings:
         print(f"warning: {line}")
     if report.problems:
-        kinds = counted(len(report.problems), "kind")
+        kinds = counted(len(report.problems), "kind of mistake", "kinds of mistakes")
         raise UserError(
-            f"{args.file}: {kinds} of mistakes, listed above; correct the file, or write it with "
+            f"{args.file}: {kinds}, listed above; correct the file, or write it with "
             f"tools/predict.py --sample {args.sample}"
         )
     print(f"{args.file}: valid; {report.summary}")

@@ -1,4 +1,4 @@
-"""Formats the cells of a submission: numbers, labels, and names that a spreadsheet would take for a formula.
+"""Formats the cells of a submission: numbers, and names that a spreadsheet would take for a formula.
 
 A spreadsheet computes a cell that begins with one of FORMULA, even if it is a name. Such a cell is written with an
 apostrophe in front, which tells spreadsheets that it is text. The apostrophe is removed when a file is read.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 
-from engine.tasks import Task
-
 FORMULA = "=+-@\t\r＝＋－＠"  # with the full-width forms, which some spreadsheets treat alike
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 QUOTED = re.compile(r"[\",;\t\r\n]|^\s|\s$")  # every separator, since a spreadsheet may split at another one than ours
-LABEL_SEPARATOR = ";"  # between the labels of an image, for tasks with any number of them
 
 
 def is_formula(cell: str) -> bool:
@@ -30,11 +27,6 @@ def guarded(cell: str) -> str:
 def unguarded(cell: str) -> str:
     """Returns the cell that was passed to `guarded`."""
     return cell[1:] if cell.startswith("'") and is_formula(cell.lstrip("'")) else cell
-
-
-def labels_in(cell: str, task: Task) -> list[str]:
-    """Returns the labels in a cell, without blanks around them: a single one for tasks with one class per image."""
-    return [name.strip() for name in ([cell] if task.one_class else cell.split(LABEL_SEPARATOR))]
 
 
 def number(value: float) -> str:

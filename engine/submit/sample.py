@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.cells import LABEL_SEPARATOR, NUMBER, labels_in, unguarded
+from engine.data.cells import NUMBER, unguarded
 from engine.data.csv_files import read_table
 from engine.data.formats import is_image
 from engine.data.names import nfc
+from engine.submit.joined import LABEL_SEPARATOR, joint_of, labels_in, spelling_key
 from engine.tasks import Task
 from engine.wording import counted, few
 from models.settings import UserError
@@ -45,6 +45,11 @@ class Sample:
         """The columns other than that of the ids."""
         return self.columns[: self.ids_at] + self.columns[self.ids_at + 1 :]
 
+    def joint(self, classes: Sequence[str], task: Task) -> str:
+        """Returns what joins the labels of an image in a cell, for tasks with any number of them."""
+        found = None if task.one_class else joint_of(self.labels, classes)
+        return LABEL_SEPARATOR if found is None else found
+
     def spelling(self, classes: Sequence[str], task: Task) -> dict[str, str]:
         """Returns how the sample spells each class.
 
@@ -56,11 +61,12 @@ class Sample:
             classes: names of the classes.
             task: what the labels mean, and thereby whether a cell can hold several of them.
         """
-        by_key = {_key(name): name for name in classes}
-        labels = [name for cell in self.labels for name in labels_in(cell, task) if name]
+        by_key = {spelling_key(name): name for name in classes}
+        joint = self.joint(classes, task)
+        labels = [name for cell in self.labels for name in labels_in(cell, task, joint) if name]
         for theirs in (self.others, list(dict.fromkeys(labels))):
-            if len(by_key) == len(classes) == len(theirs) and {_key(name) for name in theirs} == by_key.keys():
-                return {by_key[_key(name)]: name for name in theirs}
+            if len(by_key) == len(classes) == len(theirs) and {spelling_key(name) for name in theirs} == by_key.keys():
+                return {by_key[spelling_key(name)]: name for name in theirs}
         names = labels if len(self.others) == 1 else [*self.others, *labels]
         return _in_form_of(names, classes)
 
@@ -72,7 +78,7 @@ class Sample:
             task: what the labels mean.
 
         Raises:
-            UserError: its columns are neither, or its labels are not joined by LABEL_SEPARATOR.
+            UserError: its columns are neither, or its cells are not names of classes, joined by what no name contains.
         """
         asked, offered = set(self.others), {name.strip() for name in self.spelling(classes, task).values()}
         if asked == offered and len(self.others) == len(classes):
@@ -118,25 +124,21 @@ def _in_form_of(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     return spelling
 
 
-def _key(name: str) -> str:
-    """Returns a text that is equal for all spellings of a name; numbers keep their sign and decimal point."""
-    words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", nfc(nfc(name).casefold().strip()))
-    return re.sub(r"(?<![0-9.,])0+(?=[0-9])", "", words)
-
-
 def _check_joined_labels(sample: Sample, classes: set[str], task: Task) -> None:
-    """Raises a UserError if labels cannot be joined by LABEL_SEPARATOR, or are not joined by it in the sample."""
-    odd = [repr(name) for name in sorted(classes) if LABEL_SEPARATOR in name]
+    """Raises a UserError if labels cannot be joined as in the sample, or its cells are not names of classes."""
+    joint, known = sample.joint(sorted(classes), task), set(map(nfc, classes))
+    odd = [repr(name) for name in sorted(classes) if joint in name]
     if odd:
         raise UserError(
-            f"{sample.where}: labels of an image are joined by {LABEL_SEPARATOR}, which these labels contain: "
+            f"{sample.where}: labels of an image are joined by {joint}, which these labels contain: "
             f"{few(odd)}; write --probabilities, with a column for each"
         )
-    cells = [cell for cell in sample.labels if cell and not set(labels_in(cell, task)) <= classes]
+    cells = [cell for cell in sample.labels if not set(map(nfc, labels_in(cell, task, joint))) <= known]
     if cells:
         raise UserError(
-            f"{sample.where}: column {sample.others[0]!r} has {cells[0]!r}, which is not names joined by "
-            f"{LABEL_SEPARATOR}; write --probabilities, with a column for each label"
+            f"{sample.where}: column {sample.others[0]!r} has {cells[0]!r}, which is not names of classes "
+            f"({few(sorted(map(repr, classes)))}) joined by {LABEL_SEPARATOR}, or by what no name contains; write "
+            "--probabilities, with a column for each label"
         )
 
 

@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.cells import LABEL_SEPARATOR, guarded, number, quoted
+from engine.data.cells import guarded, number, quoted
 from engine.data.csv_files import read_table
 from engine.data.names import differing, nfc, twins
 from engine.files import demand_writable, replacing
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled
+from engine.submit.joined import joint_of
 from engine.submit.predict import Predictions
 from engine.submit.sample import Sample, read_sample
 from engine.submit.validate import Report, validate
-from engine.wording import few
+from engine.wording import counted, few
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -141,7 +142,8 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
         chosen = predictions.probabilities[:, [position[column] for column in sample.others]]
         rows = [[number(value) for value in row] for row in chosen.tolist()]
     else:
-        rows = [[LABEL_SEPARATOR.join(names)] for names in predictions.names()]
+        joint = sample.joint(predictions.classes, task)
+        rows = [[joint.join(names)] for names in predictions.names()]
         class_names = {nfc(name.strip()) for name in predictions.classes}
         strange = [label for label in sample.labels if label and nfc(label) not in class_names]
         if strange and task.one_class:
@@ -149,6 +151,8 @@ def write_submission(outputs: Outputs, sample: Sample, predictions: Predictions)
                 f"{sample.where} has labels such as {strange[0]!r}, which are not classes of the run; "
                 f"the run's names are written, such as {predictions.classes[0]!r}"
             )
+        if sample.labels and not task.one_class and joint_of(sample.labels, predictions.classes) is None:
+            notes.append(f"labels are joined by {joint!r}, since no cell of {sample.where} shows what joins them")
     reports: list[Report] = []
 
     def check(path: Path) -> Report:
@@ -219,9 +223,10 @@ def write(
         if not keep_formulas:
             how = "with an apostrophe in front; a scorer that compares texts needs --formulas keep"
         log.warning(
-            "%s: %d texts would be computed by a spreadsheet and are written %s: %s",
+            "%s: %s by a spreadsheet and %s %s: %s",
             path,
-            len(formulas),
+            counted(len(formulas), "text would be computed", "texts would be computed"),
+            "is written" if len(formulas) == 1 else "are written",
             how,
             few(formulas),
         )

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from engine.data.cells import NUMBER, is_formula, labels_in, unguarded
+from engine.data.cells import NUMBER, is_formula, unguarded
 from engine.data.csv_files import Table, read_table
 from engine.data.names import nfc, on_disk
 from engine.data.sources.layout import Answers, refuse_nested, split_folders
 from engine.data.sources.scan import Ignored, class_files, folders_in
 from engine.submit.images import natural
+from engine.submit.joined import labels_in
 from engine.submit.sample import Sample
 from engine.tasks import ONE_LABEL, Task
 from engine.wording import counted, few
@@ -179,11 +180,12 @@ def _labels(
     empty = [f"line {line}" for line, cell in zip(table.lines, cells) if not cell]
     if empty and task.one_class and (classes is not None or "" not in sample.labels):
         problems.append(f"{counted(len(empty), 'row has', 'rows have')} no label: {few(empty)}")
-    counts = Counter(name for cell in cells for name in labels_in(cell, task) if name)
+    joint = sample.joint(classes or (), task)
+    counts = Counter(name for cell in cells for name in labels_in(cell, task, joint) if name)
     spelled = sample.labels if classes is None else sample.spelling(classes, task).values()
     allowed, alike = {name.strip() for name in spelled}, {nfc(name.strip()) for name in spelled}
     unknown = [f"{name!r} ({counted(number, 'row')})" for name, number in counts.items() if nfc(name) not in alike]
-    if other := sorted(repr(name) for name in _other_bytes(counts, sample, task)):
+    if other := sorted(repr(name) for name in _other_bytes(counts, sample, task, joint)):
         told = counted(len(other), "label is that", "labels are those")
         problems.append(f"{told} of the sample in other bytes: {few(other)}{FORM}")
     if classes is not None and unknown:
@@ -200,9 +202,9 @@ def _labels(
     return problems, warnings, counts
 
 
-def _other_bytes(names: Iterable[str], sample: Sample, task: Task) -> list[str]:
+def _other_bytes(names: Iterable[str], sample: Sample, task: Task, joint: str) -> list[str]:
     """Returns the names that equal labels of a sample in NFC, but none of them as they stand."""
-    own = {name for cell in sample.labels for name in labels_in(cell, task)}
+    own = {name for cell in sample.labels for name in labels_in(cell, task, joint)}
     alike = set(map(nfc, own))
     return [name for name in names if name not in own and nfc(name) in alike]
 

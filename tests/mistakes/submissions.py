@@ -9,7 +9,7 @@ from tests.mistakes.mistake import Mistake
 
 SAMPLE = ("ID,Label", "1.jpg,cafe\u0301", "2.jpg,tea")
 VALIDATE = "tools/data.py validate mine.csv --sample sample.csv"
-WRONG = "mine.csv: 1 kind of mistakes, listed above; correct the file, or write it with tools/predict.py --sample "
+WRONG = "mine.csv: 1 kind of mistake, listed above; correct the file, or write it with tools/predict.py --sample "
 
 
 def _files(*mine: str) -> Callable[[Path], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from engine.submit.images import spelled as spelled_by
@@ -94,13 +96,16 @@ def test_many_names_are_spelled_as_in_the_sample():
     )
 
 
-def test_many_labels_are_joined_by_semicolons():
-    fits = Sample("s", ["id", "labels"], 0, FILES, labels=("", "cat", "cat; dog"))
-    assert not fits.asks_for_probabilities(["cat", "dog"], MANY_LABELS)
-    with pytest.raises(UserError, match="has 'cat dog', which is not names joined by ;"):
-        Sample("s", ["id", "l"], 0, FILES, labels=("cat dog",)).asks_for_probabilities(["cat", "dog"], MANY_LABELS)
-    with pytest.raises(UserError, match="joined by ;, which these labels contain: 'a;b'"):
-        fits.asks_for_probabilities(["a;b", "cat", "dog"], MANY_LABELS)
+def test_many_labels_that_cannot_be_joined_as_in_the_sample():
+    for cells in (("", "cat", "cat; dog"), ("cat",)):
+        with pytest.raises(UserError, match="joined by ;, which these labels contain: 'a;b'"):
+            Sample("s", ["id", "labels"], 0, FILES, labels=cells).asks_for_probabilities(
+                ["a;b", "cat", "dog"], MANY_LABELS
+            )
+    for cells in (("cat owl",), ("CAT|dog",), ("cat|dog", "cat;dog"), ("big cat dog",)):
+        sample = Sample("s", ["id", "l"], 0, FILES, labels=cells)
+        with pytest.raises(UserError, match=f"has {re.escape(repr(cells[0]))}, which is not names of classes"):
+            sample.asks_for_probabilities(["big cat", "cat", "dog", "emu"], MANY_LABELS)
 
 
 NFC, NFD = "é", "e\u0301"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.cells import labels_in
 from engine.measure.ensembles import evaluate_run
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
 from engine.submit.ensemble import gather
+from engine.submit.joined import labels_in
 from engine.submit.predict import predict
 from engine.submit.sample import Sample
 from engine.submit.submission import Outputs, write_submission
@@ -81,4 +81,4 @@ def test_arrays_train_as_a_table_does(images):
     with open(images / "out.csv", newline="") as file:
         written = [labels_in(cell, MANY_LABELS) for _, cell in list(csv.reader(file))[1:]]
     expected = found.probabilities >= found.probabilities.new_tensor(list(of_arrays.thresholds.values()))
-    assert written == [[NAMES[k] for k in range(3) if row[k]] or [""] for row in expected.tolist()]
+    assert written == [[NAMES[k] for k in range(3) if row[k]] for row in expected.tolist()]
