@@ -106,7 +106,9 @@ def read_table(path: Path, where: str, *, strip: bool = True, separator: str | N
     table = Table(
         where, columns, [row for row, _ in rows[1:]], [line for _, line in rows[1:]], separator, announced is not None
     )
-    table.refuse([len(row) != len(columns) for row in table.rows], f"do not have the header's {len(columns)} cells")
+    table.refuse(
+        [len(row) != len(columns) for row in table.rows], f"do not have the header's {counted(len(columns), 'cell')}"
+    )
     return table
 
 

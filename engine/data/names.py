@@ -138,11 +138,19 @@ class Files:
     def _folder_of(self, path: Path) -> Path:
         """Returns the folder of a path as it is on disk, whose names are known then."""
         if path.parent not in self._folders:
-            self._folders[path.parent] = on_disk(path.parent)
+            self._folders[path.parent] = self._on_disk(path.parent)
         folder = self._folders[path.parent]
         if folder not in self._names:
             self._names[folder] = self._listed(folder)
         return folder
+
+    def _on_disk(self, folder: Path) -> Path:
+        """Does what `on_disk` does, but lists a folder once: thousands of names may be in folders that do not exist."""
+        if os.path.lexists(folder) or folder.parent == folder:
+            return folder
+        parent = self._folder_of(folder)
+        found = self._names[parent][0].get(nfc(folder.name), [])
+        return parent / found[0] if len(found) == 1 else folder
 
     def _listed(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Returns the names in a folder by their NFC, and those of a known type by their NFC without it."""

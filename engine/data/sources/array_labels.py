@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from engine.wording import counted
 from models.settings import UserError
 
 ONE = "save one class for each image, (N,) or (N, 1)"
@@ -33,10 +34,11 @@ def _one_each(where: str, labels: np.ndarray) -> np.ndarray:
             raise UserError(f"{where}: shape {labels.shape} of other values than 0 and 1; {ONE}")
         count = labels.astype(np.int64).sum(1)
         if (count != 1).any():
-            first = int((count != 1).argmax())
+            first, wrong = int((count != 1).argmax()), int((count != 1).sum())
             raise UserError(
-                f"{where}: {count[first]} labels at index {first} ({(count != 1).sum()} rows without a single 1); set "
-                "data.labels=many if any number of labels apply to an image"
+                f"{where}: {counted(int(count[first]), 'label')} at index {first} "
+                f"({counted(wrong, 'row has', 'rows have')} none or several); set data.labels=many if any number of "
+                "labels apply to an image"
             )
         return labels.astype(np.int64).argmax(1)
     return _numbers(where, labels)

@@ -181,9 +181,9 @@ def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor, columns
         raise UserError(f"{path}: class_names: {names.dtype} of shape {names.shape}; save str of shape (K,)")
     classes = names.tolist()
     if len(set(map(nfc, classes))) < len(classes):
-        twice = next((repr(name) for name in classes if classes.count(name) > 1), "")
-        twice = twice or differing(twins(classes)[0])
-        raise UserError(f"{path}: class_names: {twice} occurs more than once; each class needs a name of its own")
+        twice = next((f"{name!r} occurs more than once" for name in classes if classes.count(name) > 1), "")
+        twice = twice or f"{differing(twins(classes)[0])} differ only in Unicode's form (NFC, NFD)"
+        raise UserError(f"{path}: class_names: {twice}; each class needs a name of its own")
     log_warnings(similar_names(classes), str(path))
     if len(classes) < 2:
         raise UserError(f"{path}: {len(classes)} class; a classifier needs two or more")

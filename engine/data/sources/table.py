@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from engine.data.cells import unguarded
 from engine.data.check.findings import Finding, Source
 from engine.data.csv_files import Table, read_table
 from engine.data.formats import is_image
@@ -72,7 +73,7 @@ def find_csv(settings: CsvSettings) -> Source:
     """
     where = f"data.path = {settings.path!r}"
     layout = LAYOUTS[settings.labels]
-    table = _with_known_columns(read_table(Path(settings.path), where), {"path", "split", layout.column})
+    table = _read(settings, where, {"path", "split", layout.column})
     files = Files(on_disk(Path(settings.images or Path(settings.path).parent)), is_image)
     path = path_column(table, files, layout.column)
     names = [c for c in table.columns if c not in (path, "split")]
@@ -94,13 +95,16 @@ def find_csv(settings: CsvSettings) -> Source:
     return Source(where, classes, samples, fix, findings=findings, task=settings.task)
 
 
-def _with_known_columns(table: Table, known: set[str]) -> Table:
-    """Returns the table with the columns that have a meaning in lower case, as in Path and Split."""
-    lower = [name.casefold() for name in table.columns]
+def _read(settings: CsvSettings, where: str, known: set[str]) -> Table:
+    """Reads the table as it was meant: without the apostrophes that guard cells from spreadsheets, as predictions have
+    them, and with the columns that have a meaning in lower case, as in Path and Split."""
+    table = read_table(Path(settings.path), where)
+    columns, *rows = [[unguarded(cell) for cell in row] for row in (table.columns, *table.rows)]
+    lower = [name.casefold() for name in columns]
     columns = [
-        low if low in known and lower.count(low) == 1 else name for name, low in zip(table.columns, lower, strict=True)
+        low if low in known and lower.count(low) == 1 else name for name, low in zip(columns, lower, strict=True)
     ]
-    return replace(table, columns=columns)
+    return replace(table, columns=columns, rows=rows)
 
 
 def _check_splits(table: Table, path: str, layout: Layout) -> None:

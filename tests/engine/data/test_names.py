@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from engine.data.formats import is_image
@@ -66,6 +68,18 @@ def test_files_by_names_of_other_systems(tmp_path):
     assert found("4") == ["4.jpg", "4.png"] and found("5") == ["5"] and found("v1.2") == ["v1.2.png"]
     assert found(NFC) == found(NFD) == [f"{NFD}.gif", f"{NFC}.gif"], "which one is not clear"
     assert found(f"{NFC}.gif") == [f"{NFC}.gif"] and found(f"{NFD}.gif") == [f"{NFD}.gif"]
+
+
+def test_a_folder_is_listed_once_for_all_names_in_folders_that_do_not_exist(tmp_path, monkeypatch):
+    """As a list for each name would be, the time for a table with a wrong data.images would grow with its square."""
+    (tmp_path / NFD / "study").mkdir(parents=True)
+    (tmp_path / NFD / "study" / "1.png").touch()
+    files, listed, listdir = Files(tmp_path, is_image), [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [listed.append(str(path)), listdir(path)][1])
+    assert files.find(f"{NFC}/study/1") == [tmp_path / NFD / "study" / "1.png"]
+    assert not any(files.find(f"patient{i}/study/1.png") for i in range(9))
+    assert files.find(f"{NFC}/study/1.png") == [tmp_path / NFD / "study" / "1.png"]
+    assert listed.count(str(tmp_path)) == 1 and max(map(listed.count, listed)) == 1
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def test_separators_byte_order_marks_and_line_ends(write, encoding, separator, e
     assert load(write(quoted.replace("\n", end), encoding), labels="many").train.labels.equal(MANY)
 
 
+def test_predictions_guarded_against_spreadsheets_have_the_labels_that_were_predicted(write):
+    rows = ["path,label,note", "a.png,=x,", "b.png,'=x,", "c.png,-y,", 'd.png,"\'-y",']
+    raw = load(write("\n".join(rows)))
+    assert raw.classes == ["-y", "=x"] and raw.train.labels.tolist() == [1, 1, 0, 0]
+    raw = load(write("path,labels\na.png,=x;b\nb.png,'=x;b\nc.png,b\n"), labels="many")
+    assert raw.classes == ["=x", "b"] and raw.train.labels.tolist() == [[1, 1], [1, 1], [0, 1]]
+    assert load(write("path,'=x,b\na.png,1,0\nb.png,0,1\n"), labels="many").classes == ["=x", "b"]
+
+
 def test_empty_lines_before_the_header(write):
     assert load(write("\n\npath;label\na.png;cat\nb.png;dog\n")).classes == ["cat", "dog"]
 
@@ -138,6 +147,7 @@ def test_the_first_column_is_clear_beside_columns_that_name_images_by_chance(wri
     [
         ("path,name\na.png,x\n", {}, "the header has 'path', 'name'; data.labels = 'one' needs path and label"),
         ("path|label\na.png|x\n", {}, "data.labels=many; cells are separated by commas, semicolons or tabs"),
+        ("# exported\npath,label\na.png,x\n", {}, "2 rows do not have the header's 1 cell (line 2, 3)"),
         ("path\na.png\n", {"labels": "many"}, "the header has 'path'; data.labels = 'many' needs path, and labels or"),
         (ONE, {"labels": "many"}, "4 rows have a value other than 0 or 1 in column 'label', such as 'cat'"),
         ("path,Finding Labels\na.png,Mass\n", {"labels": "many"}, "or call it labels if it has the names of labels"),
