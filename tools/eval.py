@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluates runs once, and compares the scores with the recorded ones."""
     from engine.files import write_json_atomic
     from engine.measure.intervals import spread_lines
-    from engine.measure.reevaluate import class_lines, load_groups, over_folds, reevaluate
+    from engine.measure.reevaluate import class_lines, folds_to_json, load_groups, over_folds, reevaluate
     from engine.runs.folder import RunFolder
 
     if args.plot and not RunFolder(args.run[0]).settings.data.task.one_class:
@@ -97,8 +97,8 @@ def evaluate(args: argparse.Namespace) -> None:
         parts.append(part)
     together = {}
     if RunFolder(args.run[0]).holds_folds:
-        together = over_folds(parts, args.split)
-        print("\n".join(spread_lines(together)))
+        together = folds_to_json(parts, args.split)
+        print("\n".join(spread_lines(over_folds(parts, args.split))))
     for line in class_lines(parts, args.split):
         print(line)
     if args.json:

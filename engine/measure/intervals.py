@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import mean, stdev, variance
-from typing import Any
 
 from scipy.special import ndtri, stdtrit
 from scipy.stats import binomtest
+
+from engine.runs.folds_report import Pooled, Spread, Unseen
 
 LEVEL = 0.95  # of confidence
 UNSEEN = 1000  # number of new images for which folds report a prediction interval
@@ -108,7 +109,7 @@ def prediction_interval(
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def spread(accuracies: Sequence[float], sizes: Sequence[int], *, counted: bool = True) -> dict[str, Any]:
+def spread(accuracies: Sequence[float], sizes: Sequence[int], *, counted: bool = True) -> Spread:
     """Summarises the accuracies of folds: mean, standard deviation, intervals, and the accuracy of all images together.
 
     Args:
@@ -117,38 +118,31 @@ def spread(accuracies: Sequence[float], sizes: Sequence[int], *, counted: bool =
         counted: whether the accuracies are fractions of correctly predicted images. If not, as for average precision,
             `pooled` and `unseen` are None.
 
-    Returns:
-        The entries `images`, `mean`, `std`, `interval`, `pooled` and `unseen` of `folds.json`; fractions.
     """
-    summary: dict[str, Any] = {
-        "images": sum(sizes),
-        "mean": mean(accuracies),
-        "std": stdev(accuracies),
-        "interval": list(mean_interval(accuracies, sizes if counted else None)),
-        "pooled": None,
-        "unseen": None,
-    }
+    total, pooled, unseen = sum(sizes), None, None
     if counted:
         correct = sum(round(accuracy * size) for accuracy, size in zip(accuracies, sizes, strict=True))
-        bounds = list(wilson(correct, sum(sizes)))
-        summary["pooled"] = {"accuracy": correct / sum(sizes), "correct": correct, "interval": bounds}
-        summary["unseen"] = {"images": UNSEEN, "interval": list(prediction_interval(accuracies, sizes, UNSEEN))}
-    return summary
+        pooled = Pooled(accuracy=correct / total, correct=correct, interval=wilson(correct, total))
+        unseen = Unseen(images=UNSEEN, interval=prediction_interval(accuracies, sizes, UNSEEN))
+    of_mean = mean_interval(accuracies, sizes if counted else None)
+    return Spread(
+        images=total, mean=mean(accuracies), std=stdev(accuracies), interval=of_mean, pooled=pooled, unseen=unseen
+    )
 
 
-def spread_lines(summary: dict[str, Any]) -> list[str]:
-    """Formats the summary returned by `spread` as lines for the terminal."""
+def spread_lines(spread: Spread) -> list[str]:
+    """Returns how the scores of folds vary as lines for the terminal."""
     lines = [
-        f"mean            {100 * summary['mean']:.2f} ± {100 * summary['std']:.2f} %  (standard deviation; 95 % "
-        f"interval of the mean {percent(summary['interval'])} %)"
+        f"mean            {100 * spread.mean:.2f} ± {100 * spread.std:.2f} %  (standard deviation; 95 % "
+        f"interval of the mean {percent(spread.interval)} %)"
     ]
-    if summary["pooled"]:
-        pooled, unseen = summary["pooled"], summary["unseen"]
-        lines += [
-            f"all images      {100 * pooled['accuracy']:.2f} %  ({pooled['correct']} of {summary['images']}; 95 % "
-            f"interval {percent(pooled['interval'])} %)",
-            f"{unseen['images']:,} new images expect {percent(unseen['interval'])} %  (95 % prediction interval)",
-        ]
+    if pooled := spread.pooled:
+        lines.append(
+            f"all images      {100 * pooled.accuracy:.2f} %  ({pooled.correct} of {spread.images}; 95 % "
+            f"interval {percent(pooled.interval)} %)"
+        )
+    if unseen := spread.unseen:
+        lines.append(f"{unseen.images:,} new images expect {percent(unseen.interval)} %  (95 % prediction interval)")
     return lines
 
 

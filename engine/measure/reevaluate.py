@@ -22,8 +22,9 @@ from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import spread
 from engine.measure.metrics import METRICS
 from engine.measure.predictions import Predictions, predictions_of
-from engine.runs.class_scores import classes_to_json, pooled_scores
+from engine.runs.class_scores import ClassScores, classes_to_json, pooled_scores
 from engine.runs.folder import RunFolder
+from engine.runs.folds_report import Spread
 from engine.runs.restore import FinishedRun, load_run
 from engine.tasks import Task, task_with_metric
 from engine.wording import fixed
@@ -150,27 +151,34 @@ def describe_merging(run: FinishedRun) -> str:
     return f"{method}, tokens removed by each block: {removed_per_block(run.model)}; {cost}"
 
 
-def over_folds(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:
+def over_folds(folds: Sequence[Reevaluation], split: str) -> Spread:
     """Returns mean, standard deviation and intervals over folds; see `engine.measure.intervals.spread`.
 
     The best epoch was selected on the validation images, so they allow no prediction about new images.
     """
     evaluations = [fold.evaluation for fold in folds]
-    classes = [one.classes for one in evaluations if one.classes is not None]
-    task = folds[0].task
     scores, sizes = [one.score for one in evaluations], [one.n for one in evaluations]
-    summary = spread(scores, sizes, counted=task.counts_images)
-    if classes:
-        summary |= classes_to_json(pooled_scores(classes), task, folds[0].classes)
-    return summary if split == "test" else {**summary, "pooled": None, "unseen": None}
+    summary = spread(scores, sizes, counted=folds[0].task.counts_images)
+    return summary if split == "test" else summary.model_copy(update={"pooled": None, "unseen": None})
+
+
+def pooled_classes(parts: Sequence[Reevaluation]) -> ClassScores | None:
+    """Returns the score of each class on the images of all parts together; None where the task has no such scores."""
+    classes = [part.evaluation.classes for part in parts if part.evaluation.classes is not None]
+    return pooled_scores(classes) if classes else None
+
+
+def folds_to_json(folds: Sequence[Reevaluation], split: str) -> dict[str, Any]:
+    """Returns the entries for tools/eval.py --json about all folds together, named as in `folds.json`."""
+    classes = classes_to_json(pooled_classes(folds), folds[0].task, folds[0].classes)
+    return {**over_folds(folds, split).model_dump(mode="json"), **classes}
 
 
 def class_lines(parts: Sequence[Reevaluation], split: str) -> list[str]:
     """Returns lines about the classes of all parts together: the worst one and the mean where they are unequal."""
-    classes = [part.evaluation.classes for part in parts if part.evaluation.classes is not None]
-    if not classes:
+    scores, names, task = pooled_classes(parts), parts[0].classes, parts[0].task
+    if scores is None:
         return []
-    scores, names, task = pooled_scores(classes), parts[0].classes, parts[0].task
     unequal = any(part.unequal for part in parts)
     return scores.lines(task, names, split) if unequal else scores.untested_lines(names, split)
 

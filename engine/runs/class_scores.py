@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,21 @@ class ClassScores:
 
     scores: list[float | None]
     images: list[int]
+
+    @classmethod
+    def of(cls, scores: Mapping[str, float | None] | None, images: Mapping[str, int] | None) -> ClassScores | None:
+        """Returns scores by the names of the classes, in the order of `images`; None if some are missing, or do not fit
+        together.
+
+        Args:
+            scores: of each class; None for one without images.
+            images: the number of images of each class.
+        """
+        if not scores or not images or scores.keys() != images.keys() or not any(images.values()):
+            return None
+        if any((scores[name] is not None) != (images[name] > 0) for name in scores):
+            return None
+        return cls([scores[name] for name in images], list(images.values()))
 
     @property
     def mean(self) -> float:

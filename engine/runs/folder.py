@@ -6,7 +6,6 @@ all folds, which holds a run folder for each fold (`fold0`, `fold1`, ...) and no
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,8 +15,10 @@ from typing import Any, Literal
 
 from engine.files import write_json_atomic, write_text_atomic
 from engine.runs.edited import check_own, check_unedited, recorded
+from engine.runs.folds_report import FoldsReport
 from engine.runs.lock import Lock, take_lock
-from engine.runs.results import NewerVersion, Results
+from engine.runs.record import read_record
+from engine.runs.results import Results
 from engine.settings.changes import goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
@@ -217,24 +218,8 @@ class RunFolder:
         Raises:
             UserError: results.json is damaged, or was written by a newer version.
         """
-        if not os.path.lexists(self.results_file):
-            return None
-        try:
-            # Reading a pipe would wait for ever.
-            values = json.loads(self.results_file.read_text(encoding="utf-8")) if self.is_finished else None
-        except (OSError, ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            raise UserError(
-                f"{self.results_file}: cannot be read; delete it and test the run again with --resume {self}"
-            )
-        try:
-            results = Results.from_json(values)
-        except NewerVersion as error:
-            raise UserError(f"{self.results_file}: {error}") from None
-        except UserError as error:
-            raise UserError(f"{self.results_file}: {error}; or delete it and test again with --resume {self}") from None
-        if self.is_run:
+        results = read_record(self.results_file, Results.from_json, f"test again with --resume {self}")
+        if results is not None and self.is_run:
             check_own(results, self.results_file, self.settings, self.checkpoint("best"))
         return results
 
@@ -256,6 +241,22 @@ class RunFolder:
             UserError: this is not a run folder.
         """
         return self.settings.split.all_folds
+
+    def read_folds_report(self) -> FoldsReport | None:
+        """Returns the report on all folds; None if there is none.
+
+        Raises:
+            UserError: folds.json is damaged, or was written by a newer version.
+        """
+        return read_record(self.folds_file, FoldsReport.from_json, f"make it again with --resume {self}")
+
+    def write_folds_report(self, report: FoldsReport) -> None:
+        """Writes `folds.json`.
+
+        Raises:
+            UserError: the disk is full, or the folder is read-only or gone.
+        """
+        write_json_atomic(self.folds_file, report.to_json())
 
     def fold(self, number: int) -> RunFolder:
         """Returns the run folder of a fold, counted from 0, in this folder of all folds."""

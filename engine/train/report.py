@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from engine.data.balance import are_unequal
 from engine.measure.intervals import percent, spread_lines, wilson
-from engine.runs.class_scores import ClassScores
+from engine.runs.folds_report import ConfusedPair, FoldsReport
 from engine.runs.results import Results
 from engine.tables import Column, print_table
 from engine.tasks import Task, task_with_metric
 from engine.wording import NOT_COUNTED, counted, fixed, shown
 
-BALANCED = "test_balanced_accuracy"  # in the report on all folds
 WORST = 5  # classes, and pairs of classes, that the report on all folds names
 
 
@@ -82,58 +80,52 @@ def _print_class_scores(results: Results, task: Task) -> None:
         print(line)
 
 
-def print_folds(report: Mapping[str, Any], folder: Path) -> None:
+def print_folds(report: FoldsReport, folder: Path) -> None:
     """Prints the metric of each fold, of all folds together, and the classes that are confused most.
 
     Args:
         report: what `folds.json` holds.
         folder: the folder of all folds, which the last lines name.
     """
-    metric = report["metric"]
-    title = f"test {task_with_metric(metric).score_title}"
+    title = f"test {task_with_metric(report.metric).score_title}"
     columns = [Column("fold", words=True), *map(Column, (f"{title}, %", "95 % interval", "images", "training, s"))]
-    balanced = bool(report.get("unequal")) and all(fold.get(BALANCED) is not None for fold in report["fold"])
-    columns += [Column("balanced, %")] if balanced else []
     rows = []
-    for fold in report["fold"]:
-        interval = percent(fold["test_interval"]) if fold["test_interval"] else "-"
-        score = f"{100 * fold[f'test_{metric}']:.2f}"
-        rows.append([str(fold["fold"]), score, interval, str(fold["images"]), f"{fold['seconds']:.0f}"])
-        rows[-1] += [f"{100 * fold[BALANCED]:.2f}"] if balanced else []
+    for fold in report.fold:
+        interval = percent(fold.test_interval) if fold.test_interval else "-"
+        rows.append([str(fold.fold), f"{100 * fold.test_score:.2f}", interval, str(fold.images), f"{fold.seconds:.0f}"])
+    balanced = [fold.test_balanced_accuracy for fold in report.fold if fold.test_balanced_accuracy is not None]
+    if report.unequal and len(balanced) == len(rows):
+        columns.append(Column("balanced, %"))
+        rows = [[*row, f"{100 * score:.2f}"] for row, score in zip(rows, balanced)]
     print()
     print_table(columns, rows)
     print()
-    for line in spread_lines(report):
+    for line in [*spread_lines(report.spread), *_class_lines(report)]:
         print(line)
-    for line in _class_lines(report):
-        print(line)
-    if report["pooled"]:
-        _print_classes(report)
-    print(f"training        {report['seconds']:.0f} s in all")
-    pictures = ", confusion.png, confused.png" if report["pooled"] else ""
+    if report.confused is not None:
+        _print_confused(report.class_accuracy or {}, report.confused)
+    print(f"training        {report.seconds:.0f} s in all")
+    pictures = "" if report.confused is None else ", confusion.png, confused.png"
     print(f"report          {folder}/folds.json{pictures}")
     print(f"curves          tensorboard --logdir {folder}")
 
 
-def _class_lines(report: Mapping[str, Any]) -> list[str]:
+def _class_lines(report: FoldsReport) -> list[str]:
     """Returns lines about single classes where they are unequal; a report of an older version has none."""
-    task = task_with_metric(report["metric"])
-    scores = report.get("class_accuracy" if task.one_class else "label_precision")
-    if scores is None or "class_images" not in report:
+    scores, names = report.class_scores, list(report.class_images or {})
+    if scores is None:
         return []
-    classes = ClassScores([*scores.values()], [report["class_images"][name] for name in scores])
-    return classes.lines(task, [*scores]) if report.get("unequal") else classes.untested_lines([*scores])
+    task = task_with_metric(report.metric)
+    return scores.lines(task, names) if report.unequal else scores.untested_lines(names)
 
 
-def _print_classes(report: Mapping[str, Any]) -> None:
+def _print_confused(class_accuracy: Mapping[str, float | None], pairs: Sequence[ConfusedPair]) -> None:
     """Prints the classes with the lowest accuracy and the pairs that are confused most."""
-    measured = {name: accuracy for name, accuracy in report["class_accuracy"].items() if accuracy is not None}
+    measured = {name: accuracy for name, accuracy in class_accuracy.items() if accuracy is not None}
     worst = sorted(measured, key=lambda name: (measured[name], name))[:WORST]
     print("worst classes   " + ", ".join(f"{shown(name)} {100 * measured[name]:.0f} %" for name in worst))
     label = "most confused"
-    for pair in report["confused"][:WORST]:
-        first, second = map(shown, pair["classes"])
-        print(
-            f"{label:<14}  {first} as {second} {pair['first_as_second']}, {second} as {first} {pair['second_as_first']}"
-        )
+    for pair in pairs[:WORST]:
+        first, second = map(shown, pair.classes)
+        print(f"{label:<14}  {first} as {second} {pair.first_as_second}, {second} as {first} {pair.second_as_first}")
         label = ""

@@ -7,7 +7,8 @@ from pathlib import Path
 from engine.runs.folder import RunFolder
 from engine.settings.schema import RunSettings
 from engine.train.experiment import run_experiment
-from engine.train.folds import run_folds, summarise
+from engine.train.folds import run_folds
+from engine.train.folds_report import summarise
 from engine.train.report import print_folds, print_run
 from models.settings import UserError
 

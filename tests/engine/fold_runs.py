@@ -6,7 +6,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from engine.settings.schema import RunSettings
-from engine.train.folds import run_folds, summarise
+from engine.train.folds import run_folds
+from engine.train.folds_report import summarise
 from models.settings import check
 from tests.engine.conftest import TINY
 from tests.quiet import end_log

@@ -14,9 +14,10 @@ import torch
 from engine.cli import cli
 from engine.data.loader import Normalise
 from engine.measure.ensembles import load_folds
+from engine.runs.folder import RunFolder
 from engine.runs.folds import of_fold
 from engine.runs.restore import load_run
-from engine.train.folds import summarise
+from engine.train.folds_report import summarise
 from engine.train.report import print_folds
 from models.settings import UserError
 from tests.engine.data.conftest import save_image
@@ -34,7 +35,7 @@ def test_all_folds_are_evaluated_each_on_its_own_images(finished_folds, tmp_path
 
     report = json.loads((finished_folds / "folds.json").read_text())
     with redirect_stdout(io.StringIO()) as said:
-        print_folds(report, finished_folds)
+        print_folds(RunFolder(finished_folds).read_folds_report(), finished_folds)
     code, out, err = tell()
     assert code == 0 and err == "" and out.count(": the same\n") == K
     assert out.splitlines()[-3:] == [

@@ -58,7 +58,7 @@ def test_results_are_written_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "results.json: cannot be read; delete it and test the run again with --resume"),
+        ("{", "results.json: cannot be read; delete it and test again with --resume"),
         ("[]", "results.json: cannot be read; delete it"),
         ("\xff", "results.json: cannot be read; delete it"),
         ("{}", r"results.json: name: field required; or delete it and test again with --resume"),

@@ -128,4 +128,4 @@ def test_scores_and_numbers_of_images_that_do_not_fit_are_not_used(images):
     results = results_of(class_accuracy={"a": 1.0, "b": 0.5}, class_images=images)
     assert results.class_scores is None
     fitting = results_of(class_accuracy={"a": 1.0, "b": 0.5}, class_images={"b": 1, "a": 3}).class_scores
-    assert (fitting.scores, fitting.images) == ([1.0, 0.5], [3, 1])
+    assert (fitting.scores, fitting.images) == ([0.5, 1.0], [1, 3]), "in the order of class_images, which has the names"

@@ -17,7 +17,7 @@ import engine.train.final_test
 from engine.runs.folder import RunFolder
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
-from engine.train import folds
+from engine.train import folds_report
 from engine.train.experiment import run_experiment
 from models.settings import check
 from tests.engine.conftest import TINY
@@ -143,12 +143,12 @@ def test_a_run_that_goes_on_shows_its_new_end_alone(run):
 
 def test_a_report_on_folds_that_was_stopped_shows_its_pictures_once(copied_folds, monkeypatch):
     settings = RunFolder(copied_folds).settings
-    for target, name in ((folds, "draw"), (folds, "write_json_atomic")):
+    for target, name in ((folds_report, "draw"), (RunFolder, "write_folds_report")):
         (copied_folds / "folds.json").unlink(missing_ok=True)
         with monkeypatch.context() as patch, pytest.raises(Crash):
             crash_in(patch, target, name, after=name == "draw")
-            folds.summarise(settings, copied_folds)
-    report = folds.summarise(settings, copied_folds)
-    assert json.loads((copied_folds / "folds.json").read_text()) == report
+            folds_report.summarise(settings, copied_folds)
+    report = folds_report.summarise(settings, copied_folds)
+    assert json.loads((copied_folds / "folds.json").read_text()) == report.to_json()
     count = shown(copied_folds)
     assert count["folds/confusion"] == count["folds/confused"] == 1

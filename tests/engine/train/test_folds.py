@@ -15,7 +15,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.data import build_data
-from engine.files import write_json_atomic
 from engine.measure.ensembles import evaluate_run
 from engine.measure.intervals import mean_interval, prediction_interval, wilson
 from engine.runs.folder import RunFolder
@@ -24,7 +23,8 @@ from engine.settings.layers import load_settings
 from engine.study.table import compare
 from engine.train import folds
 from engine.train.experiment import warn_of_seen
-from engine.train.folds import run_folds, summarise
+from engine.train.folds import run_folds
+from engine.train.folds_report import summarise, together
 from engine.train.loop.trainer import Trainer
 from engine.train.report import print_folds
 from engine.train.session import train_folds
@@ -225,7 +225,8 @@ def test_a_damaged_report_is_written_again(copied_folds, text):
     (copied_folds / "folds.json").write_text(text)
     with redirect_stdout(io.StringIO()):
         again = summarise(settings_of({}), copied_folds)
-    assert {**again, "finished": 0} == {**old, "finished": 0}
+    assert again == RunFolder(copied_folds).read_folds_report()
+    assert {**again.to_json(), "finished": 0} == {**old, "finished": 0}
 
 
 def test_data_that_changed_since_are_refused(copied_folds):
@@ -272,9 +273,10 @@ def test_many_labels_have_a_mean_and_no_matrix(tmp_path):
         results_of(metric="map", test_metrics={"map": score, "f1": 0.5}, test_images=10, seconds=2.0, data_sha256="")
         for score in (0.5, 0.6, 0.7)
     ]
-    report = folds.together(settings_of({}), runs)
-    assert report["mean"] == pytest.approx(0.6) and report["pooled"] is None and report["unseen"] is None
-    write_json_atomic(tmp_path / "report.json", report)
+    report = together(settings_of({}), runs)
+    assert report.spread.mean == pytest.approx(0.6) and report.spread.pooled is None and report.spread.unseen is None
+    RunFolder(tmp_path).write_folds_report(report)
+    assert RunFolder(tmp_path).read_folds_report() == report
     with redirect_stdout(io.StringIO()) as said:
         print_folds(report, tmp_path)
     assert "confusion.png" not in said.getvalue()

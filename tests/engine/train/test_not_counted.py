@@ -11,7 +11,7 @@ from engine.cost.macs import measure_or_say
 from engine.measure.reevaluate import describe_merging
 from engine.runs.restore import load_run
 from engine.train.experiment import run_experiment
-from engine.train.folds import together
+from engine.train.folds_report import together
 from engine.train.report import print_run
 from tests.engine.train.tuned_runs import settings_of
 
@@ -47,4 +47,4 @@ def test_it_trains_and_says_that_they_are_not_counted(settings, tmp_path, capsys
     assert "GMACs           not counted\n" in capsys.readouterr().out
     run = load_run(folder)
     assert describe_merging(run).endswith("GMACs not counted") and measure_or_say(run.model).macs is None
-    assert together(settings, [results, results])["gmacs"] is None
+    assert together(settings, [results, results]).gmacs is None
