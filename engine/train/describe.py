@@ -57,6 +57,7 @@ def describe(prepared: Preparation, progress: Progress, longer: str = "") -> Non
     if prepared.cost.not_counted:
         log.warning("GMACs are not counted: %s; the rest of the run does not need them", prepared.cost.not_counted)
     warn_of_batch(settings)
+    warn_of_select(prepared)
     if bounds := range_of(settings.model):
         log.info(
             "this is the middle: each training step draws r from %d to %d; validation and test stay there", *bounds
@@ -94,3 +95,17 @@ def warn_of_batch(settings: RunSettings) -> None:
         batch,
         fix,
     )
+
+
+def warn_of_select(prepared: Preparation) -> None:
+    """Logs a warning if the metric that is to select the best epoch cannot."""
+    data, select = prepared.data, prepared.settings.train.select
+    if select is not None and not len(data.val):
+        log.warning(
+            "train.select = %s: there are no validation images (%s); the last epoch is used", select, data.absent["val"]
+        )
+    elif select == "top5" and len(data.classes) <= 5:
+        log.warning(
+            "train.select = top5: all %d classes are among the first 5, so that the first epoch is kept; use another",
+            len(data.classes),
+        )

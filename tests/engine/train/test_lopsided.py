@@ -190,6 +190,24 @@ def test_the_best_epoch_is_selected_by_the_metric_that_is_asked_for(images, tmp_
         assert RunFolder(folder).read_results() == results
 
 
+@pytest.mark.parametrize(
+    ("select", "val", "says"),
+    [
+        (
+            "balanced_accuracy",
+            0.0,
+            "balanced_accuracy: there are no validation images (split.val = 0); the last epoch is used",
+        ),
+        ("top5", 0.3, "top5: all 2 classes are among the first 5, so that the first epoch is kept"),
+        ("balanced_accuracy", 0.3, ""),
+    ],
+)
+def test_a_metric_that_selects_nothing_is_said(select, val, says, images, folder):
+    run_experiment(settings_of(images, {"select": select, "epochs": 2, "batch_size": 5}, split={"val": val}), folder)
+    log = (folder / "log.txt").read_text()
+    assert f"train.select = {says}" in log if says else "train.select" not in log
+
+
 def test_without_test_images_the_validation_images_show_the_worst_class(images, folder, capsys):
     results = run_experiment(settings_of(images, {"epochs": 1, "lr": 1e-5}, split={"test": 0.0, "val": 0.3}), folder)
     assert results.classes_of == "val" and results.no_test == "split.test = 0"
