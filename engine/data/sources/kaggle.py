@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field
@@ -74,7 +74,7 @@ def find_kaggle(settings: KaggleSettings) -> Source:
         source.notes.append("no folder test: training needs none, and there is nothing to predict")
     source.findings += ignored.findings()
     if (root / SAMPLE).is_file():
-        source.findings += _of_sample(root / SAMPLE, source)
+        source.findings += _of_sample(root / SAMPLE, source, test)
     source.notes += ignored.notes()
     return source
 
@@ -93,7 +93,7 @@ def _of_test(test: Path, source: Source, where: str) -> list[Finding]:
     return [] if source.unlabelled else [Finding("no images in test: there is nothing to predict")]
 
 
-def _of_sample(path: Path, source: Source) -> list[Finding]:
+def _of_sample(path: Path, source: Source, test: Path | None) -> list[Finding]:
     """Returns warnings about differences between the sample file and the folders."""
     try:
         table = read_table(path, repr(str(path)))
@@ -113,18 +113,20 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
                     "predictions use the names of the folders",
                 )
             )
-    if not source.unlabelled:
+    if not source.unlabelled or test is None:
         return findings
-    names = {nfc(name) for path in source.unlabelled for name in (path.name, path.stem)}
-    missing = tuple(repr(cell) for cell in ids if nfc(cell) not in names)
+    spellings = {image: _spellings(image.relative_to(test)) for image in source.unlabelled}
+    names = set().union(*spellings.values())
+    written = {cell: nfc(PurePosixPath(cell.replace("\\", "/")).as_posix()) for cell in ids}
+    missing = tuple(repr(cell) for cell in ids if written[cell] not in names)
     if missing:
         findings.append(
             Finding(
                 f"{len(missing)} of {len(ids)} ids in {name} have no image in test", missing, "they cannot be predicted"
             )
         )
-    sample_ids = set(map(nfc, ids))
-    extra = tuple(repr(str(path)) for path in source.unlabelled if not {nfc(path.name), nfc(path.stem)} & sample_ids)
+    sample_ids = set(written.values())
+    extra = tuple(repr(str(image)) for image, names in spellings.items() if not names & sample_ids)
     if extra:
         findings.append(
             Finding(
@@ -134,3 +136,8 @@ def _of_sample(path: Path, source: Source) -> list[Finding]:
             )
         )
     return findings
+
+
+def _spellings(image: Path) -> set[str]:
+    """Returns the ids that may name an image of the test folder: as path or file name, with or without extension."""
+    return {nfc(text) for text in (image.as_posix(), image.with_suffix("").as_posix(), image.name, image.stem)}

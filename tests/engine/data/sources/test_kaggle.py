@@ -102,6 +102,15 @@ def test_ids_and_images_that_do_not_meet(root, caplog):
     assert "2 of 4 test images are not in 'sample_submission.csv'" in said[1] and "test/2.png'" in said[1]
 
 
+@pytest.mark.parametrize("form", ["part/{}.png", "part/{}", r"part\{}.png", "./part/{}.png", "{}.png", "{}"])
+def test_ids_are_paths_or_names_as_predictions_read_them(root, caplog, form):
+    (root / "test" / "part").mkdir()
+    for i in range(4):
+        (root / "test" / f"{i}.png").rename(root / "test" / "part" / f"{i}.png")
+    sample(root, [f"{form.format(i)},1" for i in range(4)])
+    assert not warnings_of(root, caplog)
+
+
 def test_a_sample_that_is_no_table(root, caplog):
     (root / "sample_submission.csv").write_bytes(b"\xff\xfe")
     said = warnings_of(root, caplog)
