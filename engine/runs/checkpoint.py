@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.files import replacing
 from engine.runs.seal import check_seal, comment_of, seal
+from models.archives import in_words, unpacked_size
 from models.settings import UserError
 
 FORMAT = 1
@@ -224,14 +225,25 @@ def _checkpoints_in(folder: Path) -> str:
 
 def _read(path: Path, file: BinaryIO | str, *, mmap: bool = False) -> Any:
     try:
+        _check_unpacked(path)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, UserError):
         raise
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain values; refused, none of it was run") from None
     except Exception as error:  # torch's readers raise many types for a file that is not a checkpoint
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); use another one") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises a UserError for a file that takes more memory than its size: `save` compresses nothing."""
+    file, size = path.stat().st_size, unpacked_size(path)
+    if size > file:
+        raise UserError(
+            f"{path}: {in_words(file)} that unpack to {in_words(size)}, which tools/train.py did not write; use "
+            "another checkpoint of the run"
+        )
 
 
 def _unwrapped(name: str) -> str:

@@ -21,18 +21,25 @@ from .convert import first_conv
 from .files import State
 from .fit import HEADS, Fit, best_fit, heads_of
 from .report import Report, few
-from .takers import taker
+from .takers import takers
 
-# First parts of names that are trained beside a network, for its training alone: decoders, projections, counters.
+# First parts of names that stand beside a network for its training alone: decoders, projections, losses, counters.
 TRAINING = (
     "decoder",
     "mask_token",
     "lm_head",
     "predictor",
     "projector",
+    "projection_head",
     "dino_head",
     "ibot_head",
     "criterion",
+    "loss",
+    "optimizer",
+    "logit_scale",
+    "logit_bias",
+    "prototypes",
+    "queue",
     "AuxLogits",
     "aux1",
     "aux2",
@@ -78,7 +85,10 @@ def demand_same_function(fit: Fit, model: nn.Module, state: State) -> None:
 
 def without_place(fit: Fit) -> list[str]:
     """Returns the names of the file's weights that the model lacks, of those that change what is computed."""
-    apart = {*fit.reading.outside, *(name for name in fit.report.unexpected if _is_apart(name))}
+    counters = {
+        name for name, value in fit.reading.after.items() if value.numel() == 1 and not value.is_floating_point()
+    }
+    apart = {*fit.reading.outside, *counters, *(name for name in fit.report.unexpected if _is_apart(name))}
     return [name for name in fit.report.unexpected if name not in apart]
 
 
@@ -152,10 +162,13 @@ def _misfits(fit: Fit, model: nn.Module) -> str:
 
 def _advice(fit: Fit, model: nn.Module, state: State) -> str:
     """Returns the end of the error line: the options, or the model, with which the weights fit."""
-    options, name = _options(fit, model), taker(state, _takes_all)
-    if options:
+    if options := _options(fit, model):
         return f"use {options}"
-    return f"use model.name=timm:{name}, which takes them" if name else "use the network that they were trained with"
+    if not (names := takers(state, taken)):
+        return "use the network that they were trained with"
+    if len(names) == 1:
+        return f"use model.name=timm:{names[0]}, which takes them"
+    return f"use model.name=timm:{few(names, 3)}: each takes them, and only one is the network that they are of"
 
 
 def _options(fit: Fit, model: nn.Module) -> str:
@@ -171,12 +184,15 @@ def _options(fit: Fit, model: nn.Module) -> str:
     parts = {name for name in found if name.startswith("blocks.0.")} - {"blocks.0.attn.qkv.bias"}
     if parts != {f"blocks.0.{name}" for name, _ in inner.blocks[0].named_parameters()} - {"blocks.0.attn.qkv.bias"}:
         return ""
+    hidden = found["blocks.0.mlp.fc1.weight"][0]
+    if found["blocks.0.mlp.fc2.weight"] != (width, hidden):  # a gated MLP
+        return ""
     stem = inner.patch_embed.proj if isinstance(inner.patch_embed, PatchStem) else None
     of_file = {
         "embed_dim": width,
         "depth": len(blocks),
         "patch_size": found["patch_embed.proj.weight"][-1] if stem else None,
-        "mlp_ratio": found["blocks.0.mlp.fc1.weight"][0] / width,
+        "mlp_ratio": hidden / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in found,
     }
     own = {
@@ -192,10 +208,10 @@ def _options(fit: Fit, model: nn.Module) -> str:
     return " ".join(differ)
 
 
-def _takes_all(model: nn.Module, state: State) -> bool:
-    """Returns whether a model has a place for all of the weights, and needs no others."""
+def taken(model: nn.Module, state: State) -> Report | None:
+    """Returns what a model takes of the weights if it has a place for all of them, and needs no others."""
     fit = best_fit("", model, state)
-    return not _misfits(fit, model) and not fit.report.missing
+    return None if _misfits(fit, model) or fit.report.missing else fit.report
 
 
 def _check_channels(key: str, report: Report, conv: str) -> None:

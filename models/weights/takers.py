@@ -1,4 +1,4 @@
-"""Finds a model of timm for weights that do not fit the one that was asked for."""
+"""Finds the models of timm for weights that do not fit the one that was asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from .files import State
+from .fit import heads_of
+from .report import Report
 
 # What timm calls transformers of these widths.
 SIZES = {
@@ -24,19 +26,45 @@ SIZES = {
 }
 
 
-def taker(state: State, takes_all: Callable[[nn.Module, State], bool]) -> str | None:
-    """Returns the name of a ViT of timm that has a place for all of these weights, and needs no others.
+def takers(state: State, take: Callable[[nn.Module, State], Report | None]) -> list[str]:
+    """Returns the names of ViTs of timm that have a place for all of these weights, and need no others.
 
     The models of this width and patch size are built without their data, which takes seconds.
 
     Args:
         state: the content of a file.
-        takes_all: whether a model takes all of it.
+        take: returns what a model takes of it, or None unless that is all.
 
     Returns:
-        The shortest of the names; None if there is none.
+        One name for each function that may be the file's, first those with the shortest names: models can differ in
+        their activation or pooling alone, of which a file says nothing. Sizes of image other than the file's are given
+        if there is none with its own.
     """
-    return next((name for name, model in _candidates(state) if takes_all(model, state)), None)
+    found: list[tuple[str, Report, str]] = []
+    parameters: set[str] = set()  # of the first that takes them, which the others have as well
+    for name, model in _candidates(state):
+        own = set(model.state_dict())
+        if own == (parameters or own) and (report := take(model, state)):
+            parameters = own
+            found.append((name, report, _function(model)))
+    found = [entry for entry in found if not entry[1].resized] or found
+    shortest = {function: name for name, _, function in reversed(found)}
+    return sorted(shortest.values(), key=_shortness)
+
+
+def _shortness(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _function(model: nn.Module) -> str:
+    """Returns a text that is equal for models that compute the same from the same weights, whatever their heads."""
+    heads = heads_of(model)
+    layers = [
+        (name, type(module).__name__, module.extra_repr(), getattr(module, "num_heads", None))
+        for name, module in model.named_modules()
+        if name and not f"{name}.".startswith(heads)
+    ]
+    return str((getattr(model, "global_pool", None), layers))
 
 
 def _candidates(state: State) -> Iterator[tuple[str, nn.Module]]:
@@ -45,7 +73,7 @@ def _candidates(state: State) -> Iterator[tuple[str, nn.Module]]:
     found = {(shape[0], shape[2]) for shape in kernels if shape[0] in SIZES and shape[2] > 3}
     for width, patch in sorted(found):
         names = timm.list_models(f"*{SIZES[width]}*patch{patch}*")
-        for name in sorted(names, key=lambda name: (len(name), name)):
+        for name in sorted(names, key=_shortness):
             try:
                 with torch.device("meta"):
                     model = timm.create_model(name)

@@ -8,6 +8,8 @@ from timm.models.eva import Eva
 
 from models import UserError, build_model
 from models.weights import Report, load_weights
+from models.weights.faults import taken
+from models.weights.takers import takers
 from tests.models.weight_files import (
     TINY,
     distilled,
@@ -123,6 +125,11 @@ OTHERS = {
     "no final norm": ({"final_norm": False}, "missing in the file (norm.weight, norm.bias)", ""),
     "norm in attention": ({"scale_attn_norm": True}, "blocks.0.attn.norm.weight", ""),
     "norm in the MLP": ({"scale_mlp_norm": True}, "blocks.0.mlp.norm.weight", ""),
+    "narrow gated MLP": (
+        {"mlp_layer": SwiGLUPacked, "mlp_ratio": 2.5},
+        "fc1.weight [file (80",
+        "the network that they",
+    ),
     "gated MLP": ({"mlp_layer": SwiGLUPacked}, "blocks.0.mlp.fc2.weight [file (32, 64), model (32, 128)]", ""),
     "norm of patches": ({"embed_norm_layer": torch.nn.LayerNorm}, "patch_embed.norm.weight", ""),
     "smaller patches": ({"patch_size": 4}, "patch_embed.proj.weight [file (32, 3, 4, 4)", "use model.patch_size=4"),
@@ -179,6 +186,20 @@ def test_a_model_of_timm_that_takes_the_weights_is_named():
     assert refusal(model, source).endswith("use model.name=timm:deit_tiny_distilled_patch16_224, which takes them")
 
 
+def test_the_model_of_timm_has_the_files_own_size():
+    model = build_model("vit", embed_dim=512, num_heads=8, depth=12)
+    line = refusal(model, timm.create_model("vit_medium_patch16_gap_256"))
+    assert line.endswith("use model.name=timm:vit_medium_patch16_gap_256, which takes them")
+
+
+def test_models_that_differ_in_their_activation_alone_are_all_named(monkeypatch):
+    pair = ["vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"]
+    monkeypatch.setattr(timm, "list_models", lambda _: [*pair, "vit_base_patch32_224", "vit_base_patch32_clip_256"])
+    with torch.device("meta"):
+        state = timm.create_model(pair[1]).state_dict()
+    assert takers(state, taken) == pair
+
+
 def test_decoders_and_mask_tokens_stay_out():
     state = dict(timm_vit().state_dict())
     beside = {
@@ -190,6 +211,19 @@ def test_decoders_and_mask_tokens_stay_out():
     }
     model = our_vit()
     assert load_weights(model, "FILE", state | beside).unexpected == list(beside)
+    same(model, timm_vit())
+
+
+def test_what_only_training_uses_stays_out():
+    beside = {
+        "epoch": torch.tensor(3),
+        "optimizer.exp_avg": torch.zeros(3),
+        "loss_fn.weight": torch.zeros(7),
+        "logit_scale": torch.tensor(4.6),
+        "queue_ptr": torch.zeros(1, dtype=torch.long),
+    }
+    model = our_vit()
+    assert load_weights(model, "FILE", dict(timm_vit().state_dict()) | beside).unexpected == list(beside)
     same(model, timm_vit())
 
 

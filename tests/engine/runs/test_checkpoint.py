@@ -236,6 +236,24 @@ def test_code_in_a_checkpoint_is_not_run(path):
     assert not witness.exists()
 
 
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.peek])
+def test_a_sealed_file_is_not_unpacked_to_more_than_its_size(path, read, monkeypatch):
+    checkpoint.save(path, {**STATE, "model": {"weight": torch.zeros(10**6)}})
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with open(path, "r+b") as file:
+        seal(file)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    if read is checkpoint.peek:
+        assert read(path) == {}
+    else:
+        with pytest.raises(UserError, match=r"last.pt: .* kB that unpack to 4 MB, which tools/train.py did not write"):
+            read(path)
+
+
 def test_an_archive_of_something_else(path):
     def write(file):
         with zipfile.ZipFile(file, "w") as archive:
