@@ -32,22 +32,31 @@ def check_unedited(settings: RunSettings, file: Path, checkpoints: Iterable[Path
         UserError: the first difference.
     """
     data: dict[str, Path] = {}  # fingerprint -> a checkpoint that has it
-    for path in checkpoints:
+    paths = list(checkpoints)
+    for path in paths:
         fingerprint = _fingerprint(path)
         changed = changed_on_resume(recorded(path), settings, may_go_on=True)
         other_data = fingerprint is not None and bool(data) and fingerprint not in data
         if (changed or other_data) and not is_intact(path):
             continue  # what it says may be what is damaged, which loading it reports
         if changed:
-            raise UserError(
-                f"{changed}, says {path}; put the old value back into {file.name}, or the run's own {path.name} into "
-                "the folder; to train with other settings, start a run under another name="
-            )
+            raise UserError(f"{changed}, says {path}; {_fix(settings, file, path, paths)}")
         if other_data:
             names = f"{next(iter(data.values())).name} and {path.name}"
             raise UserError(f"{path.parent}: {names} were trained on different data; put the run's own files back")
         if fingerprint is not None:
             data[fingerprint] = path
+
+
+def _fix(settings: RunSettings, file: Path, path: Path, checkpoints: list[Path]) -> str:
+    """Returns what to do where `path`, one of a run's checkpoints, records other settings than the run's."""
+    for other in checkpoints:
+        if (record := recorded(other)) and not changed_on_resume(record, settings):
+            return f"{other.name} was trained with those of {file.name}: put the run's own {path.name} into the folder"
+    return (
+        f"put the old value back into {file.name}, or the run's own {path.name} into the folder; to train with other "
+        "settings, start a run under another name="
+    )
 
 
 def check_own(results: Results, file: Path, settings: RunSettings, best: Path) -> None:

@@ -19,7 +19,7 @@ from engine.runs.folds_report import FoldsReport
 from engine.runs.lock import Lock, take_lock
 from engine.runs.record import read_record
 from engine.runs.results import Results
-from engine.settings.changes import goes_on
+from engine.settings.changes import decisive, goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings
 from models.budget import solve
@@ -105,10 +105,13 @@ class RunFolder:
     def check_files(self) -> None:
         """Checks that nothing but a file stands where training writes one.
 
+        In the place of last.pt anything may stand: it is set aside like a damaged checkpoint.
+
         Raises:
             UserError: a folder, a pipe or a device is in the way.
         """
-        for file in self._files:
+        checkpoints = (self.checkpoint("best"), *self.last_checkpoints)
+        for file in (*self._files, *(path for path in checkpoints if path != self.checkpoint("last"))):
             if file.exists() and not file.is_file():
                 kind = "a folder" if file.is_dir() else "a pipe or device"
                 raise UserError(f"{file}: is {kind}, where training writes a file; move it away")
@@ -173,16 +176,16 @@ class RunFolder:
         return self._solved[key]
 
     @property
-    def trained_settings(self) -> RunSettings | Mapping[str, Any]:
+    def trained_settings(self) -> Mapping[str, Any]:
         """The settings that the last checkpoint was trained with, for `changed_on_resume` and `goes_on`.
 
-        Without a checkpoint, or where an older version wrote it, they are those of settings.yaml.
+        Those that it does not record, since an older version wrote it, are taken from settings.yaml.
 
         Raises:
             UserError: this is not a run folder, or it was edited since the training.
         """
         settings = self.settings  # checks that they were not edited
-        return next(filter(None, map(recorded, self.last_checkpoints)), settings)
+        return {**decisive(settings), **next(filter(None, map(recorded, self.last_checkpoints)), {})}
 
     def _check_learned_metric(self, settings: RunSettings) -> None:
         """Refuses merging by a learned metric if the weights have none, and the other way round."""

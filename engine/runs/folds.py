@@ -30,7 +30,10 @@ def check_same_settings(run: RunFolder) -> None:
             name = fold.settings_file.name
             raise UserError(f"{fold}: has no {name}; delete it, then tools/train.py --resume {run}")
         if changed := changed_on_resume(fold.settings, of_fold(run.settings, number)):
-            raise UserError(f"{changed}, in {fold}; delete it and run it again")
+            raise UserError(
+                f"{changed}, in {fold}; give {run.settings_file} and {fold.settings_file} the same value, or delete "
+                f"{fold} and run it again"
+            )
 
 
 def finished_runs(run: RunFolder) -> list[RunFolder]:

@@ -14,7 +14,9 @@ from engine.files import writing
 from engine.runs import checkpoint
 from engine.runs.checkpoint import NewerFormat
 from engine.runs.folder import RunFolder
+from engine.runs.log import start_log
 from engine.runs.metrics import metrics_of
+from engine.runs.results import Results
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -41,7 +43,9 @@ class StoppedRun:
     remakes_best: bool = False
 
     def set_aside(self) -> None:
-        """Logs what is damaged, and renames it, so that it never takes the place of a checkpoint that can be used."""
+        """Logs what is missing or damaged, and renames what is damaged, so that it never replaces what can be used."""
+        if self.file and not os.path.lexists(last := RunFolder(self.file.parent).checkpoint("last")):
+            log.warning("%s: missing; the run goes on from %s", last, self.file.name)
         for file, problem in self.unusable.items():
             aside = file.with_name(f"{file.name}.damaged")
             with writing(file):
@@ -67,7 +71,7 @@ def find_stopped(run: RunFolder) -> StoppedRun:
         except UserError as error:
             unusable[file] = str(error).partition(";")[0]
             continue
-        lost = _lost_best(run, state)
+        lost = _lost_best(run, _step(state, "best_step"))
         remaking = _that_remakes_best(run, file, state) if lost else None
         return StoppedRun(*(remaking or (file, state)), unusable, lost, remakes_best=remaking is not None)
     if not unusable:
@@ -111,9 +115,19 @@ def check_nothing_lost(run: RunFolder, first_save: int) -> None:
         log.info("no checkpoint had been written yet: the run starts again")
 
 
-def _lost_best(run: RunFolder, state: Mapping[str, Any]) -> str:
-    """Returns what is wrong with best.pt, as seen from a checkpoint of the same run; "" if nothing is."""
-    file, step = run.checkpoint("best"), _step(state, "best_step")
+def warn_of_lost_best(run: RunFolder, results: Results) -> None:
+    """Logs a warning if the best weights of a finished run are missing or damaged."""
+    if problem := _lost_best(run, results.best_step):
+        steps = [_step(checkpoint.peek(file)) for file in run.last_checkpoints]
+        remakes = any(0 < step <= results.best_step for step in steps)
+        start_log()
+        or_make = f", or delete {run.results_file} and resume again, which makes it again" if remakes else ""
+        log.warning("%s; put a copy back%s", problem, or_make)
+
+
+def _lost_best(run: RunFolder, step: int) -> str:
+    """Returns what is wrong with best.pt if it is not that of `step`, the best so far; "" if nothing is."""
+    file = run.checkpoint("best")
     if step == 0:
         return ""
     if not os.path.lexists(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,12 @@ from engine.settings.schema import RunSettings
 
 # Settings that may differ when a run is resumed. Another device or number of threads changes only the last bits of the
 # numbers. Paths of data may change, but not the data: the checkpoint holds their fingerprint. The path of the starting
-# weights may change, since the checkpoint holds the trained weights, and a digest of those that were not trained.
+# weights may change, since the checkpoint holds the trained weights, and a digest of those that were not trained; but
+# whether there are any may not, since the results say how a run was trained.
 FREE_ON_RESUME = re.compile(
     r"(name|out|device|threads|model\.weights|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
 )
+WEIGHTS = "model.weights"
 
 
 def decisive(settings: RunSettings) -> dict[str, Any]:
@@ -24,7 +27,8 @@ def decisive(settings: RunSettings) -> dict[str, Any]:
     Settings that may differ when the run is resumed are left out.
     """
     flat = _flat(settings)
-    return {key: value for key, value in flat.items() if not FREE_ON_RESUME.fullmatch(key)}
+    kept = {key: value for key, value in flat.items() if not FREE_ON_RESUME.fullmatch(key)}
+    return kept | {WEIGHTS: flat[WEIGHTS] and "a file"}
 
 
 def changed_on_resume(stored: RunSettings | Mapping[str, Any], given: RunSettings, *, may_go_on: bool = False) -> str:
@@ -43,9 +47,9 @@ def changed_on_resume(stored: RunSettings | Mapping[str, Any], given: RunSetting
         if from_data or longer or (key in now and now[key] == value):
             continue
         if key in now:
-            return f"{key} = {now[key]!r}: the run was started with {value!r}"
+            return f"{key} = {_shown(now[key])}: the run was started with {_shown(value)}"
         if section := _written_otherwise(key, now):
-            return f"{section}: the run was started with {key} = {value!r}"
+            return f"{section}: the run was started with {key} = {_shown(value)}"
     return ""
 
 
@@ -53,7 +57,7 @@ def freely_changed(stored: RunSettings, given: RunSettings) -> list[str]:
     """Returns a phrase for each setting that differs and may differ: "device = 'cpu', before 'cuda'"."""
     before, now = (_flat(settings) for settings in (stored, given))
     return [
-        f"{key} = {value!r}, before {before.get(key)!r}"
+        f"{key} = {_shown(value)}, before {_shown(before.get(key))}"
         for key, value in now.items()
         if value != before.get(key) and FREE_ON_RESUME.fullmatch(key)
     ]
@@ -85,10 +89,15 @@ def _written_otherwise(key: str, now: Mapping[str, Any]) -> str:
     """Returns the section or value that is in the place of `key`; "" if this version has no such setting."""
     for other, value in now.items():
         if key.startswith(f"{other}."):
-            return f"{other} = {value!r}"
+            return f"{other} = {_shown(value)}"
         if other.startswith(f"{key}."):
-            return f"{other} = {value!r}"
+            return f"{other} = {_shown(value)}"
     return ""
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as it can be written into a settings file."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _flat(settings: BaseModel, prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
 from engine.runs.results import Results
-from engine.runs.stopped import StoppedRun, check_nothing_lost, find_stopped
+from engine.runs.stopped import StoppedRun, check_nothing_lost, find_stopped, warn_of_lost_best
 from engine.runs.tracking import Tracker
 from engine.runs.weights import built, start_weights, with_statistics
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
@@ -55,6 +55,7 @@ def run_experiment(
     if resume:
         longer = check_unchanged(settings, run)
         if (results := run.read_results()) is not None and not longer:
+            warn_of_lost_best(run, results)
             return results  # it came to its end; the test set is used once
     run.check_files()
     kept_log, code = start_log(), commit()  # now: the files may be other ones when the run ends
@@ -188,7 +189,7 @@ def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
     if changed := changed_on_resume(stored, settings, may_go_on=True):
         raise UserError(f"{changed}, in {run}; resume without this change, or start a run under another name=")
     longer = goes_on(stored, settings)
-    if longer and run.is_finished and not run.checkpoint("last").exists():
+    if longer and run.is_finished and not run.last_checkpoints:
         raise UserError(f"{longer}: {run} has no last.pt to continue from; start a run under another name=")
     return longer
 

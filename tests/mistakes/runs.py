@@ -78,7 +78,8 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A checkpoint of another run in a run folder",
         "tools/compare.py run",
-        "train.lr = 0.003: the run was started with 0.1, says run/best.pt; " + FIX,
+        "train.lr = 0.003: the run was started with 0.1, says run/best.pt; last.pt was trained with those of "
+        "settings.yaml: put the run's own best.pt into the folder",
         _mixed,
     ),
     Mistake(

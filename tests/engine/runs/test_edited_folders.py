@@ -82,7 +82,7 @@ EDITS = {
     "finetune": (
         "finetune: null",
         "finetune: {mode: full}",
-        "finetune.mode = 'full': the run was started with finetune = None",
+        "finetune.mode = 'full': the run was started with finetune = null",
     ),
     "a line removed": ("  num_heads: 2\n", "", "model.num_heads = 12: the run was started with 2"),
 }
@@ -131,7 +131,9 @@ def test_epochs_may_be_raised_in_the_file_and_the_schedule_is_said(run, capsys):
     assert "train.epochs = 3, started with 2: from step 20 on the learning rate follows the schedule" in said
     assert json.loads((run / "results.json").read_text())["epochs"] == 3
     assert checkpoint.load(run / "last.pt")["settings"]["train.epochs"] == 3
-    with pytest.raises(UserError, match="train.epochs = 2: the run was started with 3"):
+    with pytest.raises(
+        UserError, match="train.epochs = 2: the run was started with 3, says .*; put the old value back"
+    ):
         edit(run / "settings.yaml", "epochs: 3", "epochs: 2")
         resume(run)
 
@@ -150,8 +152,10 @@ def test_a_checkpoint_of_another_run_is_named(run, tmp_path, name):
     run_experiment(check(RunSettings, {**TINY, "augment": {}, "train": {**SHORT, "epochs": 1, "lr": 0.1}}), other)
     shutil.copy(other / name, run / name)
     for reader in READERS.values():
-        with pytest.raises(UserError, match=f"train.lr = 0.003: the run was started with 0.1, says {run / name}; "):
+        says = f"train.lr = 0.003: the run was started with 0.1, says {run / name}; .* put the run's own {name} into"
+        with pytest.raises(UserError, match=says) as error:
             reader(run)
+        assert "old value" not in str(error.value), "another checkpoint agrees with settings.yaml"
 
 
 def test_checkpoints_of_different_data_do_not_go_together(run):
@@ -268,3 +272,40 @@ def test_an_edited_folder_of_folds_or_fold_is_named(copied_folds):
             with pytest.raises(UserError, match=says):
                 READERS[name](copied_folds)
         edit(copied_folds / "settings.yaml", new, old)
+
+
+def test_starting_weights_may_move_but_not_appear(run):
+    edit(run / "settings.yaml", "weights: null", "weights: elsewhere.pth")
+    with pytest.raises(UserError, match="model.weights = 'a file': the run was started with null"):
+        resume(run)
+
+
+def test_the_old_value_is_said_as_settings_files_write_it(run):
+    edit(run / "settings.yaml", "clip_norm: [0-9.]+", "clip_norm: null")
+    with pytest.raises(UserError, match="train.clip_norm = null: the run was started with 1.0"):
+        resume(run)
+    edit(run / "settings.yaml", "clip_norm: null", "clip_norm: 1.0")
+    edit(run / "settings.yaml", "resize: null", "resize: 9")
+    with pytest.raises(UserError, match="data.resize = 9: the run was started with null"):
+        resume(run)
+
+
+def test_a_setting_that_an_older_version_did_not_have_cannot_be_changed(run):
+    for name in ("best.pt", "last.pt", "last-1.pt"):
+        state = checkpoint.load(run / name)
+        del state["settings"]["train.sampling"]
+        checkpoint.save(run / name, state)
+    with pytest.raises(UserError, match="train.sampling = 'balanced': the run was started with 'uniform'"):
+        resume(run, "train.sampling=balanced", "train.epochs=3")
+    resume(run, "train.epochs=3")
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last-1.pt"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_named_before_training(run, name):
+    (run / "results.json").unlink()
+    (run / name).unlink()
+    (run / name).mkdir()
+    before = (run / "log.txt").read_bytes()
+    with pytest.raises(UserError, match=f"{run / name}: is a folder, where training writes a file; move it away"):
+        resume(run)
+    assert (run / "log.txt").read_bytes() == before

@@ -114,7 +114,7 @@ def test_weights_and_folds(tmp_path, images):
 
     (folds / "fold1").rename(tmp_path / "kept")
     colour_run(folds / "fold1", split={"folds": 2, "fold": 1}, train={"lr": 0.5})  # of another run
-    with pytest.raises(UserError, match=r"train.lr = .* in .*fold1; delete it and run it again"):
+    with pytest.raises(UserError, match=r"train.lr = .* in .*fold1; give .*fold1/settings.yaml the same value"):
         gather([folds])
     (folds / "fold1" / "results.json").unlink()
     with pytest.raises(UserError, match=r"1 of 2 folds are not finished: fold1; continue with tools/train.py --resume"):

@@ -277,3 +277,41 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(stopped, monkeypatch):
     with pytest.raises(UserError, match="no space left"):
         resume(stopped)
     assert {file.name: file.read_bytes() for file in RunFolder(stopped).last_checkpoints} == before
+
+
+def test_a_missing_last_checkpoint_is_said(stopped, whole):
+    (stopped / "last.pt").unlink()
+    resume(stopped)
+    assert f"{stopped / 'last.pt'}: missing; the run goes on from last-1.pt" in said(stopped)
+    assert_same_run(stopped, whole)
+
+
+def test_a_finished_run_without_its_last_checkpoint_trains_for_longer_from_the_one_before(whole, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    (folder / "last.pt").unlink()
+    longer = check(RunSettings, {**TINY, "augment": {}, "train": {**SHORT, "epochs": 5}})
+    assert resume(folder, longer).epochs == 5
+    assert "the run goes on from last-1.pt" in said(folder)
+
+
+@pytest.mark.parametrize("kind", ["damaged", "missing"])
+def test_a_lost_best_checkpoint_of_a_finished_run_is_said_and_made_again(whole, tmp_path, capsys, kind):
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    results = (folder / "results.json").read_bytes()
+    damage(folder / "best.pt") if kind == "damaged" else (folder / "best.pt").unlink()
+    resume(folder, settings())
+    printed = capsys.readouterr().out
+    assert f"{folder / 'best.pt'}: {kind}" in printed
+    assert f"or delete {folder / 'results.json'} and resume again, which makes it again" in printed
+    assert (folder / "results.json").read_bytes() == results
+    (folder / "results.json").unlink()  # as the message says
+    resume(folder, settings())
+    assert_same_run(folder, whole)
+
+
+def test_results_are_not_to_be_deleted_where_nothing_makes_the_best_checkpoint_again(whole, tmp_path, capsys):
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    for file in folder.glob("*.pt"):
+        file.unlink()
+    assert resume(folder, settings()).epochs == 4
+    assert "best.pt: missing; put a copy back\n" in capsys.readouterr().out
