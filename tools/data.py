@@ -36,9 +36,13 @@ class Command(NamedTuple):
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__, EXAMPLE)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
     for name, command in COMMANDS.items():
         example = f"example: tools/data.py {name} {command.example}"
-        command.arguments(commands.add_parser(name, help=command.summary, description=command.summary, epilog=example))
+        parsers[name] = commands.add_parser(name, help=command.summary, description=command.summary, epilog=example)
+        command.arguments(parsers[name])
+    if argv and argv[0] in parsers:  # by itself, since argparse mixes options and overrides only without subcommands
+        return parsers[argv[0]].parse_intermixed_args(argv[1:], argparse.Namespace(command=argv[0]))
     return parser.parse_args(argv)
 
 

@@ -76,6 +76,13 @@ def test_settings_change_what_is_an_error(tmp_path, tell):
     assert code == 2 and "train: not a setting of the data" in errors
 
 
+def test_settings_may_follow_an_option(tmp_path, tell):
+    fill(tmp_path / "set", {"ant": 5, "bee": 6})
+    code, said, errors = tell(tmp_path / "set", "--kind", "folder", "data.fit=squash")
+    assert (code, errors) == (0, "") and "training can start" in said
+    assert tell(tmp_path / "set", "--kind", "folder", "data.fit=no")[0] == 2
+
+
 def test_a_competition(tmp_path, tell):
     fill(tmp_path / "train", {"1": 5, "10": 5, "2": 5})
     save_image(tmp_path / "test" / "0.png", 90)
