@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from engine.cli import cli
-from engine.runs import checkpoint
-from engine.runs.results import Results
+from engine.runs.checkpoints import checkpoint
+from engine.runs.records.results import Results
 from engine.train.report import print_run
 from engine.wording import shown
 from tests.engine.data.conftest import save_image
@@ -54,16 +54,24 @@ def finish(tool: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @contextmanager
 def training(*args: str, cwd: Path, until: Path) -> Iterator[subprocess.Popen]:
-    """A training process that has come so far that the file `until` is there."""
+    """A training process that has come so far that the file `until` is there. It is killed where a test fails."""
     with subprocess.Popen(
-        command("train.py", *args), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("train.py", *args),
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
     ) as process:
-        deadline = time.monotonic() + 60
-        while not until.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        yield process
-        if process.poll() is None:
-            process.kill()
+        try:
+            deadline = time.monotonic() + 60
+            while not until.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def run_inside(tool, *args: str, monkeypatch) -> int:
