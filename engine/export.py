@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.data import Data
-from engine.data.loader import eval_batches
+from engine.data.loading.loader import eval_batches
 from engine.runs.restore import FinishedRun
 from models.export import Agreement, export_model
 from models.interface import merging_method, model_name, removed_per_block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.runs.results import Results
+from engine.runs.records.results import Results
 
 # As the first version with a results.json wrote it.
 FIRST_VERSION = {

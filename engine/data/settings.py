@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Union
 from PIL import ImageColor
 from pydantic import AfterValidator, Field, model_validator
 
-from engine.data.transforms import TRANSFORMS
+from engine.data.augmentation.transforms import TRANSFORMS
 from engine.tasks import ONE_LABEL, Task
 from models.settings import Settings
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.data import FileSettings
-from engine.data.inputs import read_images, reading_settings
+from engine.data.loading.inputs import read_images, reading_settings
 from engine.figures.merge_drawing import Row, draw_rows
 from engine.figures.merge_tracing import LEARNED, STEPS, THUMBNAIL, UNTRAINED, Merged, merged_by_colour, merged_by_run
 from engine.figures.photographs import credit_line, path_of

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.data.loader import Normalise
+from engine.data.loading.loader import Normalise
 from engine.measure.evaluate import eval_mode
 from engine.runs.restore import TrainedModel
 from models.interface import merging_method, model_name, trace_tokens
@@ -81,7 +81,7 @@ def merged_by_run(run: TrainedModel, image: Tensor) -> Merged:
 
     Args:
         run: the run; its model computes in fp32.
-        image: uint8 (C, H, W), as engine.data.inputs reads it for this run.
+        image: uint8 (C, H, W), as engine.data.loading.inputs reads it for this run.
 
     Raises:
         UserError: the model merges no tokens; the message says how to turn merging on, or which models can merge.

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.data import Data, build_data
-from engine.data.loader import TrainLoader
-from engine.data.mix import Mix
-from engine.data.order import build_order
-from engine.data.workers import killed_workers_as_errors
+from engine.data.augmentation.mix import Mix
+from engine.data.loading.loader import TrainLoader
+from engine.data.loading.order import build_order
+from engine.data.loading.workers import killed_workers_as_errors
 from engine.figures.gallery import MOST, gallery, shown
+from engine.runs.checkpoints.weights import with_statistics
 from engine.runs.compatibility import check_fits
 from engine.runs.folds import of_fold
-from engine.runs.weights import with_statistics
 from engine.settings.schema import RunSettings
 
 NAMED = 0.02  # smallest share of a mixture that is named

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import Data
-from engine.data.loader import eval_batches
+from engine.data.loading.loader import eval_batches
 from engine.machine import to_device
 from engine.measure.metrics import build_metrics
-from engine.runs.class_scores import ClassScores
+from engine.runs.records.class_scores import ClassScores
 from engine.tasks import Task
 
 

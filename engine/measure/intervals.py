@@ -9,7 +9,7 @@ from statistics import mean, stdev, variance
 from scipy.special import ndtri, stdtrit
 from scipy.stats import binomtest
 
-from engine.runs.folds_report import Pooled, Spread, Unseen
+from engine.runs.records.folds_report import Pooled, Spread, Unseen
 
 LEVEL = 0.95  # of confidence
 UNSEEN = 1000  # number of new images for which folds report a prediction interval

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from engine.data import Split
-from engine.data.cells import guarded, quoted, unguarded
 from engine.data.images import relative_paths
 from engine.data.names import placing, same_names
+from engine.data.tables.cells import guarded, quoted, unguarded
 from engine.files import replacing
 from engine.tasks import Task
 from models.settings import UserError

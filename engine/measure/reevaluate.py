@@ -22,9 +22,9 @@ from engine.measure.evaluate import Evaluation
 from engine.measure.intervals import spread
 from engine.measure.metrics import METRICS
 from engine.measure.predictions import Predictions, predictions_of
-from engine.runs.class_scores import ClassScores, classes_to_json, pooled_scores
 from engine.runs.folder import RunFolder
-from engine.runs.folds_report import Spread
+from engine.runs.records.class_scores import ClassScores, classes_to_json, pooled_scores
+from engine.runs.records.folds_report import Spread
 from engine.runs.restore import FinishedRun, load_run
 from engine.tasks import Task, task_with_metric
 from engine.wording import fixed

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.data import Data, build_data
 from engine.runs.folder import RunFolder
-from engine.runs.results import Results
+from engine.runs.records.results import Results
 from engine.settings.schema import RunSettings
 from models.settings import UserError
 

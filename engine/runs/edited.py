@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.runs import checkpoint
-from engine.runs.results import Results
-from engine.runs.seal import is_intact
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.seal import is_intact
+from engine.runs.records.results import Results
 from engine.settings.changes import changed_on_resume
 from engine.settings.schema import RunSettings
 from models.settings import UserError

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from engine.files import write_json_atomic, write_text_atomic
 from engine.runs.edited import check_own, check_unedited, recorded
-from engine.runs.folds_report import FoldsReport
 from engine.runs.lock import Lock, take_lock
-from engine.runs.record import read_record
-from engine.runs.results import Results
+from engine.runs.records.folds_report import FoldsReport
+from engine.runs.records.record import read_record
+from engine.runs.records.results import Results
 from engine.settings.changes import decisive, goes_on
 from engine.settings.layers import load_settings, to_yaml
 from engine.settings.schema import RunSettings

@@ -11,10 +11,10 @@ from torch import nn
 
 from engine.data import Data
 from engine.machine import pick_device
+from engine.runs.checkpoints.weights import trained_model
 from engine.runs.compatibility import checked_data
 from engine.runs.folder import RunFolder, Which
-from engine.runs.results import Results
-from engine.runs.weights import trained_model
+from engine.runs.records.results import Results
 from engine.settings.schema import RunSettings
 from models.interface import merge_settings
 from models.settings import UserError

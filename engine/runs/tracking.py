@@ -24,7 +24,7 @@ from torch.utils.tensorboard import summary
 
 from engine.files import finite, write_text_atomic, writing
 from engine.runs.folder import RunFolder
-from engine.runs.metrics import step_of
+from engine.runs.records.metrics import step_of
 from models.settings import UserError
 
 EVENTS = "events.out.tfevents."  # how the names of event files begin

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from engine.runs.folder import RunFolder
-from engine.runs.metrics import metrics_of
+from engine.runs.records.metrics import metrics_of
 from engine.study.table import kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError

@@ -15,8 +15,8 @@ from typing import Any
 from engine.cost.macs import measure_or_say
 from engine.data.balance import are_unequal
 from engine.measure.ensembles import evaluate_run
-from engine.runs.class_scores import ClassScores, classes_to_json
 from engine.runs.folder import RunFolder
+from engine.runs.records.class_scores import ClassScores, classes_to_json
 from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_override
 from engine.tables import Column

@@ -1,7 +1,7 @@
 """Compares finished runs in one table (tools/compare.py).
 
 Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a line in COLUMNS,
-for a field of `engine.runs.results.Results` or for a metric.
+for a field of `engine.runs.records.results.Results` or for a metric.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from engine.data.names import same_names
-from engine.runs.class_scores import pooled_scores
 from engine.runs.folder import RunFolder
 from engine.runs.folds import check_same_settings
-from engine.runs.results import Results
+from engine.runs.records.class_scores import pooled_scores
+from engine.runs.records.results import Results
 from engine.tables import Column
 from engine.tasks import title_of
 from engine.wording import NOT_COUNTED, counted, fixed, shown

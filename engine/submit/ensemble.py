@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.names import nfc, places
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.folds import finished_runs
 from engine.settings.layers import parse_overrides

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.data import FileSettings
-from engine.data.inputs import read_images, reading_settings
-from engine.data.loader import Normalise
+from engine.data.loading.inputs import read_images, reading_settings
+from engine.data.loading.loader import Normalise
 from engine.data.names import places
 from engine.data.reading import raise_unreadable
 from engine.machine import pick_autocast, to_device
@@ -84,7 +84,7 @@ def predict(ensemble: Ensemble, paths: Sequence[Path], tta: Sequence[str] = ()) 
     """Computes the mean probabilities over all members and views of each image.
 
     Only one model and two batches of images are in memory at a time. For each member the images are read with its own
-    settings (see engine.data.inputs).
+    settings (see engine.data.loading.inputs).
 
     Args:
         ensemble: the models.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.cells import NUMBER, unguarded
-from engine.data.csv_files import read_table
 from engine.data.formats import is_image
 from engine.data.names import nfc
+from engine.data.tables.cells import NUMBER, unguarded
+from engine.data.tables.csv_files import read_table
 from engine.submit.joined import LABEL_SEPARATOR, joint_of, labels_in, spelling_key
 from engine.tasks import Task
 from engine.wording import counted, few

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.cells import guarded, number, quoted
-from engine.data.csv_files import read_table
 from engine.data.names import differing, nfc, twins
+from engine.data.tables.cells import guarded, number, quoted
+from engine.data.tables.csv_files import read_table
 from engine.files import demand_writable, replacing
 from engine.submit.ensemble import Ensemble
 from engine.submit.images import images_of, match, spelled

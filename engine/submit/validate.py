@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from engine.data.cells import NUMBER, is_formula, unguarded
-from engine.data.csv_files import Table, read_table
 from engine.data.names import nfc, on_disk
 from engine.data.sources.layout import Answers, refuse_nested, split_folders
 from engine.data.sources.scan import Ignored, class_files, folders_in
+from engine.data.tables.cells import NUMBER, is_formula, unguarded
+from engine.data.tables.csv_files import Table, read_table
 from engine.submit.images import natural
 from engine.submit.joined import labels_in
 from engine.submit.sample import Sample

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from engine.cost.budget import drawn_schedule, range_of
 from engine.cost.macs import Complexity
 from engine.data import Data
-from engine.data.loader import TrainLoader, eval_batches
-from engine.data.mix import Mix
-from engine.data.order import Order, build_order
+from engine.data.augmentation.mix import Mix
+from engine.data.loading.loader import TrainLoader, eval_batches
+from engine.data.loading.order import Order, build_order
 from engine.machine import pick_autocast
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings

@@ -14,13 +14,13 @@ from engine.cost.macs import measure_or_say
 from engine.data import Data, build_data
 from engine.files import writing
 from engine.machine import commit, pick_device
+from engine.runs.checkpoints.stopped import StoppedRun, check_nothing_lost, find_stopped, warn_of_lost_best
+from engine.runs.checkpoints.weights import built, start_weights, with_statistics
 from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
-from engine.runs.results import Results
-from engine.runs.stopped import StoppedRun, check_nothing_lost, find_stopped, warn_of_lost_best
+from engine.runs.records.results import Results
 from engine.runs.tracking import Tracker
-from engine.runs.weights import built, start_weights, with_statistics
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare

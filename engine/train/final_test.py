@@ -13,12 +13,12 @@ from engine.measure.confusion import confusion_matrix, most_confused
 from engine.measure.evaluate import Evaluation, evaluate_split
 from engine.measure.intervals import wilson
 from engine.measure.predictions import predictions_of, write_predictions
-from engine.runs import checkpoint
-from engine.runs.class_scores import classes_to_json
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.weights import check_classes, load_trained
 from engine.runs.folder import RunFolder
-from engine.runs.results import Results
+from engine.runs.records.class_scores import classes_to_json
+from engine.runs.records.results import Results
 from engine.runs.tracking import Tracker
-from engine.runs.weights import check_classes, load_trained
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation
 from engine.train.loop.checkpoints import Progress

@@ -13,7 +13,7 @@ from engine.files import writing
 from engine.runs.folder import RunFolder
 from engine.runs.folds import of_all, of_fold
 from engine.runs.lock import LOCK
-from engine.runs.results import Results
+from engine.runs.records.results import Results
 from engine.settings.changes import changed_on_resume
 from engine.settings.schema import RunSettings
 from engine.train.experiment import check_unchanged, run_experiment

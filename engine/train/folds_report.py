@@ -20,13 +20,13 @@ from engine.figures.drawing import draw
 from engine.measure.confusion import class_accuracy, confusion_matrix, most_confused
 from engine.measure.intervals import spread
 from engine.measure.predictions import Predictions, read_tested
-from engine.runs.class_scores import classes_to_json, pooled_scores
 from engine.runs.folder import RunFolder
 from engine.runs.folds import check_same_settings, of_all, of_fold
-from engine.runs.folds_report import ConfusedPair, FoldResult, FoldsReport
 from engine.runs.log import start_log
-from engine.runs.record import NewerVersion, RunRecord
-from engine.runs.results import Results
+from engine.runs.records.class_scores import classes_to_json, pooled_scores
+from engine.runs.records.folds_report import ConfusedPair, FoldResult, FoldsReport
+from engine.runs.records.record import NewerVersion, RunRecord
+from engine.runs.records.results import Results
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
 from engine.tasks import task_with_metric

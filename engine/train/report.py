@@ -7,8 +7,8 @@ from pathlib import Path
 
 from engine.data.balance import are_unequal
 from engine.measure.intervals import percent, spread_lines, wilson
-from engine.runs.folds_report import ConfusedPair, FoldsReport
-from engine.runs.results import Results
+from engine.runs.records.folds_report import ConfusedPair, FoldsReport
+from engine.runs.records.results import Results
 from engine.tables import Column, print_table
 from engine.tasks import Task, task_with_metric
 from engine.wording import NOT_COUNTED, counted, fixed, shown

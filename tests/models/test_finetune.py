@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.runs.checkpoint import digest_of
+from engine.runs.checkpoints.checkpoint import digest_of
 from engine.settings.layers import load_settings
 from models import build_model
 from models.finetune import Tuning, frozen_state, layer_depths, parameters_of, partial_state

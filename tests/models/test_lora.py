@@ -5,7 +5,7 @@ import torch
 from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 
-from engine.runs.checkpoint import digest_of
+from engine.runs.checkpoints.checkpoint import digest_of
 from models import build_model
 from models.finetune import Tuning, frozen_state, partial_state
 from models.lora import add_lora, lora_targets, merge_lora

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.loader import Normalise
-from engine.runs import checkpoint
+from engine.data.loading.loader import Normalise
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.weights import built
 from engine.runs.folder import RunFolder
-from engine.runs.weights import built
 from engine.settings.schema import RunSettings
 from models.settings import check
 from tests.results import results_of

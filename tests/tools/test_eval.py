@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.cli import cli
-from engine.data.loader import eval_batches
+from engine.data.loading.loader import eval_batches
 from engine.files import write_json_atomic
 from engine.machine import pick_autocast
 from engine.measure.ensembles import evaluate_run

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from engine.cli import cli
-from engine.data.inputs import read_images, reading_settings
-from engine.data.loader import Normalise
+from engine.data.loading.inputs import read_images, reading_settings
+from engine.data.loading.loader import Normalise
 from engine.figures import drawing
 from engine.figures.merge_drawing import painted
 from engine.figures.photographs import path_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data.loader import Normalise, eval_batches
+from engine.data.loading.loader import Normalise, eval_batches
 from engine.figures.merge_picture import picture_of_run
 from engine.runs.restore import load_run
 from engine.submit.ensemble import gather

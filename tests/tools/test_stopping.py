@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from tests.engine.data.conftest import save_image
 from tests.paths import ROOT
 from tests.tools.test_train import ENVIRONMENT, QUICK, command, finish, training

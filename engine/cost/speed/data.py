@@ -14,10 +14,10 @@ from torchvision.transforms import v2
 
 from engine.cost.speed.timing import timed
 from engine.data import Arrays, AugmentSettings, SplitSettings, build_data
-from engine.data.loader import TrainLoader
+from engine.data.augmentation.transforms import compose
+from engine.data.loading.loader import TrainLoader
 from engine.data.sources.cifar import CIFAR10_MEAN, CIFAR10_STD
 from engine.data.sources.folder import FolderSettings
-from engine.data.transforms import compose
 from models.settings import check
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator
 
 from engine.data.check.findings import Finding
-from engine.data.csv_files import Table
 from engine.data.names import nfc
+from engine.data.tables.csv_files import Table
 from engine.wording import counted
 from models.settings import UserError
 

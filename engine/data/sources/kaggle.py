@@ -9,12 +9,12 @@ from typing import Literal
 from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
-from engine.data.csv_files import read_table
 from engine.data.names import nfc, on_disk
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.folder import as_samples, check_classes
 from engine.data.sources.layout import named_splits, refuse_nested
 from engine.data.sources.scan import Ignored, class_files, folders_in, image_files
+from engine.data.tables.csv_files import read_table
 from engine.wording import counted, few
 from models.settings import UserError
 

@@ -13,14 +13,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from engine.data.cells import unguarded
 from engine.data.check.findings import Finding, Source
-from engine.data.csv_files import Table, read_table
 from engine.data.formats import is_image
 from engine.data.names import Files, differing, nfc, on_disk, split_of, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.joined import LabelSeparator, joined_classes, missing_names, names_in
 from engine.data.sources.table_paths import find_paths, path_column
+from engine.data.tables.cells import unguarded
+from engine.data.tables.csv_files import Table, read_table
 from engine.tasks import TASKS, Task
 from engine.wording import counted, few
 from models.settings import UserError

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.data.check.findings import Finding
-from engine.data.csv_files import Table
 from engine.data.formats import is_image
 from engine.data.names import Files
+from engine.data.tables.csv_files import Table
 from engine.wording import counted
 from models.settings import UserError
 

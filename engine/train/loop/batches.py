@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.data.mix import Mix
+from engine.data.augmentation.mix import Mix
 
 Batch = tuple[Tensor, Tensor]  # images, or features, and their targets
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from engine.data import Data
 from engine.files import writing
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.weights import load_trained
 from engine.runs.folder import RunFolder
-from engine.runs.weights import load_trained
 from engine.settings.changes import decisive
 from engine.settings.schema import RunSettings
 from engine.train.loop.optim import Optimization

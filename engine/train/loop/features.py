@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import AugmentSettings, Data
-from engine.data.loader import eval_batches
-from engine.data.order import Order
+from engine.data.loading.loader import eval_batches
+from engine.data.loading.order import Order
 from engine.files import writing
 from engine.machine import to_device
 from engine.measure.evaluate import eval_mode

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from engine.data.workers import killed_workers_as_errors
+from engine.data.loading.workers import killed_workers_as_errors
 from engine.machine import peak_memory, seed_step, to_device
 from engine.runs.tracking import Tracker
 from engine.train.loop.batches import Batch, StepBatches

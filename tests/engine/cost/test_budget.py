@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engine.cost.budget import drawn_schedule, range_of
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.weights import built
 from engine.runs.restore import load_run
-from engine.runs.weights import built
 from engine.settings.layers import load_settings
 from engine.train.experiment import run_experiment
 from engine.train.loop.objective import Objective

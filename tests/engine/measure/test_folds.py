@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.cli import cli
-from engine.data.loader import Normalise
+from engine.data.loading.loader import Normalise
 from engine.measure.ensembles import load_folds
 from engine.runs.folder import RunFolder
 from engine.runs.folds import of_fold

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine.measure.reevaluate import load_groups
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.folder import RunFolder
-from engine.runs.metrics import metrics_of
+from engine.runs.records.metrics import metrics_of
 from engine.runs.restore import load_model, load_run
 from engine.settings.changes import decisive
 from engine.settings.layers import load_settings

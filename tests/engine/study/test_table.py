@@ -7,7 +7,7 @@ import pytest
 
 from engine.measure.metrics import METRICS
 from engine.runs.folder import RunFolder
-from engine.runs.results import Results
+from engine.runs.records.results import Results
 from engine.study.table import COLUMNS, ResultColumn, Row, compare, number, percent, table
 from models.settings import UserError
 from tests.engine.study.run_folders import write_run

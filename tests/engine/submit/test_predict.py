@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from engine.data import FileSettings
-from engine.data.inputs import read_images, to_grey
-from engine.data.loader import Normalise
+from engine.data.loading.inputs import read_images, to_grey
+from engine.data.loading.loader import Normalise
 from engine.data.reading import decode
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.restore import load_model, load_run
 from engine.settings.schema import RunSettings
 from engine.submit import predict

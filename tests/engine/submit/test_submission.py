@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.cells import guarded, is_formula, unguarded
+from engine.data.tables.cells import guarded, is_formula, unguarded
 from engine.submit.sample import Sample, read_sample
 from engine.submit.submission import write
 from engine.submit.validate import Report, validate

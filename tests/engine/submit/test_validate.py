@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.data.cells import number
+from engine.data.tables.cells import number
 from engine.submit.sample import Sample
 from engine.submit.validate import Report, class_folders, validate
 from engine.tasks import MANY_LABELS, ONE_LABEL

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.restore import load_run
 from engine.runs.tracking import Tracker

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.measure.ensembles import evaluate_run
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.restore import load_run
 from engine.settings.layers import load_settings
 from engine.train.experiment import run_experiment

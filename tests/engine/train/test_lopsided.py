@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.measure.evaluate import Evaluation
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.folder import RunFolder
 from engine.settings.schema import RunSettings
 from engine.study.table import compare, table

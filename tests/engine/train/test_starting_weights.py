@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.weights import built, start_weights
 from engine.runs.restore import load_run
-from engine.runs.weights import built, start_weights
 from engine.train.experiment import run_experiment
 from models.settings import UserError
 from tests.engine.train.tuned_runs import MODES, VIT, settings_of

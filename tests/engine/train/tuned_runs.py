@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.settings.schema import RunSettings
 from models.settings import check
 

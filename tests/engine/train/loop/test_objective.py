@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.data import build_data
 from engine.machine import pick_device
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.weights import built
 from engine.runs.tracking import Tracker
-from engine.runs.weights import built
 from engine.tasks import MANY_LABELS, ONE_LABEL
 from engine.train.build import build_trainer
 from engine.train.experiment import prepare_run

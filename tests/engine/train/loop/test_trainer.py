@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine.measure.ensembles import evaluate_run
 from engine.measure.evaluate import Evaluation
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
 from engine.runs.folder import RunFolder
 from engine.runs.restore import load_run
 from engine.runs.tracking import Tracker

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data.mix import Mix
+from engine.data.augmentation.mix import Mix
 from engine.data.settings import AugmentSettings
 from engine.tasks import MANY_LABELS
 from models.settings import UserError

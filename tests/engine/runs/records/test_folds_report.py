@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.runs.folder import RunFolder
-from engine.runs.folds_report import VERSION, FoldResult, FoldsReport
-from engine.runs.record import NewerVersion
+from engine.runs.records.folds_report import VERSION, FoldResult, FoldsReport
+from engine.runs.records.record import NewerVersion
 from engine.train.folds_report import read_report, together
 from engine.train.report import print_folds
 from models.settings import UserError

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import engine.data.workers as workers_module
+import engine.data.loading.workers as workers_module
 from engine.data import SplitSettings, build_data
 from engine.data.arrays import Data
-from engine.data.loader import TrainLoader, eval_batches
+from engine.data.loading.loader import TrainLoader, eval_batches
+from engine.data.loading.workers import Reader, killed_workers_as_errors
 from engine.data.settings import AugmentSettings
 from engine.data.sources.folder import FolderSettings
-from engine.data.workers import Reader, killed_workers_as_errors
 from engine.train.loop.signals import Stopped, Stopping
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
@@ -186,7 +186,7 @@ def test_a_batch_that_cannot_be_shared_is_one_line(images, monkeypatch, error, w
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs a /dev/shm of its own")
 def test_shared_memory_that_is_too_small_is_one_line(images):
     """A real /dev/shm: the queues fit, the batches do not."""
-    script = f"from tests.engine.data.test_workers import read_all; read_all({str(images)!r})"
+    script = f"from tests.engine.data.loading.test_workers import read_all; read_all({str(images)!r})"
     mounted = 'mount -t tmpfs -o size=8k tmpfs /dev/shm && exec "$0" -c "$1"'
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", mounted, sys.executable, script],

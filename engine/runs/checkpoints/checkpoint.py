@@ -1,7 +1,7 @@
 """Saves and loads checkpoint files, which are written atomically, verified when read, and never execute code.
 
 A checkpoint is written by `torch.save`, so `torch.load(path, weights_only=True)` can read it anywhere, and sealed by
-`engine.runs.seal`.
+`engine.runs.checkpoints.seal`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.files import replacing
-from engine.runs.seal import check_seal, comment_of, seal
+from engine.runs.checkpoints.seal import check_seal, comment_of, seal
 from models.archives import in_words, unpacked_size
 from models.settings import UserError
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from engine.files import finite
-from engine.runs.class_scores import ClassScores
-from engine.runs.record import Amount, Count, Fraction, Interval, Record, RunRecord, check_version, metrics_in
-from engine.runs.results import Results
+from engine.runs.records.class_scores import ClassScores
+from engine.runs.records.record import Amount, Count, Fraction, Interval, Record, RunRecord, check_version, metrics_in
+from engine.runs.records.results import Results
 
 VERSION = 2  # of the report: 1 has no `version`, and no field that is in LATER
 LATER = frozenset(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.data.arrays import Arrays
-from engine.data.loader import TrainLoader
-from engine.data.order import Balanced, Shuffled, build_order
+from engine.data.loading.loader import TrainLoader
+from engine.data.loading.order import Balanced, Shuffled, build_order
 from engine.data.settings import AugmentSettings
 from engine.train.loop.features import FeatureLoader
 from models.settings import check

@@ -20,10 +20,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from engine.data.arrays import Split
+from engine.data.augmentation.transforms import compose, keys, transformed
 from engine.data.images import to_square
-from engine.data.limits import demand_files, limit_in_words
+from engine.data.loading.limits import demand_files, limit_in_words
 from engine.data.reading import Files
-from engine.data.transforms import compose, keys, transformed
 from models.settings import Settings, UserError
 
 MOST = 8  # default largest number of processes
@@ -33,11 +33,11 @@ PATIENCE = 1.0  # seconds that processes have to end when they are told to
 class Reader(Dataset):
     """Reads batches of images by (epoch, draw), transformed with random numbers keyed by (seed, epoch, draw).
 
-    The draw i + N r is image i of N, see `engine.data.order`.
+    The draw i + N r is image i of N, see `engine.data.loading.order`.
 
     Args:
         split: images in memory or in files.
-        transforms: settings from engine.data.transforms; None: images as in evaluation.
+        transforms: settings from engine.data.augmentation.transforms; None: images as in evaluation.
         seed: the run's seed.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.data.csv_files import read_table
+from engine.data.tables.csv_files import read_table
 from models.settings import UserError
 
 CELLS = [["id", "label"], ["1.jpg", "cat"], ["2.jpg", "dog"]]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from engine.data.arrays import Arrays, channel_stats
-from engine.data.loader import TrainLoader, eval_batches
+from engine.data.loading.loader import TrainLoader, eval_batches
 from engine.data.settings import AugmentSettings
 from models.settings import UserError
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from engine.data import Data
 from engine.data.names import same_names
 from engine.machine import seed_step
-from engine.runs import checkpoint
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.seal import verify
 from engine.runs.folder import RunFolder, Which
-from engine.runs.seal import verify
 from engine.settings.schema import RunSettings
 from models.builders import build
 from models.finetune import Tuning, frozen_state

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.runs import checkpoint
-from engine.runs.seal import seal
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.seal import seal
 from models.settings import UserError
 
 STATE = {
@@ -31,8 +31,8 @@ STATE = {
 KILLED_WHILE_SAVING = """
 import os, random, signal, sys, time
 import torch
-from engine.runs import checkpoint
-from engine.runs.seal import seal
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.seal import seal
 path, rounds = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 state = {"step": 0, "weights": [torch.full((50_000,), 0.0) for _ in range(4)]}

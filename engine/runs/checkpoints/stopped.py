@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import writing
-from engine.runs import checkpoint
-from engine.runs.checkpoint import NewerFormat
+from engine.runs.checkpoints import checkpoint
+from engine.runs.checkpoints.checkpoint import NewerFormat
 from engine.runs.folder import RunFolder
 from engine.runs.log import start_log
-from engine.runs.metrics import metrics_of
-from engine.runs.results import Results
+from engine.runs.records.metrics import metrics_of
+from engine.runs.records.results import Results
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")

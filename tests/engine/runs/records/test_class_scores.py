@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.runs.class_scores import ClassScores, classes_to_json, pooled_scores
+from engine.runs.records.class_scores import ClassScores, classes_to_json, pooled_scores
 from engine.tasks import MANY_LABELS, ONE_LABEL
 
 NAMES = ["mole", "scar", "skin"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.data.augment import (
+from engine.data.augmentation.augment import (
     BOX,
     ERASE_AREA,
     ERASE_ASPECT,

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data.arrays import Split
-from engine.data.augment import augment_images, erased_pixels
-from engine.data.order import Order, Shuffled
+from engine.data.augmentation.augment import augment_images, erased_pixels
+from engine.data.loading.order import Order, Shuffled
+from engine.data.loading.workers import Reader, Workers
 from engine.data.reading import Files
 from engine.data.settings import AugmentSettings
-from engine.data.workers import Reader, Workers
 from engine.wording import counted
 from models.settings import UserError
 

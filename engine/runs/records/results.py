@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from engine.files import finite
-from engine.runs.class_scores import ClassScores
-from engine.runs.record import SLACK, Amount, Count, Fraction, Interval, RunRecord, check_version, metrics_in
+from engine.runs.records.class_scores import ClassScores
+from engine.runs.records.record import SLACK, Amount, Count, Fraction, Interval, RunRecord, check_version, metrics_in
 from models.settings import UserError
 
 # Fields that are left out of the JSON where they are None, because another kind of label has them, or other runs.

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from engine.data.augmentation.transforms import TRANSFORMS, compose, keys, transformed
 from engine.data.settings import AugmentSettings
-from engine.data.transforms import TRANSFORMS, compose, keys, transformed
 from models.settings import UserError, check
 
 NEEDED = {"RandomRotation": {"degrees": 20.0}}

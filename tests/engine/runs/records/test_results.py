@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from engine.runs.results import VERSION, Results
+from engine.runs.records.results import VERSION, Results
 from engine.train.report import print_run
 from models.settings import UserError
 from tests.paths import ROOT

@@ -1,0 +1,1 @@
+"""What changes images while training: fast batched keys, torchvision's transforms, mixing."""

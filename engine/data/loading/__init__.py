@@ -1,0 +1,1 @@
+"""Batches of images for training and evaluation: order, worker processes, and the loaders themselves."""
