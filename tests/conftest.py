@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import signal
 
 import pytest
 
@@ -9,6 +10,11 @@ from tests.quiet import end_log
 # The same numbers on every machine: `auto` would mean bf16 on processors that have it. Set the variable to bf16 to run
 # the suite in it, on any processor.
 os.environ.setdefault("HYBRIDMERGE_PRECISION", "fp32")
+
+# The same signals too: a shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. A run
+# that starts so goes on ignoring them, which is what the tests of stopping do not expect.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

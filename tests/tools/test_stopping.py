@@ -53,7 +53,7 @@ def test_workers_that_hang_do_not_keep_a_stopped_run_alive(images, number):
         output, errors = process.communicate(timeout=30)
     assert time.monotonic() - started < 10  # with what Python needs to end
     assert process.returncode == 128 + number and errors == ""
-    assert "stopped; go on with: tools/train.py --resume runs/hung" in output
+    assert "stopped; continue with: tools/train.py --resume runs/hung" in output
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     state = checkpoint.load(folder / "last.pt")
     assert state["progress"]["step"] > 0

@@ -56,13 +56,7 @@ def finish(tool: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
 def training(*args: str, cwd: Path, until: Path) -> Iterator[subprocess.Popen]:
     """A training process that has come so far that the file `until` is there. It is killed where a test fails."""
     with subprocess.Popen(
-        command("train.py", *args),
-        cwd=cwd,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+        command("train.py", *args), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             deadline = time.monotonic() + 60
