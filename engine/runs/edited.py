@@ -26,7 +26,7 @@ def check_unedited(settings: RunSettings, file: Path, checkpoints: Iterable[Path
     Args:
         settings: of the run.
         file: where they were read.
-        checkpoints: of the run; they need not exist.
+        checkpoints: of the run: the best, then those to resume from, the newest first. They need not exist.
 
     Raises:
         UserError: the first difference.
@@ -40,7 +40,7 @@ def check_unedited(settings: RunSettings, file: Path, checkpoints: Iterable[Path
         if (changed or other_data) and not is_intact(path):
             continue  # what it says may be what is damaged, which loading it reports
         if changed:
-            raise UserError(f"{changed}, says {path}; {_fix(settings, file, path, paths)}")
+            raise UserError(f"{changed}, says {path}; {_fix(settings, file, path, paths[:2])}")
         if other_data:
             names = f"{next(iter(data.values())).name} and {path.name}"
             raise UserError(f"{path.parent}: {names} were trained on different data; put the run's own files back")
@@ -48,9 +48,13 @@ def check_unedited(settings: RunSettings, file: Path, checkpoints: Iterable[Path
             data[fingerprint] = path
 
 
-def _fix(settings: RunSettings, file: Path, path: Path, checkpoints: list[Path]) -> str:
-    """Returns what to do where `path`, one of a run's checkpoints, records other settings than the run's."""
-    for other in checkpoints:
+def _fix(settings: RunSettings, file: Path, path: Path, newest: list[Path]) -> str:
+    """Returns what to do where `path`, one of a run's checkpoints, records other settings than the run's.
+
+    Only its newest checkpoints tell a file of another run from an edit: a checkpoint before them may be from the time
+    before the run was made longer.
+    """
+    for other in newest:
         if (record := recorded(other)) and not changed_on_resume(record, settings):
             return f"{other.name} was trained with those of {file.name}: put the run's own {path.name} into the folder"
     return (

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -114,6 +115,7 @@ class Workers:
         running, self._loader._iterator = self._loader._iterator, None
         if running is None:
             return
+        running.forget()  # before any of them is killed
         processes = running._workers
         for process in processes:
             process.terminate()
@@ -121,10 +123,9 @@ class Workers:
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in processes:
-            with suppress(RuntimeError):  # torch says that a process was killed
-                if process.is_alive():
-                    process.kill()
-                    process.join(PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join(PATIENCE)
         running._shutdown_workers()  # otherwise the rest lives as long as the iterator, which a traceback may keep
 
     @contextmanager
@@ -158,6 +159,12 @@ class _Processes(_MultiProcessingDataLoaderIter):
             for process in self._workers:
                 process.terminate()
             raise
+
+    def forget(self) -> None:
+        """Ends torch's watch over the processes, which raises an error anywhere in this process if one is killed."""
+        if self._worker_pids_set:
+            _remove_worker_pids(id(self))
+            self._worker_pids_set = False
 
 
 class _Keys:
@@ -229,9 +236,10 @@ def _begin(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "sigtimedwait"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigtimedwait"):
         Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
 

@@ -356,7 +356,6 @@ def test_any_name_is_found_or_refused(text):
         (None, 0, ""),
         (UserError("train.lr = 0:\n  too small\r\nraise it"), 2, "error: train.lr = 0:   too small raise it\n"),
         (KeyboardInterrupt(), 130, ""),
-        (BrokenPipeError(), 141, ""),
     ],
 )
 def test_cli_exit_codes(error, code, stderr, capfd, monkeypatch):

@@ -183,6 +183,18 @@ def test_a_batch_that_cannot_be_shared_is_one_line(images, monkeypatch, error, w
     assert len(batches(data, PLAIN, 0)) > 1  # as the advice says
 
 
+def test_workers_that_die_by_the_signal_are_closed_without_an_error(images, monkeypatch):
+    """Torch would raise an error in this process."""
+    monkeypatch.setattr(workers_module, "_begin", dies_by_the_signal)
+    data = data_of(images, "none")
+    for _ in range(3):
+        assert len(batches(data, PLAIN, 2)) > 1
+
+
+def dies_by_the_signal(_: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs a /dev/shm of its own")
 def test_shared_memory_that_is_too_small_is_one_line(images):
     """A real /dev/shm: the queues fit, the batches do not."""
