@@ -22,6 +22,17 @@ COLOURS = {"1": RED, "10": GREEN, "2": BLUE}  # names as folders sort them, not 
 MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
 VIT = {"name": "vit", "img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
 FOLDER = {"name": "folder", "path": "not/there"}
+# A settings file for a folder of colours beside it, which trains in a second.
+SETTINGS = """
+name: colours
+threads: 1
+device: cpu
+model: {name: vit, img_size: 8, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2}
+data: {name: folder, path: images, workers: 0}
+split: {val: 0, test: 0.25}
+train: {epochs: 1, batch_size: 4, precision: fp32}
+log: {images: 0}
+"""
 
 
 def save_colour(path: Path, colour: Sequence[int], seed: int = 0, size: tuple[int, int] = (14, 10), **how) -> Path:

@@ -10,19 +10,8 @@ from engine.settings.layers import load_settings
 from models.settings import UserError
 from tests.engine.settings.settings_files import write
 from tests.quiet import end_log
-from tests.tools.colours import BLUE, GREEN, RED, save_colour
+from tests.tools.colours import BLUE, GREEN, RED, SETTINGS, save_colour
 from tools import train as train_tool
-
-TEXT = """
-name: colours
-threads: 1
-device: cpu
-model: {name: vit, img_size: 8, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2}
-data: {name: folder, path: images, workers: 0}
-split: {val: 0, test: 0.25}
-train: {epochs: 1, batch_size: 4, precision: fp32}
-log: {images: 0}
-"""
 
 
 @pytest.fixture
@@ -32,7 +21,7 @@ def cfg(tmp_path, monkeypatch, capsys) -> str:
     for number in range(8):
         for name, colour in (("red", RED), ("green", GREEN), ("blue", BLUE)):
             save_colour(Path("images") / name / f"{number}.png", colour, seed=number)
-    return write(tmp_path, "colours.yaml", TEXT)
+    return write(tmp_path, "colours.yaml", SETTINGS)
 
 
 def train(*argv: str) -> None:

@@ -14,19 +14,8 @@ from engine.runs.restore import load_run
 from models.settings import UserError
 from tests.engine.settings.settings_files import write
 from tests.quiet import end_log
-from tests.tools.colours import BLUE, GREEN, RED, save_colour
+from tests.tools.colours import BLUE, GREEN, RED, SETTINGS, save_colour
 from tools import train as train_tool
-
-TEXT = """
-name: names
-threads: 1
-device: cpu
-model: {name: vit, img_size: 8, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2}
-data: {name: folder, path: linux, workers: 0}
-split: {val: 0, test: 0.25}
-train: {epochs: 1, batch_size: 4, precision: fp32}
-log: {images: 0}
-"""
 
 
 @pytest.fixture
@@ -39,7 +28,7 @@ def cfg(tmp_path, monkeypatch, capsys) -> str:
             for letter in "aäoöuüzé":
                 path = unicodedata.normalize(form, f"{root}/{name}/{letter}.png")
                 save_colour(Path(path), colour, seed=(seed := seed + 1))
-    return write(tmp_path, "names.yaml", TEXT)
+    return write(tmp_path, "colours.yaml", SETTINGS.replace("path: images", "path: linux"))
 
 
 def train(*argv: str) -> None:
@@ -59,10 +48,10 @@ def test_a_run_goes_on_to_the_same_weights(cfg):
 
 def test_folds_go_on_and_are_told_together(cfg):
     train("--cfg", cfg, "split.folds=2", "split.fold=0")
-    train("--resume", "runs/names", "data.path=macos")
-    folds = [load_run(Path(f"runs/names/fold{i}"), ["data.path=linux"]) for i in range(2)]
+    train("--resume", "runs/colours", "data.path=macos")
+    folds = [load_run(Path(f"runs/colours/fold{i}"), ["data.path=linux"]) for i in range(2)]
     assert len(folds[0].data.test) + len(folds[1].data.test) == 24
-    report = json.loads(Path("runs/names/folds.json").read_text(encoding="utf-8"))
+    report = json.loads(Path("runs/colours/folds.json").read_text(encoding="utf-8"))
     assert list(report["class_accuracy"]) == list(report["class_images"]) == ["Birnen", "Äpfel", "Ölbaum"]
 
 
@@ -75,4 +64,4 @@ def test_the_number_of_joined_labels_is_the_one_that_is_asked_for(cfg):
     with pytest.raises(UserError, match="model.num_classes = 4: the data has 3; set model.num_classes=3"):
         train("--cfg", cfg, *table, "data.label_separator=bar", "model.num_classes=4")
     train("--cfg", cfg, *table, "data.label_separator=bar", "model.num_classes=3")
-    assert load_run(Path("runs/names")).classes == ["a", "b", "c"]
+    assert load_run(Path("runs/colours")).classes == ["a", "b", "c"]
