@@ -12,6 +12,9 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 LORA = ["peft>=0.18"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
+PAGE = ["altair>=5.5", "vl-convert-python>=1.7"]
+SLURM = ["submitit>=1.5"]
+SEARCH = ["optuna>=4.0"]
 
 setup(
     name="hybridmerge",
@@ -46,6 +49,9 @@ setup(
             "tqdm>=4.65",
             "rich>=13",  # tables on a terminal
         ],
+        "page": PAGE,  # tools/compare.py --html
+        "slurm": SLURM,  # tools/study.py --slurm
+        "search": SEARCH,  # a study that searches over settings
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
         "dev": [
             "pytest>=8.0",
@@ -55,8 +61,13 @@ setup(
             "mypy>=2.0",
             "jsonschema>=4.20",
             "setuptools>=70.1",  # a test builds the wheel, without a network
+            "selenium>=4.20",  # pages in a headless Chromium, where the distribution has one
+            "statsmodels>=0.14",  # McNemar's test of a second library
             *LORA,
             *ONNX,
+            *PAGE,
+            *SLURM,
+            *SEARCH,
         ],
     },
 )
