@@ -46,9 +46,9 @@ class Point:
         method: the merging method; None for a model that does not merge.
         budget: how much is merged, in words, such as "r = 8" or "0.9 GMACs"; None without merging.
         metric: the name of the score, such as "top1".
-        scores: the score of each repetition, as a fraction, by what tells repetitions apart: "seed 0", "seed 0, fold 2".
+        scores: the score of each repetition, a fraction, by what tells them apart: "seed 0", "seed 0, fold 2".
         costs: the costs by their key in `COSTS`; keys may be missing.
-        line: points with the same text belong to one model with several budgets, and the figure joins them; None: alone.
+        line: points with the same text are one model with several budgets, and the figure joins them; None: alone.
         images: the number of test images of each repetition; None if unknown.
         outcomes: reads the outcome of a repetition, by the same keys as `scores`; empty where none was kept.
         extra: further columns of the table, by title.
