@@ -91,7 +91,16 @@ def test_the_wheel_requires_what_models_import_and_no_more(wheel):
     requirements = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert {line.partition(">=")[0] for line in requirements} == REQUIRED
     assert all(">=" in line for line in requirements)
-    assert set(metadata.get_all("Provides-Extra")) == {"lora", "export", "workbench", "bench", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "lora",
+        "export",
+        "workbench",
+        "page",
+        "slurm",
+        "search",
+        "bench",
+        "dev",
+    }
 
 
 @pytest.mark.slow
