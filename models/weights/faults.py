@@ -16,6 +16,7 @@ from ..merging.layer import MergeLayer
 from ..settings import UserError
 from ..stem import PatchStem
 from ..vit import VisionTransformer
+from .blocks import absent_blocks
 from .caveats import USUAL_HEAD
 from .convert import first_conv
 from .files import State
@@ -46,8 +47,6 @@ TRAINING = (
     "n_averaged",
 )
 COUNTERS = ("total_ops", "total_params", "position_ids")  # last parts of names: of profilers, and of Hugging Face
-# What a name begins with if it belongs to one of a model's numbered parts.
-NUMBERED = re.compile(r"(.*\.\d+|.*?(?:layer|block|trans)_?\d+)\.")
 
 
 def demand_same_function(fit: Fit, model: nn.Module, state: State) -> None:
@@ -93,21 +92,20 @@ def without_place(fit: Fit) -> list[str]:
 
 
 def incomplete(fit: Fit, model: nn.Module) -> list[str]:
-    """Returns the names of the model's weights that the file lacks, of parts that are loaded otherwise.
+    """Returns the names of the model's weights that the file lacks, and without which it is not the file's network.
 
-    A block that is missing as a whole is not among them, nor is what the model has beyond the networks of such files:
-    merging that learns, a hybrid's convolutional half.
+    A block that is missing as a whole is not among them if one that equals it is loaded (see `absent_blocks`), nor is
+    what the model has beyond the networks of such files: merging that learns, a hybrid's convolutional half if nothing
+    of it is loaded.
     """
-    part = "vit." if isinstance(model, Hybrid) else fit.reading.part
+    alone = isinstance(model, Hybrid) and not any(name.startswith("conv_head.") for name in fit.tensors)
+    part = "vit." if alone else fit.reading.part
     merging = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, MergeLayer))
-    loaded = {_unit(name) for name in fit.tensors}
+    beyond = merging + absent_blocks(model, set(fit.tensors))
     return [
         name
         for name in fit.report.missing
-        if name.startswith(part)
-        and not (merging and name.startswith(merging))
-        and not _is_own_stem(name, model)
-        and _unit(name) in loaded
+        if name.startswith(part) and not (beyond and name.startswith(beyond)) and not _is_own_stem(name, model)
     ]
 
 
@@ -120,12 +118,6 @@ def _is_apart(name: str) -> bool:
         or any(first == word or first.startswith(f"{word}_") for word in TRAINING)
         or name.endswith(COUNTERS)
     )
-
-
-def _unit(name: str) -> str:
-    """Returns the numbered part of a model that a name belongs to, such as blocks.3; "" outside of all blocks."""
-    match = NUMBERED.match(name)
-    return match[1] if match else ""
 
 
 def _is_own_stem(name: str, model: nn.Module) -> bool:
