@@ -20,6 +20,7 @@ from engine.data.names import same_names
 from engine.machine import seed_step
 from engine.runs.checkpoints import checkpoint
 from engine.runs.checkpoints.seal import verify
+from engine.runs.edited import recorded
 from engine.runs.folder import RunFolder, Which
 from engine.settings.schema import RunSettings
 from models.builders import build
@@ -53,19 +54,36 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
         verify(Path(source))
     run = RunFolder(source)
     whole = run.is_run and run.checkpoint("best").is_file()
-    _check_heads(settings, run if run.is_run else RunFolder(Path(source).parent))
+    heads = _trained_heads(Path(source))
+    _check_heads(settings, heads)
     report = load_weights_from(model, source, _all_weights(run) if whole else None)
+    if heads is not None:
+        report.caveats = []  # our own run says what files of weights do not
     for line in report.lines():
         log.info(line)
 
 
-def _check_heads(settings: RunSettings, run: RunFolder) -> None:
+def _trained_heads(source: Path) -> int | None:
+    """Returns the number of attention heads with which a run trained its weights; None if no run's or not known.
+
+    The checkpoint says it, wherever it was copied to; for one of an older version, the settings in its folder.
+
+    Args:
+        source: a run folder, or a file of weights.
+    """
+    run = RunFolder(source if source.is_dir() else source.parent)
+    found = recorded(run.checkpoint("best") if source.is_dir() else source).get("model.num_heads")
+    if found is None and run.is_run:
+        found = getattr(run.settings.model, "num_heads", None)
+    return found
+
+
+def _check_heads(settings: RunSettings, theirs: int | None) -> None:
     """Raises a UserError if the run whose weights are loaded has another number of attention heads.
 
     The weights of any number of heads have the same shapes.
     """
     own = getattr(settings.model, "num_heads", None)
-    theirs = getattr(run.settings.model, "num_heads", None) if run.is_run else None
     if own is not None and theirs is not None and own != theirs:
         raise UserError(
             f"model.num_heads = {own}: {settings.model.weights} was trained with {theirs}, with {own} its weights "

@@ -47,13 +47,29 @@ def test_statistics_come_with_the_weights(given, start, folder, tmp_path):
     assert run.data.mean == (0.25,) and run.data.std == (0.5,)
 
 
-@pytest.mark.parametrize("file", ["", "best.pt"])
-def test_a_run_with_another_number_of_heads_is_refused(file, start):
-    """Its weights have the same shapes, and compute something else."""
-    weights = str(Path(start) / file)
-    settings = settings_of(model={**VIT, "weights": weights, "num_heads": 2 * VIT["num_heads"]})
+@pytest.mark.parametrize("given", ["run", "run/best.pt", "copy.pt"])
+def test_a_run_says_its_number_of_heads(given, start, tmp_path, caplog):
+    """The weights of any number have the same shapes, and compute something else."""
+    weights = tmp_path / given
+    if given == "copy.pt":
+        shutil.copy(Path(start) / "best.pt", weights)
+    else:
+        shutil.copytree(start, tmp_path / "run")
+    settings = settings_of(model={**VIT, "weights": str(weights), "num_heads": 2 * VIT["num_heads"]})
     with pytest.raises(UserError, match=rf"was trained with {VIT['num_heads']}, .*; use model.num_heads"):
         start_weights(built(settings), settings)
+    settings = settings_of(model={**VIT, "weights": str(weights)})
+    with caplog.at_level("INFO"):
+        start_weights(built(settings), settings)
+    assert "weights: " in caplog.text and "does not say" not in caplog.text
+
+
+def test_a_file_of_others_does_not_say_its_number_of_heads(start, tmp_path, caplog):
+    torch.save(checkpoint.load(Path(start) / "best.pt")["model"], tmp_path / "best.pt")
+    settings = settings_of(model={**VIT, "weights": str(tmp_path / "best.pt")})
+    with caplog.at_level("INFO"):
+        start_weights(built(settings), settings)
+    assert "does not say how many attention heads" in caplog.text
 
 
 def test_somebody_elses_file_has_no_statistics(tmp_path):
