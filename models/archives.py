@@ -1,4 +1,4 @@
-"""What files of arrays and tensors take in memory, known before any of it is unpacked.
+"""What files of arrays and tensors take in memory, known before any of it is unpacked, and how much memory there is.
 
 A zip archive (.npz, .pth) of a few megabytes can unpack to any size, and an array's header can claim any shape.
 """
@@ -64,16 +64,26 @@ def _claimed(file: IO[bytes]) -> int:
     return prod(shape) * dtype.itemsize if not dtype.hasobject else 0  # a pickle, which is not read
 
 
+def memory_limit() -> int:
+    """Returns the bytes of memory of the machine, or of this process's container if that has less."""
+    machine, container = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _of_container()
+    return machine if container is None else min(machine, container)
+
+
 def available_memory() -> int:
     """Returns the bytes that this process can still take: of the machine, or of its container if that is less."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = [pages, _field(MEMINFO, "MemAvailable:", 1024)]
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
+    free = [memory_limit(), _field(MEMINFO, "MemAvailable:", 1024)]
+    if (limit := _of_container()) is not None:
         free.append(limit - (_field(CGROUP / "memory.stat", "anon", 1) or 0))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        pass
     return max(min(number for number in free if number is not None), 0)
+
+
+def _of_container() -> int | None:
+    """Returns the bytes that a container may take; None if there is no container, or one without a limit ("max")."""
+    try:
+        return int((CGROUP / "memory.max").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _field(path: Path, name: str, unit: int) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from math import prod
 from typing import Any
 
 from torch import nn
 
+from .archives import in_words, memory_limit
 from .budget import solve
 from .registry import MODELS
 from .settings import Settings, UserError, check, nearest
@@ -37,17 +37,18 @@ def build(settings: Settings) -> nn.Module:
 
 
 def _check_size(settings: Any) -> None:
-    """Refuses a transformer that is larger than the machine's memory: the system would kill the process."""
+    """Refuses a transformer that is larger than the memory that there is: the system would kill the process."""
     if not isinstance(settings, EncoderSettings):
         return
     weights = (
         settings.depth * (4 + 2 * settings.mlp_ratio) * settings.embed_dim**2 + prod(settings.grid) * settings.embed_dim
     )
-    needed, present = 4 * weights / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    needed, present = 4 * weights, memory_limit()
     if needed > present:
         raise UserError(
             f"model.embed_dim = {settings.embed_dim}: with depth {settings.depth} and a grid of {settings.grid[0]} "
-            f"patches a side the weights take {needed:.0f} GiB, and this machine has {present:.0f}; use smaller ones"
+            f"patches a side the weights take {in_words(int(needed))} of memory, and there are "
+            f"{in_words(present)}; use smaller ones"
         )
 
 

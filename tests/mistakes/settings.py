@@ -62,8 +62,8 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A model that is larger than the machine's memory",
         "tools/train.py --cfg digits/vit model.embed_dim=65536 model.depth=100 out=.",
-        "model.embed_dim = 65536: with depth 100 and a grid of 4 patches a side the weights take ... GiB, and this "
-        "machine has ...; use smaller ones",
+        "model.embed_dim = 65536: with depth 100 and a grid of 4 patches a side the weights take ... of memory, and "
+        "there are ...; use smaller ones",
     ),
     Mistake(
         "A learning rate beyond every use",

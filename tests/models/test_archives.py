@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from models import archives
-from models.archives import array_sizes, available_memory, in_words, unpacked_size
+from models import UserError, archives, build_model
+from models.archives import array_sizes, available_memory, in_words, memory_limit, unpacked_size
 
 
 def header(shape, descr="|u1", write=np.lib.format.write_array_header_1_0):
@@ -53,7 +53,17 @@ def test_the_memory_of_a_container(tmp_path, monkeypatch):
     assert available_memory() == 5000 * 1024
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 1999999\n")
-    assert available_memory() == 2_000_000
+    assert available_memory() == 2_000_000 and memory_limit() == 3_000_000
+
+
+def test_a_model_that_is_larger_than_the_container(tmp_path, monkeypatch):
+    """The machine's memory would hold it; the system would kill the process."""
+    monkeypatch.setattr(archives, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{10**6}\n")
+    with pytest.raises(UserError, match=r"embed_dim = 256: .* take 6.49 MB of memory, and there are 1 MB; use"):
+        build_model("vit", embed_dim=256, num_heads=4, depth=2, num_classes=3)
+    (tmp_path / "memory.max").write_text(f"{10**8}\n")
+    build_model("vit", embed_dim=256, num_heads=4, depth=2, num_classes=3)
 
 
 def test_sizes_in_words():
