@@ -8,9 +8,7 @@ from engine.settings.layers import load_settings
 from models import build
 from models.finetune import Tuning
 from models.interface import tokens_per_block
-from tests.paths import CONFIGS
-
-RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if "base" not in path.relative_to(CONFIGS).parts)
+from tests.paths import CONFIGS, RUNS
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.relative_to(CONFIGS).as_posix())

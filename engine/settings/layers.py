@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.settings.recipes import recipe_for
 from engine.settings.schema import RunSettings
@@ -19,7 +19,10 @@ from engine.settings.types import at_key, is_free_text, is_single, is_text, may_
 from engine.settings.yaml12 import KEY, MAX_LENGTH, BadYAML, dump, is_null, parse
 from models.settings import Settings, UserError, check, classes_in, names_of, nearest
 
+S = TypeVar("S", bound=Settings)
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+OTHERS = ("studies", "zeroshot")  # folders under configs/ whose files are not the settings of a run
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
 HASH = "\ue023"  # stands for # in overrides while they are read as YAML, where a # after a blank begins a comment
 
@@ -45,7 +48,7 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     Raises:
         UserError: one line that names the file and line, or the key and its value, and the fix.
     """
-    in_files = _load(_find(cfg))
+    in_files = _load(RunSettings, _find(cfg))
     values = layered(in_files, parse_overrides(overrides))
     settings = check(RunSettings, layered(recipe_for(values, in_files), values))
     if getattr(settings.data, "size", 0) is None:  # files are read at the size that the model takes
@@ -54,25 +57,41 @@ def load_settings(cfg: str, overrides: Iterable[str] = ()) -> RunSettings:
     return settings.with_classes(settings.data.published_classes)
 
 
-def to_yaml(settings: RunSettings) -> str:
+def load_file(cls: type[S], cfg: str, overrides: Iterable[str] = (), folder: str = "") -> S:
+    """Loads a file of other settings than a run's, such as a plan, in the same way.
+
+    Args:
+        cls: the settings class of the file.
+        cfg: a path, or a name under configs/, with or without .yaml.
+        overrides: strings such as "model.arch=resnet18".
+        folder: the folder under configs/ whose names an error suggests.
+
+    Raises:
+        UserError: as `load_settings`.
+    """
+    in_file = _load(cls, _find(cfg, folder))
+    return check(cls, layered(in_file, parse_overrides(overrides, cls), [cls]))
+
+
+def to_yaml(settings: Settings) -> str:
     """Returns all settings as YAML text, which `load_settings` reads back as equal settings."""
     return dump(settings.model_dump(mode="json"))
 
 
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Returns overrides as one nested dictionary; of equal keys the last one counts.
+def parse_overrides(overrides: Iterable[str], cls: type[Settings] = RunSettings) -> dict[str, Any]:
+    """Returns overrides of settings of class `cls` as one nested dictionary; of equal keys the last one counts.
 
     Raises:
         UserError: an override is not of the form section.key=value, or its value cannot be read.
     """
     values: dict[str, Any] = {}
     for item in overrides:
-        path, value = parse_override(item)
+        path, value = parse_override(item, cls=cls)
         values = layered(values, reduce(lambda inner, part: {part: inner}, reversed(path), value), ())
     return values
 
 
-def parse_override(item: str, *, several: bool = False) -> tuple[list[str], Any]:
+def parse_override(item: str, *, several: bool = False, cls: type[Settings] = RunSettings) -> tuple[list[str], Any]:
     """Returns the path of keys and the value of an override, such as ["train", "lr"] and 0.001 for "train.lr=1e-3".
 
     Where the setting is a text, the value is exactly what follows the first "="; "null" is None where the text may be
@@ -81,6 +100,7 @@ def parse_override(item: str, *, several: bool = False) -> tuple[list[str], Any]
     Args:
         item: the override. "merge.r=4" is short for "model.merge.r=4".
         several: whether the value is a list of values for the setting.
+        cls: the class of the settings.
 
     Raises:
         UserError: the override is not of the form section.key=value, or its value cannot be read.
@@ -91,7 +111,7 @@ def parse_override(item: str, *, several: bool = False) -> tuple[list[str], Any]
         raise UserError(f"{item!r}: not an override; write section.key=value, as in train.lr=1e-3")
     path = key.split(".")
     path = ["model", *path] if path[0] == "merge" else path
-    types = reduce(at_key, path, [RunSettings])
+    types = reduce(at_key, path, [cls])
     try:
         text.encode()
         value = _value(text, [list[one] for one in types] if several else types)
@@ -126,39 +146,41 @@ def _with_hashes(value: Any) -> Any:
     return value.replace(HASH, "#") if isinstance(value, str) else value
 
 
-def _find(cfg: str) -> Path:
-    """Returns the path of the file that `--cfg` names."""
-    for path in (Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml"):
+def _find(cfg: str, folder: str = "") -> Path:
+    """Returns the path of the file that `--cfg` names; `folder` is where under configs/ it may lie as well."""
+    inside = CONFIGS / folder
+    for path in (Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml", inside / cfg, inside / f"{cfg}.yaml"):
         if os.path.isfile(path):
             return path
-    known = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
-    runs = [name for name in known if not name.startswith("base/")]
+    known = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(inside.rglob("*.yaml"))]
+    others = () if folder else ("base/", *(f"{other}/" for other in OTHERS))
+    runs = [name for name in known if not name.startswith(others)]
     wanted = cfg.removeprefix("configs/").removesuffix(".yaml")
     raise UserError(f"{cfg!r}: no such file, and no such name under configs/; {nearest(wanted, runs)}")
 
 
-def _load(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _load(cls: type[Settings], path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a file and puts it over the files it inherits from. `chain` is the files that named it as their base."""
     names = " -> ".join(str(file) for file in (*chain, path))
     if not os.path.isfile(path):
         raise UserError(f"{names}: the last is no file; base: is relative to the file that it stands in")
     if path.resolve() in [file.resolve() for file in chain]:
         raise UserError(f"{names}: base: goes in a circle; take it out of one of them")
-    values = _read(path)
+    values = _read(cls, path)
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
         raise UserError(f"{path}: base = {bases!r}: must be a file, or a list of files")
-    below = reduce(layered, [_load(path.parent / base, (*chain, path)) for base in bases], {})
-    return layered(below, values)
+    layers = [*(_load(cls, path.parent / base, (*chain, path)) for base in bases), values]
+    return reduce(lambda below, above: layered(below, above, [cls]), layers, {})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(cls: type[Settings], path: Path) -> dict[str, Any]:
     """Reads one file, without the files it inherits from."""
     try:
         if path.stat().st_size > MAX_LENGTH:
             raise UserError(f"{path}: longer than {MAX_LENGTH:,} bytes, which no settings are; give a settings file")
-        values = parse(path.read_bytes().decode("utf-8"), [RunSettings, _Inherits])
+        values = parse(path.read_bytes().decode("utf-8"), [cls, _Inherits])
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError as error:

@@ -3,10 +3,9 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-from engine.settings.layers import CONFIGS, load_settings
+from engine.settings.layers import load_settings
 from models.settings import UserError
 
-RUNS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "base")
 BODY = "name: a\nmodel: {name: vit}\ndata: {name: digits}\n"
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

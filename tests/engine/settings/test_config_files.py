@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.settings.layers import CONFIGS, load_settings
-from tests.engine.settings.settings_files import BODY, RUNS, refusal, write
+from tests.engine.settings.settings_files import BODY, refusal, write
+from tests.paths import RUNS
 
 
 @pytest.mark.parametrize(

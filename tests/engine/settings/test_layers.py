@@ -22,7 +22,8 @@ from engine.settings.schema import RunSettings, TrainSettings, one_of, schema
 from engine.settings.yaml12 import parse
 from models import MODELS
 from models.settings import Settings, UserError, check
-from tests.engine.settings.settings_files import BODY, QUICK, RUNS, refusal, write
+from tests.engine.settings.settings_files import BODY, QUICK, refusal, write
+from tests.paths import OF_RUNS, RUNS
 
 # What is checked
 
@@ -251,7 +252,7 @@ def validator():
     return jsonschema.Draft202012Validator(document)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.relative_to(CONFIGS).as_posix())
+@pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 def test_the_schema_takes_every_config_and_what_it_resolves_to(validator, path):
     validator.validate(parse(path.read_text()))
     if path in RUNS:
