@@ -1,0 +1,199 @@
+"""Evaluates the rows of a comparison: the same model and images with every way of merging."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.cost.macs import measure_or_say
+from engine.data import Split, load_raw
+from engine.data.loading.loader import eval_batches
+from engine.machine import commit, device_name, pick_autocast, pick_device, to_device, versions
+from engine.measure.evaluate import eval_mode
+from engine.study.zeroshot.labels import class_numbers
+from engine.study.zeroshot.rows import ZeroshotRow, key_of, read_row, write_row
+from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings, words
+from models.merging import unwrap, wrap
+from models.merging.settings import MergeSettings
+from models.merging.wrapping import schedule_of
+from models.settings import UserError
+from models.settings.zoo import normalisation
+from models.weights.load import load_weights
+from models.zoo import build_zoo
+
+log = logging.getLogger("hybridmerge.zeroshot")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """The images of a comparison.
+
+    Attributes:
+        splits: the images, in the order of the predictions.
+        targets: the model's class of each image, int64 (N,).
+        names: the images' names.
+        mean, std: what the model normalises images by.
+        fingerprint: of pixels and targets.
+    """
+
+    splits: list[Split]
+    targets: Tensor
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+
+def pretrained(settings: ZeroshotSettings, device: torch.device) -> tuple[nn.Module, str]:
+    """Returns the model without merging, with its weights loaded, and a fingerprint of these.
+
+    Raises:
+        UserError: the model cannot be built, or the weights cannot be found, or do not fit.
+    """
+    model = build_zoo(settings.model.model_copy(update={"merge": None}))
+    assert settings.model.weights is not None
+    report = load_weights(model, settings.model.weights)
+    for caveat in report.caveats:
+        log.warning(caveat)
+    if report.unused_heads if hasattr(report, "unused_heads") else False:
+        log.warning("the classifier was not loaded")
+    state = model.state_dict()
+    digest = key_of([(name, value.shape, value.double().sum().item()) for name, value in state.items()])
+    return model.to(device).eval(), digest
+
+
+def labelled_images(settings: ZeroshotSettings) -> LabelledImages:
+    """Loads all images of the dataset, whatever splits it has, and finds their classes in the model.
+
+    Raises:
+        UserError: the dataset is missing or malformed, or a class is not found.
+    """
+    data = settings.data
+    if not data.task.one_class:
+        raise UserError("data: its images have many labels each; give images with one class each")
+    if getattr(data, "size", 0) is None:
+        data = data.model_copy(update={"size": settings.model.img_size})
+    raw = load_raw(data)
+    splits = [split for split in (raw.train, raw.val, raw.test) if split is not None and len(split)]
+    numbers = torch.tensor(class_numbers(raw.classes, settings.model.classes, settings.classes))
+    targets = numbers[torch.cat([split.labels for split in splits])]
+    names = [path for split in splits for path in (split.paths or map(str, range(len(split))))]
+    statistics = normalisation(settings.model)
+    if statistics is None:
+        raise UserError(f"model.weights = {settings.model.weights!r}: no mean and std are known for these weights")
+    pixels = [digest.hex() for split in splits for digest in split.digests()]
+    return LabelledImages(splits, targets, tuple(names), *statistics, key_of(pixels, targets.tolist()))
+
+
+def evaluate_rows(
+    settings: ZeroshotSettings, folder: Path, report: Callable[[str], None] = print
+) -> tuple[LabelledImages, list[ZeroshotRow]]:
+    """Evaluates every row that has not been evaluated yet.
+
+    Args:
+        settings: the comparison.
+        folder: where rows are kept.
+        report: called with a line for each row.
+
+    Returns:
+        The images and the rows, the unmerged one first.
+
+    Raises:
+        UserError: a budget that cannot be met, or a method that the model does not support, before anything is
+            evaluated; or a file of an earlier row is damaged.
+    """
+    device = pick_device(settings.device)
+    model, weights = pretrained(settings, device)
+    ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
+    for name, merge in ways.items():
+        merged(model, name, merge)
+    images = labelled_images(settings)
+    autocast = pick_autocast(settings.precision, device)
+    where = {"device": device_name(device), "versions": versions()}
+    log.info("%s, torch %s", where["device"], where["versions"]["torch"])
+    rows: list[ZeroshotRow] = []
+    for number, (name, merge) in enumerate(ways.items(), 1):
+        of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
+        way = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
+        key = key_of(of_model, weights, images.fingerprint, images.mean, images.std, settings.precision, way)
+        row = read_row(folder, key)
+        if row is None:
+            start = time.perf_counter()
+            removed = merged(model, name, merge)
+            cost = measure_or_say(model)
+            predicted = predictions(model, images, settings.batch_size, device, autocast)
+            row = ZeroshotRow(
+                key=key,
+                name=name,
+                method=None if merge is None else merge.method,
+                budget=None if merge is None else words(merge),
+                merge=way,
+                removed=removed,
+                gmacs=cost.gmacs,
+                params=cost.params,
+                predicted=predicted.tolist(),
+                seconds=time.perf_counter() - start,
+                commit=commit(),
+            )
+            write_row(folder, row)
+        row = row.model_copy(update={"name": name})
+        rows.append(row)
+        right = (row.predictions == images.targets.numpy()).mean()
+        cost_text = "not counted" if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
+        report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost_text}, {row.seconds:.0f} s")
+    return images, rows
+
+
+def merged(model: nn.Module, name: str, merge: MergeSettings | None) -> list[int]:
+    """Puts a row's way of merging into the model, in place of the last one; returns the patches each block removes.
+
+    Raises:
+        UserError: the model does not support it, or the budget cannot be met.
+    """
+    if merge is None:
+        if _is_wrapped(model):
+            unwrap(model)
+        return []
+    try:
+        wrap(model, **merge.model_dump(exclude_defaults=True))
+    except UserError as error:
+        raise UserError(f"row {name!r}: {error}") from None
+    return schedule_of(model)
+
+
+def _is_wrapped(model: nn.Module) -> bool:
+    try:
+        schedule_of(model)
+    except UserError:
+        return False
+    return True
+
+
+def predictions(
+    model: nn.Module,
+    images: LabelledImages,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> Tensor:
+    """Returns the predicted class of every image, int64 (N,), on the CPU."""
+    found = []
+    with eval_mode(model):
+        for batch, _ in _batches(images, batch_size):
+            with autocast:
+                logits = model(to_device(batch, device))
+            found.append(logits.float().argmax(dim=-1).cpu())
+    return torch.cat(found)
+
+
+def _batches(images: LabelledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for split in images.splits:
+        yield from eval_batches(split, batch_size, images.mean, images.std, None)
+
+

@@ -1,0 +1,78 @@
+"""A row of a comparison: what a model with one way of merging predicted for every image, and what it costs.
+
+Each row is a file of its own, written as soon as the row is complete, so that a comparison that was stopped goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from engine.files import write_text_atomic
+from engine.runs.records.record import Amount, Count, Record
+from models.settings import UserError
+
+VERSION = 1  # of the record
+
+
+class ZeroshotRow(Record):
+    """The predictions and the cost of one row."""
+
+    version: int = Field(VERSION, description="of this record")
+    key: str = Field(description="fingerprint of everything that decides the predictions")
+    name: str = Field(description="the row's name")
+    method: str | None = Field(description="merging method; None: not merged")
+    budget: str | None = Field(description="how much is merged, in words; None: not merged")
+    merge: dict[str, Any] | None = Field(description="the merge: section of the row")
+    removed: list[Count] = Field(description="patches that each block removes")
+    gmacs: Amount | None = Field(description="multiply-adds of one image, billions; None: they cannot be counted")
+    params: Count = Field(description="number of the model's parameters")
+    predicted: list[Count] = Field(description="the predicted class of each image, in the order of the images")
+    seconds: Amount = Field(description="duration of the evaluation, which is no benchmark")
+    commit: str | None = Field(description="git commit of the code")
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The predicted classes, int64 (N,)."""
+        return np.asarray(self.predicted, np.int64)
+
+
+def key_of(*parts: Any) -> str:
+    """Returns a fingerprint of values that can be written as JSON."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def row_file(folder: Path, key: str) -> Path:
+    """Returns the file of a row in the folder of a comparison."""
+    return folder / "rows" / f"{key[:16]}.json"
+
+
+def write_row(folder: Path, row: ZeroshotRow) -> None:
+    """Writes a row atomically: a line for each field."""
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in row.model_dump(mode="json").items()]
+    write_text_atomic(row_file(folder, row.key), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_row(folder: Path, key: str) -> ZeroshotRow | None:
+    """Returns a row that was evaluated before; None if there is none.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    file = row_file(folder, key)
+    try:
+        row = ZeroshotRow.checked(json.loads(file.read_text()))
+        if row.key != key:
+            raise UserError("key: of another row")
+        return row
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # UserError is a ValueError
+        raise UserError(f"{file}: damaged ({error}); delete it, and the row is evaluated again") from None

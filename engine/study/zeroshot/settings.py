@@ -1,0 +1,118 @@
+"""The settings of tools/zeroshot.py: a pretrained model, images, and the ways of merging to compare."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from engine.settings.schema import Dataset
+from engine.settings.types import FreeKey
+from models.merging import MERGERS
+from models.merging.settings import BUDGETS, AnySettings, KeepSettings, MergeSettings, Removed
+from models.settings import Settings, UserError, check
+from models.settings.zoo import TimmSettings, TorchvisionSettings
+
+Model = Annotated[TimmSettings | TorchvisionSettings, Field(discriminator="name")]
+Method = Literal[tuple(name for name, merger in MERGERS.items() if name != "none" and merger.metric != "learned")]  # type: ignore[valid-type]
+UNMERGED = "unmerged"  # the name of the first row
+ROWS = 10_000  # the most that a comparison may have
+
+
+class Budget(Settings):
+    """How much is merged: one of the keys that say so in the `merge:` section."""
+
+    r: Removed | None = Field(None, description="tokens removed by each block: n, one n per block, {first: n, last: n}")
+    keep: KeepSettings | None = Field(None, description="the share of patches that some blocks keep")
+    target_gmacs: float | None = Field(None, gt=0, le=1e9, description="GMACs of one image, met within 0.5 %")
+    target_ratio: float | None = Field(None, ge=1, le=1e9, description="MACs without merging divided by MACs with it")
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"budgets: each entry has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}")
+        if isinstance(self.r, AnySettings):
+            raise ValueError("r = {train: ...}: nothing is trained here; give a number")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The one key that is given, and its value."""
+        return self.model_dump(exclude_none=True)
+
+
+def words(merge: MergeSettings) -> str:
+    """Returns how much is merged as a few words, such as "r = 8", "keep 0.7 at 4, 7, 10" or "0.9 GMACs"."""
+    if merge.keep is not None:
+        return f"keep {merge.keep.rate:g} at {', '.join(map(str, merge.keep.blocks))}"
+    if merge.target_gmacs is not None:
+        return f"{merge.target_gmacs:g} GMACs"
+    if merge.target_ratio is not None:
+        return f"1 / {merge.target_ratio:g} of the MACs"
+    return f"r = {merge.r if isinstance(merge.r, int | list) else f'{merge.r.first} to {merge.r.last}'}"
+
+
+class ZeroshotSettings(Settings):
+    """A comparison: every method with every budget, and further rows by name."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$", description="name of the folder that results go to")
+    out: str | None = Field(None, min_length=1, description="that folder; null: runs/NAME")
+    model: Model = Field(description="the pretrained model; its merge: section holds keys that all rows share")
+    data: Dataset = Field(description="labelled images, such as a folder with a folder for each class")
+    classes: str = Field(
+        "auto",
+        min_length=1,
+        description="which of the model's classes each class of the images is: auto: by ImageNet's ids or names, or in "
+        "the model's order where the numbers are equal; or a CSV file with lines CLASS,ID|NAME|NUMBER",
+    )
+    methods: list[Method] = Field([], description="merging methods, each with every budget")
+    budgets: list[Budget] = Field([], description="how much is merged, as in [{r: 8}, {target_gmacs: 0.9}]")
+    rows: dict[FreeKey, MergeSettings] = Field({}, description="further rows: name: {method: tome, metric: tokens, r: 8}")
+    batch_size: int = Field(50, ge=1, le=100_000, description="images in a batch")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    threads: int | None = Field(None, ge=1, le=1024, description="threads of torch; null: as many as torch chooses")
+
+    @field_validator("rows")
+    @classmethod
+    def _named(cls, rows: dict[str, MergeSettings]) -> dict[str, MergeSettings]:
+        for name, merge in rows.items():
+            if name == UNMERGED or not name.strip() or not name.isprintable():
+                raise ValueError(f"{name!r}: not a name for a row; give another")
+            if isinstance(merge.r, AnySettings):
+                raise ValueError(f"{name}.r = {{train: ...}}: nothing is trained here; give a number")
+            if merge.compared_by() == "learned":
+                raise ValueError(f"{name}: {merge.method} learns its metric in training; choose another method")
+        return rows
+
+    @model_validator(mode="after")
+    def _complete(self) -> ZeroshotSettings:
+        if bool(self.methods) != bool(self.budgets):
+            missing = "budgets" if self.methods else "methods"
+            raise ValueError(f"{missing}: none; every method is evaluated with every budget, so give both or neither")
+        if not self.methods and not self.rows:
+            raise ValueError("methods: none, and no rows; give methods=[tome] budgets=[{r: 8}]")
+        if self.model.weights is None:
+            raise ValueError("model.weights: missing; give timm:NAME, torchvision:NAME or a file of pretrained weights")
+        if len(self.all_rows()) > ROWS:
+            raise ValueError(f"methods: {len(self.all_rows()):,} rows with these budgets; at most {ROWS:,}")
+        return self
+
+    def all_rows(self) -> dict[str, MergeSettings]:
+        """The rows by name, without the unmerged one: methods x budgets, then the named ones.
+
+        Raises:
+            UserError: a method does not take the keys that all rows share.
+        """
+        shared = {} if self.model.merge is None else self.model.merge.model_dump(exclude_defaults=True)
+        rows = {}
+        for method in self.methods:
+            for budget in self.budgets:
+                values = {**{key: value for key, value in shared.items() if key not in BUDGETS}, **budget.given()}
+                merge = check(MergeSettings, {**values, "method": method}, where="model.merge")
+                rows[f"{method}, {words(merge)}"] = merge
+        for name, merge in self.rows.items():
+            if name in rows:
+                raise UserError(f"rows.{name}: the name of a method with a budget; give another")
+            rows[name] = merge
+        return rows
