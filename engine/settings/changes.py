@@ -26,7 +26,7 @@ def decisive(settings: RunSettings) -> dict[str, Any]:
 
     Settings that may differ when the run is resumed are left out.
     """
-    flat = _flat(settings)
+    flat = flattened(settings)
     kept = {key: value for key, value in flat.items() if not FREE_ON_RESUME.fullmatch(key)}
     return kept | {WEIGHTS: flat[WEIGHTS] and "a file"}
 
@@ -55,7 +55,7 @@ def changed_on_resume(stored: RunSettings | Mapping[str, Any], given: RunSetting
 
 def freely_changed(stored: RunSettings, given: RunSettings) -> list[str]:
     """Returns a phrase for each setting that differs and may differ: "device = 'cpu', before 'cuda'"."""
-    before, now = (_flat(settings) for settings in (stored, given))
+    before, now = (flattened(settings) for settings in (stored, given))
     return [
         f"{key} = {_shown(value)}, before {_shown(before.get(key))}"
         for key, value in now.items()
@@ -100,10 +100,10 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
-def _flat(settings: BaseModel, prefix: str = "") -> dict[str, Any]:
+def flattened(settings: BaseModel, prefix: str = "") -> dict[str, Any]:
     """Returns nested settings as plain data by dotted key; a dictionary that is no section is one value."""
     flat: dict[str, Any] = {}
     plain = settings.model_dump(mode="json")
     for key, value in settings:
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, BaseModel) else {prefix + key: plain[key]}
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, BaseModel) else {prefix + key: plain[key]}
     return flat

@@ -1,0 +1,114 @@
+"""`page`: the points of a comparison as one HTML file, which needs no network and no other file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.files import write_text_atomic
+from engine.study.page import figure
+from engine.study.page.charts import demand_libraries, javascript, static_svg
+from engine.study.page.curves import curves
+from engine.study.page.mistakes import mistakes_of
+from engine.study.page.run_parts import Run, differing_settings, first_runs, machines, recipes, runs_of
+from engine.study.page.table import table_of
+from engine.study.points import COSTS, Point
+from engine.tasks import title_of
+from engine.wording import counted
+
+HERE = Path(__file__).resolve().parent
+DETAILED = 24  # largest number of runs whose curves and mistakes are shown
+CHOICES = ("model", "method")  # by which the table is filtered, besides words
+OPEN = 2  # number of runs whose mistakes are unfolded when the page opens
+
+
+def write_page(points: Sequence[Point], file: Path, command: str = "", plan: str = "", title: str = "") -> None:
+    """Writes the page of a comparison.
+
+    Args:
+        points: the rows, one or more.
+        file: the HTML file.
+        command: the command that makes the page, which it shows.
+        plan: the text of a study's plan; empty: the points are of no study.
+        title: of the page; empty: one with the name of the dataset.
+
+    Raises:
+        UserError: a library of the extra `page` is missing, or the file cannot be written.
+    """
+    demand_libraries("--html")
+    write_text_atomic(file, page(points, command, plan, title))
+
+
+def page(points: Sequence[Point], command: str = "", plan: str = "", title: str = "") -> str:
+    """Returns the page as HTML; see `write_page`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    runs = runs_of(points)
+    detailed = first_runs(runs, DETAILED)
+    figures, drawn = figure.figures(points), curves(detailed)
+    first = next(iter(figures), None)
+    mistakes, (names, settings) = mistakes_of(detailed), differing_settings(runs)
+    sections = [
+        ("figure", "Figure", figures),
+        ("table", "Table", True),
+        ("curves", "Training", drawn),
+        ("mistakes", "Mistakes", mistakes),
+        ("settings", "Settings", settings),
+        ("machines", "Machines", runs),
+        ("commands", "Commands", runs or plan or command),
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    return environment.get_template("page.html.j2").render(
+        title=title or _title(runs),
+        summary=_summary(points, runs),
+        sections=sections,
+        choices={key: list(dict.fromkeys(getattr(point, key) or "-" for point in points)) for key in CHOICES},
+        table=table_of(points),
+        figures={key: {"title": COSTS[key], "spec": spec} for key, spec in figures.items()},
+        missing={key: _missing(points, key) for key in figures},
+        first=first,
+        several=any(point.spread is not None for point in points),
+        joined=any(point.line is not None for point in points),
+        curves=drawn,
+        pictures={
+            **({"figure": static_svg(figures[first])} if first else {}),
+            **{field: static_svg(spec) for field, spec in drawn.items()},
+        },
+        all_runs=len(runs),
+        detailed=len(detailed),
+        mistakes=mistakes,
+        open=OPEN,
+        setting_names=names,
+        settings=settings,
+        machines=machines(runs),
+        recipes=recipes(runs),
+        command=command,
+        plan=plan,
+        made=time.strftime("%Y-%m-%d"),
+        vega=javascript() if figures or drawn else "",
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+    )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = list(dict.fromkeys(run.results.data for run in runs))
+    return "Accuracy and cost" + (f" on {names[0]}" if len(names) == 1 else "")
+
+
+def _summary(points: Sequence[Point], runs: Sequence[Run]) -> str:
+    """Returns one sentence that says what is shown."""
+    metrics = " or ".join(dict.fromkeys(title_of(point.metric) for point in points))
+    images = {point.images for point in points}
+    same = images.pop() if len(images) == 1 else None
+    tested = f"{same:,} test images" if same else "test images"
+    trained = f", of {counted(len(runs), 'trained run')}" if runs else ""
+    return f"The score ({metrics}) of {counted(len(points), 'row')}{trained}, on {tested}, and what each row costs."
+
+
+def _missing(points: Sequence[Point], key: str) -> str:
+    count = figure.missing(points, key)
+    return f"{counted(count, 'row')} without {COSTS[key]} not drawn." if count else ""
