@@ -1,0 +1,62 @@
+"""Functions are called in rounds, as often as is said; how long they take is for benchmarks."""
+
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from engine.cost.speed.timing import MOST_CALLS, time_models, timed
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_rounds_are_interleaved_and_the_warm_up_is_not_timed(warmup):
+    called = []
+    times = timed({name: lambda name=name: called.append(name) for name in "abc"}, 4, CPU, warmup=warmup)
+    assert "".join(called) == "abc" * (4 + warmup)
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 4)
+
+
+def test_what_is_short_is_called_several_times_in_a_round():
+    called = []
+
+    def call(name, seconds):
+        called.append(name)
+        time.sleep(seconds)
+
+    calls = {"short": lambda: call("short", 0.001), "long": lambda: call("long", 0.03)}
+    times = timed(calls, 2, CPU, least_ms=20)
+    in_rounds = "".join("s" if name == "short" else "l" for name in called).removeprefix("sl").split("l")
+    assert len(set(in_rounds[:2])) == 1 and 2 < len(in_rounds[0]) <= 20  # as often in every round
+    assert called.count("long") == 3
+    assert all(ms >= 1 for ms in times["short"]) and all(ms >= 30 for ms in times["long"])  # of one call each
+
+
+def test_nothing_is_called_without_end():
+    called = []
+    timed({"none": lambda: called.append(0)}, 1, CPU, least_ms=1e9)
+    assert len(called) == 1 + MOST_CALLS
+
+
+def test_models_are_timed_in_rounds_without_gradients():
+    seen = []
+
+    class Model(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name, self.linear = name, nn.Linear(3, 2)
+
+        def forward(self, images):
+            logits = self.linear(images.mean((2, 3)))
+            seen.append((self.name, len(images), logits.requires_grad, logits.dtype))
+            return logits
+
+    images = torch.zeros(5, 3, 4, 4)
+    times = time_models({"a": Model("a"), "b": Model("b")}, images, 3, CPU, nullcontext())
+    assert seen == [("a", 5, False, torch.float32), ("b", 5, False, torch.float32)] * 5
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+    time_models({"a": Model("a")}, images, 1, CPU, torch.autocast("cpu", torch.bfloat16))
+    assert seen[-1][3] == torch.bfloat16
