@@ -1,12 +1,12 @@
 """Functions are called in rounds, as often as is said; how long they take is for benchmarks."""
 
-import time
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+from engine.cost.speed import timing
 from engine.cost.speed.timing import MOST_CALLS, time_models, timed
 
 CPU = torch.device("cpu")
@@ -20,22 +20,28 @@ def test_rounds_are_interleaved_and_the_warm_up_is_not_timed(warmup):
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 4)
 
 
-def test_what_is_short_is_called_several_times_in_a_round():
+@pytest.fixture
+def clock(monkeypatch):
+    """The time in ms, which passes only where a test adds to it."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0] / 1000)
+    return now
+
+
+def test_what_is_short_is_called_several_times_in_a_round(clock):
     called = []
 
-    def call(name, seconds):
+    def call(name, ms):
         called.append(name)
-        time.sleep(seconds)
+        clock[0] += ms
 
-    calls = {"short": lambda: call("short", 0.001), "long": lambda: call("long", 0.03)}
+    calls = {"short": lambda: call("s", 3), "long": lambda: call("l", 30)}
     times = timed(calls, 2, CPU, least_ms=20)
-    in_rounds = "".join("s" if name == "short" else "l" for name in called).removeprefix("sl").split("l")
-    assert len(set(in_rounds[:2])) == 1 and 2 < len(in_rounds[0]) <= 20  # as often in every round
-    assert called.count("long") == 3
-    assert all(ms >= 1 for ms in times["short"]) and all(ms >= 30 for ms in times["long"])  # of one call each
+    assert "".join(called) == "sl" + 2 * "sssssssl"  # 7 times 3 ms are at least 20
+    assert times == {"short": [pytest.approx(3)] * 2, "long": [pytest.approx(30)] * 2}  # of one call each
 
 
-def test_nothing_is_called_without_end():
+def test_nothing_is_called_without_end(clock):
     called = []
     timed({"none": lambda: called.append(0)}, 1, CPU, least_ms=1e9)
     assert len(called) == 1 + MOST_CALLS
