@@ -19,6 +19,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from ..interface import MergingModel
 from ..merging.contract import Grid
 from .files import State
+from .google import from_google, is_google
 
 # A ViT's names, timm's and torchvision's: {i} is a block's number, {p} is weight or bias.
 _BLOCK = "encoder.layers.encoder_layer_{i}"
@@ -47,12 +48,13 @@ _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)")
 _LAYER_SCALE = {"blocks.{i}.gamma_1": "blocks.{i}.ls1.gamma", "blocks.{i}.gamma_2": "blocks.{i}.ls2.gamma"}
 
 _TABLE = "relative_position_bias_table"
+RESIZED = "resized"
 
 
 def renamed(state: State, model: nn.Module) -> State:
     """Returns `state` with the names of `model`'s layout; names of no known layout are left unchanged."""
     wanted = model.state_dict().keys()
-    if any(name.endswith("embedding/kernel") for name in state):
+    if is_google(state):
         state = from_google(state)
     state = _rename(state, _OLD_TORCHVISION)
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
@@ -65,74 +67,28 @@ def renamed(state: State, model: nn.Module) -> State:
     return _shared_table_to_blocks(state, wanted)
 
 
-def from_google(arrays: State) -> State:
-    """Converts a ViT from Google's .npz files (Dosovitskiy et al., 2021; big_vision) to timm's names.
-
-    Kernels are (in, out), those of attention (in, heads, head_dim) and (heads, head_dim, out), that of the patch
-    embedding (height, width, in, out). big_vision numbers a block's parts differently, and may stack all blocks along a
-    first axis.
-    """
-    root = next(name for name in arrays if name.endswith("embedding/kernel")).removesuffix("embedding/kernel")
-    # Beside the root there are the optimizer's state, counters, and the other half of a model of images and texts.
-    left = {name.removeprefix(root): value for name, value in arrays.items() if name.startswith(root)}
-    newer = "pos_embedding" in left or "Transformer/encoderblock/LayerNorm_0/scale" in left
-    if any(name.startswith("Transformer/encoderblock/") for name in left):
-        left = _unstacked(left)
-    attention, mlp, norm2 = (
-        ("Attention_0", "MlpBlock_0", "LayerNorm_1") if newer else ("Attention_1", "MlpBlock_3", "LayerNorm_2")
-    )
-    state: State = {}
-
-    def take(name: str, source: str, kind: str = "kernel") -> None:
-        """Moves a layer's weight, called `kind`, and bias to `state`; skips a layer that the file does not have."""
-        weight, bias = left.pop(f"{source}/{kind}", None), left.pop(f"{source}/bias", None)
-        if weight is not None:
-            state[f"{name}.weight"] = _matrix(weight, "out" in source.rpartition("/")[2])
-        if bias is not None:
-            state[f"{name}.bias"] = bias.flatten()
-
-    take("patch_embed.proj", "embedding")
-    take("norm", "Transformer/encoder_norm", "scale")
-    take("head", "head")
-    for name, source in (
-        ("cls_token", "cls"),
-        ("pos_embed", "pos_embedding"),
-        ("pos_embed", "Transformer/posembed_input/pos_embedding"),
-    ):
-        if source in left:
-            state[name] = left.pop(source)
-    for i in range(sum(name.endswith("/LayerNorm_0/scale") for name in left)):
-        block, source = f"blocks.{i}", f"Transformer/encoderblock_{i}"
-        heads = f"{source}/MultiHeadDotProduct{attention}"
-        take(f"{block}.norm1", f"{source}/LayerNorm_0", "scale")
-        take(f"{block}.norm2", f"{source}/{norm2}", "scale")
-        for part in ("query", "key", "value"):
-            take(f"{block}.attn.{part}", f"{heads}/{part}")
-        for kind in ("weight", "bias"):
-            parts = [state.pop(f"{block}.attn.{part}.{kind}", None) for part in ("query", "key", "value")]
-            if all(part is not None for part in parts):
-                state[f"{block}.attn.qkv.{kind}"] = torch.cat(parts)
-        take(f"{block}.attn.proj", f"{heads}/out")
-        take(f"{block}.mlp.fc1", f"{source}/{mlp}/Dense_0")
-        take(f"{block}.mlp.fc2", f"{source}/{mlp}/Dense_1")
-    return {**state, **left}
-
-
-def resized(state: State, model: nn.Module) -> State:
-    """Returns `state` with position embeddings and first convolution resized for the model, if possible.
+def resized(state: State, model: nn.Module) -> tuple[State, dict[str, str]]:
+    """Resizes position embeddings and the first convolution for the model, if possible.
 
     A first convolution over three channels is summed for a model with one channel, which gives the output for a grey
     image in all three.
+
+    Returns:
+        The state, and what was done to each tensor that has another shape now, such as "resized".
     """
     own, state = model.state_dict(), dict(state)
+    done: dict[str, list[str]] = {}
     for name, token in (("pos_embed", "cls_token"), ("encoder.pos_embedding", "class_token")):
         if name in state and name in own and (grid := _grid(model)) is not None:
             prefix = own[name].shape[1] - prod(grid)
-            _move_class_position(state, name, token, prefix)
-            state[name] = _positions(state[name], own[name], grid, prefix)
+            moved = _move_class_position(state, name, token, prefix)
+            positions = _positions(state[name], own[name], grid, prefix)
+            done[name] = [moved] * bool(moved) + [RESIZED] * (positions is not state[name])
+            state[name] = positions
     if (name := first_conv(model)) in state and own[name].shape[1] == 1 and state[name].shape[1:2] == (3,):
         state[name] = state[name].sum(dim=1, keepdim=True)
-    return state
+        done[name] = ["summed over the image's channels"]
+    return state, {name: " and ".join(steps) for name, steps in done.items() if steps}
 
 
 def filtered(state: State, model: nn.Module) -> State | None:
@@ -192,28 +148,7 @@ def _shared_table_to_blocks(state: State, wanted: Collection[str]) -> State:
     return {**{name: state[shared] for name in blocks}, **rest}
 
 
-def _unstacked(arrays: State) -> State:
-    """Splits stacked blocks (depth, ...) into numbered ones."""
-    numbered: State = {}
-    for name, value in arrays.items():
-        rest = name.removeprefix("Transformer/encoderblock/")
-        if rest == name:
-            numbered[name] = value
-        else:
-            numbered.update({f"Transformer/encoderblock_{i}/{rest}": one for i, one in enumerate(value)})
-    return numbered
-
-
-def _matrix(kernel: Tensor, joins_heads: bool) -> Tensor:
-    """Converts a kernel from JAX's order to torch's: (out, in), or (out, in, height, width)."""
-    if kernel.ndim == 4:
-        return kernel.permute(3, 2, 0, 1).contiguous()
-    if kernel.ndim == 3:
-        kernel = kernel.flatten(0, 1) if joins_heads else kernel.flatten(1)
-    return kernel.T.contiguous() if kernel.ndim == 2 else kernel
-
-
-def _move_class_position(state: State, name: str, token: str, prefix: int) -> None:
+def _move_class_position(state: State, name: str, token: str, prefix: int) -> str:
     """Gives the class token a position of zero, or adds its position to it, where only one side has a place for it.
 
     timm's `no_embed_class` embeds the positions of patches alone.
@@ -223,14 +158,20 @@ def _move_class_position(state: State, name: str, token: str, prefix: int) -> No
         name: of the position embeddings (1, P + N, D).
         token: the name of the class token (1, 1, D).
         prefix: P of the model, the number of tokens before the patches that have positions.
+
+    Returns:
+        What was done to the position embeddings; "" if nothing.
     """
     old = state[name]
     if token not in state or old.ndim != 3 or state[token].shape != old[:, :1].shape:
-        return
+        return ""
     if prefix == 1 and _is_square(old.shape[1]):
         state[name] = torch.cat([torch.zeros_like(old[:, :1]), old], dim=1)
-    elif prefix == 0 and _is_square(old.shape[1] - 1):
+        return "extended by a position of zero for the class token"
+    if prefix == 0 and _is_square(old.shape[1] - 1):
         state[token], state[name] = state[token] + old[:, :1], old[:, 1:]
+        return "shortened by the class token's, which is added to the token,"
+    return ""
 
 
 def _positions(old: Tensor, new: Tensor, grid: Grid, prefix: int) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..hybrid import Hybrid
 from ..interface import NamedHeads
-from .convert import filtered, renamed, resized
+from .convert import RESIZED, filtered, renamed, resized
 from .files import WRAPPERS, State
 from .fold import without_layer_scale
+from .google import beside_google
 from .report import Report
 
 # Names of classification layers, for models that do not name theirs.
@@ -47,6 +48,7 @@ class Reading(NamedTuple):
     after: State  # the same with converted shapes
     outside: list[str]  # names in the file without the prefix, which the part does not have
     folded: int  # layer scales that are in other layers now
+    how: dict[str, str]  # what was done to the tensors that have another shape now, by name
 
 
 class Fit(NamedTuple):
@@ -99,11 +101,11 @@ def _readings(model: nn.Module, state: State) -> Iterator[Reading]:
             beside = {name: value for name, value in rest.items() if name in own and name not in entries}
             unscaled, folded = without_layer_scale({**entries, **beside}, own)
             before = renamed(unscaled, module)
-            after = resized(before, module)
-            outside = [name for name in rest if name not in beside]
-            yield Reading(prefix, part, before, after, outside, folded)
+            after, how = resized(before, module)
+            outside = [name for name in rest if name not in beside] + beside_google(unscaled)
+            yield Reading(prefix, part, before, after, outside, folded, how)
             if (converted := filtered(after, module)) is not None:
-                yield Reading(prefix, part, before, converted, outside, folded)
+                yield Reading(prefix, part, before, converted, outside, folded, how)
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
@@ -130,6 +132,7 @@ def _fit(source: str, model: nn.Module, reading: Reading) -> Fit:
             tensors[full] = value
             if name in reading.before and reading.before[name].shape != value.shape:
                 report.resized.append((full, tuple(reading.before[name].shape), tuple(value.shape)))
+                report.how[full] = reading.how.get(name, RESIZED)  # timm's filters resize
         else:
             report.mismatched.append((full, tuple(reading.before.get(name, value).shape), tuple(own[full].shape)))
     report.unexpected += reading.outside

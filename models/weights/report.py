@@ -19,6 +19,7 @@ class Report:
         unexpected: names in the file that the model does not have, converted as far as possible. They do not change
             what is computed: heads, parts of pretraining, and what lies outside of the part that was loaded.
         resized: name, shape in the file, shape in the model.
+        how: what was done to each of the resized, such as "resized", by name.
         mismatched: likewise, for names that could not be loaded because of their shape; they are also listed as missing
             or replaced.
         replaced: names of heads that keep their initial values.
@@ -34,6 +35,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     resized: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    how: dict[str, str] = field(default_factory=dict)
     mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     zeroed: list[str] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Report:
                 f"weights: {len(self.zeroed)} biases are zero, the file's layers have none: {few(self.zeroed)}"
             )
         for name, old, new in self.resized:
-            lines.append(f"weights: {name} {_how(old, new)} from {old} to {new}")
+            lines.append(f"weights: {name} {self.how[name]} from {old} to {new}")
         if self.replaced:
             lines.append(f"weights: head left as initialised: {few(self.with_shapes(self.replaced))}")
         if self.missing:
@@ -71,16 +73,6 @@ class Report:
         """Returns names, with both shapes where these differ."""
         shapes = {name: f"{name} [file {old}, model {new}]" for name, old, new in self.mismatched}
         return [shapes.get(name, name) for name in names]
-
-
-def _how(old: Shape, new: Shape) -> str:
-    """Returns what was done to a tensor of one shape to get the other: see `convert.resized`."""
-    if len(old) == 4 and old[1] != new[1]:
-        return "summed over the image's channels"
-    if len(old) == 3 and abs(old[1] - new[1]) == 1:
-        zero = "extended by a position of zero for the class token"
-        return zero if old[1] < new[1] else "shortened by the class token's, which is added to the token,"
-    return "resized"
 
 
 def few(names: list[str], most: int = 6) -> str:

@@ -68,8 +68,26 @@ def test_google_npz_with_more_than_the_model(save):
         "step": numpy.int64(3),
     }
     model = our_vit()
-    assert load_weights(model, save(arrays | beside, "weights.npz")).share == 1
+    report = load_weights(model, save(arrays | beside, "weights.npz"))
+    assert report.share == 1 and report.unexpected == ["params/txt/embedding", "opt/0/mu"]  # numbers are no weights
+    assert "weights: 2 unexpected: params/txt/embedding, opt/0/mu" in report.lines()
     same(model, timm_vit())
+
+
+def test_google_npz_with_two_tables_of_positions(save):
+    arrays = google(timm_vit(), newer=True) | {
+        "Transformer/posembed_input/pos_embedding": numpy.zeros((1, 17, 32), "f4")
+    }
+    with pytest.raises(UserError, match="1 without a place in the model .Transformer/posembed_input/pos_embedding"):
+        load_weights(our_vit(), save(arrays, "weights.npz"))
+
+
+def test_google_npz_without_a_blocks_keys(save):
+    arrays = {
+        name: value for name, value in google(timm_vit()).items() if "encoderblock_1" not in name or "/key/" not in name
+    }
+    with pytest.raises(UserError, match="4 without a place in the model .blocks.1.attn.query.weight, .* and 2 missing"):
+        load_weights(our_vit(), save(arrays, "weights.npz"))
 
 
 def test_a_head_of_two_layers_is_left_out(save):

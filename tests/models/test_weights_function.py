@@ -106,7 +106,9 @@ def test_no_class_position_on_another_grid():
         timm_vit(seed=3, img_size=48, no_embed_class=True),
     )
     load_weights(timm, "FILE", dict(source.state_dict()))
-    load_weights(model, "FILE", dict(source.state_dict()))
+    report = load_weights(model, "FILE", dict(source.state_dict()))
+    how = "extended by a position of zero for the class token and resized from (1, 16, 32) to (1, 37, 32)"
+    assert f"weights: pos_embed {how}" in report.lines()
     same(model, timm, images(side=48))
 
 

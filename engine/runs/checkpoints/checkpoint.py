@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.files import replacing
 from engine.runs.checkpoints.seal import check_seal, comment_of, seal
+from engine.wording import few
 from models.archives import in_words, unpacked_size
 from models.settings import UserError
 
@@ -92,7 +93,7 @@ def load(path: str | Path, needed: Mapping[str, type] | None = None) -> dict[str
         raise NewerFormat(f"{path}: format {state['format']}, this version reads up to {FORMAT}; update HybridMerge")
     del state["format"]
     if lacking := [key for key, kind in (needed or {}).items() if not isinstance(state.get(key), kind)]:
-        raise UserError(f"{path}: incomplete, it has no {_few(lacking)}; use another checkpoint of the run")
+        raise UserError(f"{path}: incomplete, it has no {few(lacking)}; use another checkpoint of the run")
     return state
 
 
@@ -163,7 +164,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, o
             if name in given and tuple(given[name].shape) != shapes[key]
         ],
     }
-    report = "; ".join(f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names)
+    report = "; ".join(f"{len(names)} {fault} ({few(names)})" for fault, names in faults.items() if names)
     if report:
         raise UserError(f"{what}: the weights do not fit the model: {report}; use the model settings of their run")
     model.load_state_dict({key: given[name] for name, key in expected.items()}, strict=only is None)
@@ -220,7 +221,7 @@ def _checkpoints_in(folder: Path) -> str:
         names = sorted(entry.name for entry in folder.glob("*.pt"))
     except OSError:
         return ""
-    return f"; {folder} has {_few(names)}" if names else ""
+    return f"; {folder} has {few(names)}" if names else ""
 
 
 def _read(path: Path, file: BinaryIO | str, *, mmap: bool = False) -> Any:
@@ -251,7 +252,3 @@ def _unwrapped(name: str) -> str:
     while name.startswith("module."):
         name = name.removeprefix("module.")
     return name
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
