@@ -24,7 +24,7 @@ LEFTOVERS = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "@synoresource", "#recycle", "#snapshot"),  # NAS
     *("@sharesnap", "@sharebin", "~snapshot"),
     *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
-    *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "desktop.ini"),  # Windows
+    *("$recycle.bin", "system volume information", "found.000", "desktop.ini"),  # Windows
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "zbthumbnail.info", "picasa.ini"),  # its programs
     *("lost+found", "_thumbs", "_thumbnails", "_thumb", "__pycache__"),
 }

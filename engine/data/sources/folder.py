@@ -12,7 +12,7 @@ from pydantic import Field
 from engine.data.check.findings import Finding, Source
 from engine.data.names import alike, differing, nfc, on_disk, twins
 from engine.data.settings import DataPath, FileSettings
-from engine.data.sources.layout import LAYOUT, refuse_nested, split_folders
+from engine.data.sources.layout import BY_SETTING, IN_SPLITS, LAYOUT, refuse_nested, split_folders
 from engine.data.sources.scan import Ignored, class_files
 from engine.wording import counted
 from models.settings import UserError
@@ -26,7 +26,8 @@ class FolderSettings(FileSettings):
     layout: Literal["auto", "classes", "splits"] = Field(
         "auto",
         description="classes: the folders in `path` are the classes, whatever their names are and whatever they hold; "
-        "splits: they are train, val and test; auto: by their names, and where that is not clear training asks",
+        "splits: they are train, val and test, and the folders in these are the classes; auto: by their names, and "
+        "where that is not clear training asks",
     )
 
 
@@ -56,9 +57,10 @@ def find_folder(settings: FolderSettings) -> Source:
         raise UserError(f"{where}: {'is a file' if os.path.exists(root) else 'not found'}; {LAYOUT}")
     roots, findings = split_folders(root, where, settings.layout)
     files = {split: class_files(folder, where, ignored) for split, folder in roots.items()}
-    if settings.layout != "classes":
+    if settings.layout == "auto":
+        answers = BY_SETTING if roots["train"] == root else IN_SPLITS
         for split, folder in roots.items():
-            refuse_nested(files[split], folder, root, where)
+            refuse_nested(files[split], folder, root, where, answers)
     classes = sorted(files["train"], key=nfc)
     findings += check_classes(files["train"], LAYOUT)
     samples = {}

@@ -25,6 +25,7 @@ class Answers(NamedTuple):
 
 
 BY_SETTING = Answers("set data.layout=classes", "set data.layout=splits")
+IN_SPLITS = BY_SETTING._replace(classes=BY_SETTING.splits)  # for folders in train, val and test
 
 
 def split_folders(

@@ -181,6 +181,18 @@ def test_folds_and_other_folders_of_classes(tmp_path):
     assert "hold no images themselves, but folders of the same names" in error_of(tmp_path), "also in a split"
 
 
+def test_classes_of_splits_that_hold_folders_of_the_same_names(tmp_path):
+    for i, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        fill(tmp_path / name, {"left": 1, "right": 2}, 10 * i)
+    line = error_of(tmp_path)
+    assert "the folders 'cat', 'dog' hold no images themselves, but folders of the same names: 'left', 'right'" in line
+    assert line.endswith("if 'cat', 'dog' are the classes, set data.layout=splits")
+    assert counts_of(tmp_path, layout="splits") == {"train": [3, 3], "test": [3, 3]}
+    assert counts_of(tmp_path, layout="classes") == {"train": [6, 6]}, "train and test"
+    assert error_of(tmp_path / "train").endswith("if 'cat', 'dog' are the classes, set data.layout=classes")
+    assert counts_of(tmp_path / "train", layout="classes") == {"train": [3, 3]}
+
+
 def test_classes_may_hold_folders(tmp_path):
     """Of names of their own, or one that all share, as in Tiny ImageNet; also beside images."""
     for i, name in enumerate(("n01", "n02")):
@@ -266,3 +278,4 @@ def test_leftovers_of_storage_systems(tmp_path, caplog):
 
 def test_names_that_are_no_leftovers():
     assert not any(map(is_leftover, ("thumbs", "thumbnails", "recycle", "tmp", "ea", "icon", "desktop", "found")))
+    assert not any(map(is_leftover, ("recycled", "Recycler"))), "classes of rubbish may be called so"
