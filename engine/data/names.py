@@ -87,16 +87,31 @@ def places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
     return [i for i in found if i is not None] if same else None
 
 
-def on_disk(path: Path) -> Path:
-    """Returns the existing file or folder whose path is the same in NFC; the path itself if it exists, or none does."""
-    if os.path.lexists(path) or path.parent == path:
-        return path
-    parent = on_disk(path.parent)
+def on_disk(path: Path, named: Callable[[Path, str], Sequence[str]] | None = None) -> Path:
+    """Returns the existing file or folder whose path is the same in NFC; the path itself if it exists, or none does.
+
+    Args:
+        path: as it was given.
+        named: returns the names in a folder that equal a name in NFC; None: the folder is listed.
+    """
+    missing, found = [], path
+    while not os.path.lexists(found) and found.parent != found:
+        missing.append(found.name)
+        found = found.parent
+    for name in reversed(missing):
+        names = (named or _named)(found, name)
+        if len(names) != 1:
+            return path
+        found = found / names[0]
+    return found
+
+
+def _named(folder: Path, name: str) -> list[str]:
+    """Returns the names in a folder that equal a name in NFC; none if the folder cannot be listed."""
     try:
-        found = [name for name in os.listdir(parent) if nfc(name) == nfc(path.name)]
+        return [other for other in os.listdir(folder) if nfc(other) == nfc(name)]
     except (OSError, ValueError):
-        return path
-    return parent / found[0] if len(found) == 1 else path
+        return []
 
 
 class Files:
@@ -121,7 +136,7 @@ class Files:
         if os.path.isfile(path):
             return [path]
         folder = self._folder_of(path)
-        for names in self._names[folder]:
+        for names in self._in(folder):
             files = [folder / file for file in names.get(nfc(path.name), [])]
             if found := [file for file in files if os.path.isfile(file)]:
                 return found
@@ -132,25 +147,22 @@ class Files:
         path = self.folder / name.replace("\\", "/")
         wanted = nfc(path.name).casefold()
         return next(
-            (file for names in self._names[self._folder_of(path)] for file in names if file.casefold() == wanted), None
+            (file for names in self._in(self._folder_of(path)) for file in names if file.casefold() == wanted), None
         )
 
     def _folder_of(self, path: Path) -> Path:
-        """Returns the folder of a path as it is on disk, whose names are known then."""
+        """Returns the folder of a path as it is on disk."""
         if path.parent not in self._folders:
-            self._folders[path.parent] = self._on_disk(path.parent)
-        folder = self._folders[path.parent]
+            self._folders[path.parent] = on_disk(
+                path.parent, lambda folder, name: self._in(folder)[0].get(nfc(name), [])
+            )
+        return self._folders[path.parent]
+
+    def _in(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Does what `_listed` does, but lists a folder once: thousands of names may be in folders that are missing."""
         if folder not in self._names:
             self._names[folder] = self._listed(folder)
-        return folder
-
-    def _on_disk(self, folder: Path) -> Path:
-        """Does what `on_disk` does, but lists a folder once: thousands of names may be in folders that do not exist."""
-        if os.path.lexists(folder) or folder.parent == folder:
-            return folder
-        parent = self._folder_of(folder)
-        found = self._names[parent][0].get(nfc(folder.name), [])
-        return parent / found[0] if len(found) == 1 else folder
+        return self._names[folder]
 
     def _listed(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Returns the names in a folder by their NFC, and those of a known type by their NFC without it."""

@@ -137,7 +137,7 @@ def _check_joined_labels(sample: Sample, classes: set[str], task: Task) -> None:
     if cells:
         raise UserError(
             f"{sample.where}: column {sample.others[0]!r} has {cells[0]!r}, which is not names of classes "
-            f"({few(sorted(map(repr, classes)))}) joined by {LABEL_SEPARATOR}, or by what no name contains; write "
+            f"({few(sorted(map(repr, classes)))}) joined by {joint!r}, or by what no name contains; write "
             "--probabilities, with a column for each label"
         )
 

@@ -94,7 +94,7 @@ def kind_of(path: Path) -> str:
         UserError: a folder that cannot be read, or a file that is an archive.
     """
     if os.path.isfile(path):
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             raise UserError(f"{path}: arrays, which are checked as training starts: data.name=npz data.path={path}")
         if path.suffix.lower() in ARCHIVES:
             raise UserError(f"{path}: an archive; unpack it, and give the folder or table that was in it")

@@ -17,7 +17,7 @@ from engine.data.check.findings import log_warnings, similar_names
 from engine.data.names import differing, nfc, on_disk, twins
 from engine.data.settings import ArraySettings, DataPath
 from engine.data.sources.array_labels import READERS, refuse
-from engine.tasks import MANY_LABELS, ONE_LABEL, TASKS, Task
+from engine.tasks import TASKS, Task
 from engine.wording import counted
 from models.archives import array_sizes, available_memory, in_words
 from models.settings import UserError
@@ -164,8 +164,7 @@ def _columns(path: Path, arrays: dict[str, np.ndarray]) -> int | None:
 
 def _classes(path: Path, names: np.ndarray | None, labels: torch.Tensor, columns: int | None) -> list[str]:
     """Returns the class names, or the numbers of the columns, or those up to the largest training label."""
-    task = MANY_LABELS if labels.ndim == 2 else ONE_LABEL
-    seen = set(task.counts(labels, int(columns or labels.max() + 1)).nonzero()[:, 0].tolist())
+    seen = set((labels.unique() if labels.ndim == 1 else labels.any(0).nonzero()[:, 0]).tolist())
     if names is None and columns is not None:
         names = np.arange(columns).astype(str)
     elif columns is not None and names.shape != (columns,):

@@ -152,10 +152,16 @@ def _rows(text: str, separator: str, strip: bool) -> list[tuple[list[str], int]]
 
     if not strip:
         return rows(text, skip=False)
-    closed = re.sub(rf'"[ ]+(?={re.escape(separator)}|[\r\n]|$)', '"', text)  # blanks after closing quotation marks
-    for readable in (text, closed):
+    for readable in (text, _without_blanks_after_quotes(text, separator)):
         try:
             return rows(readable, skip=True)
         except csv.Error:
             pass
     return rows(text, skip=False)  # a cell may begin with a blank and a quotation mark, and go on after the closing one
+
+
+def _without_blanks_after_quotes(text: str, separator: str) -> str:
+    """Returns the text without blanks between the closing quotation mark of a cell and the end of the cell."""
+    begin, end = rf"(?:\A|(?<=[{re.escape(separator)}\r\n]))", rf"(?=[{re.escape(separator)}\r\n]|\Z)"
+    # A whole cell is matched, so that nothing within its quotation marks is.
+    return re.sub(rf'{begin}( *"(?:[^"]|"")*+") *{end}', r"\1", text)

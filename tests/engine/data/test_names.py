@@ -70,6 +70,13 @@ def test_files_by_names_of_other_systems(tmp_path):
     assert found(f"{NFC}.gif") == [f"{NFC}.gif"] and found(f"{NFD}.gif") == [f"{NFD}.gif"]
 
 
+def test_a_path_through_a_thousand_folders(tmp_path):
+    """A cell of a table may hold anything."""
+    deep = "/".join(["x"] * 1500)
+    assert on_disk(tmp_path / deep) == tmp_path / deep
+    assert Files(tmp_path, is_image).find(f"{deep}/1.png") == []
+
+
 def test_a_folder_is_listed_once_for_all_names_in_folders_that_do_not_exist(tmp_path, monkeypatch):
     """As a list for each name would be, the time for a table with a wrong data.images would grow with its square."""
     (tmp_path / NFD / "study").mkdir(parents=True)

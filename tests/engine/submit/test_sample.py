@@ -102,9 +102,15 @@ def test_many_labels_that_cannot_be_joined_as_in_the_sample():
             Sample("s", ["id", "labels"], 0, FILES, labels=cells).asks_for_probabilities(
                 ["a;b", "cat", "dog"], MANY_LABELS
             )
-    for cells in (("cat owl",), ("CAT|dog",), ("cat|dog", "cat;dog"), ("big cat dog",)):
-        sample = Sample("s", ["id", "l"], 0, FILES, labels=cells)
-        with pytest.raises(UserError, match=f"has {re.escape(repr(cells[0]))}, which is not names of classes"):
+    for cells, joint in (
+        (("cat owl",), ";"),
+        (("CAT|dog",), "|"),
+        (("cat|dog", "cat;dog"), ";"),
+        (("big cat dog",), ";"),
+    ):
+        sample, cell = Sample("s", ["id", "l"], 0, FILES, labels=cells), re.escape(repr(cells[0]))
+        said = rf"has {cell}, which is not names of classes \(.*\) joined by '{re.escape(joint)}'"
+        with pytest.raises(UserError, match=said):
             sample.asks_for_probabilities(["big cat", "cat", "dog", "emu"], MANY_LABELS)
 
 

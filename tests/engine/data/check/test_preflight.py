@@ -243,9 +243,10 @@ def test_a_path_that_is_typed_in_other_bytes(tmp_path):
     found = source_settings(str(tmp_path / "B\u00fccher"))
     report = check_source(found)
     assert found.name == "kaggle" and report.classes == ["a", "b"] and report.images["unlabelled"] == 1
-    with pytest.raises(UserError, match="arrays, which are checked as training starts: data.name=npz"):
-        (tmp_path / "a.npz").touch()
-        source_settings(str(tmp_path / "a.npz"))
+    for name in ("a.npz", "B.NPZ"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match="arrays, which are checked as training starts: data.name=npz"):
+            source_settings(str(tmp_path / name))
     (tmp_path / "images.ZIP").touch()
     with pytest.raises(UserError, match="images.ZIP: an archive; unpack it, and give the folder or table"):
         source_settings(str(tmp_path / "images.ZIP"))

@@ -102,6 +102,7 @@ WRONG = {
     "negative test label": ({"test_labels": np.arange(9) % 3 - 1}, "test_labels: -1 at index 0"),
     "unseen label": ({"test_labels": np.arange(9)}, r"test_labels: 3 at index 3 \(6 such\); there are 3 classes"),
     "over the names": ({"class_names": np.array(["a", "b"])}, "train_labels: 2 at index 2 .* there are 2 classes"),
+    "a huge label": ({"train_labels": np.where(LABELS == 2, 10**13, LABELS)}, f"3 different values up to {10**13}; "),
     "labels are ids": ({"train_labels": LABELS * 1000}, "3 different values up to 2000; number the classes"),
     "float labels": ({"train_labels": LABELS / 1}, "train_labels: float64; save them as integers"),
     "text labels": ({"train_labels": LABELS.astype(str)}, "train_labels: <U21"),

@@ -49,6 +49,16 @@ def test_cells_are_read_unchanged_where_that_is_asked(tmp_path):
     assert found.columns == ["id", " label"] and found.rows == [["1", ' "x"'], ["2", "\u200by "]]
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_text_within_quotation_marks_is_kept(tmp_path, separator):
+    """Also where another cell has a blank after its closing quotation mark, which is removed."""
+    cells = [f'say "x" {separator} y', 'the "end" \nand', '" " ']
+    rows = [separator.join((f'"{i}" ', '"' + cell.replace('"', '""') + '" ')) for i, cell in enumerate(cells)]
+    found = table(tmp_path, "\r\n".join([f'"id"{separator}"label"', *rows]))
+    assert [label.strip() for _, label in found.rows] == [cell.strip() for cell in cells]
+    assert [name for name, _ in found.rows] == ["0", "1", "2"]
+
+
 def test_a_quotation_mark_after_a_blank_that_is_part_of_a_name(tmp_path):
     assert table(tmp_path, 'id,label\n1, "red" car\n').rows == [["1", '"red" car']]
 
