@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trn"),
@@ -30,10 +30,23 @@ LEFTOVERS = {
 }
 LEFTOVER_FILES = ("synofile_thumb", "synophoto_thumb", "synoindex_")  # how names begin
 
+# The ways in which an id may name an image; the image's own name is its path from the folder of images.
+SPELLINGS: dict[str, Callable[[PurePosixPath], str]] = {
+    "path": str,
+    "file name": lambda path: path.name,
+    "path without extension": lambda path: str(path.with_suffix("")),
+    "file name without extension": lambda path: path.stem,
+}
+
 
 def nfc(name: str) -> str:
     """Returns the form of a name in which names are compared and sorted."""
     return unicodedata.normalize("NFC", name)
+
+
+def id_form(text: str) -> str:
+    """Returns the form in which ids and names of images are compared: NFC, with the separators of this system."""
+    return nfc(str(PurePosixPath(text.replace("\\", "/"))))
 
 
 def alike(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from engine.data.formats import is_image
-from engine.data.names import differing, nfc, on_disk, split_of, twins
+from engine.data.names import SPELLINGS, differing, id_form, nfc, on_disk, split_of, twins
 from engine.data.sources.scan import Ignored, folders_in, image_files
 from engine.wording import counted, few
 from models.settings import UserError
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from engine.submit.sample import Sample
 
 log = logging.getLogger("hybridmerge")
-
-# The ways in which a sample's ids may name an image; the image's own name is its path from the folder of images.
-SPELLINGS: dict[str, Callable[[PurePosixPath], str]] = {
-    "path": str,
-    "file name": lambda path: path.name,
-    "path without extension": lambda path: str(path.with_suffix("")),
-    "file name without extension": lambda path: path.stem,
-}
 
 
 def images_of(sources: Sequence[Path]) -> dict[str, Path]:
@@ -141,15 +133,10 @@ def natural(text: str) -> tuple:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 
-def _compared(text: str) -> str:
-    """Returns the form in which ids and names of images are compared: NFC, with the separators of this system."""
-    return nfc(str(PurePosixPath(text.replace("\\", "/"))))
-
-
 def spelled(ids: Sequence[str], names: Sequence[str]) -> tuple[str, int]:
     """Returns the entry of SPELLINGS by which most ids name an image, and the number of distinct ids that do."""
-    wanted = set(map(_compared, ids))
-    spellings = {way: {_compared(spell(PurePosixPath(name))) for name in names} for way, spell in SPELLINGS.items()}
+    wanted = set(map(id_form, ids))
+    spellings = {way: {id_form(spell(PurePosixPath(name))) for name in names} for way, spell in SPELLINGS.items()}
     counts = {way: len(wanted & texts) for way, texts in spellings.items()}
     best = max(counts, key=counts.__getitem__)  # the first of equals
     return best, counts[best]
@@ -164,8 +151,8 @@ def _images_of_ids(
     for name in names:
         text = spell(PurePosixPath(name))
         exact.setdefault(text, []).append(name)
-        loose.setdefault(_compared(text), []).append(name)
-    return {name: exact.get(name) or loose.get(_compared(name), []) for name in ids}
+        loose.setdefault(id_form(text), []).append(name)
+    return {name: exact.get(name) or loose.get(id_form(name), []) for name in ids}
 
 
 def _repeated(names: Sequence[str]) -> list[str]:
@@ -176,7 +163,7 @@ def _advice(missing: Sequence[str], names: Sequence[str]) -> str:
     """Returns what to do about ids without an image, most of which may differ from names only in case or type."""
 
     def rough(name: str) -> str:
-        text = _compared(name).casefold()
+        text = id_form(name).casefold()
         return os.path.splitext(text)[0] if is_image(text) else text
 
     near = {rough(text) for name in names for text in (name, PurePosixPath(name).name)}

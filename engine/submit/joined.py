@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from engine.data.names import nfc
-from engine.data.sources.joined import SEPARATORS, split_cell
+from engine.data.sources.joined import SEPARATORS, split_cell, split_names
 from engine.tasks import Task
 
 LABEL_SEPARATOR = ";"  # where a sample does not show another
@@ -17,7 +17,7 @@ def labels_in(cell: str, task: Task, joint: str = LABEL_SEPARATOR) -> list[str]:
     """Returns the labels in a cell, without blanks around them: a single one for tasks with one class per image."""
     if task.one_class:
         return [cell.strip()]
-    return [name.strip() for name in cell.split(joint.strip(" ") or joint) if name.strip()]
+    return split_names(cell, joint.strip(" ") or " ")
 
 
 def joint_of(cells: Sequence[str], classes: Sequence[str]) -> str | None:

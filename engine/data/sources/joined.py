@@ -46,7 +46,12 @@ class Joint(NamedTuple):
 
 def split_cell(cell: str, separator: str) -> list[str]:
     """Returns the names in a cell that are joined by a separator, one of SEPARATORS, without blanks around them."""
-    parts = cell.split() if separator == "blank" else cell.split(SEPARATORS[separator])
+    return split_names(cell, SEPARATORS[separator])
+
+
+def split_names(text: str, character: str) -> list[str]:
+    """Returns the names in a text that are joined by a character, without blanks around them."""
+    parts = text.split() if character == " " else text.split(character)
     return [name.strip() for name in parts if name.strip()]
 
 

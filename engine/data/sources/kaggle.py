@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from engine.data.check.findings import Finding, Source
-from engine.data.names import nfc, on_disk
+from engine.data.names import SPELLINGS, id_form, nfc, on_disk
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.folder import as_samples, check_classes
 from engine.data.sources.layout import named_splits, refuse_nested
@@ -115,9 +115,10 @@ def _of_sample(path: Path, source: Source, test: Path | None) -> list[Finding]:
             )
     if not source.unlabelled or test is None:
         return findings
-    spellings = {image: _spellings(image.relative_to(test)) for image in source.unlabelled}
+    own = {image: PurePosixPath(image.relative_to(test)) for image in source.unlabelled}
+    spellings = {image: {id_form(spell(path)) for spell in SPELLINGS.values()} for image, path in own.items()}
     names = set().union(*spellings.values())
-    written = {cell: nfc(PurePosixPath(cell.replace("\\", "/")).as_posix()) for cell in ids}
+    written = {cell: id_form(cell) for cell in ids}
     missing = tuple(repr(cell) for cell in ids if written[cell] not in names)
     if missing:
         findings.append(
@@ -136,8 +137,3 @@ def _of_sample(path: Path, source: Source, test: Path | None) -> list[Finding]:
             )
         )
     return findings
-
-
-def _spellings(image: Path) -> set[str]:
-    """Returns the ids that may name an image of the test folder: as path or file name, with or without extension."""
-    return {nfc(text) for text in (image.as_posix(), image.with_suffix("").as_posix(), image.name, image.stem)}
