@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 
@@ -240,7 +241,9 @@ def _begin(_: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "sigtimedwait"):
-        Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
+        parent = parent_process()  # os.getppid() may be another already: this process may begin after its parent's end
+        assert parent is not None and parent.pid is not None
+        Thread(target=_exit_with, args=(parent.pid,), daemon=True).start()
     torch.set_num_threads(1)
 
 

@@ -281,6 +281,31 @@ def test_processes_that_hang_end_with_the_loader(images, how, monkeypatch):
     assert len(processes) == 2 and not processes & set(_children())
 
 
+ORPHAN = """
+import multiprocessing, os, time
+from engine.data.loading.workers import _begin
+
+def orphan():
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)
+    os.write(1, b"begins ")
+    _begin(0)
+    time.sleep(9)
+    os.write(1, b"lives on")
+
+multiprocessing.get_context("fork").Process(target=orphan).start()
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers do not wait for signals")
+def test_a_process_that_begins_after_its_parent_has_ended():
+    """Its parent is another by then, for whose end it would wait."""
+    given = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": ROOT, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], **given) as parent:
+        assert parent.stdout.read() == b"begins "  # to the end, when no process can write any more
+
+
 def _gone(process: int) -> bool:
     deadline = time.monotonic() + 10
     while process in _children() and time.monotonic() < deadline:
