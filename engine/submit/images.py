@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from engine.data.formats import is_image
+from engine.data.formats import has_image_extension
 from engine.data.names import SPELLINGS, differing, id_form, nfc, on_disk, split_of, twins
 from engine.data.sources.scan import Ignored, folders_in, image_files
 from engine.wording import counted, few
@@ -164,7 +164,7 @@ def _advice(missing: Sequence[str], names: Sequence[str]) -> str:
 
     def rough(name: str) -> str:
         text = id_form(name).casefold()
-        return os.path.splitext(text)[0] if is_image(text) else text
+        return os.path.splitext(text)[0] if has_image_extension(text) else text
 
     near = {rough(text) for name in names for text in (name, PurePosixPath(name).name)}
     if 2 * sum(rough(name) in near for name in missing) > len(missing):

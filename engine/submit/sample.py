@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.formats import is_image
+from engine.data.formats import has_image_extension
 from engine.data.names import nfc
 from engine.data.tables.cells import NUMBER, unguarded
 from engine.data.tables.csv_files import read_table
@@ -170,7 +170,7 @@ def read_sample(path: Path, matching: Callable[[Sequence[str]], int] | None = No
 
     ids_at = max(range(len(columns)), key=lambda i: fitness(columns[i]))  # the first of equals
     ids, name = columns[ids_at], table.columns[ids_at]
-    if matching and (is_image(name) or any(map(str.isdigit, name))) and matching([name]):
+    if matching and (has_image_extension(name) or any(map(str.isdigit, name))) and matching([name]):
         raise UserError(f"{path}: the first line names an image, {name!r}; write a header above it, such as ID,Label")
     count = Counter(ids)
     table.refuse([not cell for cell in ids], f"have no {name}")

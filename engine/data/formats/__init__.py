@@ -128,7 +128,7 @@ SVG = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>?\s
 TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 
 
-def is_image(name: str) -> bool:
+def has_image_extension(name: str) -> bool:
     """Returns whether a file must be an image according to its extension."""
     return name.lower().endswith(EXTENSIONS)
 

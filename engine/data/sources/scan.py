@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.data.check.findings import Finding
-from engine.data.formats import is_image
+from engine.data.formats import has_image_extension
 from engine.data.images import has_image, reason
 from engine.data.names import by_name, is_leftover
 from engine.wording import counted, few
@@ -46,7 +46,7 @@ class Ignored:
 
     def is_image(self, path: Path) -> bool:
         """Returns whether a file is read as an image; records one that is not."""
-        if is_image(path.name):
+        if has_image_extension(path.name):
             return True
         try:
             if has_image(path):
@@ -140,7 +140,7 @@ def has_images_itself(folder: Path) -> bool:
 
 
 def _looks_like_image(path: Path) -> bool:
-    return is_image(path.name) or _begins_as_image(path)
+    return has_image_extension(path.name) or _begins_as_image(path)
 
 
 def _begins_as_image(path: Path) -> bool:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from engine.data.check.findings import Finding, Source
-from engine.data.formats import is_image
+from engine.data.formats import has_image_extension
 from engine.data.names import Files, differing, nfc, on_disk, split_of, twins
 from engine.data.settings import DataPath, FileSettings
 from engine.data.sources.joined import LabelSeparator, joined_classes, missing_names, names_in
@@ -74,7 +74,7 @@ def find_csv(settings: CsvSettings) -> Source:
     where = f"data.path = {settings.path!r}"
     layout = LAYOUTS[settings.labels]
     table = _read(settings, where, {"path", "split", layout.column})
-    files = Files(on_disk(Path(settings.images or Path(settings.path).parent)), is_image)
+    files = Files(on_disk(Path(settings.images or Path(settings.path).parent)), has_image_extension)
     path = path_column(table, files, layout.column)
     names = [c for c in table.columns if c not in (path, "split")]
     _check_splits(table, path, layout)

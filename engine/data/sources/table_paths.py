@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.data.check.findings import Finding
-from engine.data.formats import is_image
+from engine.data.formats import has_image_extension
 from engine.data.names import Files
 from engine.data.tables.csv_files import Table
 from engine.wording import counted
@@ -37,7 +37,7 @@ def path_column(table: Table, files: Files, label_column: str) -> str:
     first = table.columns[0]
     if "path" in table.columns:
         return "path"
-    if is_image(first) or (any(map(str.isdigit, first)) and files.find(first)):
+    if has_image_extension(first) or (any(map(str.isdigit, first)) and files.find(first)):
         raise UserError(
             f"{table.where}: the first line names an image, {first!r}; write a header above it: path,{label_column}"
         )
@@ -53,7 +53,7 @@ def path_column(table: Table, files: Files, label_column: str) -> str:
 
 def _images(table: Table, column: str) -> list[str | None]:
     """Returns those of the first cells of a column that are names of images, and None for the others."""
-    return [cell if is_image(cell) else None for cell in table.column(column)[:TRIED]]
+    return [cell if has_image_extension(cell) else None for cell in table.column(column)[:TRIED]]
 
 
 def _files(table: Table, column: str, files: Files) -> list[Path | None]:

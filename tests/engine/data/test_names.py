@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from engine.data.formats import is_image
+from engine.data.formats import has_image_extension
 from engine.data.names import Files, alike, differing, on_disk, places, split_of, twins
 
 NFC, NFD = "é", "e\u0301"
@@ -57,7 +57,7 @@ def test_files_by_names_of_other_systems(tmp_path):
     ):
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "6.png").mkdir()
-    files = Files(tmp_path / "in", is_image)
+    files = Files(tmp_path / "in", has_image_extension)
 
     def found(name: str) -> list[str]:
         return [path.relative_to(tmp_path / "in").as_posix() for path in files.find(name)]
@@ -74,14 +74,14 @@ def test_a_path_through_a_thousand_folders(tmp_path):
     """A cell of a table may hold anything."""
     deep = "/".join(["x"] * 1500)
     assert on_disk(tmp_path / deep) == tmp_path / deep
-    assert Files(tmp_path, is_image).find(f"{deep}/1.png") == []
+    assert Files(tmp_path, has_image_extension).find(f"{deep}/1.png") == []
 
 
 def test_a_folder_is_listed_once_for_all_names_in_folders_that_do_not_exist(tmp_path, monkeypatch):
     """As a list for each name would be, the time for a table with a wrong data.images would grow with its square."""
     (tmp_path / NFD / "study").mkdir(parents=True)
     (tmp_path / NFD / "study" / "1.png").touch()
-    files, listed, listdir = Files(tmp_path, is_image), [], os.listdir
+    files, listed, listdir = Files(tmp_path, has_image_extension), [], os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: [listed.append(str(path)), listdir(path)][1])
     assert files.find(f"{NFC}/study/1") == [tmp_path / NFD / "study" / "1.png"]
     assert not any(files.find(f"patient{i}/study/1.png") for i in range(9))

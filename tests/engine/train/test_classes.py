@@ -41,6 +41,20 @@ def test_a_run_stores_the_data_s_number_and_goes_on_without_it_being_typed(cfg):
     assert torch.load("runs/colours/best.pt", weights_only=True)["model"]["head.weight"].equal(before)
 
 
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("train_set", "Valid"), ("Train", "TEST")])
+def test_folders_of_splits_by_any_name_are_no_classes(cfg, names):
+    for i, name in enumerate(names):
+        for file in Path("images").glob("*/*.png"):
+            if int(file.stem) % 2 == i:
+                new = Path("parted", name, file.parent.name, file.name)
+                new.parent.mkdir(parents=True, exist_ok=True)
+                new.write_bytes(file.read_bytes())
+    train("--cfg", cfg, "data.path=parted", "train.steps=1")
+    assert load_settings("runs/colours/settings.yaml").model.num_classes == 3
+    state = torch.load("runs/colours/best.pt", weights_only=True)
+    assert state["classes"] == ["blue", "green", "red"] and state["model"]["head.bias"].shape == (3,)
+
+
 def test_a_trained_model_keeps_its_number(cfg):
     """No error asks for another number, which resuming and evaluating would refuse in turn."""
     train("--cfg", cfg, "train.steps=1")

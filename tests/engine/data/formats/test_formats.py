@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from engine.data.formats import EXTENSIONS, FOREIGN, FORMATS, HEAD, format_of, is_image
+from engine.data.formats import EXTENSIONS, FOREIGN, FORMATS, HEAD, format_of, has_image_extension
 from engine.data.images import has_image, open_rgb, read_with_facts, reason
 from tests.engine.data.conftest import files
 
@@ -243,7 +243,7 @@ def test_formats_that_are_not_read_are_named(tmp_path, name):
     for path in (tmp_path / name, tmp_path / "no extension", tmp_path / "a.jpg"):
         path.write_bytes(body + bytes(16) if kind != "SVG" else body)
         assert has_image(path) and why(path) == f"{kind}; convert it to JPEG or PNG"
-    assert is_image(name)
+    assert has_image_extension(name)
 
 
 def test_formats_without_a_signature_are_told_by_their_names(tmp_path):
