@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zipfile
 import zlib
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,7 @@ def load_npz(settings: NpzSettings) -> RawData:
     path = on_disk(Path(settings.path))
     arrays = _read(path)
     present = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & arrays.keys()]
+    _demand(path, arrays, [f"{split}_{kind}" for split in present for kind in ("images", "labels")])
     splits = {split: _split(path, arrays, split, settings.labels) for split in present}
     train = splits["train"]
     for split, other in splits.items():
@@ -115,14 +117,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _split(path: Path, arrays: dict[str, np.ndarray], split: str, kind: str | None) -> Arrays:
-    for key in (f"{split}_images", f"{split}_labels"):
+def _demand(path: Path, arrays: Collection[str], keys: Iterable[str]) -> None:
+    """Raises a UserError if a key is missing."""
+    for key in keys:
         if key not in arrays:
             raise UserError(
                 f"{path}: {key} missing; of the keys {', '.join(KEYS)} (val_* optional) it has "
                 f"{', '.join(arrays) or 'none'}"
             )
-    images = _images(f"{path}: {split}_images", arrays[f"{split}_images"])
+
+
+def _split(path: Path, arrays: dict[str, np.ndarray], split: str, kind: str | None) -> Arrays:
+    """Returns a split. Its images are taken out of `arrays`, so that those of one split at most are in memory twice."""
+    images = _images(f"{path}: {split}_images", arrays.pop(f"{split}_images"))
     labels = READERS[kind](f"{path}: {split}_labels", arrays[f"{split}_labels"])
     if len(images) != len(labels):
         raise UserError(f"{path}: {len(images)} {split}_images but {len(labels)} {split}_labels; save one for each")

@@ -280,6 +280,20 @@ def test_arrays_that_unpack_to_more_than_memory(tmp_path, monkeypatch):
     assert "its arrays take 2.7" in line and "MB of memory, 2 MB are free; use a machine with more" in line
 
 
+def test_one_split_at_most_is_in_memory_twice(tmp_path):
+    """Images are brought into another order, which needs a copy."""
+    size, number = 30 * 30 * 3, 3000
+    arrays = {f"{split}_images": np.zeros((number, 30, 30, 3), np.uint8) for split in ("train", "val", "test")}
+    arrays |= {f"{split}_labels": np.arange(number) % 3 for split in ("train", "val", "test")}
+    path = save(tmp_path, compressed=True, **arrays)
+    del arrays
+    tracemalloc.start()
+    load_npz(NpzSettings(path=str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4.5 * size * number
+
+
 def test_other_members_are_not_looked_at(tmp_path):
     path = save(tmp_path)
     with zipfile.ZipFile(path, "a") as more:
