@@ -46,13 +46,17 @@ class Point:
         method: the merging method; None for a model that does not merge.
         budget: how much is merged, in words, such as "r = 8" or "0.9 GMACs"; None without merging.
         metric: the name of the score, such as "top1".
-        scores: the score of each repetition, a fraction, by what tells them apart: "seed 0", "seed 0, fold 2".
+        scores: the score of each repetition, a fraction, by what tells them apart: "seed 0", "seed 0, fold 2". Empty
+            for runs without test images.
         costs: the costs by their key in `COSTS`; keys may be missing.
         line: points with the same text are one model with several budgets, and the figure joins them; None: alone.
         images: the number of test images of each repetition; None if unknown.
         outcomes: reads the outcome of a repetition, by the same keys as `scores`; empty where none was kept.
-        extra: further columns of the table, by title.
+        extra: further columns of the table, by title, which ends with the unit: "agreement, %". A title is also a key
+            in CSV and JSON, see `engine.study.compare.columns.key_of`.
         folders: the run folders behind the point; empty if there are none.
+        spreads: the sample standard deviation of a number in `extra`, by its title, where it is shown.
+        repetitions: the number of seeds and folds in words, such as "3" or "3 x 5 folds"; None: as many as `scores`.
     """
 
     name: str
@@ -67,11 +71,13 @@ class Point:
     outcomes: Mapping[str, Callable[[], Outcome]] = field(default_factory=dict)
     extra: Mapping[str, str | float | None] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
+    spreads: Mapping[str, float | None] = field(default_factory=dict)
+    repetitions: str | None = None
 
     @property
-    def score(self) -> float:
-        """The mean score, a fraction."""
-        return mean(self.scores.values())
+    def score(self) -> float | None:
+        """The mean score, a fraction; None for runs without test images."""
+        return mean(self.scores.values()) if self.scores else None
 
     @property
     def spread(self) -> float | None:

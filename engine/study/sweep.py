@@ -19,6 +19,8 @@ from engine.runs.folder import RunFolder
 from engine.runs.records.class_scores import ClassScores, classes_to_json
 from engine.runs.restore import FinishedRun, load_run
 from engine.settings.layers import parse_override
+from engine.settings.schema import RunSettings
+from engine.study.origin import Origin, origin_of
 from engine.tables import Column
 from engine.tasks import task_with_metric, title_of
 from engine.wording import NOT_COUNTED, fixed, shown
@@ -44,6 +46,7 @@ class SweepRow:
     classes: ClassScores | None  # the score of each class
     unequal: bool  # whether the classes are, among these images or among those of training
     images_per_second: float  # over the whole evaluation, after one batch to warm up
+    origin: Origin  # the run, for comparisons
 
     @property
     def score(self) -> float:
@@ -68,6 +71,7 @@ class SweepRow:
             **self.metrics,
             **classes_to_json(self.classes, task_with_metric(self.metric), self.names),
             "images_per_second": self.images_per_second,
+            "origin": self.origin.model_dump(),
         }
 
 
@@ -116,14 +120,14 @@ def sweep(
     for value, change in zip(values, changes, strict=True):
         run = load_run(run_folder, change, which, data)
         data = run.data
-        rows.append(_evaluated(value, run, split))
+        rows.append(_evaluated(key, value, run, split, run_folder.settings_with(change)))
     return rows
 
 
-def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
+def _evaluated(key: str, value: Any, run: FinishedRun, split: str, settings: RunSettings) -> SweepRow:
     evaluate_run(run, split, first=1)
     start = time.perf_counter()
-    evaluation = evaluate_run(run, split)
+    evaluation = evaluate_run(run, split, keep_logits=run.data.task.one_class)
     seconds, classes = time.perf_counter() - start, evaluation.classes
     return SweepRow(
         value=value,
@@ -138,6 +142,7 @@ def _evaluated(value: Any, run: FinishedRun, split: str) -> SweepRow:
         classes=classes,
         unequal=are_unequal(run.data.train_class_images, [] if classes is None else classes.images),
         images_per_second=evaluation.n / seconds,
+        origin=origin_of(key, run, split, settings, evaluation),
     )
 
 

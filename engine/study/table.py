@@ -1,4 +1,4 @@
-"""Compares finished runs in one table (tools/compare.py).
+"""Groups finished runs into rows (tools/compare.py).
 
 Runs that differ only in seed and fold share a row, with the mean of their numbers. A new column is a line in COLUMNS,
 for a field of `engine.runs.records.results.Results` or for a metric.
@@ -18,25 +18,31 @@ from engine.runs.folder import RunFolder
 from engine.runs.folds import check_same_settings
 from engine.runs.records.class_scores import pooled_scores
 from engine.runs.records.results import Results
-from engine.tables import Column
-from engine.tasks import title_of
-from engine.wording import NOT_COUNTED, counted, fixed, shown
+from engine.settings.schema import RunSettings
+from engine.wording import counted, fixed
+from models.merging.settings import BUDGETS
 from models.settings import UserError
 
 MAY_DIFFER = ("name", "out", "seed")  # keys of settings that may differ within a row
-MISSING = "-"
+Skip = Callable[[Path, UserError], None]  # called with a folder that cannot be compared, and why
+
+
+def refuse(folder: Path, error: UserError) -> None:
+    """Raises the error of a folder that cannot be compared: a `Skip` that skips nothing."""
+    raise error
 
 
 @dataclass(frozen=True)
 class Row:
-    """Results of runs that differ only in seed and fold."""
+    """Results of runs that differ only in seed and fold, and their run folders."""
 
     results: list[Results]
+    folders: Sequence[Path] = ()
 
     @property
     def name(self) -> str:
         """The common beginning of the runs' names: `vit_s0`, `vit_s1` -> `vit`."""
-        return _common_name([results.name for results in self.results])
+        return common_name([results.name for results in self.results])
 
     @property
     def seeds(self) -> list[int]:
@@ -94,89 +100,93 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Number:
+    """How a number is shown: in a unit, with decimals.
+
+    Called with a value, it returns the text.
+    """
+
+    decimals: int  # at least
+    unit: float = 1.0  # the title's unit, in the field's
+    significant: bool = True  # whether small numbers get more decimals, see `fixed`
+
+    def __call__(self, value: float) -> str:
+        return self.text(self.scaled(value))
+
+    def scaled(self, value: float) -> float:
+        """Returns a field's value in the title's unit."""
+        return value if self.unit == 1 else value / self.unit
+
+    def text(self, scaled: float) -> str:
+        """Returns the text of a value that is already in the title's unit."""
+        return fixed(scaled, self.decimals) if self.decimals and self.significant else f"{scaled:.{self.decimals}f}"
+
+
+def number(decimals: int, unit: float = 1.0) -> Number:
+    """Returns how a number is shown in a unit, with at least the given number of decimals; see `fixed`."""
+    return Number(decimals, unit)
+
+
+percent = Number(2, 0.01, significant=False)  # a fraction as percent
+
+
+@dataclass(frozen=True)
 class ResultColumn:
     """A column that shows a field of `Results`."""
 
-    title: str
-    text: Callable[[Any], str]  # converts a value to text
-    words: bool = False  # whether the values are words instead of numbers
+    title: str  # with the unit
+    shows: Number | None = None  # None: the values are words
     spread: bool = False  # whether to add the standard deviation if a row has several runs
-    missing: str = MISSING  # in the place of a value that no run of a row has
-
-    def cell(self, row: Row, field: str) -> str:
-        """Returns the text of a row's cell."""
-        value = row.value(field)
-        if value is None:
-            return self.missing
-        spread = row.spread(field) if self.spread else None
-        return self.text(value) if spread is None else f"{self.text(value)} ± {self.text(spread)}"
 
 
-class WorstClassColumn(ResultColumn):
-    """The worst class of a row, and its score in percent."""
-
-    def cell(self, row: Row, field: str) -> str:
-        if row.worst_class is None:
-            return MISSING
-        name, score = row.worst_class
-        return f"{shown(name)} {self.text(score)}"
-
-
-def number(decimals: int, unit: float = 1.0) -> Callable[[float], str]:
-    """Returns a function that formats a number in a unit, with at least the given number of decimals; see `fixed`."""
-    return lambda value: fixed(value / unit, decimals) if decimals else f"{value / unit:.0f}"
-
-
-def percent(value: float) -> str:
-    """Returns a fraction as percent, with two decimals."""
-    return f"{100 * value:.2f}"
-
-
-# Field or property of Results, or a metric such as test_top5 -> its column. `{metric}` in a title is replaced by the
-# titles of the main metrics.
+# Field or property of Results, or a metric such as test_top5 -> its column. The test score, the model, how it merges,
+# and the costs of `engine.study.points.COSTS` have columns of their own.
 COLUMNS: dict[str, ResultColumn] = {
-    "test_score": ResultColumn("test {metric}, %", percent, spread=True),
     "test_balanced_accuracy": ResultColumn("balanced, %", percent, spread=True),
-    "worst_class": WorstClassColumn("worst class, %", percent),
-    "model": ResultColumn("model", str, words=True),
-    "method": ResultColumn("method", str, words=True),
-    "params": ResultColumn("params, M", number(3, 1e6)),
+    "data": ResultColumn("data"),
+    "method": ResultColumn("training"),
     "trained_params": ResultColumn("trained, M", number(3, 1e6)),
     "trained_share": ResultColumn("trained, %", percent),
-    "gmacs": ResultColumn("GMACs", number(4), missing=NOT_COUNTED),
-    "images_per_second": ResultColumn("images/s", number(0)),
+    "images_per_second": ResultColumn("training images/s", number(0)),
     "seconds": ResultColumn("training, s", number(0)),
-    "peak_memory_mib": ResultColumn("peak memory, MiB", number(0)),
-    "saved_mib": ResultColumn("saved, MiB", number(2)),
 }
 
 
-def table(rows: Sequence[Row]) -> tuple[list[Column], list[list[str]]]:
-    """Returns the columns and the cells of a comparison: name, number of seeds and folds, then COLUMNS."""
-    metrics = " or ".join(dict.fromkeys(title_of(row.metric) for row in rows))
-    columns = [Column("run", words=True), Column("seeds")]
-    columns += [Column(column.title.format(metric=metrics), column.words) for column in COLUMNS.values()]
-    cells = [[row.name, row.runs, *(column.cell(row, field) for field, column in COLUMNS.items())] for row in rows]
-    return columns, cells
-
-
-def compare(folders: Sequence[Path]) -> list[Row]:
+def compare(folders: Sequence[Path], skip: Skip = refuse) -> list[Row]:
     """Reads run folders, or folders of all folds, and groups them in the order in which each kind first appears.
+
+    Args:
+        folders: the folders.
+        skip: called with a folder that cannot be compared, which is then left out; it may raise the error instead.
 
     Raises:
         UserError: a folder does not hold a finished run, or the same seed and fold of one kind occur twice.
     """
-    groups: dict[str, list[Results]] = {}
-    for folder in runs_in(folders):
-        group = groups.setdefault(kind(folder), [])
-        results = RunFolder(folder).read_results()
-        if results is None:
-            raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
-        if any((results.seed, results.fold) == (other.seed, other.fold) for other in group):
-            fold = "" if results.fold is None else f", fold {results.fold},"
-            raise UserError(f"{folder}: seed {results.seed}{fold} of this kind is given twice; leave one out")
-        group.append(results)
-    return [Row(group) for group in groups.values()]
+    groups: dict[str, list[tuple[Path, Results]]] = {}
+    for given in folders:
+        try:
+            found = [(kind(folder), folder, _finished(folder)) for folder in runs_in([given])]
+            for group, folder, results in found:
+                _check_once(folder, results, [other for _, other in groups.get(group, ())])
+        except UserError as error:
+            skip(given, error)
+            continue
+        for group, folder, results in found:
+            groups.setdefault(group, []).append((folder, results))
+    return [Row([results for _, results in group], [folder for folder, _ in group]) for group in groups.values()]
+
+
+def _finished(folder: Path) -> Results:
+    results = RunFolder(folder).read_results()
+    if results is None:
+        raise UserError(f"{folder}: not a finished run (no results.json); finish it with --resume {folder}")
+    return results
+
+
+def _check_once(folder: Path, results: Results, others: Sequence[Results]) -> None:
+    if any((results.seed, results.fold) == (other.seed, other.fold) for other in others):
+        fold = "" if results.fold is None else f", fold {results.fold},"
+        raise UserError(f"{folder}: seed {results.seed}{fold} of this kind is given twice; leave one out")
 
 
 def runs_in(folders: Sequence[Path]) -> list[Path]:
@@ -203,11 +213,24 @@ def kind(folder: Path) -> str:
     Raises:
         UserError: the folder is not a run folder.
     """
-    excluded = {**dict.fromkeys(MAY_DIFFER, True), "split": {"fold"}}
-    return RunFolder(folder).settings.model_dump_json(exclude=excluded)
+    return kind_of(RunFolder(folder).settings)
 
 
-def _common_name(names: list[str]) -> str:
+def kind_of(settings: RunSettings, *, any_budget: bool = False) -> str:
+    """Returns a text that is equal for settings that differ only in the seed and the fold.
+
+    Args:
+        settings: the settings.
+        any_budget: whether they may also differ in how many tokens are merged.
+    """
+    excluded: dict[str, Any] = {**dict.fromkeys(MAY_DIFFER, True), "split": {"fold"}}
+    if any_budget:
+        excluded["model"] = {"merge": set(BUDGETS)}
+    return settings.model_dump_json(exclude=excluded)
+
+
+def common_name(names: Sequence[str]) -> str:
+    """Returns the common beginning of names, without an ending such as `_s`: `vit_s0`, `vit_s1` -> `vit`."""
     shared = names[0]
     for name in names[1:]:
         while not name.startswith(shared):

@@ -16,6 +16,7 @@ from engine.machine import pick_autocast
 from engine.measure.ensembles import evaluate_run
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
+from engine.study.compare.reading import read
 from engine.train.experiment import run_experiment
 from models.settings import check
 from tests.engine.conftest import TINY
@@ -150,6 +151,22 @@ def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
     assert rows[1]["gmacs"] < rows[3]["gmacs"] < rows[0]["gmacs"]
     assert rows[1]["gmacs"] == json.loads((run / "results.json").read_text())["gmacs"]
     assert files[1].read_bytes().startswith(b"\x89PNG")
+    check_comparison(run, files[0], rows)
+
+
+def check_comparison(run, file, rows):
+    """A sweep beside the run that it evaluated: its budgets are a line, and its images are the run's."""
+    trained, *swept = read([run, file]).points
+    budgets = [None, "r = 4", "r = 8 to 0", "r = 1, 2"]
+    assert [(point.method, point.budget) for point in swept] == [(budget and "tome", budget) for budget in budgets]
+    assert len({point.line for point in swept}) == 1 and None not in {point.line for point in swept}
+    for point, row in zip(swept, rows, strict=True):
+        (outcome,) = (read_it() for read_it in point.outcomes.values())
+        assert outcome.correct.mean() == pytest.approx(point.score) == pytest.approx(row["top1"])
+        assert (point.costs["gmacs"], point.costs["ms"]) == (row["gmacs"], 1000 / row["images_per_second"])
+    (own,) = (read_it() for read_it in trained.outcomes.values())
+    again = swept[1].outcomes["seed 0"]()  # the middle of the range that it was trained with
+    assert own.images == again.images and (own.correct == again.correct).all()
 
 
 def test_a_sweep_of_many_labels_goes_by_mean_average_precision(tmp_path, monkeypatch, capsys):

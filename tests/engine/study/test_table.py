@@ -8,7 +8,9 @@ import pytest
 from engine.measure.metrics import METRICS
 from engine.runs.folder import RunFolder
 from engine.runs.records.results import Results
-from engine.study.table import COLUMNS, ResultColumn, Row, compare, number, percent, table
+from engine.study.compare.outputs import table
+from engine.study.compare.runs import points_of_runs
+from engine.study.table import COLUMNS, ResultColumn, Row, compare, number, percent
 from models.settings import UserError
 from tests.engine.study.run_folders import write_run
 from tests.results import results_of
@@ -44,7 +46,7 @@ def test_a_column_is_a_line(make_run, monkeypatch):
         results = RunFolder(folder).read_results()
         metrics = {**results.test_metrics, "macro_f1": score}
         RunFolder(folder).write_results(results.model_copy(update={"test_metrics": metrics, "best_step": 40}))
-    columns, (cells, of_older) = table(compare([run, other, older]))
+    columns, (cells, of_older) = table(points_of_runs([run, other, older]))
     titles = [column.title for column in columns]
     assert cells[titles.index("best step")] == "40" and cells[titles.index("macro F1, %")] == "62.50 ± 17.68"
     assert of_older[titles.index("macro F1, %")] == "-"
@@ -65,11 +67,11 @@ def test_cells(make_run):
         results = RunFolder(folder).read_results()
         tiny = {"gmacs": 2.5e-5, "trained_share": 0.125, "method": "lora"}
         RunFolder(folder).write_results(results.model_copy(update=tiny))
-    columns, (cells,) = table(compare([run, other]))
+    columns, (cells,) = table(points_of_runs([run, other]))
     row = dict(zip([column.title for column in columns], cells, strict=True))
     assert row["run"] == "a" and row["seeds"] == "2" and row["test top-1, %"] == "92.00 ± 2.83"
-    assert (row["GMACs"], row["trained, %"], row["method"]) == ("0.0000250", "12.50", "lora")
-    assert (row["params, M"], row["saved, MiB"]) == ("2.000", "-")
+    assert (row["GMACs"], row["trained, %"], row["training"]) == ("0.0000250", "12.50", "lora")
+    assert row["parameters, M"] == "2.000" and "saved, MiB" not in row  # which no run has
 
 
 def test_multiply_adds_that_cannot_be_counted(make_run):
@@ -77,7 +79,7 @@ def test_multiply_adds_that_cannot_be_counted(make_run):
     results = RunFolder(run).read_results()
     RunFolder(run).write_results(results.model_copy(update={"gmacs": None}))
     assert RunFolder(run).read_results().gmacs is None
-    columns, cells = table(compare([run, counted]))
+    columns, cells = table(points_of_runs([run, counted]))
     at = [column.title for column in columns].index("GMACs")
     assert [row[at] for row in cells] == ["not counted", "0.5000"]
 
