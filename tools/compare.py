@@ -16,12 +16,16 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.cli import cli, parser_of
 from engine.tables import print_table
 from models.settings import UserError
 
-EXAMPLE = "example: tools/compare.py runs/hybrid_s0 runs/hybrid_s1 runs/vit_s0 --csv table.csv --plot curves.png"
+if TYPE_CHECKING:
+    from engine.study.compare.reading import Comparison
+
+EXAMPLE = "example: tools/compare.py runs/hybrid_s0 runs/hybrid_s1 runs/vit_s0 --csv table.csv --pareto pareto.png"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -37,7 +41,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON, with full precision")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy (or mAP) over the training"
+        "--significance",
+        action="store_true",
+        help="print which differences are more than noise, over seeds and over images (up to 4 rows: always)",
+    )
+    parser.add_argument(
+        "--pareto", type=Path, metavar="FILE.png|.svg", help="draw accuracy against cost, with the Pareto front"
+    )
+    parser.add_argument(
+        "--cost", choices=["gmacs", "ms", "memory_mib", "params_m", "saved_mib"], help="of --pareto (default: gmacs)"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png|.svg", help="draw loss and accuracy (or mAP) over the training"
+    )
+    parser.add_argument(
+        "--over", choices=["step", "epoch", "seconds"], help="the horizontal axis of --plot (default: step)"
     )
     return parser.parse_args(argv)
 
@@ -45,24 +63,40 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     check_outputs(args)
-    from engine.study.compare import outputs
+    from engine.study.compare import differences, outputs
     from engine.study.compare.reading import read
 
     comparison = read(args.runs)
-    print_table(*outputs.table(comparison.points))
-    for note in comparison.notes:
-        print(note)
+    points, notes = comparison.points, list(comparison.notes)
+    asked = args.significance or len(points) <= differences.FEW
+    pairs = differences.differences(points, notes.append) if asked else []
+    print_table(*outputs.table(points))
+    if pairs:
+        print()
+        print_table(*differences.table(pairs))
+    for line in (differences.explanation(pairs) if pairs else []) + notes:
+        print(line)
     if args.csv:
-        outputs.write_csv(comparison.points, args.csv)
+        outputs.write_csv(points, args.csv)
     if args.markdown:
-        outputs.write_markdown(comparison.points, args.markdown, comparison.notes)
+        outputs.write_markdown(points, args.markdown, notes, pairs)
     if args.json:
-        outputs.write_json(comparison.points, args.json, comparison.notes)
-    if args.plot:
+        outputs.write_json(points, args.json, notes, pairs)
+    draw(args, comparison)
+
+
+def draw(args: argparse.Namespace, comparison: Comparison) -> None:
+    """Draws the figures that were asked for."""
+    if args.pareto:
         from engine.figures.drawing import save_figure  # only pictures need matplotlib
+        from engine.study.pareto.figure import pareto_figure
+
+        save_figure(pareto_figure(comparison.points, args.cost or "gmacs"), args.pareto)
+    if args.plot:
+        from engine.figures.drawing import save_figure
         from engine.study.curves import curves
 
-        save_figure(curves(comparison.folders), args.plot)
+        save_figure(curves(comparison.folders, args.over or "step"), args.plot)
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -70,7 +104,15 @@ def check_outputs(args: argparse.Namespace) -> None:
     from engine.files import demand_writable
     from engine.runs.folder import RunFolder
 
-    options = {"csv": "table.csv", "markdown": "table.md", "json": "table.json", "plot": "curves.png"}
+    for option, needed in (("cost", "pareto"), ("over", "plot")):
+        if getattr(args, option) and not getattr(args, needed):
+            raise UserError(f"--{option} {getattr(args, option)}: the axis of --{needed}, which is not given; add it")
+    for option in ("pareto", "plot"):
+        path = getattr(args, option)
+        if path is not None and path.suffix.lower() not in (".png", ".svg"):
+            raise UserError(f"--{option} {path}: must end with .png or .svg")
+    options = {"csv": "table.csv", "markdown": "table.md", "json": "table.json"}
+    options |= {"pareto": "pareto.png", "plot": "curves.png"}
     taken: dict[Path, str] = {}
     for option, example in options.items():
         path = getattr(args, option)

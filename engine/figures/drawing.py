@@ -1,4 +1,4 @@
-"""Writes figures to PNG files and to TensorBoard."""
+"""Writes figures to PNG and SVG files and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def draw(folder: Path, tracker: Tracker, step: int, tag: str, figure: Figure) ->
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure to a PNG file, completely or not at all.
+    """Writes a figure to a file, completely or not at all: as SVG if its name ends with .svg, otherwise as PNG.
 
     Raises:
         UserError: the file cannot be written.
     """
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
+    picture, kind = io.BytesIO(), "svg" if path.suffix.lower() == ".svg" else "png"
+    figure.savefig(picture, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
     with replacing(path) as file:
         file.write(picture.getvalue())

@@ -93,10 +93,12 @@ def sign_flips(a: ArrayLike, b: ArrayLike) -> float:
     McNemar's test on all predictions together, it does not count the predictions of one image as independent.
 
     Args:
-        a: bool (seeds, N) or (N,), which images are predicted right.
+        a: bool (seeds, N) or (N,), which images are predicted right; or integers (N,), by how many seeds.
         b: the same of the second model.
     """
-    a, b = _outcomes(a, b)
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype.kind != "i" or a.shape != b.shape:
+        a, b = _outcomes(a, b)
     differences = a.reshape(-1, a.shape[-1]).sum(0, dtype=np.int64) - b.reshape(-1, b.shape[-1]).sum(0, dtype=np.int64)
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     # Of `count` images with a difference of +-size, a binomial number k is positive: they sum to size (2 k - count).

@@ -1,55 +1,91 @@
-"""Draws runs: their curves over the training, and accuracy against cost."""
+"""Draws runs: their curves over the training, and accuracy against cost of a sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import metrics_of
-from engine.study.table import kind
+from engine.study.compare.lines import unique
+from engine.study.pareto.style import COLOURS
+from engine.study.table import common_name, kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
 
 # Tags in metrics.jsonl, for training and for validation.
 LOSS = ("train/loss", "val/loss")
 SCORES = {task.main_metric: ("train/accuracy", f"val/{task.main_metric}") for task in TASKS.values()}
+# What the horizontal axis may be -> its label.
+OVER = {"step": "optimizer step", "epoch": "epoch", "seconds": "training time, s, at the run's mean speed"}
+INSIDE = 4  # largest number of names in a legend inside the axes
 
 
-def curves(folders: Sequence[Path]) -> Figure:
-    """Draws loss and main metric at the end of each epoch, by optimizer step: training dashed, validation solid.
+def curves(folders: Sequence[Path], over: str = "step") -> Figure:
+    """Draws loss and main metric at the end of each epoch: training dashed, validation solid.
 
-    Runs that differ only in the seed have the same colour. Training does not log average precision; for such runs its
-    line shows another score, which the caption names.
+    Runs that differ only in seed and fold have one colour, one name in the legend, and thin lines if there are several.
+    Training does not log average precision; for such runs its line shows another score, which the caption names.
 
     Args:
         folders: run folders.
+        over: what the horizontal axis is, a key of OVER.
 
     Raises:
-        UserError: a folder does not have the metrics of a single epoch with validation.
+        UserError: a folder does not have the metrics of a single epoch with validation; or epochs or seconds are asked
+            for, and a run is not finished.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours: dict[str, str] = {}
-    metrics: dict[str, None] = {}  # in the order in which they appear
+    groups: dict[str, list[Path]] = {}
     for folder in folders:
-        (metric, epochs), group = _epochs(folder), kind(folder)
-        metrics[metric] = None
-        name = None if group in colours else folder.name  # one entry of the legend for all seeds
-        colour = colours.setdefault(group, f"C{len(colours) % 10}")
-        steps = [epoch["step"] for epoch in epochs]
-        for axes, (training, validation), unit in ((left, LOSS, 1), (right, SCORES[metric], 100)):
-            axes.plot(steps, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=1)
-            axes.plot(steps, [unit * epoch[validation] for epoch in epochs], color=colour, lw=1.6, label=name)
+        groups.setdefault(kind(folder), []).append(folder)
+    metrics: dict[str, None] = {}  # in the order in which they appear
+    names = unique([common_name([folder.name for folder in group]) for group in groups.values()])
+    for (name, group), colour in zip(zip(names, groups.values()), cycle(COLOURS)):
+        thickness = 1.6 if len(group) == 1 else 0.8
+        for folder in group:
+            metric, epochs = _epochs(folder)
+            metrics[metric] = None
+            xs, label = _places(folder, epochs, over), name if folder == group[0] else None
+            for axes, (training, validation), unit in ((left, LOSS, 1), (right, SCORES[metric], 100)):
+                axes.plot(xs, [unit * epoch[training] for epoch in epochs], "--", color=colour, lw=0.6 * thickness)
+                axes.plot(xs, [unit * epoch[validation] for epoch in epochs], color=colour, lw=thickness, label=label)
     for axes, label in ((left, "loss"), (right, " or ".join(title_of(metric) for metric in metrics) + ", %")):
-        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.set(xlabel=OVER[over], ylabel=label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    _add_legend(figure, names)
     figure.suptitle(_caption(folders, metrics), fontsize=9, color="0.35")
     return figure
+
+
+def _add_legend(figure: Figure, names: Sequence[str]) -> None:
+    """Adds the names, inside the axes where they are few; matplotlib leaves out names that begin with "_"."""
+    right = figure.axes[1]
+    handles = [line for line in right.lines if line.get_linestyle() == "-" and line.get_label() in names]
+    labels = [f" {name}" if name.startswith("_") else name for name in names]
+    if len(names) <= INSIDE:
+        legend = right.legend(handles, labels, frameon=False, fontsize=8, loc="lower right")
+    else:
+        legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
+        figure.set_figwidth(9 + 0.4 + 0.068 * max(map(len, names)))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _places(folder: Path, epochs: Sequence[dict], over: str) -> list[float]:
+    """Returns where each epoch stands on the horizontal axis."""
+    steps = [epoch["step"] for epoch in epochs]
+    if over == "step":
+        return steps
+    results = RunFolder(folder).read_results()
+    if results is None:
+        raise UserError(f"{folder}: not a finished run, whose {over} are known by step only; use --over step")
+    return [step * (results.epochs if over == "epoch" else results.seconds) / results.steps for step in steps]
 
 
 def _caption(folders: Sequence[Path], metrics: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ Each module here holds the mistakes of one subject in its `MISTAKES`, in the ord
 
 from __future__ import annotations
 
-from tests.mistakes import data, running, runs, settings, submissions, tables, weights
+from tests.mistakes import comparing, data, running, runs, settings, submissions, tables, weights
 from tests.mistakes.mistake import Mistake
 
 SECTIONS: dict[str, list[Mistake]] = {
@@ -16,4 +16,5 @@ SECTIONS: dict[str, list[Mistake]] = {
     "Run folders and checkpoints": runs.MISTAKES,
     "While a run is running": running.MISTAKES,
     "Predictions and submissions": submissions.MISTAKES,
+    "Comparisons": comparing.MISTAKES,
 }

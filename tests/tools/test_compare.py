@@ -50,3 +50,36 @@ def test_without_validation_nothing_is_drawn(make_run, tmp_path):
     with pytest.raises(UserError, match="no epoch with validation"):
         tool.main([str(run), "--plot", str(tmp_path / "x.png")])
     assert not (tmp_path / "x.png").exists()
+
+
+def test_every_output_of_a_study(tmp_path, capsys):
+    """What is left out is named on the terminal and in the files, and all files are of the same rows."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "study.yaml").write_text("{}")
+    for seed, score in ((0, 0.9), (1, 0.92)):
+        write_run(tmp_path / "runs", f"vit_s{seed}", seed, score)
+        write_run(tmp_path / "runs", f"deep_s{seed}", seed, score - 0.1 - 0.01 * seed, "model.depth=6")
+    (write_run(tmp_path / "runs", "lost", 2, 0.5) / "results.json").unlink()
+    files = {option: tmp_path / f"out.{option}" for option in ("csv", "markdown", "json")}
+    figures = {"pareto": tmp_path / "pareto.svg", "plot": tmp_path / "curves.png"}
+    options = [text for option, file in {**files, **figures}.items() for text in (f"--{option}", str(file))]
+    tool.main([str(tmp_path), *options, "--over", "epoch", "--cost", "params_m"])
+    out = capsys.readouterr().out
+    rows, pairs = (read_markdown(part.partition("\nIntervals")[0]) for part in out.split("\n\n"))
+    assert [row[:3] for row in rows[1:]] == [["deep", "2", "80.50 ± 0.71"], ["vit", "2", "91.00 ± 1.41"]]
+    assert pairs[1][:3] == ["deep", "vit", "-10.50"]
+    assert "left out: " in out and "lost: not a finished run" in out
+    assert "lost: not a finished run" in files["markdown"].read_text()
+    written = json.loads(files["json"].read_text())
+    assert [row["score_percent"] for row in written["rows"]] == pytest.approx([80.5, 91])
+    assert written["differences"][0]["difference_percent"] == pytest.approx(-10.5)
+    assert len(written["notes"]) == 1 and files["csv"].read_text().count("\n") == 3
+    assert "<svg" in figures["pareto"].read_text() and figures["plot"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_many_rows_are_compared_where_it_is_asked_for(make_run, capsys):
+    runs = [str(make_run(f"r{depth}", 0, depth / 10, f"model.depth={depth}")) for depth in range(1, 6)]
+    tool.main(runs)
+    assert "more than noise" not in capsys.readouterr().out
+    tool.main([*runs, "--significance"])
+    assert capsys.readouterr().out.count("\n| r") == 1 + 5 + 10

@@ -22,7 +22,7 @@ def line_names(kinds: Sequence[Hashable], names: Sequence[str], methods: Sequenc
         members.setdefault(kind, []).append(i)
     several = {kind: group for kind, group in members.items() if len(group) > 1}
     titles = {
-        kind: re.sub(r"[,_-]? ?r?$", "", common_name([names[i] for i in group])) for kind, group in several.items()
+        kind: re.sub(r"[,_-] ?r?$", "", common_name([names[i] for i in group])) for kind, group in several.items()
     }
     if len(set(titles.values())) < len(titles):
         for kind, group in several.items():

@@ -8,7 +8,9 @@ from typing import Any
 
 from engine.data.tables.cells import guarded, quoted
 from engine.files import write_json_atomic, write_text_atomic
+from engine.study.compare import differences
 from engine.study.compare.columns import PointColumn, columns_of, key_of, shown_columns, spread_percent
+from engine.study.compare.differences import Pair
 from engine.study.points import Point
 from engine.tables import Column, markdown
 
@@ -64,25 +66,24 @@ def _cell(value: str | float | None) -> str:
     return guarded(value) if isinstance(value, str) else repr(value)
 
 
-def write_markdown(points: Sequence[Point], file: Path, notes: Sequence[str] = ()) -> None:
-    """Writes the table as Markdown, with notes below it.
+def write_markdown(points: Sequence[Point], file: Path, notes: Sequence[str] = (), pairs: Sequence[Pair] = ()) -> None:
+    """Writes the table as Markdown, and below it that of the differences, and notes.
 
     Raises:
         UserError: the file cannot be written.
     """
-    write_text_atomic(file, "\n\n".join([markdown(*table(points)), *notes]) + "\n")
+    below = [markdown(*differences.table(pairs)), *differences.explanation(pairs)] if pairs else []
+    write_text_atomic(file, "\n\n".join([markdown(*table(points)), *below, *notes]) + "\n")
 
 
-def write_json(
-    points: Sequence[Point], file: Path, notes: Sequence[str] = (), differences: Sequence[dict[str, Any]] = ()
-) -> None:
+def write_json(points: Sequence[Point], file: Path, notes: Sequence[str] = (), pairs: Sequence[Pair] = ()) -> None:
     """Writes `records` as JSON, each with its score by seed and fold and its run folders.
 
     Args:
         points: the points.
         file: where to write.
         notes: what was left out.
-        differences: from `engine.study.compare.differences`, as JSON.
+        pairs: the differences between the points, as far as they were computed.
 
     Raises:
         UserError: the file cannot be written.
@@ -95,4 +96,4 @@ def write_json(
         }
         for record, point in zip(records(points), points, strict=True)
     ]
-    write_json_atomic(file, {"rows": rows, "differences": list(differences), "notes": list(notes)})
+    write_json_atomic(file, {"rows": rows, "differences": [pair.to_json() for pair in pairs], "notes": list(notes)})

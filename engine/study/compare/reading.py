@@ -80,12 +80,21 @@ def read(paths: Sequence[Path]) -> Comparison:
     for reader in READERS:
         own = [path for path in left if reader.recognises(path)]
         left = [path for path in left if path not in own]
-        points = (reader.points(own, skip) if own else []) + points  # runs first
+        read_now = _own_lines(reader.points(own, skip) if own else [], points)
+        points = read_now + points  # runs first
     if not points:
         reason = f"nothing to compare; {notes[0]}" if notes else "nothing to compare: no finished run and no sweep"
         raise UserError(f"{paths[0]}: {reason}; run the study first")
     names = unique([point.name for point in points])
     return Comparison([replace(point, name=name) for point, name in zip(points, names)], notes)
+
+
+def _own_lines(points: list[Point], others: Sequence[Point]) -> list[Point]:
+    """Returns points whose lines have other names than those of other points."""
+    taken = list(dict.fromkeys(point.line for point in others if point.line is not None))
+    own = list(dict.fromkeys(point.line for point in points if point.line is not None))
+    names = dict(zip(own, unique([*taken, *own])[len(taken) :]))
+    return [replace(point, line=names.get(point.line)) if point.line else point for point in points]
 
 
 def is_study(path: Path) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from engine.runs.folder import RunFolder
 from engine.study.compare.columns import key_of
+from engine.study.compare.differences import differences
 from engine.study.compare.outputs import records, table, write_csv, write_json, write_markdown
 from engine.study.compare.reading import read
 from engine.study.points import Point
@@ -30,12 +31,13 @@ def points(tmp_path):
 
 def test_all_files_have_the_same_numbers(points, tmp_path):
     write_csv(points, tmp_path / "t.csv")
-    write_json(points, tmp_path / "t.json", ["left out: x"], [{"a": "vit"}])
+    pairs = differences(points)
+    write_json(points, tmp_path / "t.json", ["left out: x"], pairs)
     write_markdown(points, tmp_path / "t.md", ["left out: x"])
     with (tmp_path / "t.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     of_json = json.loads((tmp_path / "t.json").read_text())
-    assert of_json["notes"] == ["left out: x"] and of_json["differences"] == [{"a": "vit"}]
+    assert of_json["notes"] == ["left out: x"] and of_json["differences"] == [pair.to_json() for pair in pairs]
     for row, record, own in zip(rows, of_json["rows"], records(points), strict=True):
         assert {key: record[key] for key in own} == own
         for key, value in own.items():
