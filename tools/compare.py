@@ -14,6 +14,7 @@ if __name__ == "__main__":
     prepare()
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON, with full precision")
     parser.add_argument(
+        "--html", type=Path, metavar="FILE.html", help="write one HTML file: figure, table, curves, mistakes"
+    )
+    parser.add_argument(
         "--significance",
         action="store_true",
         help="print which differences are more than noise, over seeds and over images (up to 4 rows: always)",
@@ -64,7 +68,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     check_outputs(args)
     from engine.study.compare import differences, outputs
-    from engine.study.compare.reading import read
+    from engine.study.compare.reading import PLAN, is_study, read
 
     comparison = read(args.runs)
     points, notes = comparison.points, list(comparison.notes)
@@ -82,6 +86,11 @@ def main(argv: list[str]) -> None:
         outputs.write_markdown(points, args.markdown, notes, pairs)
     if args.json:
         outputs.write_json(points, args.json, notes, pairs)
+    if args.html:
+        from engine.study.page.page import write_page
+
+        plans = [run / PLAN for run in args.runs if is_study(run)]
+        write_page(points, args.html, shlex.join(["tools/compare.py", *argv]), plans[0].read_text() if plans else "")
     draw(args, comparison)
 
 
@@ -112,7 +121,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if path is not None and path.suffix.lower() not in (".png", ".svg"):
             raise UserError(f"--{option} {path}: must end with .png or .svg")
     options = {"csv": "table.csv", "markdown": "table.md", "json": "table.json"}
-    options |= {"pareto": "pareto.png", "plot": "curves.png"}
+    options |= {"html": "page.html", "pareto": "pareto.png", "plot": "curves.png"}
     taken: dict[Path, str] = {}
     for option, example in options.items():
         path = getattr(args, option)

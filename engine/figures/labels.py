@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.transforms import Bbox
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ PLACES = (
 
 
 def place_labels(axes: Axes, labels: Sequence[tuple[float, float, str]], optional: bool = False) -> None:
-    """Writes a label beside each point, where it covers no other label and no point, and stays in the axes.
+    """Writes a label beside each point, within the axes, where it covers no other label, point, line or error bar.
 
     The axes must hold everything else already: this lays out the figure. The search is greedy, in the given order.
 
@@ -33,6 +35,7 @@ def place_labels(axes: Axes, labels: Sequence[tuple[float, float, str]], optiona
     figure = axes.figure
     figure.draw_without_rendering()
     taken = [_around(axes, x, y) for line in axes.lines for x, y in zip(line.get_xdata(), line.get_ydata())]
+    taken += _along(axes)
     inside = axes.get_window_extent()
     for x, y, text in labels:
         style = {"fontsize": 7.5, "color": "0.25", "parse_math": False}
@@ -64,6 +67,19 @@ def _around(axes: Axes, x: float, y: float) -> Bbox:
     column, row = axes.transData.transform((x, y))
     half = 3.5 * axes.figure.dpi / 72
     return Bbox.from_extents(column - half, row - half, column + half, row + half)
+
+
+def _along(axes: Axes) -> list[Bbox]:
+    """Returns narrow places along lines and error bars."""
+    paths = [line.get_xydata() for line in axes.lines if line.get_drawstyle() == "default"]
+    paths += [path for bars in axes.collections for path in getattr(bars, "get_segments", list)()]
+    boxes = []
+    for path in paths:
+        corners = axes.transData.transform(path)
+        for start, end in pairwise(corners):
+            count = max(1, int(np.hypot(*(end - start)) / 4))
+            boxes += [Bbox.from_bounds(*(start + (end - start) * i / count) - 1, 2, 2) for i in range(count + 1)]
+    return boxes
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:

@@ -7,6 +7,7 @@ from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import metrics_of
@@ -58,6 +59,8 @@ def curves(folders: Sequence[Path], over: str = "step") -> Figure:
         axes.set(xlabel=OVER[over], ylabel=label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        if over != "seconds":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _add_legend(figure, names)
     figure.suptitle(_caption(folders, metrics), fontsize=9, color="0.35")
     return figure
@@ -69,7 +72,7 @@ def _add_legend(figure: Figure, names: Sequence[str]) -> None:
     handles = [line for line in right.lines if line.get_linestyle() == "-" and line.get_label() in names]
     labels = [f" {name}" if name.startswith("_") else name for name in names]
     if len(names) <= INSIDE:
-        legend = right.legend(handles, labels, frameon=False, fontsize=8, loc="lower right")
+        legend = right.legend(handles, labels, frameon=False, fontsize=8, loc="best")
     else:
         legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
         figure.set_figwidth(9 + 0.4 + 0.068 * max(map(len, names)))

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from engine.runs.folder import RunFolder
 from models.settings import UserError
 from tests.engine.study.run_folders import write_run
 from tests.tools.tables import read_markdown
@@ -83,3 +84,15 @@ def test_many_rows_are_compared_where_it_is_asked_for(make_run, capsys):
     assert "more than noise" not in capsys.readouterr().out
     tool.main([*runs, "--significance"])
     assert capsys.readouterr().out.count("\n| r") == 1 + 5 + 10
+
+
+def test_a_page_of_runs_of_which_one_has_no_test_images(make_run, tmp_path, capsys):
+    run, untested = make_run("one", 0, 0.9), make_run("untested", 0, 0.9, "model.depth=6")
+    results = RunFolder(untested).read_results()
+    RunFolder(untested).write_results(results.model_copy(update={"test_images": 0, "test_metrics": {"top1": None}}))
+    tool.main([str(run), str(untested), "--html", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "90.00" in page and "untested" in page
+    assert "tools/compare.py" in page and "--html" in page
+    row = read_markdown(capsys.readouterr().out)[2]
+    assert row[:3] == ["untested", "1", "-"]

@@ -21,7 +21,7 @@ NO_METHOD = "no merging"
 
 def figures(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Returns the Vega-Lite specification of accuracy against each cost that a point has, by the cost's key."""
-    return {key: _figure(points, key) for key in COSTS if any(_cost(point, key) is not None for point in points)}
+    return {key: _figure(points, key) for key in COSTS if _with(points, key)}
 
 
 def front(points: Sequence[Point], key: str) -> list[Point]:
@@ -34,7 +34,7 @@ def front(points: Sequence[Point], key: str) -> list[Point]:
 
 
 def missing(points: Sequence[Point], key: str) -> int:
-    """Returns the number of points that do not have a cost, and are not drawn."""
+    """Returns the number of points that do not have a cost or a score, and are not drawn."""
     return len(points) - len(_with(points, key))
 
 
@@ -171,7 +171,7 @@ def _colour_title(points: Sequence[Point]) -> str:
 
 
 def _with(points: Sequence[Point], key: str) -> list[Point]:
-    return [point for point in points if _cost(point, key) is not None]
+    return [point for point in points if _cost(point, key) is not None and point.score is not None]
 
 
 def _cost(point: Point, key: str) -> float | None:
