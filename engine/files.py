@@ -59,13 +59,13 @@ def demand_writable(option: str, path: Path, example: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, temporary: str = "") -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` which replaces `path` when the block succeeds; see `models.files.replacing`.
 
     Raises:
         UserError: an OSError inside the block or here; `path` is unchanged and the temporary file is removed.
     """
-    with writing(path), models.files.replacing(path) as file:
+    with writing(path), models.files.replacing(path, temporary) as file:
         yield file
 
 

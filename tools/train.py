@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
 
     from engine.train.session import train
 
-    train(settings, stored, resume=bool(args.resume))
+    train(settings, stored, resume=bool(args.resume), command=shlex.join(["tools/train.py", *argv]))
 
 
 def run_to_resume(folder: str) -> RunFolder:

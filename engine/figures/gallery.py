@@ -6,8 +6,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from engine.data import Split
+from engine.measure.evaluate import Mistake
 
 MOST = 8  # largest number of pictures in a row
 
@@ -53,6 +57,22 @@ def wrong_pictures_figure(
         for right, wrong, confidence in zip(true, predicted, confidences, strict=False)
     ]
     return gallery(images, titles, min(MOST, max(1, math.ceil(math.sqrt(len(images))))), empty="none wrong")
+
+
+def mistakes_figure(mistakes: Sequence[Mistake], images: Split, classes: Sequence[str]) -> Figure:
+    """Draws the images of a split that an evaluation returned as mistakes.
+
+    Args:
+        mistakes: in the order of the pictures.
+        images: the split.
+        classes: names of the classes.
+    """
+    return wrong_pictures_figure(
+        images.read(torch.tensor([mistake.position for mistake in mistakes], dtype=torch.int64)),
+        [classes[mistake.label] for mistake in mistakes],
+        [classes[mistake.predicted] for mistake in mistakes],
+        [mistake.confidence for mistake in mistakes],
+    )
 
 
 def as_picture(image: Tensor) -> np.ndarray:

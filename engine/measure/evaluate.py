@@ -140,6 +140,7 @@ def evaluate_split(
     *,
     first: int | None = None,
     keep_logits: bool = False,
+    keep_mistakes: int = 0,
 ) -> Evaluation:
     """Runs a model over a split of its data and measures its predictions.
 
@@ -151,10 +152,12 @@ def evaluate_split(
         autocast: a reusable context manager for the precision to compute in.
         first: the number of batches to evaluate; None: all.
         keep_logits: whether to return the logits of every image.
+        keep_mistakes: the number of most confident mistakes to return; only for tasks with one class per image.
     """
     batches = islice(eval_batches(getattr(data, split), batch_size, data.mean, data.std, data.resize), first)
     device = next(model.parameters()).device
-    return evaluate(model, batches, data.task, len(data.classes), device, autocast, keep_logits=keep_logits)
+    kept = {"keep_logits": keep_logits, "keep_mistakes": keep_mistakes}
+    return evaluate(model, batches, data.task, len(data.classes), device, autocast, **kept)
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, task: Task) -> Evaluation:

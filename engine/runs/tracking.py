@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import socket
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,23 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
 from engine.files import finite, write_text_atomic, writing
+from engine.runs.board import Board, next_events, remove_ends, write_end
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import step_of
 from models.settings import UserError
-
-EVENTS = "events.out.tfevents."  # how the names of event files begin
-ENDING = ".end"  # and how that of the last one ends
 
 
 class Tracker:
     """Writes the numbers and pictures of one run.
 
     Each call of `scalars` writes one line of metrics.jsonl, `{"step": 40, "train/loss": 1.5, ...}`, with null for nan
-    and inf; TensorBoard gets the same numbers, and also the pictures and settings.
+    and inf. TensorBoard gets the same numbers under the tags of `board_tag`, and also pictures, texts and settings.
+    Whatever has a single value at the end of a run is a text or an entry of the HPARAMS page: as a scalar it would be a
+    chart with one dot.
 
     A resumed run continues the files where its checkpoint left them: lines that the interrupted run wrote after the
     checkpoint are deleted, and TensorBoard is told to discard its events after that step. For this to be exact, log
@@ -56,10 +51,9 @@ class Tracker:
         with writing(self._path):
             self._lines = _cut(self._path, self._start, resume_lines)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, it stays open
-            for old in Path(run_dir).glob(f"{EVENTS}*{ENDING}"):  # an end of the run that is not its end any more
-                old.unlink()
-            file = open(_next_events(Path(run_dir)), "xb")  # noqa: SIM115, it stays open
-            self._board = _Board(file, self._start)
+            remove_ends(Path(run_dir))
+            file = open(next_events(Path(run_dir)), "xb")  # noqa: SIM115, it stays open
+            self._board = Board(file, self._start)
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Writes numbers, or tensors of one element, under tags such as "train/loss"."""
@@ -70,15 +64,15 @@ class Tracker:
             self._file.flush()
             self._lines += 1
             for tag, value in row.items():
-                self._board.add(step, summary.scalar(tag, value))
+                self._board.add(step, summary.scalar(board_tag(tag), value))
             self._board.flush()
 
-    def curve(self, tag: str, values: Sequence[float]) -> None:
-        """Plots numbers over an axis other than steps, such as the number of the block, from 1; TensorBoard only."""
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Writes a text card, in Markdown; TensorBoard only."""
+        content = summary.text(tag, markdown)
+        content.value[0].tag = tag  # without the ending that SummaryWriter gives it
         with writing(self._path):
-            for position, value in enumerate(values, 1):
-                if position >= self._start:  # TensorBoard has kept what is before it
-                    self._board.add(position, summary.scalar(tag, value))
+            self._board.add(step, content)
             self._board.flush()
 
     def figure(self, step: int, tag: str, figure: Figure) -> None:
@@ -92,19 +86,24 @@ class Tracker:
             self._board.add(step, summary.image(tag, pixels, dataformats="HWC"))
             self._board.flush()
 
-    def hparams(self, step: int, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Writes the entry of TensorBoard's HParams page, once, at the end of the run; TensorBoard only.
+    def hparams(self, step: int, results: Mapping[str, float | str], settings: Mapping[str, Any]) -> None:
+        """Writes the run's row of TensorBoard's HPARAMS page, once, at the end of the run; TensorBoard only.
+
+        TensorBoard finds the columns itself, from the rows of all runs: first those in which the runs differ, then the
+        others, each in the order of their names, in which capitals come before small letters. Five are shown until the
+        user chooses others, and beside them the last values of five curves.
 
         Args:
             step: the last step.
+            results: what the run measured, by titles that begin with a capital, so that they come first.
             settings: nested settings; their keys become "train.lr" and so on.
-            metrics: the results by tag, such as {"test/top1": 0.91}; drawn as scalars, too.
         """
-        metrics = {tag: float(value) for tag, value in metrics.items()}
-        entry = summary.hparams(_flat(settings), metrics)  # SummaryWriter.add_hparams would make a run of its own
+        columns = {**results, **_flat(settings)}
+        # The first part would fix the columns for all runs to those of one; SummaryWriter.add_hparams writes it.
+        _, begin, end = summary.hparams(columns, {})
         with writing(self._path):
-            for part in [*entry, *(summary.scalar(tag, value) for tag, value in metrics.items())]:
-                self._board.add(step, part)
+            self._board.add(step, begin)
+            self._board.add(step, end)
             self._board.flush()
 
     @contextmanager
@@ -114,12 +113,12 @@ class Tracker:
         A run that is stopped inside the block, or after it and before its results are written, comes here again when it
         is resumed; it deletes the file first, so that TensorBoard shows the end of a run once, however often it came.
         """
-        board, self._board = self._board, _Board(io.BytesIO())
+        board, self._board = self._board, Board(io.BytesIO())
         try:
             yield
             with writing(self._path):
                 self._board.flush()
-                _write_whole(_next_events(self._path.parent, ENDING), self._board.file.getvalue())
+                write_end(self._path.parent, self._board.file.getvalue())
         finally:
             self._board = board
 
@@ -149,55 +148,16 @@ class Tracker:
             self.close()
 
 
-class _Board:
-    """Writes TensorBoard's events to a file, in the thread of the caller.
+def board_tag(tag: str) -> str:
+    """Returns the tag of a number in TensorBoard, which sorts by tags and opens the first two groups.
 
-    SummaryWriter writes in a thread of its own, where a full disk ends in a traceback, and kill -9 loses the last two
-    minutes.
-
-    Args:
-        file: an empty file that stays open.
-        purge_step: events from this step on, in files before this one, are discarded; None: none are.
+    "train/loss" becomes "loss/train" and "val/top1" "metrics/val_top1"; "lr" and others that are of no split become
+    "training/lr".
     """
-
-    def __init__(self, file: Any, purge_step: int | None = None) -> None:
-        self.file = file
-        self._records = RecordWriter(self.file)
-        self._write(Event(file_version="brain.Event:2"))
-        if purge_step is not None:
-            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-        self.flush()
-
-    def add(self, step: int, content: Summary) -> None:
-        self._write(Event(step=step, summary=content))
-
-    def flush(self) -> None:
-        self._records.flush()
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
-
-
-def _next_events(folder: Path, end: str = "") -> Path:
-    """Returns the path of a new event file.
-
-    TensorBoard reads a folder's files in the order of their names, which begin with a time; here a file that is opened
-    later gets a later name, even if the clock was set back.
-    """
-    stamps = [path.name.split(".")[3] for path in folder.glob(f"{EVENTS}*")]
-    stamp = max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])
-    return folder / f"{EVENTS}{stamp:010d}.{socket.gethostname()}.{os.getpid()}{end}"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes an event file. TensorBoard reads every file that has tfevents in its name, so that a part has none."""
-    part = path.with_name(".end-of-run.tmp")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    split, slash, name = tag.rpartition("/")
+    if not slash:
+        return f"training/{tag}"
+    return f"loss/{split}" if name == "loss" else f"metrics/{split}_{name}"
 
 
 def _cut(path: Path, end: int, most: int | None) -> int:

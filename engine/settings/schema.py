@@ -156,7 +156,10 @@ class LogSettings(Settings):
         20, ge=1, le=10**9, description="optimizer steps between lines of metrics.jsonl and TensorBoard"
     )
     images: int = Field(
-        16, ge=0, le=10_000, description="number of most confident mistakes that each validation draws; 0: none"
+        16,
+        ge=0,
+        le=10_000,
+        description="number of most confident mistakes that each validation, and the test, draws; 0: none",
     )
 
 

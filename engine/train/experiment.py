@@ -24,6 +24,7 @@ from engine.runs.tracking import Tracker
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare
+from engine.train.cards import settings_card, show_results
 from engine.train.describe import describe
 from engine.train.final_test import test_best
 from engine.train.loop.checkpoints import Progress
@@ -39,6 +40,7 @@ def run_experiment(
     *,
     resume: bool = False,
     begin: Callable[[RunSettings], None] = lambda settings: None,
+    command: str = "",
 ) -> Results:
     """Trains by `settings` in a locked run folder, tests the best weights once at the end, and records the results.
 
@@ -47,6 +49,7 @@ def run_experiment(
         folder: the run's own folder, locked by the caller.
         resume: whether to continue from `last.pt`, if there is one.
         begin: called with the settings, complete by now, when everything fits together, before anything is written.
+        command: what the user typed, for TensorBoard; empty: not known.
 
     Raises:
         UserError: device, data, model or checkpoint do not fit together.
@@ -79,17 +82,16 @@ def run_experiment(
         if stopped.lost_best and progress.step == progress.best_step:
             prepared.checkpoints.save_best(progress.step)  # the weights in last.pt are the best
         if longer:
-            with writing(run.results_file):
-                run.results_file.unlink(missing_ok=True)  # the run is not finished any more
+            forget_results(run)
         log_free_changes(run, settings)
         run.write_settings(settings)
         with Tracker(folder, progress.step, state["lines"]) if state else Tracker(folder) as tracker:
             describe(prepared, progress, longer)
-            tracker.curve("tokens_left_after_block", tokens_per_block(prepared.model))
+            tracker.text(progress.step, "run", settings_card(settings, command, tokens_per_block(prepared.model)))
             build_trainer(prepared, progress, tracker).fit()
             with tracker.ending():
                 results = test_best(prepared, progress, tracker, code)
-                tracker.hparams(results.steps, settings.model_dump(mode="json"), _hparams(results))
+                show_results(tracker, settings, results)
             run.write_results(results)  # last: a run with results is never tested again
     return results
 
@@ -142,16 +144,6 @@ def first_save(run: RunFolder, prepared: Preparation) -> int:
     return min(first, every) if every else first
 
 
-def _hparams(results: Results) -> dict[str, float]:
-    """Returns the measures for TensorBoard's page of hyperparameters."""
-    measures = {"params": results.params, "seconds": results.seconds}
-    if results.gmacs is not None:
-        measures = {"gmacs": results.gmacs, **measures}
-    if results.test_score is not None:
-        measures = {f"test_{results.metric}": results.test_score, **measures}
-    return {f"hparam/{name}": value for name, value in measures.items()}
-
-
 @contextmanager
 def explained_limits(settings: RunSettings, device: torch.device) -> Iterator[None]:
     """Turns errors of torch about memory, or about too few values for BatchNorm, into a UserError with a fix."""
@@ -192,6 +184,12 @@ def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
     if longer and run.is_finished and not run.last_checkpoints:
         raise UserError(f"{longer}: {run} has no last.pt to continue from; start a run under another name=")
     return longer
+
+
+def forget_results(run: RunFolder) -> None:
+    """Deletes the results of a run that is made longer: it is not finished any more."""
+    with writing(run.results_file):
+        run.results_file.unlink(missing_ok=True)
 
 
 def log_free_changes(run: RunFolder, settings: RunSettings) -> None:

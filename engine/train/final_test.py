@@ -8,6 +8,7 @@ from typing import Any
 from engine.data import Data
 from engine.figures.confusion import confused_figure, confusion_figure
 from engine.figures.drawing import draw
+from engine.figures.gallery import mistakes_figure
 from engine.machine import device_name, peak_memory, versions
 from engine.measure.confusion import confusion_matrix, most_confused
 from engine.measure.evaluate import Evaluation, evaluate_split
@@ -92,13 +93,15 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
 def _test(prepared: Preparation, step: int, tracker: Tracker) -> Evaluation:
     """Evaluates the model on the test images; without any, all measures are None.
 
-    With one class for each image this leaves `predictions.csv`, the confusion matrix and the most confused images.
+    With one class for each image this leaves `predictions.csv`, the confusion matrix, the most confused images, and the
+    most confident mistakes, which only TensorBoard gets.
     """
     data, settings, folder = prepared.data, prepared.settings, prepared.checkpoints.folder
     if not len(data.test):
         return Evaluation(0, None, dict.fromkeys(data.task.titles))
     size, autocast = settings.train.batch_size, prepared.autocast
-    test = evaluate_split(prepared.model, data, "test", size, autocast, keep_logits=data.task.one_class)
+    kept = {"keep_logits": data.task.one_class, "keep_mistakes": settings.log.images}
+    test = evaluate_split(prepared.model, data, "test", size, autocast, **kept)
     if not data.task.one_class:
         return test
     predictions = predictions_of(data.test.labels, test.logits, data.task)
@@ -109,6 +112,8 @@ def _test(prepared: Preparation, step: int, tracker: Tracker) -> Evaluation:
     title = f"{settings.title}: confused most"
     figure = confused_figure(most_confused(matrix), predictions, data.test, data.classes, title)
     draw(folder, tracker, step, "test/confused", figure)
+    if test.mistakes:
+        tracker.figure(step, "wrong/test", mistakes_figure(test.mistakes, data.test, data.classes))
     return test
 
 

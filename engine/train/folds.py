@@ -20,7 +20,7 @@ from engine.train.experiment import check_unchanged, run_experiment
 from models.settings import UserError
 
 
-def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> dict[int, Results]:
+def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False, command: str = "") -> dict[int, Results]:
     """Runs all folds one after the other, or the one that `split.fold` names, each as `run_experiment` does.
 
     A signal that stops one fold stops all.
@@ -30,6 +30,7 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> d
         folder: the folder of all folds.
         resume: whether to skip finished folds and continue stopped ones; the others are started. With more epochs or
             steps than before, finished folds continue as well.
+        command: what the user typed, for TensorBoard; empty: not known.
 
     Returns:
         The results of each fold that was to be run.
@@ -63,7 +64,9 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False) -> d
         resume_fold = resume and fold.path.is_dir()
         with fold.lock(resume=resume_fold):
             try:
-                results[number] = run_experiment(of_fold(settings, number), fold.path, resume=resume_fold, begin=begin)
+                results[number] = run_experiment(
+                    of_fold(settings, number), fold.path, resume=resume_fold, begin=begin, command=command
+                )
             except SystemExit:  # a signal; how to resume this fold is printed already
                 if settings.split.fold is None:
                     print(f"to resume all folds: tools/train.py --resume {folder}", flush=True)

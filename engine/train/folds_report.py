@@ -30,6 +30,7 @@ from engine.runs.records.results import Results
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
 from engine.tasks import task_with_metric
+from engine.train.cards import folds_card
 from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
@@ -64,8 +65,7 @@ def summarise(settings: RunSettings, folder: Path) -> FoldsReport:
         if fingerprint(raw, of_fold(whole, number)) != runs[number].data_sha256:
             log.warning("%s: was run on other labels or pixels than are read here and now", fold)
     with Tracker(folder) as tracker:
-        tracker.curve(f"fold/test_{report.metric}", [results.test_score for results in runs])
-        tracker.scalars(0, {"folds/mean": report.spread.mean, "folds/std": report.spread.std})
+        tracker.text(0, "folds", folds_card(report))
         if whole.data.task.one_class:
             report = report.model_copy(update=_confusions(report, raw, run, tracker))
     made = {"settings": whole.model_dump(mode="json"), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

@@ -13,23 +13,24 @@ from engine.train.report import print_folds, print_run
 from models.settings import UserError
 
 
-def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: bool = False) -> None:
+def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: bool = False, command: str = "") -> None:
     """Trains by `settings`, writes the run folder, and prints what was measured.
 
     Args:
         settings: checked settings; with `split.folds` all folds are trained, or the one that `split.fold` names.
         stored: the run folder to continue, or one of its folds; None: the settings say where it is.
         resume: continue from the last checkpoint, if there is one.
+        command: what the user typed, for TensorBoard; empty: not known.
 
     Raises:
         UserError: settings, data, model and an earlier run that do not fit together, in one line.
     """
     run = stored or RunFolder(Path(settings.out) / settings.name)
     if settings.split.folds:
-        train_folds(settings, folder_of_folds(stored, settings) if stored else run, resume=resume)
+        train_folds(settings, folder_of_folds(stored, settings) if stored else run, resume=resume, command=command)
         return
     with run.lock(resume=resume):
-        results = run_experiment(settings, run.path, resume=resume)
+        results = run_experiment(settings, run.path, resume=resume, command=command)
     print_run(results, run.path)
 
 
@@ -48,15 +49,16 @@ def folder_of_folds(run: RunFolder, settings: RunSettings) -> RunFolder:
     return run.folder_of_folds()
 
 
-def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool) -> None:
+def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool, command: str = "") -> None:
     """Trains all folds, or the one that `split.fold` names, and prints the report on all folds once all are finished.
 
     Args:
         settings: with `split.folds`.
         run: the folder of all folds.
         resume: skip finished folds and continue stopped ones; with more epochs or steps than before, continue all.
+        command: what the user typed, for TensorBoard; empty: not known.
     """
-    trained = run_folds(settings, run.path, resume=resume)
+    trained = run_folds(settings, run.path, resume=resume, command=command)
     run = RunFolder(run.path)  # the settings of the folds are read again: they may have more epochs than before
     if settings.split.fold is not None:
         print_run(trained[settings.split.fold], run.fold(settings.split.fold).path)

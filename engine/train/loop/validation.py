@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor, nn
 
 from engine.data import Data
 from engine.data.balance import are_unequal
-from engine.figures.gallery import wrong_pictures_figure
-from engine.measure.evaluate import Evaluation, Mistake, evaluate
+from engine.figures.gallery import mistakes_figure
+from engine.measure.evaluate import Evaluation, evaluate
 from engine.runs.tracking import Tracker
 
 
@@ -55,7 +54,9 @@ class Validation:
         )
         self.tracker.scalars(step, evaluation.scalars("val"))
         if evaluation.mistakes:
-            self._draw(evaluation.mistakes, step)
+            self.tracker.figure(
+                step, "wrong/val", mistakes_figure(evaluation.mistakes, self.data.val, self.data.classes)
+            )
         return evaluation
 
     def selected(self, evaluation: Evaluation) -> float:
@@ -72,13 +73,3 @@ class Validation:
         names = dict.fromkeys([*shown, self.select or task.main_metric])
         scores = " ".join(f"{name} {evaluation.metrics[name]:.4f}" for name in names)
         return f"val loss {evaluation.loss:.4f} {scores}"
-
-    def _draw(self, mistakes: list[Mistake], step: int) -> None:
-        names = self.data.classes
-        figure = wrong_pictures_figure(
-            self.data.val.read(torch.tensor([m.position for m in mistakes])),
-            [names[m.label] for m in mistakes],
-            [names[m.predicted] for m in mistakes],
-            [m.confidence for m in mistakes],
-        )
-        self.tracker.figure(step, "val/wrong_with_most_confidence", figure)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from engine.figures.gallery import wrong_pictures_figure
@@ -49,16 +49,16 @@ def test_scalars_go_to_both(tmp_path):
         assert rows(tmp_path) == [{"step": 0, "a": 0.1, "tokens": 65}], "readable while the run goes on"
         tracker.scalars(5, {"a": torch.tensor(0.5), "b": np.float32(2.5)})
     assert rows(tmp_path)[1] == {"step": 5, "a": 0.5, "b": 2.5}
-    assert points(tmp_path, "a") == [(0, pytest.approx(0.1)), (5, 0.5)]
-    assert points(tmp_path, "tokens") == [(0, 65)]
+    assert points(tmp_path, "training/a") == [(0, pytest.approx(0.1)), (5, 0.5)]
+    assert points(tmp_path, "training/tokens") == [(0, 65)]
 
 
 def test_nan_and_inf_are_null_in_json_and_themselves_in_tensorboard(tmp_path):
     with Tracker(tmp_path) as tracker:
         tracker.scalars(1, {"a": math.nan, "b": torch.tensor(-math.inf)})
     assert rows(tmp_path) == [{"step": 1, "a": None, "b": None}]
-    assert math.isnan(points(tmp_path, "a")[0][1])
-    assert points(tmp_path, "b") == [(1, -math.inf)]
+    assert math.isnan(points(tmp_path, "training/a")[0][1])
+    assert points(tmp_path, "training/b") == [(1, -math.inf)]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 13, "train/l', b"\0\0\0\n", b"7\n"])
@@ -82,7 +82,7 @@ def test_a_resumed_run_leaves_what_an_uninterrupted_one_does(tmp_path, torn):
         train(tracker, 8, 20)
 
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    for tag in ("train/loss", "val/top1"):
+    for tag in ("loss/train", "metrics/val_top1"):
         assert points(broken, tag) == points(whole, tag)
 
 
@@ -105,7 +105,7 @@ def test_without_a_checkpoint_the_files_start_anew(tmp_path):
     with Tracker(tmp_path) as tracker:
         train(tracker, 0, 6)
     assert len(rows(tmp_path)) == 4
-    assert [step for step, _ in points(tmp_path, "train/loss")] == [2, 4, 6]
+    assert [step for step, _ in points(tmp_path, "loss/train")] == [2, 4, 6]
 
 
 def test_a_resumed_run_whose_metrics_are_gone(tmp_path):
@@ -114,12 +114,12 @@ def test_a_resumed_run_whose_metrics_are_gone(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [10]
 
 
-def test_a_curve_over_blocks_is_there_once_after_a_resume(tmp_path):
-    left = [65, 57, 49, 41]
-    for resume_step in (None, 2, 100):
-        with Tracker(tmp_path, resume_step) as tracker:
-            tracker.curve("tokens_left", left)
-        assert points(tmp_path, "tokens_left") == list(enumerate(left, 1))
+def test_a_text_is_a_card(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        tracker.text(0, "run", "# a **run**, 猫")
+    (event,) = board(tmp_path).Tensors("run")
+    assert (event.step, event.tensor_proto.string_val[0].decode()) == (0, "# a **run**, 猫")
+    assert board(tmp_path).summary_metadata["run"].plugin_data.plugin_name == "text"
     assert rows(tmp_path) == []
 
 
@@ -127,20 +127,19 @@ def test_hparams_are_one_entry_in_the_same_run(tmp_path):
     settings = {"name": "a", "train": {"lr": 1e-3, "betas": [0.9, 0.999], "clip_norm": None}, "model": {"r": 8}}
     with Tracker(tmp_path) as tracker:
         tracker.scalars(1, {"train/loss": 1.0})
-        tracker.hparams(2, settings, {"test/top1": 0.5})
+        tracker.hparams(2, {"Accuracy, %": 50.5, "Model": "vit"}, settings)
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == []
 
     content = board(tmp_path).PluginTagToContent("hparams")
-    assert set(content) == {EXPERIMENT_TAG, SESSION_START_INFO_TAG, SESSION_END_INFO_TAG}
+    assert set(content) == {SESSION_START_INFO_TAG, SESSION_END_INFO_TAG}
     start = HParamsPluginData.FromString(content[SESSION_START_INFO_TAG]).session_start_info.hparams
     assert start["name"].string_value == "a"
     assert start["train.lr"].number_value == 1e-3
     assert start["train.betas"].string_value == "[0.9, 0.999]"
     assert start["train.clip_norm"].string_value == "null"
     assert start["model.r"].number_value == 8
-    experiment = HParamsPluginData.FromString(content[EXPERIMENT_TAG]).experiment
-    assert [metric.name.tag for metric in experiment.metric_infos] == ["test/top1"]
-    assert points(tmp_path, "test/top1") == [(2, 0.5)]
+    assert start["Accuracy, %"].number_value == 50.5 and start["Model"].string_value == "vit"
+    assert board(tmp_path).Tags()["scalars"] == ["loss/train"]
 
 
 @pytest.mark.filterwarnings("error")
@@ -186,7 +185,7 @@ def test_a_clock_that_was_set_back_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     with Tracker(tmp_path, resume_step=8) as tracker:
         train(tracker, 8, 20)
-    assert [step for step, _ in points(tmp_path, "train/loss")] == list(range(2, 21, 2))
+    assert [step for step, _ in points(tmp_path, "loss/train")] == list(range(2, 21, 2))
 
 
 def test_a_folder_that_is_gone(tmp_path):

@@ -54,8 +54,9 @@ def shown(folder: Path) -> Counter:
     board = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
     tags = board.Tags()
     count = Counter({tag: len(board.Images(tag)) for tag in tags["images"] if tag.startswith(("test/", "folds/"))})
-    count.update({tag: len(board.Scalars(tag)) for tag in tags["scalars"] if tag.startswith("hparam/")})
-    count["train/loss"] = len(board.Scalars("train/loss")) if "train/loss" in tags["scalars"] else 0
+    count.update({tag: len(board.Images(tag)) for tag in tags["images"] if tag == "wrong/test"})
+    count.update({tag: len(board.Tensors(tag)) for tag in tags["tensors"] if tag == "results"})
+    count["loss/train"] = len(board.Scalars("loss/train")) if "loss/train" in tags["scalars"] else 0
     for file in folder.glob("*tfevents*"):
         for event in EventFileLoader(str(file)).Load():
             count[HPARAMS] += sum(value.tag == HPARAMS for value in event.summary.value)
@@ -63,9 +64,9 @@ def shown(folder: Path) -> Counter:
 
 
 def expected(folder: Path) -> Counter:
-    end = ("test/confusion", "test/confused", "hparam/test_top1", "hparam/gmacs", "hparam/params", "hparam/seconds")
+    end = ("test/confusion", "test/confused", "wrong/test", "results")
     losses = sum("train/loss" in line for line in metrics(folder))
-    return Counter({**dict.fromkeys(end, 1), HPARAMS: 1, "train/loss": losses})
+    return Counter({**dict.fromkeys(end, 1), HPARAMS: 1, "loss/train": losses})
 
 
 def crash_in(patch: pytest.MonkeyPatch, owner, name: str, number: int = 1, *, after: bool = False) -> None:
@@ -91,10 +92,11 @@ POINTS = {
     "predictions are written": lambda patch: crash_in(patch, FINAL, "write_predictions", after=True),
     "the first picture": lambda patch: crash_in(patch, FINAL, "draw", after=True),
     "the second picture": lambda patch: crash_in(patch, FINAL, "draw", 2, after=True),
+    "the third picture": lambda patch: crash_in(patch, FINAL, "mistakes_figure", after=True),
     "before hparams": lambda patch: crash_in(patch, Tracker, "hparams"),
     "after hparams": lambda patch: crash_in(patch, Tracker, "hparams", after=True),
-    "before the events": lambda patch: crash_in(patch, engine.runs.tracking, "_write_whole"),
-    "after the events": lambda patch: crash_in(patch, engine.runs.tracking, "_write_whole", after=True),
+    "before the events": lambda patch: crash_in(patch, engine.runs.tracking, "write_end"),
+    "after the events": lambda patch: crash_in(patch, engine.runs.tracking, "write_end", after=True),
     "before the results": lambda patch: crash_in(patch, RunFolder, "write_results"),
     "after the results": lambda patch: crash_in(patch, RunFolder, "write_results", after=True),
 }

@@ -75,9 +75,15 @@ def test_every_fold_is_a_run_that_can_be_read_back(finished_folds):
 
 
 def test_pictures_and_events(finished_folds):
-    events = EventAccumulator(str(finished_folds)).Reload().Tags()
+    board = EventAccumulator(str(finished_folds)).Reload()
+    events = board.Tags()
     assert {"folds/confusion", "folds/confused"} <= set(events["images"])
-    assert {"folds/mean", "folds/std", "fold/test_top1"} <= set(events["scalars"])
+    assert events["scalars"] == [], "charts with one dot"
+    (card,) = board.Tensors("folds")
+    report = json.loads((finished_folds / "folds.json").read_text())
+    scores = [*(fold["test_top1"] for fold in report["fold"]), report["mean"], report["std"]]
+    said = read_markdown(card.tensor_proto.string_val[0].decode())[1:]
+    assert [row[1] for row in said] == [f"{100 * score:.2f}" for score in scores]
     assert "test/confusion" in EventAccumulator(str(finished_folds / "fold0")).Reload().Tags()["images"]
     for picture in (
         finished_folds / "confusion.png",
