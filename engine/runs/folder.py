@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.files import write_json_atomic, write_text_atomic
-from engine.runs.edited import check_own, check_unedited, recorded
+from engine.runs.edited import check_own, check_unedited, sound_record
 from engine.runs.lock import Lock, take_lock
 from engine.runs.records.folds_report import FoldsReport
 from engine.runs.records.record import read_record
@@ -177,7 +177,7 @@ class RunFolder:
 
     @property
     def trained_settings(self) -> Mapping[str, Any]:
-        """The settings that the last checkpoint was trained with, for `changed_on_resume` and `goes_on`.
+        """The settings that the last intact checkpoint was trained with, for `changed_on_resume` and `goes_on`.
 
         Those that it does not record, since an older version wrote it, are taken from settings.yaml.
 
@@ -185,7 +185,7 @@ class RunFolder:
             UserError: this is not a run folder, or it was edited since the training.
         """
         settings = self.settings  # checks that they were not edited
-        return {**decisive(settings), **next(filter(None, map(recorded, self.last_checkpoints)), {})}
+        return {**decisive(settings), **sound_record(self.last_checkpoints, settings)}
 
     def _check_learned_metric(self, settings: RunSettings) -> None:
         """Refuses merging by a learned metric if the weights have none, and the other way round."""

@@ -174,6 +174,45 @@ def test_a_damaged_checkpoint_is_called_damaged(run):
         load_run(run)
 
 
+def flip(file: Path, text: bytes, after: bytes = b"") -> None:
+    """Flips a bit of the first such text in a file, behind another text."""
+    content = bytearray(file.read_bytes())
+    content[content.index(text, content.index(after)) + len(text) - 1] ^= 1
+    file.write_bytes(content)
+
+
+def test_best_weights_whose_fingerprint_is_damaged_are_damaged_and_not_of_other_data(run):
+    results = RunFolder(run).read_results()
+    flip(run / "best.pt", results.data_sha256.encode())
+    assert checkpoint.peek(run / "best.pt")["data"] != results.data_sha256
+    with pytest.raises(UserError, match="best.pt: damaged"):
+        load_run(run)
+    assert RunFolder(run).read_results() == results, "the results are not another run's"
+
+
+def test_a_damaged_record_of_the_last_checkpoint_is_not_believed(run):
+    flip(run / "last.pt", b"K\x02", after=b"train.epochs")
+    assert checkpoint.peek(run / "last.pt")["settings"]["train.epochs"] == 3
+    assert RunFolder(run).trained_settings["train.epochs"] == 2
+    (run / "results.json").unlink()
+    resume(run)
+    assert RunFolder(run).read_results().epochs == 2 and (run / "last.pt.damaged").exists()
+
+
+def test_a_damaged_record_does_not_decide_which_file_is_to_be_put_back(run):
+    """The settings are edited and last.pt is damaged so that it agrees with them: best.pt is the run's own."""
+    edit(run / "settings.yaml", "epochs: 2", "epochs: 1")
+    for name in ("last.pt", "last-1.pt"):
+        flip(run / name, b"K\x02", after=b"train.epochs")
+    content = bytearray((run / "last.pt").read_bytes())
+    content[content.index(b"K\x03", content.index(b"train.epochs")) + 1] = 1
+    (run / "last.pt").write_bytes(content)
+    with pytest.raises(
+        UserError, match="train.epochs = 1: .* says .*best.pt; put the old value back into settings.yaml"
+    ):
+        load_run(run)
+
+
 def test_checkpoints_without_settings_are_accepted_as_before(run):
     for name in ("best.pt", "last.pt", "last-1.pt"):
         state = checkpoint.load(run / name)
