@@ -130,7 +130,8 @@ def restored(prepared: Preparation, stopped: StoppedRun) -> Progress:
         return progress
     problem, left = stopped.lost_best, prepared.batches.total_steps - progress.step
     if os.path.lexists(prepared.checkpoints.best) or not left:
-        choice = "delete it to keep the best of the epochs that are left" if left else "train for longer, train.epochs="
+        longer = "train.epochs" if prepared.settings.train.steps is None else "train.steps"
+        choice = "delete it to keep the best of the epochs that are left" if left else f"train with a larger {longer}"
         raise UserError(f"{problem}, and it cannot be made again; put a copy back, {choice}, or start the run again")
     log.warning("%s: the best of the epochs that are left is kept, the others are forgotten", problem)
     progress.best, progress.best_step = Progress.best, Progress.best_step

@@ -69,7 +69,7 @@ def find_stopped(run: RunFolder) -> StoppedRun:
         except NewerFormat:
             raise
         except UserError as error:
-            unusable[file] = str(error).partition(";")[0]
+            unusable[file] = _problem(file, error)
             continue
         lost = _lost_best(run, _step(state, "best_step"))
         remaking = _that_remakes_best(run, file, state) if lost else None
@@ -107,9 +107,10 @@ def check_nothing_lost(run: RunFolder, first_save: int) -> None:
     """
     reached = max(_last_step(run.metrics_file), _number(checkpoint.peek(run.checkpoint("best")).get("step")))
     if reached > first_save or run.predictions_file.exists():
+        came = f"the run came to step {reached}" if reached else f"it has {run.predictions_file.name}"
         raise UserError(
-            f"{run.checkpoint('last')}: missing, although the run came to step {reached}; put it back, or start "
-            "the run again under another name="
+            f"{run.checkpoint('last')}: missing, although {came}; put it back, or start the run again under another "
+            "name="
         )
     if reached:
         log.info("no checkpoint had been written yet: the run starts again")
@@ -126,7 +127,11 @@ def warn_of_lost_best(run: RunFolder, results: Results) -> None:
 
 
 def _lost_best(run: RunFolder, step: int) -> str:
-    """Returns what is wrong with best.pt if it is not that of `step`, the best so far; "" if nothing is."""
+    """Returns what is wrong with best.pt if it is not that of `step`, the best so far; "" if nothing is.
+
+    Raises:
+        NewerFormat: a newer version wrote it.
+    """
     file = run.checkpoint("best")
     if step == 0:
         return ""
@@ -134,9 +139,18 @@ def _lost_best(run: RunFolder, step: int) -> str:
         return f"{file}: missing"
     try:
         found = _number(checkpoint.load(file, checkpoint.WEIGHTS).get("step"))
+    except NewerFormat:
+        raise
     except UserError as error:
-        return str(error).partition(";")[0]
+        return _problem(file, error)
     return f"{file}: of step {found}, and the best so far was step {step}" if found < step else ""
+
+
+def _problem(file: Path, error: UserError) -> str:
+    """Returns what an error says of a file, without the fix behind the semicolon; paths may hold semicolons."""
+    name, said = str(file), str(error)
+    start = len(name) if said.startswith(name) else 0
+    return said[:start] + said[start:].partition(";")[0]
 
 
 def _progress(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -140,6 +140,10 @@ def test_no_checkpoint_is_no_silent_start_over_old_files(stopped):
     (stopped / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="came to step 15"):  # best.pt says so
         resume(stopped)
+    (stopped / "best.pt").unlink()
+    (stopped / "predictions.csv").touch()
+    with pytest.raises(UserError, match=r"last.pt: missing, although it has predictions.csv; put it back"):
+        resume(stopped)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again_and_says_so(tmp_path, whole):
@@ -217,7 +221,7 @@ def test_nothing_is_left_to_train_and_the_best_weights_are_lost(whole, tmp_path)
     for name in ("results.json", "best.pt", "last-1.pt"):
         (folder / name).unlink()
     checkpoint.save(folder / "last.pt", {**state, "progress": {**state["progress"], "best_step": 15}})
-    with pytest.raises(UserError, match=r"best.pt: missing, and it cannot be made again; .*train.epochs="):
+    with pytest.raises(UserError, match=r"put a copy back, train with a larger train.epochs, or start"):
         run_experiment(settings(), folder, resume=True)
 
 
@@ -265,6 +269,26 @@ def test_a_newer_format_is_not_taken_for_damage(stopped):
         checkpoint.save(file, state)
     with pytest.raises(UserError, match="format 2, this version reads up to 1; update"):
         resume(stopped)
+
+
+def test_best_weights_in_a_newer_format_are_not_made_again(stopped, monkeypatch):
+    best, state = stopped / "best.pt", checkpoint.load(stopped / "best.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 2)
+        checkpoint.save(best, state)
+    content = best.read_bytes()
+    with pytest.raises(UserError, match="best.pt: format 2, this version reads up to 1; update"):
+        resume(stopped)
+    assert best.read_bytes() == content
+
+
+def test_a_path_with_a_semicolon_is_named_whole(stopped, capsys):
+    folder = stopped.rename(stopped.with_name("lr 1e-3; seed 0"))
+    damage(folder / "last.pt")
+    damage(folder / "best.pt")
+    resume(folder)
+    for name in ("last.pt", "best.pt"):
+        assert f"{folder / name}: damaged, its bytes do not match its SHA-256; " in said(folder)
 
 
 def test_a_full_disk_leaves_the_checkpoints_as_they_were(stopped, monkeypatch):
