@@ -67,10 +67,10 @@ def cli(main: Callable[[list[str]], None]) -> int:
             err.flush()
         if isinstance(out.failure, BrokenPipeError):
             code = code or 141
-        elif out.failure:
+        elif out.failure and not code:  # otherwise one line is there already
             why = (out.failure.strerror or str(out.failure)).lower()
             print(f"error: the standard output cannot be written, {why}; files are complete", file=err)
-            code = code or 2
+            code = 2
     return code
 
 

@@ -26,8 +26,9 @@ class Task(ABC):
 
     Attributes:
         titles: the metrics that are measured, by their names in `METRICS`, with their titles in tables. All are
-            fractions. The first is the main metric, of which higher is better: validation selects the best weights by
-            it. No other task has a metric of the same name, because results name their main metric and not their task.
+            fractions, of which higher is better. The first is the main metric: validation selects the best weights by
+            it, unless `train.select` names another. No other task has a metric of the same name, because results name
+            their main metric and not their task.
         score_title: the main metric in a sentence, such as "accuracy".
         one_class: whether every image has exactly one class. If so there is a confusion matrix, `predictions.csv`
             holds the predicted class of each test image (see `chosen`), and probabilities are those of the classes.
@@ -60,7 +61,7 @@ class Task(ABC):
 
     @property
     def main_metric(self) -> str:
-        """The name of the metric by which validation selects the best weights."""
+        """The name of the first metric in reports; validation selects the best weights by it, unless told another."""
         return next(iter(self.titles))
 
     @abstractmethod

@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The main metric, by which validation selects the best weights."""
+        """The main metric."""
         return next(iter(self.metrics.values()))
 
     def value(self, metric: str | None) -> float:

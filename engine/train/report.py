@@ -116,7 +116,8 @@ def _class_lines(report: FoldsReport) -> list[str]:
     if scores is None:
         return []
     task = task_with_metric(report.metric)
-    return scores.lines(task, names) if report.unequal else scores.untested_lines(names)
+    named = report.confused is not None  # `_print_confused` names the worst classes
+    return scores.lines(task, names, worst=not named) if report.unequal else scores.untested_lines(names)
 
 
 def _print_confused(class_accuracy: Mapping[str, float | None], pairs: Sequence[ConfusedPair]) -> None:

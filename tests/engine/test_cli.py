@@ -13,6 +13,7 @@ import pytest
 
 from engine.cli import cli, parser_of
 from engine.runs.log import log, start_log
+from models.settings import UserError
 
 
 @pytest.mark.parametrize(("encoding", "written"), [("ascii", rb"\xb1 \u6f22"), ("utf-8", "± 漢".encode())])
@@ -31,18 +32,24 @@ def test_what_neither_is_text_nor_in_the_encoding_is_escaped(monkeypatch, errors
     assert stdout.buffer.getvalue() == rb"\xb1 caf\udce9"
 
 
+class Failing(io.RawIOBase):
+    """A stream that cannot be written, with the number of the error."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def writable(self):
+        return True
+
+    def write(self, _):
+        raise OSError(self.number, os.strerror(self.number))
+
+
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 2), (errno.EPIPE, 141)])
 def test_output_that_cannot_be_written_loses_no_work(monkeypatch, capfd, number, code):
     """What comes after the failed line is done, and the exit code tells."""
-
-    class Full(io.RawIOBase):
-        def writable(self):
-            return True
-
-        def write(self, _):
-            raise OSError(number, os.strerror(number))
-
-    stdout, done = io.TextIOWrapper(io.BufferedWriter(Full())), []
+    stdout, done = io.TextIOWrapper(io.BufferedWriter(Failing(number))), []
 
     def main(_):
         print("line", flush=True)
@@ -59,6 +66,19 @@ def test_output_that_cannot_be_written_loses_no_work(monkeypatch, capfd, number,
     assert done == ["file"]
     said = "error: the standard output cannot be written, no space left on device; files are complete\n"
     assert capfd.readouterr().err == (said if code == 2 else "")
+    with contextlib.suppress(OSError):
+        stdout.detach().close()
+
+
+def test_a_mistake_is_one_line_although_the_output_cannot_be_written_either(monkeypatch, capfd):
+    def main(_):
+        print("line")
+        raise UserError("a = 1: wrong; use 2")
+
+    stdout = io.TextIOWrapper(io.BufferedWriter(Failing(errno.ENOSPC)))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert cli(main) == 2
+    assert capfd.readouterr().err == "error: a = 1: wrong; use 2\n"
     with contextlib.suppress(OSError):
         stdout.detach().close()
 

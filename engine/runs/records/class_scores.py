@@ -56,23 +56,25 @@ class ClassScores:
         """The lowest score."""
         return min(score for score in self.scores if score is not None)
 
-    def lines(self, task: Task, names: Sequence[str], split: str = "test") -> list[str]:
+    def lines(self, task: Task, names: Sequence[str], split: str = "test", *, worst: bool = True) -> list[str]:
         """Returns lines for the terminal: the mean over classes, the worst class, and classes that have no image.
 
         Args:
             task: what the labels mean.
             names: of the classes.
             split: the images that were scored, "test" or "val".
+            worst: whether to name the worst class, for reports that do not name it elsewhere.
         """
         classes = counted(sum(n > 0 for n in self.images), task.class_noun)
-        worst, lines = self.worst, []
+        lines = []
         if task.class_metric != task.main_metric:
             title = task.titles[task.class_metric]
             reason = f"{title}: the mean over {classes} of {sizes(self.images)} images"
             lines.append(f"{'balanced':<14}  {100 * self.mean:.2f} %  ({reason})")
-        of_worst = f"{task.class_score_title}; " if task.class_score_title else ""
-        of_worst += counted(self.images[worst], "image")
-        lines.append(f"worst {task.class_noun:<8}  {shown(names[worst])} {100 * self.worst_score:.2f} %  ({of_worst})")
+        if worst:
+            name, images = shown(names[self.worst]), counted(self.images[self.worst], "image")
+            of_worst = f"{task.class_score_title}; {images}" if task.class_score_title else images
+            lines.append(f"worst {task.class_noun:<8}  {name} {100 * self.worst_score:.2f} %  ({of_worst})")
         return lines + self.untested_lines(names, split)
 
     def untested_lines(self, names: Sequence[str], split: str = "test") -> list[str]:

@@ -68,7 +68,7 @@ class RunRecord(Record):
     model: str = Field(description="the network's name, such as hybrid or timm:resnet18")
     data: str = Field(description="the dataset's name")
     seed: int = Field(description="of everything random")
-    metric: str = Field("top1", description="name of the main metric, by which validation chooses the best weights")
+    metric: str = Field("top1", description="name of the main metric")
     selected_by: str | None = Field(
         None, description="the metric that selects the best weights on the validation images; None: the main metric"
     )

@@ -15,6 +15,9 @@ def test_lines():
         "worst class     mole 25.00 %  (4 images)",
         "not measured    scar  (no test images)",
     ]
+    assert scores.lines(ONE_LABEL, NAMES, worst=False) == [
+        line for line in scores.lines(ONE_LABEL, NAMES) if "worst" not in line
+    ]
     assert scores.untested_lines(NAMES, "val") == ["not measured    scar  (no val images)"]
     one = ClassScores([0.5, 0.25, 1.0], [4, 1, 19])
     assert one.lines(MANY_LABELS, NAMES) == ["worst label     scar 25.00 %  (average precision; 1 image)"]
