@@ -204,7 +204,7 @@ def test_a_mistake_leaves_nothing_in_the_way(tmp_path, monkeypatch):
     folder = tmp_path / "tiny"
     with redirect_stdout(io.StringIO()), pytest.raises(UserError, match="train.batch_size = 5000"):
         run_folds(settings_of({}, train={**SHORT["train"], "batch_size": 5000}), folder)
-    monkeypatch.setattr(folds, "run_experiment", lambda settings, path, resume, begin: begin(settings) or {})
+    monkeypatch.setattr(folds, "run_experiment", lambda settings, path, begin, **options: begin(settings) or {})
     assert list(run_folds(settings_of({}), folder)) == [0, 1, 2]
     assert load_settings(str(folder / "settings.yaml")) == settings_of({})
 
@@ -212,7 +212,7 @@ def test_a_mistake_leaves_nothing_in_the_way(tmp_path, monkeypatch):
 def test_a_signal_in_a_fold_ends_all(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def stopped(settings, path, resume, begin):
+    def stopped(settings, path, **options):
         ran.append(settings.split.fold)
         if len(ran) == 2:
             raise SystemExit(143)
