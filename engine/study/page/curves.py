@@ -26,9 +26,9 @@ def curves(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """Returns the numbers of a run's metrics.jsonl that are drawn: {"run", "row", "phase", "epoch", "loss", "score"}.
+    """Returns the numbers of a run's metrics.jsonl that are drawn: {"run", "row", "phase", "lone", "epoch", "loss", "score"}.
 
-    Scores are percent. Training numbers are means over the steps since the line before, on augmented images.
+    Scores are percent. A row is lone where its line has no other. Training numbers are means over the steps since the line before, on augmented images.
     """
     steps = run.results.steps / max(run.results.epochs, 1)  # of an epoch
     records = metrics_of(run.folder.metrics_file)
@@ -38,7 +38,8 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     for phase, (loss, score) in tags.items():
         found = [record for record in records if record.get(loss) is not None]
         for record in thinned(found, MOST):
-            row = {"run": run.title, "row": run.point, "phase": phase, "epoch": round(record["step"] / steps, 3)}
+            row = {"run": run.title, "row": run.point, "phase": phase, "lone": len(found) == 1}
+            row["epoch"] = round(record["step"] / steps, 3)
             rows.append({**row, LOSS: _rounded(record, loss), SCORE: _rounded(record, score, 100)})
     return rows
 
@@ -65,7 +66,12 @@ def _chart(rows: Sequence[dict[str, Any]], field: str, title: str) -> dict[str, 
         x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, tickCount=8)),
         y=alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False)),
         detail="run:N",
-        color=alt.Color("row:N", title="row", scale=alt.Scale(domain=[*colours], range=[*colours.values()])),
+        color=alt.Color(
+            "row:N",
+            title="row",
+            legend=alt.Legend(symbolOpacity=1),
+            scale=alt.Scale(domain=[*colours], range=[*colours.values()]),
+        ),
     )
     dashes = alt.Scale(domain=[*PHASES], range=[*PHASES.values()])
     dash = alt.StrokeDash("phase:N", legend=None, scale=dashes)
@@ -73,7 +79,8 @@ def _chart(rows: Sequence[dict[str, Any]], field: str, title: str) -> dict[str, 
     tooltip = [alt.Tooltip(f"{key}:N", title=key) for key in ("run", "phase")]
     tooltip += [alt.Tooltip("epoch:Q", format=".4~g"), alt.Tooltip(f"{field}:Q", title=title, format=".4~g")]
     dots = base.mark_circle(size=120, opacity=0.001).encode(tooltip=tooltip)  # a place to point at
-    return finished(alt.layer(lines, dots.add_params(chosen)), HEIGHT, [*colours])
+    lone = base.transform_filter("datum.lone").mark_circle(size=40).encode(opacity=faded)  # of a single epoch: no line
+    return finished(alt.layer(lines, lone, dots.add_params(chosen)), HEIGHT, [*colours])
 
 
-KEYS = ("run", "row", "phase", "epoch")
+KEYS = ("run", "row", "phase", "lone", "epoch")

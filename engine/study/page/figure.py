@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from engine.study.compare.columns import COST_NUMBERS, MISSING, repetitions, score_percent, score_text, spread_percent
 from engine.study.page.charts import colours_of, finished
 from engine.study.points import COSTS, Point
 from engine.tasks import title_of
-from engine.wording import fixed
 
 HEIGHT = 400  # pixels
 LABELLED = 12  # largest number of points whose names are written beside them
 NARROW = 440  # width of the plot, pixels, up to which they are not
 WIDE = 20  # how many times larger the largest cost is than the smallest where the axis is logarithmic
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left")
-NO_METHOD = "no merging"
+UNMERGED = "no merging"
 
 
 def figures(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
@@ -34,19 +34,8 @@ def front(points: Sequence[Point], key: str) -> list[Point]:
 
 
 def missing(points: Sequence[Point], key: str) -> int:
-    """Returns the number of points that do not have a cost or a score, and are not drawn."""
+    """Returns the number of points that do not have a cost, and are not drawn."""
     return len(points) - len(_with(points, key))
-
-
-def score_text(point: Point) -> str:
-    """Returns a point's score in percent, with its spread: "93.21 ± 0.40"."""
-    spread = "" if point.spread is None else f" ± {100 * point.spread:.2f}"
-    return f"{100 * point.score:.2f}{spread}"
-
-
-def cost_text(key: str, value: float) -> str:
-    """Returns a cost as text, with the decimals that its unit asks for."""
-    return fixed(value, {"gmacs": 4, "ms": 3, "memory_mib": 0, "params_m": 3, "saved_mib": 2}.get(key, 3))
 
 
 def _figure(points: Sequence[Point], key: str) -> dict[str, Any]:
@@ -65,7 +54,7 @@ def _figure(points: Sequence[Point], key: str) -> dict[str, Any]:
     )
     metrics = " or ".join(dict.fromkeys(title_of(point.metric) for point in drawn))
     score_title = f"test {metrics}, %"
-    y = alt.Y("score:Q", title=score_title, scale=alt.Scale(zero=False, padding=16))
+    y = alt.Y("score:Q", title=score_title, scale=alt.Scale(zero=False, nice=False, padding=24))
     colours = colours_of([row["group"] for row in rows])
     colour = alt.Color(
         "group:N", title=_colour_title(points), scale=alt.Scale(domain=[*colours], range=[*colours.values()])
@@ -79,7 +68,7 @@ def _figure(points: Sequence[Point], key: str) -> dict[str, Any]:
     shapes = _shapes(drawn)
     if shapes:
         scale = alt.Scale(domain=[*shapes], range=[*shapes.values()])
-        marks = marks.encode(shape=alt.Shape("method:N", title="method", scale=scale))
+        marks = marks.encode(shape=alt.Shape("method:N", title="merging", scale=scale))
     stairs = alt.Chart(alt.InlineData(values=_stairs(best, key))).encode(x=x, y=y)
     layers = [stairs.mark_line(interpolate="step-after", strokeDash=[5, 4], strokeWidth=1.2, color="currentColor")]
     if any(row["line"] is not None for row in rows):
@@ -120,8 +109,7 @@ def _rows(points: Sequence[Point], key: str, logarithmic: bool) -> list[dict[str
     middle = (min(costs) + max(costs)) / 2
     rows = []
     for point, cost in zip(points, costs):
-        spread = None if point.spread is None else 100 * point.spread
-        score = 100 * point.score
+        score, spread = score_percent(point), spread_percent(point)
         rows.append(
             {
                 "x": point.costs[key],
@@ -130,14 +118,14 @@ def _rows(points: Sequence[Point], key: str, logarithmic: bool) -> list[dict[str
                 "high": None if spread is None else score + spread,
                 "name": point.name,
                 "model": point.model,
-                "method": point.method or NO_METHOD,
-                "budget": point.budget or "-",
+                "method": point.method or UNMERGED,
+                "budget": point.budget or MISSING,
                 "line": point.line,
-                "group": point.model if several else point.method or NO_METHOD,
+                "group": point.model if several else point.method or UNMERGED,
                 "label": point.budget if point.line is not None and point.budget else point.name,
                 "side": "right" if cost <= middle else "left",
                 "shown": f"{score_text(point)} %",
-                "runs": len(point.scores),
+                "runs": repetitions(point),
                 **{f"{cost}_": _shown(point, cost) for cost in COSTS},
             }
         )
@@ -147,37 +135,32 @@ def _rows(points: Sequence[Point], key: str, logarithmic: bool) -> list[dict[str
 def _tooltip(points: Sequence[Point]) -> list[Any]:
     import altair as alt
 
-    titles = {"name": "name", "model": "model", "method": "method", "budget": "budget", "shown": "score"}
-    titles |= {
-        f"{key}_": title for key, title in COSTS.items() if any(_cost(point, key) is not None for point in points)
-    }
-    return [alt.Tooltip(f"{field}:N", title=title) for field, title in {**titles, "runs": "repetitions"}.items()]
+    titles = {"name": "name", "model": "model", "method": "merging", "budget": "budget", "shown": "score"}
+    titles |= {f"{key}_": title for key, title in COSTS.items() if _with(points, key)}
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in {**titles, "runs": "seeds"}.items()]
 
 
 def _stairs(best: Sequence[Point], key: str) -> list[dict[str, float]]:
-    return [{"x": point.costs[key], "score": 100 * point.score} for point in best]
+    return [{"x": point.costs[key], "score": score_percent(point)} for point in best]
 
 
 def _shapes(points: Sequence[Point]) -> dict[str, str]:
     """Returns a shape for each method, where the colour does not tell methods apart already."""
-    methods = [*dict.fromkeys(point.method or NO_METHOD for point in points)]
+    methods = [*dict.fromkeys(point.method or UNMERGED for point in points)]
     if len({point.model for point in points}) < 2 or len(methods) < 2:
         return {}
     return {method: SHAPES[i % len(SHAPES)] for i, method in enumerate(methods)}
 
 
 def _colour_title(points: Sequence[Point]) -> str:
-    return "model" if len({point.model for point in points}) > 1 else "method"
+    return "model" if len({point.model for point in points}) > 1 else "merging"
 
 
 def _with(points: Sequence[Point], key: str) -> list[Point]:
-    return [point for point in points if _cost(point, key) is not None and point.score is not None]
-
-
-def _cost(point: Point, key: str) -> float | None:
-    return point.costs.get(key)
+    """The points that have a cost and a score."""
+    return [point for point in points if point.costs.get(key) is not None and point.score is not None]
 
 
 def _shown(point: Point, key: str) -> str:
-    cost = _cost(point, key)
-    return "-" if cost is None else cost_text(key, cost)
+    cost = point.costs.get(key)
+    return MISSING if cost is None else COST_NUMBERS[key].text(cost)

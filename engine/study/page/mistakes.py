@@ -95,9 +95,14 @@ def _mistakes(run: Run, classes: list[str], predictions: Predictions, images: Wr
 
 def _pairs(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
     return [
-        f"{classes[pair.first]} as {classes[pair.second]} {pair.as_second} times, the other way round {pair.as_first}"
+        f"{classes[true]} as {classes[predicted]}: {counted(count, 'image')}"
         for pair in most_confused(matrix, PAIRS)
-    ]
+        for true, predicted, count in (
+            (pair.first, pair.second, pair.as_second),
+            (pair.second, pair.first, pair.as_first),
+        )
+        if count
+    ][:PAIRS]
 
 
 def _matrix_picture(shades: np.ndarray) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.files import write_text_atomic
+from engine.study.compare import differences
+from engine.study.compare.differences import Pair
 from engine.study.page import figure
 from engine.study.page.charts import demand_libraries, javascript, static_svg
 from engine.study.page.curves import curves
@@ -19,29 +22,42 @@ from engine.wording import counted
 
 HERE = Path(__file__).resolve().parent
 DETAILED = 24  # largest number of runs whose curves and mistakes are shown
-CHOICES = ("model", "method")  # by which the table is filtered, besides words
 OPEN = 2  # number of runs whose mistakes are unfolded when the page opens
 
 
-def write_page(points: Sequence[Point], file: Path, command: str = "", plan: str = "", title: str = "") -> None:
+def write_page(points: Sequence[Point], file: Path, **further: Any) -> None:
     """Writes the page of a comparison.
 
     Args:
         points: the rows, one or more.
         file: the HTML file.
-        command: the command that makes the page, which it shows.
-        plan: the text of a study's plan; empty: the points are of no study.
-        title: of the page; empty: one with the name of the dataset.
+        further: see `page`.
 
     Raises:
         UserError: a library of the extra `page` is missing, or the file cannot be written.
     """
     demand_libraries("--html")
-    write_text_atomic(file, page(points, command, plan, title))
+    write_text_atomic(file, page(points, **further))
 
 
-def page(points: Sequence[Point], command: str = "", plan: str = "", title: str = "") -> str:
-    """Returns the page as HTML; see `write_page`."""
+def page(
+    points: Sequence[Point],
+    pairs: Sequence[Pair] = (),
+    notes: Sequence[str] = (),
+    command: str = "",
+    plan: str = "",
+    title: str = "",
+) -> str:
+    """Returns the page of a comparison as HTML.
+
+    Args:
+        points: the rows, one or more.
+        pairs: the differences between rows, as far as they were computed.
+        notes: what was left out, and why.
+        command: the command that makes the page.
+        plan: the text of a study's plan; empty: the points are of no study.
+        title: of the page; empty: one with the name of the dataset.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     runs = runs_of(points)
@@ -52,6 +68,7 @@ def page(points: Sequence[Point], command: str = "", plan: str = "", title: str 
     sections = [
         ("figure", "Figure", figures),
         ("table", "Table", True),
+        ("differences", "Differences", pairs),
         ("curves", "Training", drawn),
         ("mistakes", "Mistakes", mistakes),
         ("settings", "Settings", settings),
@@ -65,8 +82,10 @@ def page(points: Sequence[Point], command: str = "", plan: str = "", title: str 
         title=title or _title(runs),
         summary=_summary(points, runs),
         sections=sections,
-        choices={key: list(dict.fromkeys(getattr(point, key) or "-" for point in points)) for key in CHOICES},
         table=table_of(points),
+        differences=differences.table(pairs) if pairs else None,
+        explanation=differences.explanation(pairs) if pairs else [],
+        notes=notes,
         figures={key: {"title": COSTS[key], "spec": spec} for key, spec in figures.items()},
         missing={key: _missing(points, key) for key in figures},
         first=first,
@@ -104,11 +123,15 @@ def _summary(points: Sequence[Point], runs: Sequence[Run]) -> str:
     metrics = " or ".join(dict.fromkeys(title_of(point.metric) for point in points))
     images = {point.images for point in points}
     same = images.pop() if len(images) == 1 else None
-    tested = f"{same:,} test images" if same else "test images"
-    trained = f", of {counted(len(runs), 'trained run')}" if runs else ""
-    return f"The score ({metrics}) of {counted(len(points), 'row')}{trained}, on {tested}, and what each row costs."
+    tested = f", on {same:,} images" if same else ""
+    trained = f", from {counted(len(runs), 'trained run')}," if runs else ""
+    return f"Test score ({metrics}{tested}) of {counted(len(points), 'row')}{trained} and what each row costs."
 
 
 def _missing(points: Sequence[Point], key: str) -> str:
     count = figure.missing(points, key)
-    return f"{counted(count, 'row')} without {COSTS[key]} not drawn." if count else ""
+    return (
+        f"{counted(count, 'row')} without {COSTS[key]}, or without a score, {'is' if count == 1 else 'are'} not drawn."
+        if count
+        else ""
+    )

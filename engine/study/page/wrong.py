@@ -64,7 +64,7 @@ class WrongImages:
                 picture,
                 classes[predictions.labels[i]],
                 classes[predictions.predicted[i]],
-                f"{100 * predictions.probabilities[i]:.0f} %",
+                f"{100 * predictions.probabilities[i]:.0f}\N{NO-BREAK SPACE}%",
             )
             for i, picture in zip(wrong, pictures)
             if picture

@@ -109,7 +109,7 @@ def test_sorts_numbers_as_numbers(driver):
     button.send_keys("\ue007")  # Enter: the other direction, and what is not known stays last
     assert names(driver) == ["hybrid r=2", EVIL, "hybrid r=4", "hybrid r=8", "uncounted"]
     assert head(driver, "gmacs").get_attribute("aria-sort") == "descending"
-    head(driver, "score").find_element("css selector", "button").click()
+    head(driver, "score_percent").find_element("css selector", "button").click()
     assert names(driver) == ["hybrid r=8", EVIL, "hybrid r=4", "hybrid r=2", "uncounted"]
     assert head(driver, "gmacs").get_attribute("aria-sort") is None
 
@@ -124,7 +124,7 @@ def test_filters(driver):
     field.clear()
     field.send_keys(" ")
     assert len(names(driver)) == 5 and find(driver, "#count")[0].text == "5 rows"
-    choose(driver, 'select[data-key="method"]', "-")
+    choose(driver, 'select[data-key="merging"]', "-")
     assert names(driver) == [EVIL, "uncounted"]
     choose(driver, 'select[data-key="model"]', EVIL)
     assert names(driver) == [EVIL]

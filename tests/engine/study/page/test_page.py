@@ -18,14 +18,18 @@ from PIL import Image
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import metrics_of
 from engine.settings.layers import load_settings
+from engine.study.compare import differences, outputs
 from engine.study.page import mistakes
 from engine.study.page.curves import MOST, rows_of, thinned
 from engine.study.page.figure import figures, front
 from engine.study.page.page import page, write_page
 from engine.study.page.run_parts import differing_settings, first_runs, recipes, runs_of
+from engine.wording import NOT_COUNTED
 from models.settings import UserError
 from tests.engine.study.page.html import read
 from tests.engine.study.page.made_points import EVIL, point, points
+
+WITH_SEEDS = {"scores_percent", "folders"}  # what the JSON has of each row besides its record
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +50,53 @@ def cells(table):
     ]
 
 
-def test_table_has_the_numbers_of_the_records(made):
-    records = made.json("records")
+def test_table_is_that_of_the_tool(made, tmp_path):
+    """The records are those of tools/compare.py --json, and the cells are those of the table that it prints."""
+    outputs.write_json(points(), tmp_path / "table.json")
+    written = json.loads((tmp_path / "table.json").read_text())["rows"]
+    own = made.json("records")
+    assert len(own) == 5 and [set(row) - set(record) for row, record in zip(written, own)] == [WITH_SEEDS] * 5
+    assert [{key: row[key] for key in record} for row, record in zip(written, own)] == own
+    columns, rows = outputs.table(points())
+    head, *shown = cells(made.all("table", id="rows")[0])
+    assert head == [column.title for column in columns] and shown == rows
+
+
+def test_table_has_the_numbers_of_the_points(made):
     head, *rows = cells(made.all("table", id="rows")[0])
-    assert head[0].strip() == "name" and "GMACs" in head and "test top-1, %" in head
-    assert len(rows) == len(records) == 5
-    for row, record, source in zip(rows, records, points()):
+    for row, record, source in zip(rows, made.json("records"), points(), strict=True):
         shown = dict(zip(head, row))
-        assert record["score"] == source.score and record["gmacs"] == source.costs["gmacs"]
-        assert float(shown["test top-1, %"].split(" ± ")[0]) == pytest.approx(100 * source.score, abs=0.005)
-        assert ("±" in shown["test top-1, %"]) == (source.spread is not None)
-        if source.spread is not None:
-            assert float(shown["test top-1, %"].split(" ± ")[1]) == pytest.approx(100 * source.spread, abs=0.005)
+        assert record["score_percent"] == 100 * source.score and record["gmacs"] == source.costs["gmacs"]
+        score = [float(number) for number in shown["test top-1, %"].split(" ± ")]
+        numbers = [source.score] if source.spread is None else [source.score, source.spread]
+        assert score == pytest.approx([100 * number for number in numbers], abs=0.005)
         gmacs = source.costs["gmacs"]
-        assert shown["GMACs"] == "-" if gmacs is None else float(shown["GMACs"]) == pytest.approx(gmacs, abs=5e-5)
+        assert shown["GMACs"] == NOT_COUNTED if gmacs is None else float(shown["GMACs"]) == pytest.approx(gmacs)
+
+
+def test_figure_has_the_numbers_of_the_points():
+    drawn = {row["name"]: row for row in _values(figures(points())["gmacs"]) if "name" in row}
+    assert [*drawn] == [source.name for source in points()[:4]]
+    for source in points()[:4]:
+        row = drawn[source.name]
+        assert (row["x"], row["score"]) == (source.costs["gmacs"], 100 * source.score)
+        if source.spread is not None:
+            assert row["high"] - row["low"] == pytest.approx(200 * source.spread)
+
+
+def test_differences_and_notes_are_shown():
+    pairs = differences.differences(points())
+    document = read(page(points(), pairs=pairs, notes=[f"left out: {EVIL}"]))
+    table = document.all("section", id="differences")[0].all("table")[0]
+    assert cells(table)[1:] == differences.table(pairs)[1]
+    assert f"left out: {EVIL}" in document.all("section", id="table")[0].text
+
+
+def test_rows_without_test_images_are_not_drawn():
+    untested = dataclasses.replace(points()[0], name="untested", scores={})
+    document = read(page([*points(), untested]))
+    assert len(document.all("table", id="rows")[0].all("tr")) == 7
+    assert "2 rows without" in document.all("span", id="missing")[0].text
 
 
 def test_all_text_is_text(made):
