@@ -66,10 +66,12 @@ def open_file(driver: Any, file: Path, wait_for: str) -> None:
 
 
 def until(driver: Any, true: Any) -> Any:
-    """Waits until a function returns something true, and returns it."""
+    """Waits until a function returns something true, and returns it. Elements may be replaced meanwhile."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(driver, 30).until(lambda _: true())
+    replaced = (StaleElementReferenceException, IndexError)
+    return WebDriverWait(driver, 30, ignored_exceptions=replaced).until(lambda _: true())
 
 
 def emulate(driver: Any, *, width: int = 1280, dark: bool = False) -> None:

@@ -42,9 +42,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON, with full precision")
     parser.add_argument(
-        "--html", type=Path, metavar="FILE.html", help="write one HTML file: figure, table, curves, mistakes"
-    )
-    parser.add_argument(
         "--significance",
         action="store_true",
         help="print which differences are more than noise, over seeds and over images (up to 4 rows: always)",
@@ -61,6 +58,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--over", choices=["step", "epoch", "seconds"], help="the horizontal axis of --plot (default: step)"
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE.html",
+        help="write one page with all of this, mistakes, settings and commands, which opens without a network",
+    )
     return parser.parse_args(argv)
 
 
@@ -68,17 +71,18 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     check_outputs(args)
     from engine.study.compare import differences, outputs
-    from engine.study.compare.reading import PLAN, is_study, read
+    from engine.study.compare.reading import read
 
     comparison = read(args.runs)
     points, notes = comparison.points, list(comparison.notes)
     asked = args.significance or len(points) <= differences.FEW
-    pairs = differences.differences(points, notes.append) if asked else []
+    needed = asked or (args.html and len(points) <= differences.ON_A_PAGE)
+    pairs = differences.differences(points, notes.append) if needed else []
     print_table(*outputs.table(points))
-    if pairs:
+    if asked and pairs:
         print()
         print_table(*differences.table(pairs))
-    for line in (differences.explanation(pairs) if pairs else []) + notes:
+    for line in (differences.explanation(pairs) if asked and pairs else []) + notes:
         print(line)
     if args.csv:
         outputs.write_csv(points, args.csv)
@@ -86,12 +90,12 @@ def main(argv: list[str]) -> None:
         outputs.write_markdown(points, args.markdown, notes, pairs)
     if args.json:
         outputs.write_json(points, args.json, notes, pairs)
-    if args.html:
-        from engine.study.page.page import write_page
-
-        plans = [run / PLAN for run in args.runs if is_study(run)]
-        write_page(points, args.html, shlex.join(["tools/compare.py", *argv]), plans[0].read_text() if plans else "")
     draw(args, comparison)
+    if args.html:
+        from engine.study.page.page import plans_of, write_page
+
+        command = shlex.join(["tools/compare.py", *argv])
+        write_page(points, args.html, pairs=pairs, notes=notes, command=command, plan=plans_of(args.runs))
 
 
 def draw(args: argparse.Namespace, comparison: Comparison) -> None:
@@ -120,8 +124,14 @@ def check_outputs(args: argparse.Namespace) -> None:
         path = getattr(args, option)
         if path is not None and path.suffix.lower() not in (".png", ".svg"):
             raise UserError(f"--{option} {path}: must end with .png or .svg")
+    if args.html and args.html.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html {args.html}: must end with .html")
+    if args.html:
+        from engine.study.page.charts import demand_libraries
+
+        demand_libraries("--html")
     options = {"csv": "table.csv", "markdown": "table.md", "json": "table.json"}
-    options |= {"html": "page.html", "pareto": "pareto.png", "plot": "curves.png"}
+    options |= {"pareto": "pareto.png", "plot": "curves.png", "html": "page.html"}
     taken: dict[Path, str] = {}
     for option, example in options.items():
         path = getattr(args, option)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from tests.engine.study.run_folders import write_run
@@ -27,6 +28,24 @@ def _study(folder: Path) -> None:
 
 def _old_sweep(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps([{"value": 4, "top1": 0.5}]))
+
+
+class _Hidden:
+    """Makes a library look as if it was not installed, until this is deleted."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.module = name, sys.modules.get(name)
+        sys.modules[name] = None
+
+    def __del__(self) -> None:
+        del sys.modules[self.name]
+        if self.module is not None:
+            sys.modules[self.name] = self.module
+
+
+def _without_altair(folder: Path) -> _Hidden:
+    _runs(folder)
+    return _Hidden("altair")
 
 
 MISTAKES: list[Mistake] = [
@@ -61,6 +80,18 @@ MISTAKES: list[Mistake] = [
         "tools/compare.py one two --pareto pareto.pdf",
         "--pareto pareto.pdf: must end with .png or .svg",
         _runs,
+    ),
+    Mistake(
+        "A page in a file that browsers do not take for one",
+        "tools/compare.py one two --html page.pdf",
+        "--html page.pdf: must end with .html",
+        _runs,
+    ),
+    Mistake(
+        "A page without the libraries that draw it",
+        "tools/compare.py one two --html page.html",
+        "--html: needs altair; pip install -e '.[page]'",
+        _without_altair,
     ),
     Mistake(
         "The table over a file of a run",

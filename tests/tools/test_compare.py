@@ -7,6 +7,7 @@ import pytest
 
 from engine.runs.folder import RunFolder
 from models.settings import UserError
+from tests.engine.study.page.html import read
 from tests.engine.study.run_folders import write_run
 from tests.tools.tables import read_markdown
 from tools import compare as tool
@@ -96,3 +97,28 @@ def test_a_page_of_runs_of_which_one_has_no_test_images(make_run, tmp_path, caps
     assert "tools/compare.py" in page and "--html" in page
     row = read_markdown(capsys.readouterr().out)[2]
     assert row[:3] == ["untested", "1", "-"]
+
+
+def test_page(make_run, tmp_path, capsys):
+    """Its table has the numbers of the JSON, and it names the command and the plan of a study."""
+    study = tmp_path / "a study"
+    (study / "runs").mkdir(parents=True)
+    (study / "study.yaml").write_text("plan: <b>of two</b>\n")
+    for i in range(2):
+        write_run(study / "runs", f"run{i}", 0, 0.5 + 0.1 * i, f"model.depth={i + 1}")
+    page, numbers = tmp_path / "page.html", tmp_path / "table.json"
+    tool.main([str(study), "--html", str(page), "--json", str(numbers)])
+    document, written = read(page.read_text()), json.loads(numbers.read_text())
+    records = document.json("records")
+    assert [{key: row[key] for key in records[0]} for row in written["rows"]] == records
+    assert len(written["differences"]) == 1 and len(document.all("section", id="differences")) == 1
+    commands = document.all("section", id="commands")[0].text
+    assert f"tools/compare.py '{study}' --html" in commands and "plan: <b>of two</b>" in commands
+
+
+def test_differences_on_the_page_are_not_printed_for_many_rows(make_run, tmp_path, capsys):
+    runs = [str(make_run(f"run{i}", 0, 0.5 + 0.1 * i, f"model.depth={i + 1}")) for i in range(5)]
+    tool.main([*runs, "--html", str(tmp_path / "page.html")])
+    assert "more than noise" not in capsys.readouterr().out
+    table = read((tmp_path / "page.html").read_text()).all("section", id="differences")[0].all("table")[0]
+    assert len(table.all("tr")) == 1 + 10

@@ -16,6 +16,7 @@ from engine.tables import Column
 from models.settings import UserError
 
 FEW = 4  # largest number of rows whose differences are shown without being asked for
+ON_A_PAGE = 12  # largest number of rows whose differences a page has without being asked for
 
 
 @dataclass(frozen=True)

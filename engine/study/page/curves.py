@@ -26,9 +26,10 @@ def curves(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """Returns the numbers of a run's metrics.jsonl that are drawn: {"run", "row", "phase", "lone", "epoch", "loss", "score"}.
+    """Returns the numbers of a run's metrics.jsonl that are drawn, each with its run, row, phase and epoch.
 
-    Scores are percent. A row is lone where its line has no other. Training numbers are means over the steps since the line before, on augmented images.
+    Scores are percent. Training numbers are means over the steps since the line before, on augmented images. A number
+    is lone if its line has no other.
     """
     steps = run.results.steps / max(run.results.epochs, 1)  # of an epoch
     records = metrics_of(run.folder.metrics_file)

@@ -8,6 +8,8 @@ from typing import Any
 
 from engine.study.compare.columns import COST_NUMBERS, MISSING, repetitions, score_percent, score_text, spread_percent
 from engine.study.page.charts import colours_of, finished
+from engine.study.pareto.front import front
+from engine.study.pareto.style import UNMERGED, style_of
 from engine.study.points import COSTS, Point
 from engine.tasks import title_of
 
@@ -16,21 +18,11 @@ LABELLED = 12  # largest number of points whose names are written beside them
 NARROW = 440  # width of the plot, pixels, up to which they are not
 WIDE = 20  # how many times larger the largest cost is than the smallest where the axis is logarithmic
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left")
-UNMERGED = "no merging"
 
 
 def figures(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Returns the Vega-Lite specification of accuracy against each cost that a point has, by the cost's key."""
     return {key: _figure(points, key) for key in COSTS if _with(points, key)}
-
-
-def front(points: Sequence[Point], key: str) -> list[Point]:
-    """Returns the points on the Pareto front, by rising cost: none costs as little and scores as much as they do."""
-    best: list[Point] = []
-    for point in sorted(_with(points, key), key=lambda point: (point.costs[key], -point.score)):
-        if not best or point.score > best[-1].score:
-            best.append(point)
-    return best
 
 
 def missing(points: Sequence[Point], key: str) -> int:
@@ -104,7 +96,7 @@ def _labels(base: Any, side: str) -> Any:
 
 def _rows(points: Sequence[Point], key: str, logarithmic: bool) -> list[dict[str, Any]]:
     """Returns what is drawn of each point; numbers in tooltips are text, as in the table."""
-    several = len({point.model for point in points}) > 1
+    by_method = style_of(points).by_method
     costs = [math.log(point.costs[key]) if logarithmic else point.costs[key] for point in points]
     middle = (min(costs) + max(costs)) / 2
     rows = []
@@ -121,7 +113,7 @@ def _rows(points: Sequence[Point], key: str, logarithmic: bool) -> list[dict[str
                 "method": point.method or UNMERGED,
                 "budget": point.budget or MISSING,
                 "line": point.line,
-                "group": point.model if several else point.method or UNMERGED,
+                "group": (point.method or UNMERGED) if by_method else point.model,
                 "label": point.budget if point.line is not None and point.budget else point.name,
                 "side": "right" if cost <= middle else "left",
                 "shown": f"{score_text(point)} %",
@@ -147,13 +139,13 @@ def _stairs(best: Sequence[Point], key: str) -> list[dict[str, float]]:
 def _shapes(points: Sequence[Point]) -> dict[str, str]:
     """Returns a shape for each method, where the colour does not tell methods apart already."""
     methods = [*dict.fromkeys(point.method or UNMERGED for point in points)]
-    if len({point.model for point in points}) < 2 or len(methods) < 2:
+    if style_of(points).by_method or len(methods) < 2:
         return {}
     return {method: SHAPES[i % len(SHAPES)] for i, method in enumerate(methods)}
 
 
 def _colour_title(points: Sequence[Point]) -> str:
-    return "model" if len({point.model for point in points}) > 1 else "merging"
+    return "merging" if style_of(points).by_method else "model"
 
 
 def _with(points: Sequence[Point], key: str) -> list[Point]:

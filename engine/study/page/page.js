@@ -54,13 +54,15 @@
   // The charts: as wide as their place, with as many columns in the legend as fit
   const actions = { export: true, source: false, compiled: false, editor: false };
   const views = {};
-  const draw = async (id, spec) => {
+  const drawing = {}; // one after another in each place, so that the last one stays
+  const draw = (id, spec) => (drawing[id] = (drawing[id] ?? Promise.resolve()).then(() => embed(id, spec)));
+  const embed = async (id, spec) => {
     const place = document.getElementById(id);
     const columns = Math.max(1, Math.floor((place.clientWidth - 60) / spec.usermeta.entry));
     const config = { ...spec.config, legend: { ...spec.config.legend, columns } };
     views[id]?.finalize();
-    views[id] = await vegaEmbed(place, { ...spec, config }, { mode: "vega-lite", renderer: "svg", actions, tooltip: { theme: "custom" } });
-    place.dataset.drawn = String(columns);
+    const options = { mode: "vega-lite", renderer: "svg", actions, tooltip: { theme: "custom" } };
+    views[id] = await vegaEmbed(place, { ...spec, config }, options);
   };
   const axis = document.getElementById("axis");
   const drawFigure = () => {

@@ -10,6 +10,7 @@ from typing import Any
 from engine.files import write_text_atomic
 from engine.study.compare import differences
 from engine.study.compare.differences import Pair
+from engine.study.compare.reading import PLAN, is_study
 from engine.study.page import figure
 from engine.study.page.charts import demand_libraries, javascript, static_svg
 from engine.study.page.curves import curves
@@ -58,59 +59,84 @@ def page(
         plan: the text of a study's plan; empty: the points are of no study.
         title: of the page; empty: one with the name of the dataset.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     runs = runs_of(points)
-    detailed = first_runs(runs, DETAILED)
-    figures, drawn = figure.figures(points), curves(detailed)
-    first = next(iter(figures), None)
-    mistakes, (names, settings) = mistakes_of(detailed), differing_settings(runs)
+    of_points, of_runs = _of_points(points, runs), _of_runs(runs)
+    charts = of_points["figures"] or of_runs["curves"]
     sections = [
-        ("figure", "Figure", figures),
+        ("figure", "Figure", of_points["figures"]),
         ("table", "Table", True),
         ("differences", "Differences", pairs),
-        ("curves", "Training", drawn),
-        ("mistakes", "Mistakes", mistakes),
-        ("settings", "Settings", settings),
+        ("curves", "Training", of_runs["curves"]),
+        ("mistakes", "Mistakes", of_runs["mistakes"]),
+        ("settings", "Settings", of_runs["settings"]),
         ("machines", "Machines", runs),
         ("commands", "Commands", runs or plan or command),
     ]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html.j2").render(
-        title=title or _title(runs),
-        summary=_summary(points, runs),
+    return _template().render(
+        **of_points,
+        **of_runs,
         sections=sections,
-        table=table_of(points),
+        title=title or _title(runs),
         differences=differences.table(pairs) if pairs else None,
         explanation=differences.explanation(pairs) if pairs else [],
         notes=notes,
-        figures={key: {"title": COSTS[key], "spec": spec} for key, spec in figures.items()},
-        missing={key: _missing(points, key) for key in figures},
-        first=first,
-        several=any(point.spread is not None for point in points),
-        joined=any(point.line is not None for point in points),
-        curves=drawn,
-        pictures={
-            **({"figure": static_svg(figures[first])} if first else {}),
-            **{field: static_svg(spec) for field, spec in drawn.items()},
-        },
-        all_runs=len(runs),
-        detailed=len(detailed),
-        mistakes=mistakes,
-        open=OPEN,
-        setting_names=names,
-        settings=settings,
-        machines=machines(runs),
-        recipes=recipes(runs),
         command=command,
         plan=plan,
         made=time.strftime("%Y-%m-%d"),
-        vega=javascript() if figures or drawn else "",
+        vega=javascript() if charts else "",
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
     )
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(HERE)
+    return Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    ).get_template("page.html.j2")
+
+
+def _of_points(points: Sequence[Point], runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns what the template shows of points: the figure and the table."""
+    figures = figure.figures(points)
+    first = next(iter(figures), None)
+    return {
+        "summary": _summary(points, runs),
+        "table": table_of(points),
+        "figures": {key: {"title": COSTS[key], "spec": spec} for key, spec in figures.items()},
+        "figure_picture": static_svg(figures[first]) if first else "",
+        "missing": {key: _missing(points, key) for key in figures},
+        "first": first,
+        "several": any(point.spread is not None for point in points),
+        "joined": any(point.line is not None for point in points),
+    }
+
+
+def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns what the template shows of single runs."""
+    detailed = first_runs(runs, DETAILED)
+    drawn = curves(detailed)
+    names, settings = differing_settings(runs)
+    return {
+        "all_runs": len(runs),
+        "detailed": len(detailed),
+        "curves": drawn,
+        "curve_pictures": {field: static_svg(spec) for field, spec in drawn.items()},
+        "mistakes": mistakes_of(detailed),
+        "open": OPEN,
+        "setting_names": names,
+        "settings": settings,
+        "machines": machines(runs),
+        "recipes": recipes(runs),
+    }
+
+
+def plans_of(paths: Sequence[Path]) -> str:
+    """Returns the text of the plans of those paths that are studies."""
+    files = [path / PLAN for path in paths if is_study(path)]
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 def _title(runs: Sequence[Run]) -> str:

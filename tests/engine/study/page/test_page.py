@@ -21,9 +21,10 @@ from engine.settings.layers import load_settings
 from engine.study.compare import differences, outputs
 from engine.study.page import mistakes
 from engine.study.page.curves import MOST, rows_of, thinned
-from engine.study.page.figure import figures, front
+from engine.study.page.figure import figures
 from engine.study.page.page import page, write_page
 from engine.study.page.run_parts import differing_settings, first_runs, recipes, runs_of
+from engine.study.pareto.front import front
 from engine.wording import NOT_COUNTED
 from models.settings import UserError
 from tests.engine.study.page.html import read
@@ -120,21 +121,10 @@ def test_requests_nothing(made):
         assert address.startswith(("data:", "#", "")) and "//" not in address
 
 
-def test_front_is_what_nothing_beats():
-    generator = np.random.default_rng(0)
-    many = [point(f"{i}", [float(score)], float(cost)) for i, (score, cost) in enumerate(generator.random((60, 2)))]
-    many += [point("equal", [0.5], 0.3), point("equal too", [0.5], 0.3), point("uncounted", [1.0], None)]
-    best = front(many, "gmacs")
-    for one in best:
-        assert not any(
-            other.score > one.score and other.costs["gmacs"] <= one.costs["gmacs"]
-            for other in many
-            if other.costs["gmacs"] is not None
-        )
-    for other in many:
-        if other.costs["gmacs"] is not None:
-            assert any(one.score >= other.score and one.costs["gmacs"] <= other.costs["gmacs"] for one in best)
-    assert [one.costs["gmacs"] for one in best] == sorted(one.costs["gmacs"] for one in best)
+def test_front_is_drawn():
+    spec = figures(points())["gmacs"]
+    stairs = next(rows for rows in spec["datasets"].values() if "name" not in rows[0])
+    assert [row["x"] for row in stairs] == [point.costs["gmacs"] for point in front(points())]
 
 
 def test_a_figure_for_each_known_cost():
@@ -148,8 +138,12 @@ def test_a_page_without_costs_has_a_table():
 
 
 def test_one_family_is_coloured_by_method():
-    values = [row for row in _values(figures([point("a", [0.9], 1.0, method="tome"), point("b", [0.9], 2.0)])["gmacs"])]
-    assert {row["group"] for row in values if "group" in row} == {"tome", "no merging"}
+    methods = [point(str(method), [0.9], 1.0 + i, method=method) for i, method in enumerate(("tome", "grid", None))]
+    assert {row["group"] for row in _values(figures(methods)["gmacs"]) if "group" in row} == {
+        "tome",
+        "grid",
+        "no merging",
+    }
     assert {row["group"] for row in _values(figures(points())["gmacs"]) if "group" in row} == {"hybrid", EVIL}
 
 
