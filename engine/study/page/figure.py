@@ -41,8 +41,16 @@ def _figure(points: Sequence[Point], key: str) -> dict[str, Any]:
     x = alt.X(
         "x:Q",
         title=title,
-        axis=alt.Axis(tickCount=8, labelOverlap=True, labelFlush=False),
-        scale=alt.Scale(type="log", nice=False, padding=24) if logarithmic else alt.Scale(zero=False, padding=24),
+        axis=alt.Axis(
+            tickCount=8,
+            labelOverlap="greedy",
+            labelSeparation=8,
+            labelFlush=False,
+            labelExpr="datum.value < 0 ? '' : datum.label",  # the axis begins a little before the first point
+        ),
+        scale=alt.Scale(type="log", nice=False, padding=24)
+        if logarithmic
+        else alt.Scale(zero=False, nice=False, padding=24),
     )
     metrics = " or ".join(dict.fromkeys(title_of(point.metric) for point in drawn))
     score_title = f"test {metrics}, %"

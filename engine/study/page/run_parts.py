@@ -18,7 +18,7 @@ from models.settings import UserError
 
 # Settings that the rows of a comparison may always differ in: they say which run it is, or where it computed.
 NOT_COMPARED = ("name", "out", "seed", "split.fold", "device", "threads")
-ABSENT = "-"
+ABSENT, NULL = "-", "null"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ def first_runs(runs: Sequence[Run], most: int) -> list[Run]:
 
 
 def differing_settings(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Returns the names of the rows, and each setting that differs between them with its value in each row."""
+    """Returns the names of the rows, and each setting that differs between them with its value in each row.
+
+    A setting that a row does not have counts as null, so that the many options of another model are not listed.
+    """
     flat = {run.point: flattened(run.settings) for run in reversed(runs)}  # the first run of a row stands for it
     names = [*dict.fromkeys(run.point for run in runs)]
     keys = dict.fromkeys(key for name in names for key in flat[name] if key not in NOT_COMPARED)
     table = [(key, [_shown(flat[name], key) for name in names]) for key in keys]
-    return names, [(key, values) for key, values in table if len(set(values)) > 1]
+    return names, [(key, values) for key, values in table if len({NULL if v == ABSENT else v for v in values}) > 1]
 
 
 def machines(runs: Sequence[Run]) -> list[dict[str, str]]:

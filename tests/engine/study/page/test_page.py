@@ -29,6 +29,7 @@ from engine.wording import NOT_COUNTED
 from models.settings import UserError
 from tests.engine.study.page.html import read
 from tests.engine.study.page.made_points import EVIL, point, points
+from tests.engine.study.run_folders import write_run
 
 WITH_SEEDS = {"scores_percent", "folders"}  # what the JSON has of each row besides its record
 
@@ -224,6 +225,17 @@ def test_only_settings_that_differ_are_shown(runs, of_runs):
     assert names == ["r0", "r3"]
     assert settings == [("model.merge.r", ["0", "3"])]
     assert "model.merge.r" in of_runs.all("section", id="settings")[0].text
+
+
+def test_options_of_another_model_are_not_listed_where_they_are_null(tmp_path):
+    hybrid, vit = (
+        write_run(tmp_path, "a", 0, 0.5),
+        write_run(tmp_path, "b", 0, 0.6, "model.name=lenet5", "model.padding=2"),
+    )
+    rows = [point("a", [0.5], 1.0, folders=(hybrid,)), point("b", [0.6], 1.0, folders=(vit,))]
+    shown = dict(differing_settings(runs_of(rows))[1])
+    assert shown["model.name"] == ["vit", "lenet5"] and shown["model.depth"][1] == "-"
+    assert "model.merge.keep" not in shown
 
 
 def test_recipes_lead_to_the_same_settings(runs, tmp_path, monkeypatch):
