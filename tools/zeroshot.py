@@ -3,8 +3,9 @@
 
   tools/zeroshot.py --cfg deit_tiny data.path=imagenet/val
 
-For each row: accuracy, agreement with the unmerged model, whether the difference is more than noise (McNemar's test on
-the same images), and GMACs. Rows that were evaluated before are not evaluated again.
+For each row: accuracy, its difference from the unmerged model on the same images with a 95 % interval and McNemar's
+p-value (corrected for the number of rows), agreement with the unmerged model, and GMACs. Results go to runs/NAME: a
+table, zeroshot.json, and every prediction. Rows that were evaluated before are not evaluated again.
 """
 
 from __future__ import annotations
@@ -20,15 +21,28 @@ import sys
 from pathlib import Path
 
 from engine.cli import cli, parser_of
+from engine.tables import print_table
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--cfg", required=True, help="a YAML file, or its name under configs/zeroshot/")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's"
+        "--time",
+        type=int,
+        metavar="ROUNDS",
+        help="also measure ms per image of every row, in so many interleaved rounds; when nothing else runs",
     )
-    return parser.parse_intermixed_args(argv)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that override the file's, such as budgets=[{r: 8}] or model.weights=FILE",
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.time is not None and args.time < 1:
+        parser.error(f"--time {args.time}: must be at least 1")
+    return args
 
 
 def main(argv: list[str]) -> None:
@@ -37,15 +51,21 @@ def main(argv: list[str]) -> None:
 
     from engine.settings.layers import load_file
     from engine.study.zeroshot.evaluate import evaluate_rows
+    from engine.study.zeroshot.report import compared, table, write_outputs
     from engine.study.zeroshot.settings import ZeroshotSettings
+    from engine.study.zeroshot.timing import time_rows
 
     settings = load_file(ZeroshotSettings, args.cfg, args.overrides, "zeroshot")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = Path(settings.out or f"runs/{settings.name}")
-    (folder / "rows").mkdir(parents=True, exist_ok=True)
-    evaluate_rows(settings, folder)
+    images, rows = evaluate_rows(settings, folder)
+    times = time_rows(settings, images, rows, args.time) if args.time else None
+    results = compared(images, rows, times)
+    print_table(*table(results))
+    write_outputs(folder, settings, images, results)
+    print(f"{folder}: table.md, zeroshot.json, predictions.npz")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Merging in a pretrained model without training: methods and budgets compared on labelled images (tools/zeroshot.py)."""
+"""Merging in a pretrained model without training: methods and budgets on labelled images (tools/zeroshot.py)."""

@@ -59,10 +59,13 @@ def pretrained(settings: ZeroshotSettings, device: torch.device) -> tuple[nn.Mod
     model = build_zoo(settings.model.model_copy(update={"merge": None}))
     assert settings.model.weights is not None
     report = load_weights(model, settings.model.weights)
+    if report.replaced:
+        raise UserError(
+            f"model.weights = {settings.model.weights!r}: its classifier does not fit ({report.replaced[0]}); give "
+            "weights with the classifier, or model.num_classes as in the weights"
+        )
     for caveat in report.caveats:
         log.warning(caveat)
-    if report.unused_heads if hasattr(report, "unused_heads") else False:
-        log.warning("the classifier was not loaded")
     state = model.state_dict()
     digest = key_of([(name, value.shape, value.double().sum().item()) for name, value in state.items()])
     return model.to(device).eval(), digest
@@ -108,6 +111,7 @@ def evaluate_rows(
         UserError: a budget that cannot be met, or a method that the model does not support, before anything is
             evaluated; or a file of an earlier row is damaged.
     """
+    folder.joinpath("rows").mkdir(parents=True, exist_ok=True)
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
     ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
@@ -115,8 +119,6 @@ def evaluate_rows(
         merged(model, name, merge)
     images = labelled_images(settings)
     autocast = pick_autocast(settings.precision, device)
-    where = {"device": device_name(device), "versions": versions()}
-    log.info("%s, torch %s", where["device"], where["versions"]["torch"])
     rows: list[ZeroshotRow] = []
     for number, (name, merge) in enumerate(ways.items(), 1):
         of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
@@ -139,6 +141,8 @@ def evaluate_rows(
                 params=cost.params,
                 predicted=predicted.tolist(),
                 seconds=time.perf_counter() - start,
+                device=device_name(device),
+                versions=versions(),
                 commit=commit(),
             )
             write_row(folder, row)
@@ -176,24 +180,19 @@ def _is_wrapped(model: nn.Module) -> bool:
 
 
 def predictions(
-    model: nn.Module,
-    images: LabelledImages,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.autocast,
+    model: nn.Module, images: LabelledImages, batch_size: int, device: torch.device, autocast: torch.autocast
 ) -> Tensor:
     """Returns the predicted class of every image, int64 (N,), on the CPU."""
     found = []
     with eval_mode(model):
-        for batch, _ in _batches(images, batch_size):
+        for batch, _ in batches(images, batch_size):
             with autocast:
                 logits = model(to_device(batch, device))
             found.append(logits.float().argmax(dim=-1).cpu())
     return torch.cat(found)
 
 
-def _batches(images: LabelledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: LabelledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields normalised images (B, C, H, W) and their labels in the dataset, in the order of the predictions."""
     for split in images.splits:
         yield from eval_batches(split, batch_size, images.mean, images.std, None)
-
-

@@ -11,7 +11,13 @@ from engine.wording import counted, few
 from models.settings import UserError, nearest
 
 WNID = re.compile(r"n\d{8}")
-SUBSETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
+SUBSETS = {
+    1000: "imagenet-1k",
+    11221: "imagenet-21k-miil",
+    11821: "imagenet-12k",
+    21841: "imagenet-22k",
+    21843: "imagenet-21k-goog",
+}
 
 
 def class_numbers(classes: Sequence[str], num_classes: int, mapping: str = "auto") -> list[int]:
@@ -100,4 +106,6 @@ def _unknown(wanted: Sequence[str], num_classes: int) -> str:
     lost = [name for name in wanted if _plain(name) not in known]
     hint = nearest(_plain(lost[0]), [name for name in known if not WNID.fullmatch(name)])
     hint = hint if hint.startswith("did you mean") else "use ids such as n01440764, or names"
-    return f"{lost[0]!r} is none of ImageNet's classes (or of several); {hint}, or give classes=FILE.csv with lines CLASS,ID"
+    return (
+        f"{lost[0]!r} is none of ImageNet's classes, or several; {hint}, or give classes=FILE.csv with lines CLASS,ID"
+    )

@@ -35,6 +35,8 @@ class ZeroshotRow(Record):
     params: Count = Field(description="number of the model's parameters")
     predicted: list[Count] = Field(description="the predicted class of each image, in the order of the images")
     seconds: Amount = Field(description="duration of the evaluation, which is no benchmark")
+    device: str = Field("", description="what computed it")
+    versions: dict[str, str] = Field({}, description="versions of libraries")
     commit: str | None = Field(description="git commit of the code")
 
     @property

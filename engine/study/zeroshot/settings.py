@@ -31,7 +31,9 @@ class Budget(Settings):
     def _one(self) -> Budget:
         given = [key for key in BUDGETS if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"budgets: each entry has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}")
+            raise ValueError(
+                f"budgets: each entry has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}"
+            )
         if isinstance(self.r, AnySettings):
             raise ValueError("r = {train: ...}: nothing is trained here; give a number")
         return self
@@ -67,7 +69,9 @@ class ZeroshotSettings(Settings):
     )
     methods: list[Method] = Field([], description="merging methods, each with every budget")
     budgets: list[Budget] = Field([], description="how much is merged, as in [{r: 8}, {target_gmacs: 0.9}]")
-    rows: dict[FreeKey, MergeSettings] = Field({}, description="further rows: name: {method: tome, metric: tokens, r: 8}")
+    rows: dict[FreeKey, MergeSettings] = Field(
+        {}, description="further rows: name: {method: tome, metric: tokens, r: 8}"
+    )
     batch_size: int = Field(50, ge=1, le=100_000, description="images in a batch")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")

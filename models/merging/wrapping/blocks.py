@@ -81,7 +81,7 @@ class MergingBlocks(nn.Module):
 
     def begin(self, x: Tensor) -> tuple[Tokens, list[int]]:
         """The state of tokens x (B, P + N, C) before the first block, and the number of patches each block removes."""
-        patches = x.shape[1] - self.prefix
+        patches = int(x.shape[1]) - self.prefix  # while torch.jit traces, as fvcore does, a shape holds tensors
         return initial_tokens(x, self.grid(patches)), self.schedule(patches)
 
     def run(self, position: int, x: Tensor, tokens: Tokens, r: int, **options: Any) -> tuple[Tensor, Tokens]:

@@ -1,0 +1,171 @@
+"""What the rows of a comparison say: accuracy, agreement, and which differences are more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.files import replacing, write_json_atomic, write_text_atomic
+from engine.measure.intervals import wilson
+from engine.measure.paired import Difference, holm, mcnemar, paired_bootstrap
+from engine.study.zeroshot.evaluate import LabelledImages
+from engine.study.zeroshot.rows import ZeroshotRow
+from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.tables import Column, markdown
+from engine.wording import NOT_COUNTED, fixed
+
+RECORD, PREDICTIONS = "zeroshot.json", "predictions.npz"
+VERSION = 1  # of zeroshot.json
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row beside the unmerged model.
+
+    Attributes:
+        row: the row.
+        accuracy: share of the images whose top-1 class is right.
+        interval: its 95 % interval (Wilson).
+        agreement: share of the images with the unmerged model's class; None for the unmerged model itself.
+        difference: accuracy minus the unmerged model's, over the same images, with its bootstrap interval; likewise.
+        p: McNemar's p-value, corrected for the number of rows (Holm, 1979); likewise.
+        times: milliseconds per image of each timed round; empty: not timed.
+    """
+
+    row: ZeroshotRow
+    accuracy: float
+    interval: tuple[float, float]
+    agreement: float | None
+    difference: Difference | None
+    p: float | None
+    times: tuple[float, ...] = ()
+
+    @property
+    def ms(self) -> float | None:
+        """Median milliseconds per image; None: not timed."""
+        return float(np.median(self.times)) if self.times else None
+
+
+def compared(
+    images: LabelledImages, rows: Sequence[ZeroshotRow], times: Mapping[str, Sequence[float]] | None = None
+) -> list[Compared]:
+    """Compares every row with the first, which is the unmerged model.
+
+    Args:
+        images: the images.
+        rows: the rows, the unmerged one first.
+        times: milliseconds per image of each timed round, by the row's name.
+    """
+    targets, times = images.targets.numpy(), times or {}
+    first, right = rows[0].predictions, [row.predictions == targets for row in rows]
+    corrected = [None, *holm([mcnemar(other, right[0]).p for other in right[1:]])]
+    return [
+        Compared(
+            row=row,
+            accuracy=float(ours.mean()),
+            interval=wilson(int(ours.sum()), len(ours)),
+            agreement=None if p is None else float((row.predictions == first).mean()),
+            difference=None if p is None else paired_bootstrap(ours, right[0]),
+            p=p,
+            times=tuple(times.get(row.name, ())),
+        )
+        for row, ours, p in zip(rows, right, corrected, strict=True)
+    ]
+
+
+def table(rows: Sequence[Compared]) -> tuple[list[Column], list[list[str]]]:
+    """Returns the columns and the cells of a comparison; times only where there are any."""
+    timed = any(row.times for row in rows)
+    columns = [
+        Column("method", words=True),
+        Column("budget", words=True),
+        Column("GMACs"),
+        Column("MAC ratio"),
+        Column("top-1, %"),
+        Column("difference, points"),
+        Column("95 % interval"),
+        Column("p (Holm)"),
+        Column("agreement, %"),
+        *([Column("ms per image"), Column("speed-up"), Column("over MAC ratio")] if timed else []),
+    ]
+    return columns, [_cells(row, rows[0], timed) for row in rows]
+
+
+def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
+    cost, whole = row.row.gmacs, first.row.gmacs
+    ratio = whole / cost if cost and whole else None
+    cells = [
+        row.row.name if row.row.method is None else row.row.method,
+        row.row.budget or NONE,
+        NOT_COUNTED if cost is None else fixed(cost, 4),
+        NONE if ratio is None else f"{ratio:.3f}",
+        f"{100 * row.accuracy:.2f}",
+        NONE if row.difference is None else f"{100 * row.difference.mean:+.2f}",
+        NONE if row.difference is None else f"{100 * row.difference.low:+.2f} to {100 * row.difference.high:+.2f}",
+        NONE if row.p is None else f"{row.p:.2g}",
+        NONE if row.agreement is None else f"{100 * row.agreement:.2f}",
+    ]
+    if timed:
+        gain = first.ms / row.ms if row.ms and first.ms else None
+        cells += [
+            NONE if row.ms is None else fixed(row.ms, 2),
+            NONE if gain is None else f"{gain:.3f}",
+            NONE if gain is None or ratio is None else f"{gain / ratio:.3f}",
+        ]
+    return cells
+
+
+def record(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Compared]) -> dict[str, Any]:
+    """Returns what zeroshot.json holds: fractions, billions of multiply-adds, and milliseconds."""
+    return {
+        "version": VERSION,
+        "name": settings.name,
+        "model": f"{settings.model.name}:{settings.model.arch}",
+        "weights": settings.model.weights,
+        "images": len(images.targets),
+        "fingerprint": images.fingerprint,
+        "precision": settings.precision,
+        "device": rows[0].row.device,
+        "versions": rows[0].row.versions,
+        "rows": [_row_record(row) for row in rows],
+    }
+
+
+def _row_record(row: Compared) -> dict[str, Any]:
+    return {
+        **row.row.model_dump(include={"name", "method", "budget", "merge", "removed", "gmacs", "params", "commit"}),
+        "top1": row.accuracy,
+        "top1_interval": row.interval,
+        "agreement": row.agreement,
+        "difference": row.difference and row.difference.mean,
+        "difference_interval": row.difference and (row.difference.low, row.difference.high),
+        "p_holm": row.p,
+        "ms_per_image": list(row.times) or None,
+    }
+
+
+def write_outputs(folder: Path, settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Compared]) -> None:
+    """Writes zeroshot.json, table.md, and predictions.npz: the predicted class of every image in every row.
+
+    predictions.npz has `rows` (names), `images` (names), `targets` (N,) and `predicted` (rows, N).
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    write_json_atomic(folder / RECORD, record(settings, images, rows))
+    write_text_atomic(folder / "table.md", markdown(*table(rows)) + "\n")
+    predicted = np.stack([row.row.predictions for row in rows])
+    small = np.min_scalar_type(int(max(predicted.max(), images.targets.max())))
+    with replacing(folder / PREDICTIONS) as file:
+        np.savez_compressed(
+            file,
+            rows=np.array([row.row.name for row in rows]),
+            images=np.array(images.names),
+            targets=images.targets.numpy().astype(small),
+            predicted=predicted.astype(small),
+        )
