@@ -22,6 +22,7 @@ from pathlib import Path
 
 from engine.cli import cli, parser_of
 from engine.tables import print_table
+from models.settings import UserError
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -32,6 +33,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=int,
         metavar="ROUNDS",
         help="also measure ms per image of every row, in so many interleaved rounds; when nothing else runs",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="evaluate rows anew that another version of the merging code evaluated"
     )
     parser.add_argument(
         "overrides",
@@ -49,6 +53,9 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     import torch
 
+    from engine.files import writing
+    from engine.runs.folder import RunFolder
+    from engine.runs.lock import take_lock
     from engine.settings.layers import load_file
     from engine.study.zeroshot.evaluate import evaluate_rows
     from engine.study.zeroshot.report import compared, table, write_outputs
@@ -60,11 +67,16 @@ def main(argv: list[str]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = Path(settings.out or f"runs/{settings.name}")
-    images, rows = evaluate_rows(settings, folder)
-    times = time_rows(settings, images, rows, args.time) if args.time else None
-    results = compared(images, rows, times)
+    if RunFolder(folder).is_run:
+        raise UserError(f"out = {str(folder)!r}: is the folder of a training run; give another")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder, resume=True):
+        images, rows = evaluate_rows(settings, folder, again=args.again)
+        times = time_rows(settings, images, rows, args.time) if args.time else None
+        results = compared(images, rows, times)
+        write_outputs(folder, settings, images, results)
     print_table(*table(results))
-    write_outputs(folder, settings, images, results)
     print(f"{folder}: table.md, zeroshot.json, predictions.npz")
 
 

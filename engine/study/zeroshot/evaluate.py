@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from engine.cost.macs import measure_or_say
 from engine.data import Split, load_raw
 from engine.data.loading.loader import eval_batches
+from engine.files import writing
 from engine.machine import commit, device_name, pick_autocast, pick_device, to_device, versions
 from engine.measure.evaluate import eval_mode
+from engine.study.zeroshot.fingerprints import of_merging, of_values, of_weights
 from engine.study.zeroshot.labels import class_numbers
-from engine.study.zeroshot.rows import ZeroshotRow, key_of, read_row, write_row
+from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings, words
+from engine.wording import NOT_COUNTED, counted
 from models.merging import unwrap, wrap
-from models.merging.settings import MergeSettings
+from models.merging.settings import BUDGETS, MergeSettings
 from models.merging.wrapping import schedule_of
 from models.settings import UserError
 from models.settings.zoo import normalisation
@@ -66,8 +69,7 @@ def pretrained(settings: ZeroshotSettings, device: torch.device) -> tuple[nn.Mod
         )
     for caveat in report.caveats:
         log.warning(caveat)
-    state = model.state_dict()
-    digest = key_of([(name, value.shape, value.double().sum().item()) for name, value in state.items()])
+    digest = of_weights(model.state_dict())
     return model.to(device).eval(), digest
 
 
@@ -91,18 +93,19 @@ def labelled_images(settings: ZeroshotSettings) -> LabelledImages:
     if statistics is None:
         raise UserError(f"model.weights = {settings.model.weights!r}: no mean and std are known for these weights")
     pixels = [digest.hex() for split in splits for digest in split.digests()]
-    return LabelledImages(splits, targets, tuple(names), *statistics, key_of(pixels, targets.tolist()))
+    return LabelledImages(splits, targets, tuple(names), *statistics, of_values(pixels, targets.tolist()))
 
 
 def evaluate_rows(
-    settings: ZeroshotSettings, folder: Path, report: Callable[[str], None] = print
+    settings: ZeroshotSettings, folder: Path, report: Callable[[str], None] = print, *, again: bool = False
 ) -> tuple[LabelledImages, list[ZeroshotRow]]:
     """Evaluates every row that has not been evaluated yet.
 
     Args:
         settings: the comparison.
-        folder: where rows are kept.
+        folder: where rows are kept; it is created.
         report: called with a line for each row.
+        again: whether to evaluate rows once more that another version of the merging code evaluated.
 
     Returns:
         The images and the rows, the unmerged one first.
@@ -111,47 +114,72 @@ def evaluate_rows(
         UserError: a budget that cannot be met, or a method that the model does not support, before anything is
             evaluated; or a file of an earlier row is damaged.
     """
-    folder.joinpath("rows").mkdir(parents=True, exist_ok=True)
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
     ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
-    for name, merge in ways.items():
-        merged(model, name, merge)
+    removed = {name: merged(model, name, merge) for name, merge in ways.items()}
     images = labelled_images(settings)
-    autocast = pick_autocast(settings.precision, device)
-    rows: list[ZeroshotRow] = []
+    of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
+    decisive = (of_model, weights, images.fingerprint, images.mean, images.std, settings.precision)
+    with writing(folder):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+    rows, older = [], 0
     for number, (name, merge) in enumerate(ways.items(), 1):
-        of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
         way = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
-        key = key_of(of_model, weights, images.fingerprint, images.mean, images.std, settings.precision, way)
+        key = of_values(*decisive, way)
         row = read_row(folder, key)
-        if row is None:
-            start = time.perf_counter()
-            removed = merged(model, name, merge)
-            cost = measure_or_say(model)
-            predicted = predictions(model, images, settings.batch_size, device, autocast)
-            row = ZeroshotRow(
-                key=key,
-                name=name,
-                method=None if merge is None else merge.method,
-                budget=None if merge is None else words(merge),
-                merge=way,
-                removed=removed,
-                gmacs=cost.gmacs,
-                params=cost.params,
-                predicted=predicted.tolist(),
-                seconds=time.perf_counter() - start,
-                device=device_name(device),
-                versions=versions(),
-                commit=commit(),
-            )
+        stale = row is not None and merge is not None and row.code != of_merging()
+        if row is None or (stale and again):
+            row = _evaluated(settings, model, images, key, name, merge, removed[name])
             write_row(folder, row)
-        row = row.model_copy(update={"name": name})
-        rows.append(row)
+        else:
+            older += stale
+        rows.append(row.model_copy(update={"name": name}))
         right = (row.predictions == images.targets.numpy()).mean()
-        cost_text = "not counted" if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
-        report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost_text}, {row.seconds:.0f} s")
+        cost = NOT_COUNTED if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
+        report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost}, {row.seconds:.0f} s")
+    if older:
+        rows_are = counted(older, "row was", "rows were")
+        report(f"note: {rows_are} evaluated by another version of models/merging; --again evaluates them anew")
     return images, rows
+
+
+def _evaluated(
+    settings: ZeroshotSettings,
+    model: nn.Module,
+    images: LabelledImages,
+    key: str,
+    name: str,
+    merge: MergeSettings | None,
+    removed: list[int],
+) -> ZeroshotRow:
+    """Evaluates one row."""
+    start, device = time.perf_counter(), next(model.parameters()).device
+    # The schedule is known: a budget is not solved once more.
+    merged(model, name, solved(merge, removed))
+    cost = measure_or_say(model)
+    predicted = predictions(model, images, settings.batch_size, device, pick_autocast(settings.precision, device))
+    return ZeroshotRow(
+        key=key,
+        name=name,
+        method=None if merge is None else merge.method,
+        budget=None if merge is None else words(merge),
+        merge=None if merge is None else merge.model_dump(mode="json", exclude_defaults=True),
+        removed=removed,
+        gmacs=cost.gmacs,
+        params=cost.params,
+        predicted=predicted.tolist(),
+        seconds=time.perf_counter() - start,
+        device=device_name(device),
+        versions=versions(),
+        code=of_merging(),
+        commit=commit(),
+    )
+
+
+def solved(merge: MergeSettings | None, removed: list[int]) -> MergeSettings | None:
+    """Returns the settings with the schedule that they lead to in place of their budget."""
+    return None if merge is None else merge.model_copy(update={**dict.fromkeys(BUDGETS), "r": removed})
 
 
 def merged(model: nn.Module, name: str, merge: MergeSettings | None) -> list[int]:

@@ -6,7 +6,6 @@ where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,18 +36,13 @@ class ZeroshotRow(Record):
     seconds: Amount = Field(description="duration of the evaluation, which is no benchmark")
     device: str = Field("", description="what computed it")
     versions: dict[str, str] = Field({}, description="versions of libraries")
+    code: str = Field("", description="fingerprint of the code that merges")
     commit: str | None = Field(description="git commit of the code")
 
     @property
     def predictions(self) -> np.ndarray:
         """The predicted classes, int64 (N,)."""
         return np.asarray(self.predicted, np.int64)
-
-
-def key_of(*parts: Any) -> str:
-    """Returns a fingerprint of values that can be written as JSON."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def row_file(folder: Path, key: str) -> Path:

@@ -10,10 +10,9 @@ import torch
 from engine.cost.speed.timing import synchronise
 from engine.machine import pick_autocast, pick_device, to_device
 from engine.measure.evaluate import eval_mode
-from engine.study.zeroshot.evaluate import LabelledImages, batches, merged, pretrained
+from engine.study.zeroshot.evaluate import LabelledImages, batches, merged, pretrained, solved
 from engine.study.zeroshot.rows import ZeroshotRow
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
-from models.merging.settings import BUDGETS, MergeSettings
 
 
 def time_rows(
@@ -39,10 +38,10 @@ def time_rows(
     ways = {UNMERGED: None, **settings.all_rows()}
     batch = to_device(next(iter(batches(images, settings.batch_size)))[0], device)
     times: dict[str, list[float]] = {row.name: [] for row in rows}
-    solved = {row.name: _solved(ways[row.name], row.removed) for row in rows}
+    schedules = {row.name: solved(ways[row.name], row.removed) for row in rows}
     with eval_mode(model), torch.inference_mode(), autocast:
         for _ in range(rounds):
-            for name, merge in solved.items():
+            for name, merge in schedules.items():
                 merged(model, name, merge)
                 model(batch)
                 synchronise(device)
@@ -51,11 +50,3 @@ def time_rows(
                 synchronise(device)
                 times[name].append(1e3 * (time.perf_counter() - start) / len(batch))
     return times
-
-
-def _solved(merge: MergeSettings | None, removed: list[int]) -> MergeSettings | None:
-    """Returns the settings with the schedule that they lead to, so that no budget is solved in every round."""
-    if merge is None:
-        return None
-    budget = {**dict.fromkeys(BUDGETS), "r": removed}
-    return merge.model_copy(update=budget)

@@ -1,0 +1,162 @@
+"""Rows are what the model predicts, are evaluated once, and cost what tools/flops.py counts."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file as read_tensors
+from safetensors.torch import save_file
+
+from engine.cost.macs import measure
+from engine.study.zeroshot import evaluate, fingerprints
+from engine.study.zeroshot.evaluate import evaluate_rows
+from models.merging import wrap
+from models.settings import UserError
+from tests.engine.study.zeroshot.conftest import CLASSES
+
+
+def plain_model(folder):
+    model = timm.create_model("test_vit", img_size=64)
+    model.load_state_dict(read_tensors(folder / "vit.safetensors"))
+    return model.eval()
+
+
+def plain_predictions(model, names):
+    """Predictions by nothing but timm, in the order of `names`, from files that need no resizing."""
+    cfg = model.pretrained_cfg
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(name))) for name in names]).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.inference_mode():
+        return model((pixels - mean) / std).argmax(-1).numpy()
+
+
+def test_rows_are_what_timm_and_wrap_predict(load, session_files, tmp_path):
+    images, rows = evaluate_rows(load(), tmp_path, report=lambda line: None)
+    assert [row.name for row in rows] == ["unmerged", "tome, r = 0", "tome, r = 4", "dpc_knn, r = 0", "dpc_knn, r = 4"]
+    model = plain_model(session_files.parent)
+    unmerged = plain_predictions(model, images.names)
+    assert (rows[0].predictions == unmerged).all() and len(set(unmerged)) > 1
+    assert (rows[1].predictions == unmerged).all() and (rows[3].predictions == unmerged).all()  # r = 0
+    for row, method in ((rows[2], "tome"), (rows[4], "dpc_knn")):
+        wrap(model, method=method, r=4)
+        assert (row.predictions == plain_predictions(model, images.names)).all()
+        assert (row.predictions != unmerged).any()  # something was merged
+    assert rows[2].removed == [4, 4, 4, 2, 1, 0] and rows[4].removed == [4, 4, 4, 3, 0, 0]
+
+
+def test_targets_follow_the_folders(load, tmp_path):
+    images, _ = evaluate_rows(load("methods=[tome]", "budgets=[{r: 1}]"), tmp_path, report=lambda line: None)
+    assert [CLASSES[name.split("/")[-2]] for name in images.names] == images.targets.tolist()
+
+
+def test_costs_are_those_of_flops(load, session_files, tmp_path):
+    _, rows = evaluate_rows(
+        load("methods=[tome]", "budgets=[{keep: {rate: 0.5, blocks: [2]}}, {target_ratio: 1.2}]"),
+        tmp_path,
+        report=lambda line: None,
+    )
+    model = plain_model(session_files.parent)
+    model.img_size, model.in_chans = 64, 3
+    whole = measure(model).gmacs
+    wrap(model, method="tome", keep={"rate": 0.5, "blocks": [2]})
+    assert [rows[0].gmacs, rows[1].gmacs] == [whole, measure(model).gmacs]
+    assert rows[0].gmacs / rows[2].gmacs == pytest.approx(1.2, rel=0.005)
+
+
+def test_a_row_is_evaluated_once_whatever_it_is_called(load, tmp_path, monkeypatch):
+    _, before = evaluate_rows(load("methods=[tome]"), tmp_path, report=lambda line: None)
+    calls = []
+    true = evaluate.predictions
+    monkeypatch.setattr(evaluate, "predictions", lambda *args: calls.append(1) or true(*args))
+    _, after = evaluate_rows(load("methods=[tome]", "name=other", "batch_size=7"), tmp_path, report=lambda line: None)
+    assert after == before and not calls
+    named = "rows={four: {method: tome, r: 4}}"
+    _, rows = evaluate_rows(load("methods=[]", "budgets=[]", named), tmp_path, report=lambda line: None)
+    assert not calls and rows[1].predicted == before[2].predicted and rows[1].name == "four"
+    evaluate_rows(load("methods=[tome]", "budgets=[{r: 3}]"), tmp_path, report=lambda line: None)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("change", ["weights", "pixels", "precision"])
+def test_a_row_is_evaluated_again_when_what_decides_it_changes(load, session_files, tmp_path, monkeypatch, change):
+    folder, overrides = session_files.parent, ["methods=[tome]", "budgets=[{r: 4}]"]
+    evaluate_rows(load(*overrides), tmp_path, report=lambda line: None)
+    calls = []
+    true = evaluate.predictions
+    monkeypatch.setattr(evaluate, "predictions", lambda *args: calls.append(1) or true(*args))
+    if change == "weights":
+        state = read_tensors(folder / "vit.safetensors")
+        state["head.weight"] = state["head.weight"].flip(0)  # equal sums
+        save_file(state, tmp_path / "other.safetensors")
+        overrides.append(f"model.weights={tmp_path / 'other.safetensors'}")
+    elif change == "pixels":
+        for name in CLASSES:
+            (tmp_path / "images" / name).mkdir(parents=True)
+            for file in sorted((folder / "images" / name).iterdir()):
+                Image.open(file).rotate(90).save(tmp_path / "images" / name / file.name)
+        overrides.append(f"data.path={tmp_path / 'images'}")
+    else:
+        overrides.append("precision=bf16")
+    evaluate_rows(load(*overrides), tmp_path, report=lambda line: None)
+    assert len(calls) == 2
+
+
+def test_rows_of_other_code_are_noted_and_evaluated_again_on_request(load, tmp_path, monkeypatch):
+    settings, lines = load("methods=[tome]", "budgets=[{r: 4}]"), []
+    evaluate_rows(settings, tmp_path, report=lines.append)
+    assert not any(line.startswith("note") for line in lines)
+    monkeypatch.setattr(evaluate, "of_merging", lambda: "other")
+    evaluate_rows(settings, tmp_path, report=lines.append)
+    assert lines[-1].startswith("note: 1 row was evaluated by another version of models/merging; --again")
+    _, rows = evaluate_rows(settings, tmp_path, report=lines.append, again=True)
+    assert rows[1].code == "other" and not lines[-1].startswith("note")
+
+
+def test_the_codes_fingerprint_is_of_what_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints.models.merging, "__file__", str(tmp_path / "__init__.py"))
+
+    def fingerprint(text):
+        (tmp_path / "method.py").write_text(text)
+        fingerprints.of_merging.cache_clear()
+        return fingerprints.of_merging()
+
+    first = fingerprint('"""One."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
+    assert fingerprint('"""Two."""\ndef f(x):\n    # why\n    return (x + 1)\n') == first
+    assert fingerprint("def f(x):\n    return x + 2\n") != first
+    fingerprints.of_merging.cache_clear()
+
+
+def test_a_damaged_row_is_named(load, tmp_path):
+    evaluate_rows(load("methods=[tome]", "budgets=[{r: 4}]"), tmp_path, report=lambda line: None)
+    (first, *_) = sorted((tmp_path / "rows").iterdir())
+    whole = first.read_text()
+    for broken in (whole[: len(whole) // 2], "{}", whole.replace('"key": "', '"key": "0')):
+        first.write_text(broken)
+        with pytest.raises(UserError, match=f"{first.name}: damaged .*; delete it"):
+            evaluate_rows(load("methods=[tome]", "budgets=[{r: 4}]"), tmp_path, report=lambda line: None)
+    assert json.loads(whole)["version"] == 1
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("budgets=[{target_gmacs: 100}]", "row 'tome, 100 GMACs': merge.target_gmacs = 100.0"),
+        ("model.name=timm:resnet18", "row 'tome, r = 0'"),
+        ("rows={x: {method: tome, r: [1, 2]}}", "row 'x'"),
+        ("model.num_classes=10", "its classifier does not fit"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_evaluated(load, tmp_path, monkeypatch, override, message):
+    monkeypatch.setattr(evaluate, "predictions", lambda *args: pytest.fail("evaluated"))
+    if "resnet" in override:
+        model = timm.create_model("resnet18")
+        save_file(model.state_dict(), tmp_path / "resnet.safetensors")
+        override_weights = [f"model.weights={tmp_path / 'resnet.safetensors'}"]
+    else:
+        override_weights = []
+    with pytest.raises(UserError) as raised:
+        evaluate_rows(load(override, *override_weights), tmp_path, report=lambda line: None)
+    assert message in str(raised.value) and "\n" not in str(raised.value)

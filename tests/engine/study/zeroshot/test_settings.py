@@ -1,0 +1,67 @@
+"""The settings of tools/zeroshot.py: rows from methods and budgets, and what is refused."""
+
+import pytest
+
+from engine.settings.layers import CONFIGS, load_file
+from engine.study.zeroshot.settings import ZeroshotSettings, words
+from models.merging.settings import MergeSettings
+from models.settings import UserError
+
+
+def test_rows_are_methods_times_budgets_and_named_ones(load):
+    rows = load("rows={late: {method: tome, r: [0, 0, 0, 2, 2, 2]}}", "model.merge.prop_attn=false").all_rows()
+    assert list(rows) == ["tome, r = 0", "tome, r = 4", "dpc_knn, r = 0", "dpc_knn, r = 4", "late"]
+    assert rows["dpc_knn, r = 4"] == MergeSettings(method="dpc_knn", r=4, prop_attn=False)
+    assert rows["late"].prop_attn  # a named row says all of it
+
+
+def test_a_shared_budget_gives_way_to_the_rows_own(load):
+    rows = load("model.merge={method: tome, target_ratio: 1.2, metric: tokens}").all_rows()
+    assert rows["tome, r = 4"] == MergeSettings(method="tome", r=4, metric="tokens")
+
+
+@pytest.mark.parametrize(
+    "merge, text",
+    [
+        ({"r": 8}, "r = 8"),
+        ({"r": [1, 2]}, "r = [1, 2]"),
+        ({"r": {"first": 26, "last": 0}}, "r = 26 to 0"),
+        ({"keep": {"rate": 0.7}}, "keep 0.7 at 4, 7, 10"),
+        ({"target_gmacs": 0.9}, "0.9 GMACs"),
+        ({"target_ratio": 2.0}, "1 / 2 of the MACs"),
+    ],
+)
+def test_budgets_in_words(merge, text):
+    assert words(MergeSettings.model_validate({"method": "tome", **merge})) == text
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("methods=[tomee]", "tomee"),
+        ("methods=[none]", "none"),
+        ("methods=[dtem]", "dtem"),
+        ("methods=[]", "methods: none; every method is evaluated with every budget"),
+        ("budgets=[]", "budgets: none"),
+        ("budgets=[{r: 8, target_gmacs: 0.9}]", "one of r, keep, target_gmacs, target_ratio"),
+        ("budgets=[{}]", "this has 0"),
+        ("budgets=[{r: {train: [0, 8]}}]", "nothing is trained here"),
+        ("rows={unmerged: {method: tome, r: 4}}", "'unmerged': not a name for a row"),
+        ("rows={x: {method: dtem, r: 4}}", "learns its metric in training"),
+        ("rows={'tome, r = 4': {method: tome, r: 4}}", "the name of a method with a budget"),
+        ("model.weights=null", "model.weights: missing"),
+        ("model.name=vit", "model.name"),
+        ("metods=[tome]", "did you mean methods?"),
+    ],
+)
+def test_mistakes(load, override, message):
+    with pytest.raises(UserError) as raised:
+        load(override)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "zeroshot").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_loads_by_its_name(path):
+    settings = load_file(ZeroshotSettings, path.stem, (), "zeroshot")
+    assert settings.name == path.stem and len(settings.all_rows()) > 10
+    assert path.read_text().startswith(f"# tools/zeroshot.py --cfg {path.stem} ")
