@@ -65,8 +65,7 @@ def target_macs(settings: Any) -> float | None:
 
 def with_r(settings: Any, r: int | list[int]) -> Any:
     """Returns a model's settings with this `merge.r`, in place of whatever says how many tokens are removed."""
-    budget = {"r": r, "keep": None, "target_gmacs": None, "target_ratio": None}
-    return settings.model_copy(update={"merge": settings.merge.model_copy(update=budget)})
+    return settings.model_copy(update={"merge": settings.merge.with_r(r)})
 
 
 def _formula_cost(settings: Any) -> Cost:

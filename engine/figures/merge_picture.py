@@ -122,7 +122,7 @@ def _how_by_colour(patch: int, methods: Sequence[str]) -> str:
         f"{side} thumbnails, as the mean of cos π(v - w) over their values in [0, 1], and merged in {STEPS} steps, "
         "of equal size where the method can."
     )
-    attending = [name for name in methods if MERGERS[name].attention is not None]
+    attending = [name for name in methods if MERGERS[name].attends is not None]
     if attending:
         text += (
             f" The attention used by {' and '.join(attending)} is computed from the same features, with the mean of "

@@ -57,8 +57,8 @@ def merged_by_colour(image: Tensor, patch: int, method: str, keep: float) -> Mer
     plan = [removed // STEPS + (step < removed % STEPS) for step in range(STEPS)]
     for step, r in enumerate(effective_schedule(plan, patches, merger, grid)):
         metric, attention = features(x, patch), None
-        if merger.attention is not None:
-            attention = attention_received(metric[:, None], metric[:, None], size_bias(tokens), merger.attention)
+        if merger.attends is not None:
+            attention = attention_received(metric[:, None], metric[:, None], size_bias(tokens), merger.attends)
         x, tokens = merge(x, tokens, metric, r, merger, 1, attention, step / STEPS)
     return Merged(method, tokens.index[0, 1:].view(grid), tokens.size.shape[1] - 1)
 

@@ -51,7 +51,7 @@ def solve_budget(merge: MergeSettings, cost: Cost, depth: int, grid: Grid, secti
         UserError: the target cannot be reached with this method, or the model is too small for any schedule within
             0.5 % of it.
     """
-    search = _Search(cost, depth, grid, merge.merger())
+    search = _Search(cost, depth, grid, merge.merger(), merge.skipped(depth))
     target = macs_of_target(merge, search.macs([0] * depth))
     asked = f"{section}.{merge.target} = {merge.target_gmacs or merge.target_ratio}"
     if merge.target_gmacs is None:
@@ -95,6 +95,7 @@ class _Search:
     depth: int  # number of blocks
     grid: Grid
     merger: Merger
+    skipped: int = 0  # number of blocks at the beginning that remove nothing
     costs: dict[Schedule, int] = field(default_factory=dict)  # MACs of one image
 
     @property
@@ -113,7 +114,8 @@ class _Search:
 
     def check_reachable(self, target: float, asked: str, method: str, key: str) -> None:
         """Raises UserError if the target is less than the cheapest schedule costs, or more than no merging does."""
-        cheapest, unmerged = [self.patches] * self.depth, self.macs([0] * self.depth)
+        cheapest = [0] * self.skipped + [self.patches] * (self.depth - self.skipped)
+        unmerged = self.macs([0] * self.depth)
         if not any(self.schedule(cheapest)) and abs(unmerged - target) > TOLERANCE * target:
             raise UserError(f"{asked}: {method} removes nothing here; choose another {key}")
         least = min(self.macs(cheapest), unmerged)
@@ -128,27 +130,28 @@ class _Search:
             if self._is_met(target):
                 break
         else:
-            every = list(islice(self._every(self.depth, self.patches, self.grid), FEW + 1))
+            every = list(islice(self._every(self.depth - self.skipped, self.patches, self.grid), FEW + 1))
             for schedule in every if len(every) <= FEW else []:
-                self.macs(schedule)
+                self.macs((0,) * self.skipped + schedule)
         return min(self.costs, key=lambda schedule: abs(self.costs[schedule] - target))
 
     def _is_met(self, target: float) -> bool:
         return any(abs(macs - target) <= TOLERANCE * target for macs in self.costs.values())
 
     def _starts(self, target: float) -> Iterator[Schedule]:
-        """Spreads removals over all blocks, then over the first few, for methods whose matching costs more than a few
-        removals save."""
-        yield self._spread(self.depth, target)
-        fronts = [self._spread(blocks, target) for blocks in range(1, self.depth)]
+        """Spreads removals over all blocks that merge, then over the first few of them, for methods whose matching
+        costs more than a few removals save."""
+        yield self._spread(self.depth - self.skipped, target)
+        fronts = [self._spread(blocks, target) for blocks in range(1, self.depth - self.skipped)]
         yield from sorted(fronts, key=lambda schedule: abs(self.macs(schedule) - target))[:2]
 
     def _spread(self, blocks: int, target: float) -> Schedule:
-        """Bisects the number of removals, spread evenly over the first `blocks` blocks; more of them cost less."""
+        """Bisects the number of removals, spread evenly over the first `blocks` that merge; more of them cost less."""
 
         def evenly(total: int) -> list[int]:
             marks = [total * i // blocks for i in range(blocks + 1)]
-            return [after - before for before, after in pairwise(marks)] + [0] * (self.depth - blocks)
+            removed = [after - before for before, after in pairwise(marks)]
+            return [0] * self.skipped + removed + [0] * (self.depth - self.skipped - blocks)
 
         low, high = 0, blocks * self.patches
         while high - low > 1:
@@ -175,11 +178,11 @@ class _Search:
         if self.merger.shrink is not None:
             sizes |= {2**i for i in range(self.patches.bit_length())} | set(schedule) - {0}
         for size in sizes:
-            for i in range(self.depth):
+            for i in range(self.skipped, self.depth):
                 more = [n + size * (j == i) for j, n in enumerate(schedule)]
                 yield more
                 for j in (i - 1, i + 1):
-                    if 0 <= j < self.depth and schedule[j] >= size:
+                    if self.skipped <= j < self.depth and schedule[j] >= size:
                         yield [n - size * (k == j) for k, n in enumerate(more)]
                 if schedule[i] >= size:
                     yield [n - size * (j == i) for j, n in enumerate(schedule)]

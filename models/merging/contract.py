@@ -54,6 +54,7 @@ class Option:
     least: int | None = None
 
 
+Attention = Literal["class", "all"] | None
 Assign = Callable[..., Assignment]  # (metric (B, N, D) float32, r, context, **options)
 
 
@@ -94,7 +95,7 @@ class Merger:
             method have no formula, and settings with a budget are refused.
         attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
             heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
-            separately, and costs include it.
+            separately, and costs include it. A function of the method's options where these decide.
         position: whether the method needs `context.position`: the mean row and column, in patches, of the input patches
             that each patch stands for. Unlike `context.grid` it is known after every merge.
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
@@ -103,21 +104,25 @@ class Merger:
 
     Attributes:
         options: the method's own options and their values.
+        attends: what `context.attention` is, with these options.
     """
 
     assign: Assign
     most: Callable[..., int] = all_but_one
     macs: Callable[..., int] | None = None
-    attention: Literal["class", "all"] | None = None
+    attention: Attention | Callable[..., Attention] = None
     position: bool = False
     shrink: Callable[[Grid, int], Grid] | None = None
     metric: Literal["keys", "learned"] = "keys"
     soft: Callable[..., Any] | None = None
     options: Mapping[str, Any] = field(init=False)
+    attends: Attention = field(init=False)
 
     def __post_init__(self) -> None:
         parameters = list(signature(self.assign).parameters.values())[3:]
         object.__setattr__(self, "options", {parameter.name: parameter.default for parameter in parameters})
+        attention = self.attention(**self.options) if callable(self.attention) else self.attention
+        object.__setattr__(self, "attends", attention)
 
     def at_most(self, patches: int) -> int:
         """The largest r that the method can remove from so many patches, with its options as they are."""

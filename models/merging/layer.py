@@ -84,8 +84,8 @@ class MergeLayer(nn.Module):
         if r == 0:
             return x, tokens
         scores, attention = attended.scores, None
-        if self.merger.attention is not None:
-            attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attention)
+        if self.merger.attends is not None:
+            attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
         metric = self.compared(x, attended.source, scores.k)
         if self.training and self.merger.soft is not None:
             with torch.autocast(x.device.type, enabled=False):

@@ -97,6 +97,9 @@ class CommonSettings(Settings):
     r: Removed = Field(
         0, description="tokens removed by each block: n, one n per block, {first: n, last: n} or {train: [least, most]}"
     )
+    first_block: int = Field(
+        1, ge=1, le=1000, description="the first block that merges, counted from 1; lists and keep name their blocks"
+    )
     keep: KeepSettings | None = Field(None, description="instead of r: the share of patches that some blocks keep")
     target_gmacs: float | None = Field(
         None, gt=0, le=1e9, description="instead of r: GMACs of one image, met within 0.5 %"
@@ -150,6 +153,9 @@ class MergeSettings(WithOptions):
         if len(budgets) > 1:
             first, second = (f"merge.{key} = {self.model_dump()[key]}" for key in budgets[:2])
             raise ValueError(f"{second}: cannot be combined with {first}; give one of them")
+        if self.first_block > 1 and (self.keep is not None or isinstance(self.r, list)):
+            key = "r" if self.keep is None else "keep.blocks"
+            raise ValueError(f"merge.first_block = {self.first_block}: merge.{key} says which blocks merge; omit one")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 owner = next(name for name, merger in MERGERS.items() if key in merger.options)
@@ -207,14 +213,35 @@ class MergeSettings(WithOptions):
             if missing := [b for b in self.keep.blocks if not 1 <= b <= depth]:
                 raise ValueError(f"merge.keep.blocks = {self.keep.blocks}: no block {missing[0]}; use 1 to {depth}")
             return [self.keep.rate if i + 1 in self.keep.blocks else 0 for i in range(depth)]
-        if isinstance(self.r, AnySettings):
-            return [sum(self.r.train) // 2] * depth
-        if isinstance(self.r, LinearSettings):
-            step = (self.r.last - self.r.first) / max(depth - 1, 1)
-            return [round(self.r.first + step * i) for i in range(depth)]
-        if isinstance(self.r, int):
-            return [self.r] * depth
+        if not isinstance(self.r, list):
+            skipped = self.skipped(depth)
+            return [0] * skipped + self._from_first(depth - skipped)
         if len(self.r) != depth:
             has = f"merge.r has {len(self.r)} entries; the model has {depth} blocks"
             raise ValueError(f"{has}; give {depth}, or one number for all")
         return self.r
+
+    def with_r(self, r: int | list[int]) -> MergeSettings:
+        """The same settings with this `r` in place of whatever says how many tokens are removed."""
+        first = 1 if isinstance(r, list) else self.first_block
+        return self.model_copy(update={**dict.fromkeys(BUDGETS), "r": r, "first_block": first})
+
+    def skipped(self, depth: int) -> int:
+        """The number of blocks, of `depth`, before the first that merges.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        if self.first_block > depth:
+            raise UserError(f"merge.first_block = {self.first_block}: the model has {depth} blocks")
+        return self.first_block - 1
+
+    def _from_first(self, blocks: int) -> list[int]:
+        """What `r`, if it is no list, requests from each of the blocks from `first_block` on."""
+        assert not isinstance(self.r, list)
+        if isinstance(self.r, AnySettings):
+            return [sum(self.r.train) // 2] * blocks
+        if isinstance(self.r, LinearSettings):
+            step = (self.r.last - self.r.first) / max(blocks - 1, 1)
+            return [round(self.r.first + step * i) for i in range(blocks)]
+        return [self.r] * blocks

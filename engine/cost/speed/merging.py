@@ -67,5 +67,5 @@ def merging_times(
 
 
 def _match(merger: Merger, tokens: Tokens, q: Tensor, k: Tensor, r: int) -> Assignment:
-    attention = None if merger.attention is None else attention_received(q, k, None, merger.attention)
+    attention = None if merger.attends is None else attention_received(q, k, None, merger.attends)
     return merger.assign(k.mean(1)[:, 1:], r, merge_context(tokens, merger, 1, attention))

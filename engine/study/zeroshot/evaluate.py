@@ -23,7 +23,7 @@ from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings, words
 from engine.wording import NOT_COUNTED, counted
 from models.merging import unwrap, wrap
-from models.merging.settings import BUDGETS, MergeSettings
+from models.merging.settings import MergeSettings
 from models.merging.wrapping import schedule_of
 from models.settings import UserError
 from models.settings.zoo import normalisation
@@ -179,7 +179,7 @@ def _evaluated(
 
 def solved(merge: MergeSettings | None, removed: list[int]) -> MergeSettings | None:
     """Returns the settings with the schedule that they lead to in place of their budget."""
-    return None if merge is None else merge.model_copy(update={**dict.fromkeys(BUDGETS), "r": removed})
+    return None if merge is None else merge.with_r(removed)
 
 
 def merged(model: nn.Module, name: str, merge: MergeSettings | None) -> list[int]:

@@ -6,6 +6,9 @@ is
 
     F(S) = sum_i size_i max_{j in S} sim(i, j),    sim(i, j) = (1 + cos(m_i, m_j)) / 2,    F of nothing = 0.
 
+With `importance: attention` a patch counts size_i a_i, where a_i is its share of the class token's attention divided by
+the mean over the patches: patches that the class token reads are represented better, at the price of others.
+
 F is monotone and submodular, so repeatedly adding the patch with the greatest gain reaches at least 1 - 1/e of the
 value of the best S of the same size. Every patch that is not selected merges into the selected patch that is most
 similar to it. A patch that stands for several patches counts as often as its size.
@@ -31,16 +34,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..contract import Assignment, MergeContext, Merger, Option, all_pairs_macs
+from ..contract import Assignment, Counts, MergeContext, Merger, Option, all_pairs_macs
 from ..tokens import take
 from .selection import select
 
 Form = Literal["auto", "greedy", "elimination", "stochastic"]
+Importance = Literal["size", "attention"]
 LONG = 1024  # patches
 
 
 def facility_location(
-    metric: Tensor, r: int, context: MergeContext, form: Annotated[Form, Option("how patches are selected")] = "auto"
+    metric: Tensor,
+    r: int,
+    context: MergeContext,
+    form: Annotated[Form, Option("how patches are selected")] = "auto",
+    importance: Annotated[
+        Importance, Option("what patches count by: size, or size and the class token's attention")
+    ] = "size",
 ) -> Assignment:
     """Selects N - r patches by facility location and merges each of the others into the one most similar to it.
 
@@ -50,8 +60,9 @@ def facility_location(
     Args:
         metric: (B, N, D) float32.
         r: patches to remove, 0 <= r < N.
-        context: provides the sizes, which weight the patches.
+        context: provides the sizes and, for `importance: attention`, the class token's attention.
         form: see above.
+        importance: see above.
 
     Returns:
         An assignment to N - r output patches.
@@ -59,7 +70,12 @@ def facility_location(
     patches = metric.shape[1]
     unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: similarity 1/2 to everything
     similarity = (unit @ unit.transpose(1, 2) + 1) / 2
-    kept = select(similarity, context.size, patches - r, chosen_form(form, patches, r))  # (B, N - r), ascending
+    weight = context.size
+    if importance == "attention":
+        assert context.attention is not None
+        # Divided by its mean, so that ties are decided as they are by sizes alone.
+        weight = weight * context.attention / context.attention.mean(dim=1, keepdim=True)
+    kept = select(similarity, weight, patches - r, chosen_form(form, patches, r))  # (B, N - r), ascending
 
     stays = torch.zeros_like(context.size).scatter(1, kept, 1.0)
     gone = stays.argsort(dim=1, stable=True)[:, :r]  # patches that are not selected, in order
@@ -78,4 +94,15 @@ def chosen_form(form: str, patches: int, r: int) -> str:
     return "elimination" if r < patches - r else "greedy"
 
 
-FACILITY_LOCATION = Merger(facility_location, macs=all_pairs_macs)
+def macs(counts: Counts, form: str, importance: str) -> int:
+    """MACs of comparing all patches with all, and of the class token's attention for `importance: attention`."""
+    attention = (counts.patches + counts.prefix) * counts.embed_dim if importance == "attention" else 0
+    return all_pairs_macs(counts) + attention
+
+
+def attention(form: str, importance: str) -> Literal["class"] | None:
+    """The attention that the method uses with these options."""
+    return "class" if importance == "attention" else None
+
+
+FACILITY_LOCATION = Merger(facility_location, macs=macs, attention=attention)

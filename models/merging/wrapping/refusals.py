@@ -95,7 +95,7 @@ def check_by_weight(attn: nn.Module, path: str, kind: Kind) -> None:
 def check_needs(merger: Merger, name: str, model: nn.Module, family: Family) -> None:
     """Raises UserError if a method, the entry `name` of MERGERS, needs something that the model does not have."""
     cls, method = type(model).__name__, f"merge.method = {name!r}"
-    if merger.attention == "class" and not family.class_token(model):
+    if merger.attends == "class" and not family.class_token(model):
         raise UserError(f"{method}: it uses the class token's attention, and this {cls} has no class token")
     if merger.shrink is None and not merger.position:
         return

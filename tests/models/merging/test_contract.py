@@ -188,8 +188,8 @@ def table_row(name, merger):
         limits = {"N - 1": lambda n: n - 1, "N / 2": lambda n: n // 2, "0": lambda n: 0}
         limit = next(text for text, most in limits.items() if all(merger.at_most(n) == most(n) for n in range(1, 20)))
     uses = []
-    if merger.attention is not None:
-        uses.append(f"**{merger.attention} attention**")
+    if merger.attends is not None:
+        uses.append(f"**{merger.attends} attention**")
     if merger.metric == "learned":
         uses.append("learned metric")
     if merger.shrink is not None:
