@@ -71,6 +71,33 @@ def test_removals_are_spread_evenly():
     assert macs(solved) == pytest.approx(10.37e9, rel=0.002)
 
 
+@pytest.mark.parametrize("method", ["tome", "facility_location", "grid"])
+def test_a_budget_is_met_by_later_blocks_alone(method):
+    target = macs(vit({"method": "none"}, **TI)) / 1.3
+    solved = solve(vit({"method": method, "target_ratio": 1.3, "first_block": 5}, **TI))
+    assert macs(solved) == pytest.approx(target, rel=0.02 if method == "grid" else 0.005)
+    assert solved.merge.r[:4] == [0] * 4 and sum(solved.merge.r[4:]) > sum(
+        solve(vit({"method": method, "target_ratio": 1.3}, **TI)).merge.r
+    )
+    assert solved.merge.first_block == 1, "the list says it all"
+
+
+def test_a_budget_out_of_the_later_blocks_reach_names_their_range():
+    least = macs(with_r(vit({"method": "tome"}, **TI), [0] * 9 + [196] * 3)) / 1e9
+    with pytest.raises(UserError, match=f"out of reach; with tome an image costs {least:.4g} to "):
+        solve(vit({"method": "tome", "target_gmacs": 0.9 * least, "first_block": 10}, **TI))
+
+
+def test_a_small_model_is_searched_for_later_blocks_alone():
+    settings = vit({"method": "tome", "target_ratio": 1.1, "first_block": 2}, depth=3, **TINY_VIT)
+    least = min(abs(cost - macs(with_r(settings, 0)) / 1.1) for cost in every_cost(settings))
+    try:
+        solved = solve(settings)
+        assert solved.merge.r[0] == 0 and macs(solved) >= least
+    except UserError as error:
+        assert "too small" in str(error)
+
+
 def test_what_has_no_target_stays_as_it_is():
     for merge in ({"r": 3}, {"keep": {"rate": 0.7}}, {"r": {"train": [0, 4]}}):
         settings = vit(merge)

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.merging import MergeContext
+from engine.cost.macs import measure
+from models import MODELS, build
+from models.merging import MERGERS, MergeContext
 from models.merging.methods.facility_location import chosen_form, facility_location
 from models.merging.methods.selection import DENSE, SPARSE, TIE, select
+from models.settings import check
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -159,6 +162,37 @@ def test_size_makes_a_patch_count_for_many():
     for sizes, kept in (([1.0, 5.0, 3.0], [1, 2]), ([4.0, 1.0, 2.0], [0, 2])):
         for form in ("greedy", "elimination"):
             assert select(similarities(metric), torch.tensor([sizes]), 2, form).tolist() == [kept]
+
+
+@pytest.mark.parametrize("form", ["greedy", "elimination"])
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, patches=st.integers(2, 12), data=st.data())
+def test_with_attention_a_patch_counts_size_times_attention(form, seed, patches, data):
+    r = data.draw(st.integers(0, patches - 1))
+    metric, size = drawn(seed, patches, batch=2)
+    attention = torch.from_numpy(np.random.default_rng(seed).dirichlet(np.ones(patches), 2).astype(np.float32))
+    answer = facility_location(metric, r, MergeContext(size, attention), form=form, importance="attention")
+    weight = size * attention / attention.mean(1, keepdim=True)
+    other = facility_location(metric, r, MergeContext(weight), form=form)
+    assert torch.equal(answer.index, other.index)
+
+
+def test_attention_is_asked_for_by_the_option_alone():
+    plain = MERGERS["facility_location"]
+    assert plain.attends is None and plain.bind(importance="attention").attends == "class"
+    assert plain.bind(form="greedy").attends is None and MERGERS["topk"].bind(prune=True).attends == "class"
+
+
+@pytest.mark.parametrize("name", ["vit", "hybrid"])
+def test_attention_is_counted_and_its_formula_agrees(name):
+    merge = {"method": "facility_location", "r": 6, "importance": "attention"}
+    model = {"name": name, "img_size": 96, "embed_dim": 192, "num_heads": 3, "depth": 4, "num_classes": 10}
+    with_attention, without = (
+        check(MODELS[name][0], {**model, "merge": {**merge, "importance": importance}}, "model")
+        for importance in ("attention", "size")
+    )
+    more = measure(build(with_attention), settings=with_attention).macs - measure(build(without), settings=without).macs
+    assert more == sum((37 - 6 * block) * 192 for block in range(4))
 
 
 def test_of_equal_patches_forward_selects_the_lower_and_elimination_drops_it():

@@ -44,6 +44,18 @@ def test_linear_by_hand():
     assert schedule(depth=1, r={"first": 3, "last": 8}) == [3]
 
 
+def test_blocks_before_the_first_that_merges_remove_nothing():
+    assert schedule(depth=5, r=7, first_block=3) == [0, 0, 7, 7, 7]
+    assert schedule(depth=5, r={"first": 9, "last": 1}, first_block=3) == [0, 0, 9, 5, 1]
+    assert schedule(depth=5, r={"train": [2, 4]}, first_block=5) == [0, 0, 0, 0, 3]
+    assert schedule(depth=5, r=7, first_block=1) == schedule(depth=5, r=7)
+
+
+def test_a_list_in_the_place_of_r_keeps_no_first_block():
+    settings = check(MergeSettings, {"r": 7, "first_block": 3})
+    assert settings.with_r(4).plan(4) == [0, 0, 4, 4] and settings.with_r([1, 2, 3]).plan(3) == [1, 2, 3]
+
+
 def test_keep_rates_are_those_of_the_paper():
     """EViT, and Haurum et al., 2023: 0.7 at blocks 4, 7 and 10 of 196 patches leaves 138, 97 and 68, rounded up."""
     removed = schedule(method="topk", keep={"rate": 0.7})
@@ -152,6 +164,13 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         (
             {"target_gmacs": 1, "target_ratio": 2},
             "model.merge.target_ratio = 2.0: cannot be combined with merge.target_gmacs = 1.0; give one of them",
+        ),
+        ({"first_block": 4, "r": 2}, "model.merge.first_block = 4: the model has 3 blocks"),
+        ({"first_block": 0, "r": 2}, "model.merge.first_block = 0: must be at least 1 and at most 1000"),
+        ({"first_block": 2, "r": [0, 1, 1]}, "model.merge.first_block = 2: merge.r says which blocks merge; omit one"),
+        (
+            {"first_block": 2, "keep": {"rate": 0.5, "blocks": [3]}},
+            "model.merge.first_block = 2: merge.keep.blocks says which blocks merge; omit one",
         ),
         ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: out of reach; with tome an image costs "),
         ({"target_ratio": 20}, "model.merge.target_ratio = 20.0 (1.025e-05 GMACs): out of reach; "),
