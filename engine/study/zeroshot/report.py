@@ -14,7 +14,7 @@ from engine.measure.intervals import wilson
 from engine.measure.paired import Difference, holm, mcnemar, paired_bootstrap
 from engine.study.zeroshot.evaluate import LabelledImages
 from engine.study.zeroshot.rows import ZeroshotRow
-from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.study.zeroshot.settings import SEPARATOR, ZeroshotSettings
 from engine.tables import Column, markdown
 from engine.wording import NOT_COUNTED, fixed
 
@@ -82,8 +82,7 @@ def table(rows: Sequence[Compared]) -> tuple[list[Column], list[list[str]]]:
     """Returns the columns and the cells of a comparison; times only where there are any."""
     timed = any(row.times for row in rows)
     columns = [
-        Column("method", words=True),
-        Column("budget", words=True),
+        Column("row", words=True),
         Column("GMACs"),
         Column("MAC ratio"),
         Column("top-1, %"),
@@ -100,8 +99,7 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
     cost, whole = row.row.gmacs, first.row.gmacs
     ratio = whole / cost if cost and whole else None
     cells = [
-        row.row.name if row.row.method is None else row.row.method,
-        row.row.budget or NONE,
+        row.row.name,
         NOT_COUNTED if cost is None else fixed(cost, 4),
         NONE if ratio is None else f"{ratio:.3f}",
         f"{100 * row.accuracy:.2f}",
@@ -138,6 +136,7 @@ def record(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Co
 
 def _row_record(row: Compared) -> dict[str, Any]:
     return {
+        "line": row.row.name.partition(SEPARATOR)[0],
         **row.row.model_dump(include={"name", "method", "budget", "merge", "removed", "gmacs", "params", "commit"}),
         "top1": row.accuracy,
         "top1_interval": row.interval,

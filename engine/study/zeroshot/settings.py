@@ -15,6 +15,7 @@ from models.settings.zoo import TimmSettings, TorchvisionSettings
 
 Model = Annotated[TimmSettings | TorchvisionSettings, Field(discriminator="name")]
 Method = Literal[tuple(name for name, merger in MERGERS.items() if name != "none" and merger.metric != "learned")]  # type: ignore[valid-type]
+SEPARATOR = ", "  # between a row's line in a figure and its budget
 UNMERGED = "unmerged"  # the name of the first row
 ROWS = 10_000  # the most that a comparison may have
 
@@ -44,7 +45,11 @@ class Budget(Settings):
 
 
 def words(merge: MergeSettings) -> str:
-    """Returns how much is merged as a few words, such as "r = 8", "keep 0.7 at 4, 7, 10" or "0.9 GMACs"."""
+    """Returns how much is merged as a few words: "r = 8", "keep 0.7 at 4, 7, 10", "0.9 GMACs from block 3"."""
+    return _budget(merge) + (f" from block {merge.first_block}" if merge.first_block > 1 else "")
+
+
+def _budget(merge: MergeSettings) -> str:
     if merge.keep is not None:
         return f"keep {merge.keep.rate:g} at {', '.join(map(str, merge.keep.blocks))}"
     if merge.target_gmacs is not None:
@@ -70,7 +75,9 @@ class ZeroshotSettings(Settings):
     methods: list[Method] = Field([], description="merging methods, each with every budget")
     budgets: list[Budget] = Field([], description="how much is merged, as in [{r: 8}, {target_gmacs: 0.9}]")
     rows: dict[FreeKey, MergeSettings] = Field(
-        {}, description="further rows: name: {method: tome, metric: tokens, r: 8}"
+        {},
+        description="further rows, as in {tome by tokens, r = 8: {method: tome, metric: tokens, r: 8}}; a figure joins "
+        "rows whose names begin alike, up to the comma",
     )
     batch_size: int = Field(50, ge=1, le=100_000, description="images in a batch")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
@@ -114,7 +121,7 @@ class ZeroshotSettings(Settings):
             for budget in self.budgets:
                 values = {**{key: value for key, value in shared.items() if key not in BUDGETS}, **budget.given()}
                 merge = check(MergeSettings, {**values, "method": method}, where="model.merge")
-                rows[f"{method}, {words(merge)}"] = merge
+                rows[f"{method}{SEPARATOR}{words(merge)}"] = merge
         for name, merge in self.rows.items():
             if name in rows:
                 raise UserError(f"rows.{name}: the name of a method with a budget; give another")
