@@ -44,3 +44,12 @@ def counted(count: int, one: str, many: str = "") -> str:
         return f"1 {one}"
     ending = "es" if one.endswith(("s", "x", "ch", "sh")) else "s"
     return f"{count} {many or one + ending}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that suits it: "40 s", "12 min", "3.5 h", "2.1 days"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

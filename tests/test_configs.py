@@ -1,10 +1,12 @@
-"""Every file under configs/ is a run, counts, and says how to run it."""
+"""Every file under configs/ is a run, or the plan of a study, counts, and says how to run it."""
 
 import pytest
 import torch
 
 from engine.cost.macs import measure
 from engine.settings.layers import load_settings
+from engine.study.plan.reading import read_plan
+from engine.study.plan.rows import planned_runs
 from models import build
 from models.finetune import Tuning
 from models.interface import tokens_per_block
@@ -24,6 +26,16 @@ def test_parses_and_builds(path):
         logits = model(torch.zeros(2, model.in_chans, model.img_size, model.img_size))
         assert logits.shape == (2, settings.model.classes) and logits.isfinite().all()
     assert path.read_text().startswith("# tools/")
+
+
+PLANS = sorted((CONFIGS / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_plans_of_studies_mean_runs(path):
+    runs = planned_runs(read_plan(str(path)))
+    assert len({run.title for run in runs}) == len(runs) > 1
+    assert path.read_text().startswith("# tools/study.py")
 
 
 def test_each_has_a_name_of_its_own():

@@ -18,6 +18,7 @@ import argparse
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.cli import cli, parser_of
@@ -25,6 +26,7 @@ from models.settings import UserError
 
 if TYPE_CHECKING:
     from engine.runs.folder import RunFolder
+    from engine.settings.schema import RunSettings
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -38,6 +40,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="continue from the last checkpoint of the run folder DIR, or of the run that --cfg names",
     )
     parser.add_argument("--print", action="store_true", help="print all settings, with their defaults, and exit")
+    parser.add_argument(
+        "--estimate", action="store_true", help="time a few steps, print how long the run would take, and exit"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --estimate: write its numbers as JSON")
     parser.add_argument("--schema", metavar="FILE", help="write a JSON schema of the settings, for editors, and exit")
     parser.add_argument(
         "overrides",
@@ -48,6 +54,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if not (args.cfg or args.schema or isinstance(args.resume, str)):
         parser.error("give --cfg FILE, or --resume DIR")
+    if args.json and not args.estimate:
+        parser.error("--json: only with --estimate; a run writes its results into its folder")
     return args
 
 
@@ -66,10 +74,31 @@ def main(argv: list[str]) -> None:
     if args.print:
         print(to_yaml(settings), end="")
         return
+    if args.estimate:
+        print_estimate(settings, args.json)
+        return
 
     from engine.train.session import train
 
     train(settings, stored, resume=bool(args.resume), command=shlex.join(["tools/train.py", *argv]))
+
+
+def print_estimate(settings: RunSettings, file: Path | None) -> None:
+    """Times a few steps of a run, and prints how long it would take; all folds take as long as so many runs."""
+    from engine.files import write_json_atomic
+    from engine.runs.folds import of_fold
+    from engine.train.estimate import estimate
+    from engine.wording import counted, duration
+
+    runs = settings.split.folds if settings.split.all_folds else 1
+    found = estimate(of_fold(settings, 0) if settings.split.all_folds else settings)
+    most = "at most " if found.kept_features else "about "
+    folds = f", {counted(runs, 'fold')}" if runs > 1 else ""
+    print(f"time            {most}{duration(runs * found.seconds)} on {found.device}{folds}")
+    print(f"steps           {found.steps}, {1e3 * found.step_seconds:.0f} ms each, the mean of {found.timed_steps}")
+    print(f"images          {found.train_images} training, {found.val_images} validation, {found.test_images} test")
+    if file is not None:
+        write_json_atomic(file, found.to_json())
 
 
 def run_to_resume(folder: str) -> RunFolder:

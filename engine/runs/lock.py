@@ -69,13 +69,34 @@ def take_lock(path: Path, *, resume: bool) -> Lock:
     return Lock(lock)
 
 
+def in_use(path: Path) -> str:
+    """Returns which process has locked a run folder, such as "process 12 on host"; "" if none has."""
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return ""  # it has never been locked, or cannot be
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(lock)
+    except OSError:
+        return ""
+    finally:
+        os.close(lock)
+    return ""
+
+
+def _holder(lock: int) -> str:
+    return os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+
+
 def _lock(path: Path) -> int:
     """Locks the lock file and writes the process and the host into it; returns its file descriptor."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+        holder = _holder(lock)
         os.close(lock)
         raise UserError(f"{path}: in use by {holder}; wait for it or stop it, or use another name=") from None
     except OSError as error:  # some network file systems have no locks

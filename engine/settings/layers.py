@@ -24,6 +24,7 @@ S = TypeVar("S", bound=Settings)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OTHERS = ("studies", "zeroshot")  # folders under configs/ whose files are not the settings of a run
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
+PLAN_KEYS = {"cfg", "configs", "rows"}  # of the plan of a study, which is no run's file
 HASH = "\ue023"  # stands for # in overrides while they are read as YAML, where a # after a blank begins a comment
 
 
@@ -119,6 +120,8 @@ def parse_override(item: str, *, several: bool = False, cls: type[Settings] = Ru
         raise UserError(f"{item!r}: holds bytes that are no UTF-8 text; rename what it names") from None
     except BadYAML as error:
         raise UserError(f"{item!r}: {error.problem}; the value is read as YAML, as in {key}=[1, 2]") from None
+    if isinstance(value, list) and types and is_single(types) and not several:
+        raise UserError(f"{item}: a run has one value of {key}; tools/study.py trains a run for each of several")
     return path, value
 
 
@@ -166,7 +169,9 @@ def _load(cls: type[Settings], path: Path, chain: tuple[Path, ...] = ()) -> dict
         raise UserError(f"{names}: the last is no file; base: is relative to the file that it stands in")
     if path.resolve() in [file.resolve() for file in chain]:
         raise UserError(f"{names}: base: goes in a circle; take it out of one of them")
-    values = _read(cls, path)
+    values = read_yaml(path, [cls, _Inherits])
+    if cls is RunSettings and PLAN_KEYS & values.keys() and "model" not in values:
+        raise UserError(f"{path}: is the plan of a study, of several runs; start it with tools/study.py {path}")
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
@@ -175,12 +180,20 @@ def _load(cls: type[Settings], path: Path, chain: tuple[Path, ...] = ()) -> dict
     return reduce(lambda below, above: layered(below, above, [cls]), layers, {})
 
 
-def _read(cls: type[Settings], path: Path) -> dict[str, Any]:
-    """Reads one file, without the files it inherits from."""
+def read_yaml(path: Path, types: Sequence[Any]) -> dict[str, Any]:
+    """Reads one file of settings as plain data, unchecked.
+
+    Args:
+        path: the file.
+        types: what it may hold, such as a settings class; see `engine.settings.yaml12.parse`.
+
+    Raises:
+        UserError: one line that names the file and the line in it.
+    """
     try:
         if path.stat().st_size > MAX_LENGTH:
             raise UserError(f"{path}: longer than {MAX_LENGTH:,} bytes, which no settings are; give a settings file")
-        values = parse(path.read_bytes().decode("utf-8"), [cls, _Inherits])
+        values = parse(path.read_bytes().decode("utf-8"), types)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError as error:

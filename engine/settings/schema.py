@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
 from engine.settings.types import FreeKey
@@ -201,6 +201,13 @@ class RunSettings(Settings):
         if count is None or self.model.num_classes is not None:
             return self
         return self.model_copy(update={"model": self.model.model_copy(update={"num_classes": count})})
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _one_seed(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError("a run has one seed; tools/study.py trains a run for each, as `seeds:` of a plan")
+        return value
 
     @model_validator(mode="after")
     def _fits_labels(self) -> RunSettings:

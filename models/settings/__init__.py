@@ -187,6 +187,9 @@ def _locate(cls: type[BaseModel], detail: Mapping[str, Any]) -> tuple[list[str],
             owner, section = holder, holder.model_fields[part].annotation
             owners = classes_in(section)
             path.append(str(part))
+        elif get_origin(section) is dict and part != "[key]":  # an entry of a section whose keys are free
+            section = None
+            path.append(str(part))
         elif isinstance(part, int) or (unknown and i == len(loc) - 1):
             owner = owners[0] if owners else None
             path.append(str(part))

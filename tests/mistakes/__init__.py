@@ -5,7 +5,7 @@ Each module here holds the mistakes of one subject in its `MISTAKES`, in the ord
 
 from __future__ import annotations
 
-from tests.mistakes import comparing, data, running, runs, settings, submissions, tables, weights
+from tests.mistakes import comparing, data, running, runs, settings, studies, submissions, tables, weights
 from tests.mistakes.mistake import Mistake
 
 SECTIONS: dict[str, list[Mistake]] = {
@@ -15,6 +15,7 @@ SECTIONS: dict[str, list[Mistake]] = {
     "Weights and models": weights.MISTAKES,
     "Run folders and checkpoints": runs.MISTAKES,
     "While a run is running": running.MISTAKES,
+    "Studies": studies.MISTAKES,
     "Predictions and submissions": submissions.MISTAKES,
     "Comparisons": comparing.MISTAKES,
 }

@@ -101,7 +101,7 @@ class Trainer:
         self._begin_epoch(epoch)
         started = time.perf_counter()
         for micro_batches in stopping.waiting(batches.epoch(epoch, progress.step)):
-            lr = self._step(micro_batches)
+            lr = self.step(micro_batches)
             seconds = time.perf_counter() - started
             progress.seconds += seconds
             self._report(bar, lr, sum(len(targets) for _, targets in micro_batches) / seconds)
@@ -114,7 +114,7 @@ class Trainer:
                 return
             started = time.perf_counter()  # validating and saving are not training
 
-    def _step(self, micro_batches: list[Batch]) -> float:
+    def step(self, micro_batches: list[Batch]) -> float:
         """Takes one optimizer step on the mean loss of its micro-batches; returns the learning rate."""
         progress, device = self.progress, self.device
         lr = self.optimization.begin(progress.step)

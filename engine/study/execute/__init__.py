@@ -1,0 +1,1 @@
+"""Executes a study: processes, progress, signals, sweeps, and jobs of a cluster."""

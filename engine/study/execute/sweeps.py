@@ -1,0 +1,68 @@
+"""Budget sweeps of the runs of a study: each is evaluated by tools/eval.py, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from engine.runs.folder import RunFolder
+from engine.study.execute.child import tool
+from engine.study.execute.pool import Job
+from engine.study.plan.cost import kind, work_of
+from engine.study.plan.folders import Placed
+from engine.study.sweep import parse_sweep
+from models.interface import merging_method
+from models.settings import UserError
+
+SWEEPS = "sweeps"  # in a study folder
+
+
+def sweep_file(study: Path, placed: Placed) -> Path:
+    """Returns where the sweep of a run is written: sweeps/RUN.json, or sweeps/RUN_fold0.json."""
+    fold = "" if placed.run.fold is None else f"_fold{placed.run.fold}"
+    return study / SWEEPS / f"{placed.top.path.name}{fold}.json"
+
+
+def merges(placed: Placed) -> bool:
+    """Returns whether a run merges tokens, so that there is something to sweep."""
+    return merging_method(placed.run.settings.model) not in (None, "none")
+
+
+def sweep_job(study: Path, placed: Placed, item: str) -> Job | None:
+    """Returns the job that evaluates a finished run with each value of a sweep; None if there is nothing to do.
+
+    Args:
+        study: the study folder.
+        placed: the run.
+        item: the sweep, such as "merge.r=[0,2,4]".
+    """
+    file = sweep_file(study, placed)
+    if not merges(placed) or is_done(file, placed.folder, item):
+        return None
+    title = f"{placed.run.title}, sweep"
+
+    def ended() -> str:
+        if not is_done(file, placed.folder, item):
+            raise UserError(f"{file}: was not written")
+        return f"{title}: {file}"
+
+    arguments = ["--run", str(placed.folder.path), "--sweep", item, "--json", str(file)]
+    file_of_log = study / "logs" / f"{placed.run.title}.sweep.txt"
+    kind_of, work = sweep_size(placed)
+    return Job(title, tool("eval", *arguments), file_of_log, ended, kind=kind_of, work=work)
+
+
+def sweep_size(placed: Placed) -> tuple[str, float]:
+    """Returns the kind and the work of the sweep of a run: much less than that of its training."""
+    return f"sweep of {kind(placed.run)}", work_of(placed.run) / 50
+
+
+def is_done(file: Path, run: RunFolder, item: str) -> bool:
+    """Returns whether a file holds a sweep of a run as it is now."""
+    key, values = parse_sweep(item)
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        same = [(row["key"], row["value"]) for row in rows] == [(key, value) for value in values]
+        return same and file.stat().st_mtime >= run.results_file.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
