@@ -1,4 +1,7 @@
-"""Studies as a user runs them: real processes, killed, stopped, failing, and started again."""
+"""Studies as a user runs them: their runs are real processes, killed, stopped, failing, and started again.
+
+Most studies run in the test's own process, since importing torch is what takes the time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,30 +21,45 @@ import torch
 from engine.runs.checkpoints import checkpoint
 from engine.runs.lock import in_use
 from tests.engine.study.plans import TINY, write_plan
-from tests.tools.test_train import ENVIRONMENT, command, finish
+from tests.tools.test_train import ENVIRONMENT, command, run_inside
+from tools import study as study_tool
+from tools import train as train_tool
 
-# A run saves after each step, so that little is repeated, and takes seconds.
+# A run saves after each step, so that it can be stopped anywhere, and takes seconds.
 LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 60, batch_size: 8") + "  checkpoint: {every_steps: 1}\n"
+STUDY = Path("runs") / "tiny"
+PATIENCE = 600  # seconds: an overloaded machine imports torch for minutes
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs tools/study.py in this process, in the test's folder; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run_inside(study_tool, *arguments, monkeypatch=monkeypatch)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @contextmanager
-def studying(*args: str, cwd: Path, until: Path) -> Iterator[subprocess.Popen]:
-    """A study that has come so far that the file `until` is there. It is killed where a test fails."""
+def studying(*args: str, cwd: Path, until: list[Path]) -> Iterator[subprocess.Popen]:
+    """A study in a process that has come so far that files are there. It is killed where a test fails."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command("study.py", *args), cwd=cwd, env=ENVIRONMENT, **pipes) as process:
         try:
-            deadline = time.monotonic() + 120
-            while not until.exists() and process.poll() is None and time.monotonic() < deadline:
+            deadline = time.monotonic() + PATIENCE
+            while not all(path.exists() for path in until) and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
-            assert until.exists(), process.communicate(timeout=10)
+            assert process.poll() is None, process.communicate(timeout=10)
             yield process
         finally:
             if process.poll() is None:
                 process.kill()
-
-
-def step_of(folder: Path) -> int:
-    return checkpoint.load(folder / "last.pt")["progress"]["step"]
 
 
 def weights_of(folder: Path) -> dict:
@@ -49,112 +67,101 @@ def weights_of(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_started_again_at_once(tmp_path):
+def test_killed_in_the_middle_and_started_again_at_once(tmp_path, inside, monkeypatch):
     """kill -9 of the study alone. No run is lost, repeated or trained in two places, and weights are the same bits."""
     write_plan(tmp_path, LONG + "rows: {a: {}}\nseeds: [0, 1]\n")
-    runs = tmp_path / "runs" / "tiny" / "runs"
-    with studying("plan.yaml", cwd=tmp_path, until=runs / "a_s0" / "last-1.pt") as process:
+    runs = STUDY / "runs"
+    with studying("plan.yaml", cwd=tmp_path, until=[tmp_path / runs / "a_s0" / "last-1.pt"]) as process:
         process.send_signal(signal.SIGKILL)
-    done = finish("study.py", "plan.yaml", cwd=tmp_path)  # the run that was killed may still be saving
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said, errors = inside("plan.yaml")  # the run may still be saving
+    assert (code, errors) == (0, ""), said
     assert sorted(path.name for path in runs.iterdir()) == ["a_s0", "a_s1"]
-    log = (runs / "a_s0" / "log.txt").read_text()
-    first, second = map(int, re.findall(r"from step (\d+) of", log))
-    assert first == 0 < second
-    assert len(re.findall(r"from step", (runs / "a_s1" / "log.txt").read_text())) == 1
-    whole = finish("train.py", "--cfg", str(runs / "a_s0" / "settings.yaml"), "out=whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    one, other = weights_of(tmp_path / "whole" / "a_s0"), weights_of(runs / "a_s0")
+    starts = [re.findall(r"from step (\d+) of", (runs / name / "log.txt").read_text()) for name in ("a_s0", "a_s1")]
+    assert len(starts[0]) == 2 and 0 == int(starts[0][0]) < int(starts[0][1]) and starts[1] == ["0"]
+    assert "| a " in (STUDY / "table.md").read_text()
+    whole = ["--cfg", str(runs / "a_s0" / "settings.yaml"), "out=whole"]
+    assert run_inside(train_tool, *whole, monkeypatch=monkeypatch) == 0
+    one, other = weights_of(Path("whole") / "a_s0"), weights_of(runs / "a_s0")
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert "| a " in (tmp_path / "runs" / "tiny" / "table.md").read_text()
 
 
 @pytest.mark.slow
-def test_stopped_by_ctrl_c_and_refused_twice(tmp_path):
+def test_stopped_by_ctrl_c_and_refused_twice(tmp_path, inside):
     """Both runs are saved, nothing is left behind, and a second study in the folder is refused meanwhile."""
-    write_plan(tmp_path, LONG + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\njobs: 2\n")
-    study = tmp_path / "runs" / "tiny"
-    a, b = study / "runs" / "a_s0", study / "runs" / "b_s0"
-    with studying("plan.yaml", cwd=tmp_path, until=a / "last-1.pt") as process:
-        while not (b / "last-1.pt").exists():
-            time.sleep(0.02)
-        second = finish("study.py", "plan.yaml", cwd=tmp_path)
-        assert second.returncode == 2 and second.stderr.count("\n") == 1
-        assert second.stderr.startswith(f"error: runs/tiny: in use by process {process.pid} on ")
+    write_plan(tmp_path, LONG.replace("epochs: 60", "epochs: 6000") + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\n")
+    a, b = STUDY / "runs" / "a_s0", STUDY / "runs" / "b_s0"
+    begun = [tmp_path / run / "last-1.pt" for run in (a, b)]
+    with studying("plan.yaml", "--jobs", "2", cwd=tmp_path, until=begun) as process:
+        code, _, errors = inside("plan.yaml")
+        assert code == 2 and errors.count("\n") == 1
+        assert errors.startswith(f"error: runs/tiny: in use by process {process.pid} on ")
         os.kill(process.pid, signal.SIGINT)
-        said, errors = process.communicate(timeout=60)
+        said, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and errors == ""
     assert "stopping: a_s0, b_s0 will be saved" in said
-    assert said.endswith("stopped; continue with: tools/study.py plan.yaml\n")
+    assert said.endswith("stopped; continue with: tools/study.py plan.yaml jobs=2\n")
     assert not in_use(a) and not in_use(b) and not (a / "results.json").exists()
-    steps = step_of(a), step_of(b)
-    assert min(steps) > 0
-    planned = finish("study.py", "plan.yaml", "--dry-run", "--no-timing", cwd=tmp_path)
-    assert planned.stdout.count("to be continued") == 2 and "2 runs, 0 done, 2 left" in planned.stdout
+    assert all(checkpoint.load(run / "last.pt")["progress"]["step"] > 0 for run in (a, b))
+    _, planned, _ = inside("plan.yaml", "--dry-run", "--no-timing")
+    assert planned.count("to be continued") == 2 and "2 runs, 0 done, 2 left" in planned
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_passed_over_and_only_what_changed_is_run(tmp_path):
+def test_a_failed_run_is_passed_over_and_only_what_changed_is_run(tmp_path, inside):
     bad = "{set: {train.lr: 1000, train.warmup_epochs: 0}}"
     write_plan(tmp_path, TINY + f"rows: {{bad: {bad}, good: {{}}}}\n")
-    study = tmp_path / "runs" / "tiny"
-    first = finish("study.py", "plan.yaml", cwd=tmp_path)
-    assert first.returncode == 2
-    [line] = first.stderr.splitlines()
+    code, said, errors = inside("plan.yaml")
+    assert code == 2, said
+    [line] = errors.splitlines()
     assert line.startswith("error: runs/tiny: 1 job failed, first bad_s0: train.lr = 1000.0: the ")
     assert "see runs/tiny/logs/bad_s0.txt, and start again with: tools/study.py plan.yaml" in line
-    assert "error: train.lr = 1000.0" in (study / "logs" / "bad_s0.txt").read_text()
-    assert "| good " in (study / "table.md").read_text()
+    assert "error: train.lr = 1000.0" in (STUDY / "logs" / "bad_s0.txt").read_text()
+    assert "| good " in (STUDY / "table.md").read_text()
 
-    before = (study / "runs" / "good_s0" / "results.json").read_bytes()
+    before = (STUDY / "runs" / "good_s0" / "results.json").read_bytes()
     write_plan(tmp_path, TINY + "rows: {better: {}, bad: {set: {train.lr: 0.01}}}\n")
-    second = finish("study.py", "plan.yaml", "threads=2", cwd=tmp_path)
-    assert second.returncode == 0, second.stderr
-    assert (study / "runs" / "good_s0" / "results.json").read_bytes() == before
-    index = {entry["row"]: entry["folder"] for entry in json.loads((study / "runs.json").read_text())}
+    code, said, errors = inside("plan.yaml", "threads=2")
+    assert (code, errors) == (0, ""), said
+    assert (STUDY / "runs" / "good_s0" / "results.json").read_bytes() == before
+    index = {entry["row"]: entry["folder"] for entry in json.loads((STUDY / "runs.json").read_text())}
     assert index["better"] == "runs/good_s0"
-    assert (study / index["bad"] / "results.json").exists() and len(index) == 2
-    assert "2 runs, 1 done, 1 left" in second.stdout and "[1/1] bad_s0" in second.stdout
-    assert "# started as: tools/study.py plan.yaml threads=2\n" in (study / "study.yaml").read_text()
+    assert (STUDY / index["bad"] / "results.json").exists() and len(index) == 2
+    assert "2 runs, 1 done, 1 left" in said and "[1/1] bad_s0" in said
+    assert "# started as: tools/study.py plan.yaml threads=2\n" in (STUDY / "study.yaml").read_text()
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_and_writes_nothing(tmp_path):
-    write_plan(tmp_path, TINY + "rows: {a: {}, b: {set: {data.name: npz, data.path: missing.npz}}}\nseeds: 2\n")
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, inside):
+    write_plan(tmp_path, TINY + "rows: {a: {}, b: {set: {data: {name: npz, path: missing.npz}}}}\nseeds: 2\n")
     before = sorted(tmp_path.rglob("*"))
-    done = finish("study.py", "plan.yaml", "--dry-run", "jobs=2", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == ""
-    assert sorted(tmp_path.rglob("*")) == before
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
-    titles, _, *cells = rows
+    code, said, errors = inside("plan.yaml", "--dry-run", "jobs=2")
+    assert (code, errors) == (0, "") and sorted(tmp_path.rglob("*")) == before
+    titles, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if "| " in line]
     assert titles == ["row", "seed", "GMACs/image", "images x epochs", "GMACs x images", "time", "state"]
-    assert cells[0][:4] == ["a", "0", "0.0000666", "258 x 2"] and re.fullmatch(r"\d+ s", cells[0][5])
-    assert cells[1][:2] == ["b", "0"] and "cannot start: " in cells[1][6] and "missing.npz" in cells[1][6]
-    assert "4 runs, 0 done, 4 left" in done.stdout and "2 at a time" in done.stdout
+    assert rows[0][:4] == ["a", "0", "0.0000666", "259 x 2"] and re.fullmatch(r"\d+ s", rows[0][5])
+    assert rows[1][:2] == ["b", "0"] and "cannot start: " in rows[1][6] and "missing.npz" in rows[1][6]
+    assert "4 runs, 0 done, 4 left" in said and "2 at a time" in said
 
 
 @pytest.mark.slow
-def test_folds_at_the_same_time_and_a_sweep_of_each(tmp_path):
-    text = TINY.replace("digits/lenet5", "digits/hybrid").replace("part: 0.2", "part: 0.1")
-    write_plan(tmp_path, text + "  model: {embed_dim: 16, depth: 2}\nfolds: 2\njobs: 2\nsweep: merge.r=[0, 8]\n")
-    done = finish("study.py", "plan.yaml", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = tmp_path / "runs" / "tiny"
-    assert json.loads((study / "runs" / "digits_hybrid_s0" / "folds.json").read_text())["folds"] == 2
-    for fold in range(2):
-        rows = json.loads((study / "sweeps" / f"digits_hybrid_s0_fold{fold}.json").read_text())
-        assert [(row["key"], row["value"]) for row in rows] == [("merge.r", 0), ("merge.r", 8)]
-        assert rows[0]["gmacs"] > rows[1]["gmacs"]
-    assert "[4/4]" in done.stdout and "2 folds" in (study / "table.md").read_text()
-    again = finish("study.py", "plan.yaml", cwd=tmp_path)
-    assert again.returncode == 0 and "[1/" not in again.stdout and "2 runs, 2 done, 0 left" in again.stdout
+def test_a_fold_and_its_sweep(tmp_path, inside):
+    text = TINY.replace("digits/lenet5", "digits/hybrid").replace("part: 0.2", "part: 0.1, folds: 2")
+    write_plan(tmp_path, text + "  model: {embed_dim: 16, depth: 2}\nfolds: [1]\nsweep: merge.r=[0, 8]\n")
+    code, said, errors = inside("plan.yaml")
+    assert (code, errors) == (0, ""), said
+    assert (STUDY / "runs" / "digits_hybrid_s0" / "fold1" / "results.json").exists()
+    rows = json.loads((STUDY / "sweeps" / "digits_hybrid_s0_fold1.json").read_text())
+    assert [(row["key"], row["value"]) for row in rows] == [("merge.r", 0), ("merge.r", 8)]
+    assert rows[0]["gmacs"] > rows[1]["gmacs"]
+    code, said, _ = inside("plan.yaml")
+    assert code == 0 and "[1/" not in said and "1 run, 1 done, 0 left" in said  # nor is the sweep made again
 
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path):
+def test_a_folder_of_other_files_is_left_alone(tmp_path, inside):
     write_plan(tmp_path, TINY)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     for more in ([], ["--dry-run"]):
-        done = finish("study.py", "plan.yaml", "out=mine", *more, cwd=tmp_path)
-        assert done.returncode == 2 and done.stderr.startswith("error: mine: holds files, but no study (study.yaml)")
+        code, _, errors = inside("plan.yaml", "out=mine", *more)
+        assert code == 2 and errors.startswith("error: mine: holds files, but no study (study.yaml)")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
