@@ -25,7 +25,10 @@ from engine.tables import print_table
 from engine.wording import counted
 from models.settings import UserError
 
+PLAN = ("name", "out", "jobs", "threads", "seeds", "folds", "sweep", "seed", "device")  # no options of --slurm
+
 if TYPE_CHECKING:
+    from engine.study.execute.pool import Failure
     from engine.study.execute.study import Study
     from engine.study.plan.folders import Placing
 
@@ -36,6 +39,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would run and its cost, and exit")
     parser.add_argument("--no-timing", action="store_true", help="with --dry-run: do not time the first steps of runs")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: the plan's jobs, or 1)")
+    parser.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="OPTION=VALUE",
+        help="submit the runs to Slurm, with options such as partition=gpu time=4:00:00; `local`: as jobs on this machine",
+    )
     parser.add_argument("--report", action="store_true", help="train nothing: evaluate sweeps and compare what is done")
     parser.add_argument(
         "overrides",
@@ -43,7 +52,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="section.key=value",
         help="settings of all runs, such as train.epochs=3, or keys of the plan: name, out, seeds, folds, threads, ...",
     )
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.slurm:  # argparse cannot know where this list ends
+        words = args.slurm
+        args.slurm = [
+            word for word in words if "." not in word.partition("=")[0] and word.partition("=")[0] not in PLAN
+        ]
+        args.overrides += [word for word in words if word not in args.slurm]
+    return args
 
 
 def main(argv: list[str]) -> None:
@@ -55,11 +71,18 @@ def main(argv: list[str]) -> None:
     jobs = [] if args.jobs is None else [f"jobs={args.jobs}"]
     plan = read_plan(args.plan, [*args.overrides, *jobs])
     study = Study(plan, planned_runs(plan))
+    if args.slurm is not None and plan.settings.search:
+        raise UserError("--slurm: not for a search, whose runs follow from each other; run it in a job of its own")
     if args.dry_run:
         dry_run(study, timing=not args.no_timing)
         return
     with study.open():
-        run(study, report=args.report)
+        if plan.settings.search:
+            search(study, report=args.report)
+        elif args.slurm is not None:
+            submit(study, args.slurm)
+        else:
+            run(study, report=args.report)
 
 
 def dry_run(study: Study, *, timing: bool) -> None:
@@ -75,6 +98,8 @@ def dry_run(study: Study, *, timing: bool) -> None:
     print_table(*cost.table(placing.runs, measured))
     for line in [*cost.summary(placing.runs, measured, study.plan.settings.jobs), *others(placing)]:
         print(line)
+    if (searched := study.plan.settings.search) is not None:
+        print(f"a search of {counted(searched.trials, 'trial')} like this one, less those that are stopped early")
     print(f"study folder    {study.folder}")
 
 
@@ -106,6 +131,42 @@ def run(study: Study, *, report: bool) -> None:
     print()
     for line in write_outputs(study.folder, study.place()):
         print(line)
+    finish(study, failures)
+
+
+def search(study: Study, *, report: bool) -> None:
+    """Runs the trials that are left of a search, and prints them, the best first."""
+    from engine.study.search.search import Search
+
+    found = Search(study)
+    failures = [] if report else found.execute()
+    print()
+    print_table(*found.table())
+    for line in found.report():
+        print(line)
+    finish(study, failures)
+
+
+def submit(study: Study, words: list[str]) -> None:
+    """Submits the runs that are left to Slurm."""
+    from engine.study.execute.cluster import submit
+
+    local = "local" in words
+    for line in submit(study.folder, study.plan.settings.name, study.place().runs, words, study.plan.settings.jobs):
+        print(line)
+    if local:
+        run(study, report=True)
+    else:
+        command = study.plan.command
+        print(f"state           {command} --dry-run --no-timing; when all are done: {command} --report")
+
+
+def finish(study: Study, failures: list[Failure]) -> None:
+    """Says where everything is, and what failed.
+
+    Raises:
+        UserError: something failed; the others are done.
+    """
     print(f"study folder    {study.folder}")
     for failure in failures:
         print(f"failed          {failure.title}: {failure.error}; log: {failure.log}")

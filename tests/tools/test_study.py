@@ -25,8 +25,8 @@ from tests.tools.test_train import ENVIRONMENT, command, run_inside
 from tools import study as study_tool
 from tools import train as train_tool
 
-# A run saves after each step, so that it can be stopped anywhere, and takes seconds.
-LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 60, batch_size: 8") + "  checkpoint: {every_steps: 1}\n"
+# A run that saves often, so that it is in the middle when it is stopped.
+LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 12, batch_size: 8") + "  checkpoint: {every_steps: 3}\n"
 STUDY = Path("runs") / "tiny"
 PATIENCE = 600  # seconds: an overloaded machine imports torch for minutes
 
@@ -88,7 +88,7 @@ def test_killed_in_the_middle_and_started_again_at_once(tmp_path, inside, monkey
 @pytest.mark.slow
 def test_stopped_by_ctrl_c_and_refused_twice(tmp_path, inside):
     """Both runs are saved, nothing is left behind, and a second study in the folder is refused meanwhile."""
-    write_plan(tmp_path, LONG.replace("epochs: 60", "epochs: 6000") + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\n")
+    write_plan(tmp_path, LONG.replace("epochs: 12", "epochs: 6000") + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\n")
     a, b = STUDY / "runs" / "a_s0", STUDY / "runs" / "b_s0"
     begun = [tmp_path / run / "last-1.pt" for run in (a, b)]
     with studying("plan.yaml", "--jobs", "2", cwd=tmp_path, until=begun) as process:
@@ -151,7 +151,7 @@ def test_a_fold_and_its_sweep(tmp_path, inside):
     assert (code, errors) == (0, ""), said
     assert (STUDY / "runs" / "digits_hybrid_s0" / "fold1" / "results.json").exists()
     rows = json.loads((STUDY / "sweeps" / "digits_hybrid_s0_fold1.json").read_text())
-    assert [(row["key"], row["value"]) for row in rows] == [("merge.r", 0), ("merge.r", 8)]
+    assert [row["value"] for row in rows] == [0, 8]
     assert rows[0]["gmacs"] > rows[1]["gmacs"]
     code, said, _ = inside("plan.yaml")
     assert code == 0 and "[1/" not in said and "1 run, 1 done, 0 left" in said  # nor is the sweep made again

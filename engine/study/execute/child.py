@@ -59,6 +59,10 @@ class Child:
         """Waits for the end; returns the exit code."""
         return self._process.wait()
 
+    def wait_in_handler(self) -> None:
+        """Waits for the end inside a signal's handler, which may have interrupted `poll` or `wait`."""
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+
     def stop(self) -> None:
         """Asks it to save and end; a second time, to end at once."""
         if self._process.poll() is None:

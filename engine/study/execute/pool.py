@@ -29,6 +29,7 @@ class Job:
         work: how much there is to do, in any unit that is the same for all jobs.
         fraction: returns how much of it is done, from 0 to 1.
         unwanted: asked while it runs: whether to stop it early. It is then saved, and `ended` is called.
+        failed: called when it failed.
         environment: variables for the process.
     """
 
@@ -40,6 +41,7 @@ class Job:
     work: float = 1.0
     fraction: Callable[[], float] = lambda: 0.0
     unwanted: Callable[[], bool] = lambda: False
+    failed: Callable[[], object] = lambda: None
     environment: dict[str, str] | None = None
 
 
@@ -137,6 +139,7 @@ class Pool:
                 self._fail(job, str(error))
 
     def _fail(self, job: Job, error: str) -> None:
+        job.failed()
         self.failures.append(Failure(job.title, job.log, error))
         self.progress.ended((job.kind, job.work), 0.0, f"{job.title}: failed: {error}", failed=True)
 

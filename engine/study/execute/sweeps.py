@@ -62,7 +62,8 @@ def is_done(file: Path, run: RunFolder, item: str) -> bool:
     key, values = parse_sweep(item)
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        same = [(row["key"], row["value"]) for row in rows] == [(key, value) for value in values]
+        found = [(row.get("origin", {}).get("key", key), row["value"]) for row in rows]
+        same = found == [(key, value) for value in values]
         return same and file.stat().st_mtime >= run.results_file.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -1,0 +1,1 @@
+"""Search over settings by their score on the validation images, through optuna."""
