@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--slurm",
         nargs="*",
         metavar="OPTION=VALUE",
-        help="submit the runs to Slurm, with options such as partition=gpu time=4:00:00; `local`: as jobs on this machine",
+        help="submit the runs to Slurm, with options such as partition=x time=4:00:00; local: as jobs of this machine",
     )
     parser.add_argument("--report", action="store_true", help="train nothing: evaluate sweeps and compare what is done")
     parser.add_argument(
