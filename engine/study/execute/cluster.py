@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import write_json_atomic
-from engine.study.execute.child import TOOLS, Child, reason
+from engine.study.execute.child import TOOLS
+from engine.study.execute.cluster_run import ClusterRun, demand_submitit
 from engine.study.execute.study import LOGS, training_command
 from engine.study.plan.folders import Placed
 from models.settings import UserError, nearest
@@ -34,19 +35,6 @@ OPTIONS = {
 }
 NUMBERS = ("cpus", "gpus")
 RESTARTS = 100  # how often a run may come to its time limit and go on
-
-
-def demand_submitit() -> Any:
-    """Returns the module submitit.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("--slurm: needs submitit; pip install -e '.[slurm]'") from None
-    return submitit
 
 
 def options_of(words: Sequence[str]) -> tuple[bool, dict[str, Any]]:
@@ -82,43 +70,6 @@ def minutes(word: str, text: str) -> int:
     raise UserError(f"--slurm {word}: must be minutes, or H:MM:SS, or D-HH:MM:SS")
 
 
-class ClusterRun:
-    """A run as a job: calls tools/train.py, and has it save when the job's time is up or it is preempted.
-
-    Args:
-        command: trains the run, or continues it with `--resume` behind.
-        folder: the run folder.
-        log: of its output.
-        threads: CPU threads; None: as the machine has it.
-    """
-
-    def __init__(self, command: list[str], folder: Path, log: Path, threads: int | None) -> None:
-        self.command, self.folder, self.log, self.threads = command, folder, log, threads
-        self.child: Child | None = None
-
-    def __call__(self) -> None:
-        """Trains to the end.
-
-        Raises:
-            RuntimeError: the run failed; the reason is its last error.
-        """
-        resume = ["--resume"] if self.folder.is_dir() and "--resume" not in self.command else []
-        environment = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else None
-        self.child = Child([*self.command, *resume], self.log, environment)
-        while (code := self.child.poll()) is None:
-            time.sleep(0.2)
-        if code:
-            raise RuntimeError(reason(code, self.log))
-
-    def checkpoint(self) -> Any:
-        """Called by submitit in a signal's handler: has the run save, and returns the job that continues it."""
-        submitit = demand_submitit()
-        if self.child is not None:
-            self.child.stop()
-            self.child.wait_in_handler()
-        return submitit.helpers.DelayedSubmission(ClusterRun(self.command, self.folder, self.log, self.threads))
-
-
 def submit(study: Path, name: str, runs: Sequence[Placed], words: Sequence[str], jobs: int) -> list[str]:
     """Submits the runs that are not done and not waiting in the cluster already, as one array.
 
@@ -146,7 +97,7 @@ def submit(study: Path, name: str, runs: Sequence[Placed], words: Sequence[str],
     if not left:
         return [*lines, "nothing to submit"]
     executor = _executor(submitit, folder, local, {"name": name, **parameters}, jobs)
-    calls = [_call(study, placed) for placed in left]
+    calls = [call_of(study, placed) for placed in left]
     if local:
         return [*lines, *_run_here(executor, calls, jobs)]
     try:
@@ -184,7 +135,8 @@ def _executor(submitit: Any, folder: Path, local: bool, parameters: dict[str, An
     return executor
 
 
-def _call(study: Path, placed: Placed) -> ClusterRun:
+def call_of(study: Path, placed: Placed) -> ClusterRun:
+    """Returns the job of a run, after writing its settings."""
     command = training_command(study, placed)
     log = study / LOGS / f"{placed.run.title}.txt"
     return ClusterRun(command, placed.folder.path, log, placed.run.settings.threads)

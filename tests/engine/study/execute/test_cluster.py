@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import submitit
 
 from engine.study.execute import child, cluster
-from engine.study.execute.cluster import ClusterRun, minutes, options_of, submit
+from engine.study.execute.cluster import minutes, options_of, submit
 from engine.study.execute.study import Study
 from engine.study.plan.rows import planned_runs
 from models.settings import UserError
 from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, plan_of
+from tests.paths import ROOT
 
 ROWS = "rows: {a: {}, b: {set: {train.lr: 0.01}}, bad: {set: {train.lr: 500}}}\n"
 
@@ -40,28 +44,34 @@ def test_local_jobs_train_and_a_failed_one_is_named(study):
     assert again == ["nothing to submit"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the job's process in /proc")
 def test_a_job_whose_time_is_up_saves_and_goes_on(study, monkeypatch):
-    """As submitit does it on a cluster: its signal, our checkpoint, and the pickled job that is started again."""
-    monkeypatch.setenv("EPOCH_SECONDS", "0.3")
+    """As on a cluster: submitit's signal to the job, our checkpoint, and the job that submitit starts again."""
+    monkeypatch.setenv("EPOCH_SECONDS", "3")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     placed = study.place().runs[0]
-    executor = submitit.AutoExecutor(folder=study.folder / cluster.FOLDER, cluster="local")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    call = cluster._call(study.folder, placed)
-    call.command = [*call.command]
-    job = executor.submit(call)
-    metrics = placed.folder.metrics_file
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    job._interrupt()
-    while not job.done() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert (placed.folder.path / "saved").exists() and not placed.folder.is_finished
-    delayed = submitit.helpers.DelayedSubmission.load(job.paths.submitted_pickle)
-    assert isinstance(delayed.function, ClusterRun)
-    delayed.function()
-    assert placed.folder.is_finished
+    call = cluster.call_of(study.folder, placed)
+    job = submitit.AutoExecutor(folder=study.folder / cluster.FOLDER, cluster="local").submit(call)
+    metrics, saved = placed.folder.metrics_file, placed.folder.path / "saved"
+    until(metrics.exists)
+    controller = int(job.job_id)
+    [process] = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(process), signal.SIGUSR2)
+    until(job.done)
+    assert saved.exists() and placed.folder.is_finished and job.exception() is None
     assert [row["step"] for row in map(json.loads, metrics.read_text().splitlines())] == [1, 2]
+
+
+def until(condition, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_the_process_of_a_job_imports_no_torch():
+    code = "import sys, engine.study.execute.cluster_run; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 SBATCH = """#!/bin/sh
