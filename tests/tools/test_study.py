@@ -26,7 +26,7 @@ from tools import study as study_tool
 from tools import train as train_tool
 
 # A run that saves often, so that it is in the middle when it is stopped.
-LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 12, batch_size: 8") + "  checkpoint: {every_steps: 3}\n"
+LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 6, batch_size: 8") + "  checkpoint: {every_steps: 3}\n"
 STUDY = Path("runs") / "tiny"
 PATIENCE = 600  # seconds: an overloaded machine imports torch for minutes
 
@@ -88,7 +88,7 @@ def test_killed_in_the_middle_and_started_again_at_once(tmp_path, inside, monkey
 @pytest.mark.slow
 def test_stopped_by_ctrl_c_and_refused_twice(tmp_path, inside):
     """Both runs are saved, nothing is left behind, and a second study in the folder is refused meanwhile."""
-    write_plan(tmp_path, LONG.replace("epochs: 12", "epochs: 6000") + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\n")
+    write_plan(tmp_path, LONG.replace("epochs: 6", "epochs: 6000") + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\n")
     a, b = STUDY / "runs" / "a_s0", STUDY / "runs" / "b_s0"
     begun = [tmp_path / run / "last-1.pt" for run in (a, b)]
     with studying("plan.yaml", "--jobs", "2", cwd=tmp_path, until=begun) as process:
@@ -125,6 +125,8 @@ def test_a_failed_run_is_passed_over_and_only_what_changed_is_run(tmp_path, insi
     assert (STUDY / "runs" / "good_s0" / "results.json").read_bytes() == before
     index = {entry["row"]: entry["folder"] for entry in json.loads((STUDY / "runs.json").read_text())}
     assert index["better"] == "runs/good_s0"
+    table = json.loads((STUDY / "table.json").read_text())["rows"]
+    assert [row["name"] for row in table] == ["better", "bad"]
     assert (STUDY / index["bad"] / "results.json").exists() and len(index) == 2
     assert "2 runs, 1 done, 1 left" in said and "[1/1] bad_s0" in said
     assert "# started as: tools/study.py plan.yaml threads=2\n" in (STUDY / "study.yaml").read_text()
@@ -152,6 +154,11 @@ def test_a_fold_and_its_sweep(tmp_path, inside):
     assert (STUDY / "runs" / "digits_hybrid_s0" / "fold1" / "results.json").exists()
     rows = json.loads((STUDY / "sweeps" / "digits_hybrid_s0_fold1.json").read_text())
     assert [row["value"] for row in rows] == [0, 8]
+    table = json.loads((STUDY / "table.json").read_text())["rows"]
+    assert [row["name"] for row in table] == ["digits_hybrid", "digits_hybrid, r = 0", "digits_hybrid, r = 8"]
+    assert table[1]["score_percent"] == pytest.approx(100 * rows[0]["top1"])
+    for name in ("table.csv", "table.md", "pareto.png", "page.html"):
+        assert (STUDY / name).stat().st_size > 0
     assert rows[0]["gmacs"] > rows[1]["gmacs"]
     code, said, _ = inside("plan.yaml")
     assert code == 0 and "[1/" not in said and "1 run, 1 done, 0 left" in said  # nor is the sweep made again

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.study.compare.lines import unique
 from engine.study.compare.runs import points_of_runs
 from engine.study.compare.sweeps import points_of_sweeps
+from engine.study.plan.index import read_index
 from engine.study.points import Point
-from engine.study.table import Skip
+from engine.study.table import Skip, common_name
 from models.settings import UserError
 
 PLAN = "study.yaml"  # a folder with this file is a study
@@ -85,7 +87,8 @@ def read(paths: Sequence[Path]) -> Comparison:
     if not points:
         reason = f"nothing to compare; {notes[0]}" if notes else "nothing to compare: no finished run and no sweep"
         raise UserError(f"{paths[0]}: {reason}; run the study first")
-    names = unique([point.name for point in points])
+    rows = {study / entry.folder: entry.row for study in paths if is_study(study) for entry in read_index(study) or ()}
+    names = unique([_name_in_plan(point, rows) for point in points])
     return Comparison([replace(point, name=name) for point, name in zip(points, names)], notes)
 
 
@@ -103,9 +106,23 @@ def is_study(path: Path) -> bool:
 
 
 def results_of_study(study: Path) -> list[Path]:
-    """Returns the run folders and the sweeps of a study, in the order of their names."""
+    """Returns the run folders and the sweeps of a study: those of its plan, in the plan's order.
+
+    Without an index, all that are there, in the order of their names.
+    """
+    if (index := read_index(study)) is not None:
+        return [path for of in ("folder", "sweep") for entry in index if (path := study / getattr(entry, of)).exists()]
     runs = [path for path in _sorted(study / "runs") if path.is_dir() and not path.name.startswith(".")]
     return runs + [path for path in _sorted(study / "sweeps") if path.suffix == ".json"]
+
+
+def _name_in_plan(point: Point, rows: Mapping[Path, str]) -> str:
+    """Returns a point's name, in which the row of the plan replaces the common name of its run folders."""
+    found = {rows.get(folder) for folder in point.folders}
+    row = found.pop() if len(found) == 1 else None
+    names = [(folder.parent if re.fullmatch(r"fold\d+", folder.name) else folder).name for folder in point.folders]
+    before = common_name(names) if names else ""
+    return row + point.name.removeprefix(before) if row and point.name.startswith(before) else point.name
 
 
 def _sorted(folder: Path) -> list[Path]:

@@ -1,31 +1,61 @@
-"""What a study leaves when its runs have ended: the comparison of those that are done."""
+"""What a study leaves when its runs have ended: the comparison of those that are done, as table, figure and page."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from engine.files import write_text_atomic
+from engine.study.compare import differences, outputs
+from engine.study.compare.reading import read
 from engine.study.plan.folders import Placing
-from engine.study.table import compare, table
-from engine.tables import markdown, print_table
+from engine.study.plan.reading import PLAN_FILE
+from engine.tables import print_table
 from models.settings import UserError
 
 
 def write_outputs(folder: Path, placing: Placing) -> list[str]:
-    """Prints the comparison of the finished runs of a study, and writes it into the study folder.
+    """Prints the comparison of a study, and writes it into the study folder.
 
     Returns:
-        Lines on folders that were left out.
+        Lines on folders that were left out, and on what was written.
     """
-    left_out = [f"left out, damaged: {problem}" for problem in placing.damaged.values()]
-    left_out += [f"left out: {placed.problem}" for placed in placing.runs if placed.problem]
-    done = [placed.folder.path for placed in placing.runs if placed.state == "done"]
-    if not done:
-        return left_out
+    notes = [f"left out, damaged: {problem}" for problem in placing.damaged.values()]
+    if not any(placed.state == "done" for placed in placing.runs):
+        return [*notes, "no run is done: nothing to compare"]
     try:
-        columns, cells = table(compare(done))
+        comparison = read([folder])
     except UserError as error:
-        return [*left_out, f"no comparison: {error}"]
-    print_table(columns, cells)
-    write_text_atomic(folder / "table.md", markdown(columns, cells) + "\n")
-    return left_out
+        return [*notes, f"no comparison: {error}"]
+    points, notes = comparison.points, [*notes, *comparison.notes]
+    pairs = differences.differences(points, notes.append) if len(points) <= differences.FEW else []
+    print_table(*outputs.table(points))
+    if pairs:
+        print()
+        print_table(*differences.table(pairs))
+        notes = [*differences.explanation(pairs), *notes]
+    outputs.write_csv(points, folder / "table.csv")
+    outputs.write_markdown(points, folder / "table.md", notes, pairs)
+    outputs.write_json(points, folder / "table.json", notes, pairs)
+    from engine.figures.drawing import save_figure
+    from engine.study.page.page import write_page
+    from engine.study.pareto.figure import pareto_figure
+
+    for name, write in (
+        ("pareto.png", lambda file: save_figure(pareto_figure(points, "gmacs"), file)),
+        ("page.html", lambda file: write_page(points, file, command_of(folder, file), plan_of(folder))),
+    ):
+        try:
+            write(folder / name)
+        except UserError as error:  # a library that is not installed, or nothing to draw: the tables are there
+            notes.append(f"no {name}: {error}")
+    return notes
+
+
+def command_of(folder: Path, file: Path) -> str:
+    """Returns the command that writes the page again."""
+    return shlex.join(["tools/compare.py", str(folder), "--html", str(file)])
+
+
+def plan_of(folder: Path) -> str:
+    """Returns the text of the plan of a study folder."""
+    return (folder / PLAN_FILE).read_text(encoding="utf-8")

@@ -7,15 +7,16 @@ from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
 
-from engine.files import write_json_atomic, write_text_atomic, writing
+from engine.files import write_text_atomic, writing
 from engine.runs.lock import LOCK, Lock, in_use, take_lock
 from engine.settings.layers import to_yaml
 from engine.study.execute.child import tool
 from engine.study.execute.pool import Failure, Job, Pool, Wait
 from engine.study.execute.progress import Progress, fraction_done
-from engine.study.execute.sweeps import SWEEPS, merges, sweep_job, sweep_size
+from engine.study.execute.sweeps import SWEEPS, entry_of, merges, sweep_job, sweep_size
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import RUNS, Placed, Placing, again, place
+from engine.study.plan.index import write_index
 from engine.study.plan.reading import PLAN_FILE, Plan
 from engine.study.plan.rows import PlannedRun
 from engine.study.sweep import parse_sweep
@@ -23,7 +24,7 @@ from engine.tasks import title_of
 from engine.wording import duration
 from models.settings import UserError
 
-LOGS, SETTINGS, INDEX = "logs", "settings", "runs.json"  # in a study folder
+LOGS, SETTINGS = "logs", "settings"  # in a study folder
 
 log = logging.getLogger("hybridmerge")
 
@@ -62,16 +63,8 @@ class Study:
     def place(self) -> Placing:
         """Finds the runs' folders, and writes which row each belongs to into `runs.json`."""
         placing = place(self.runs, self.folder)
-        rows = [
-            {
-                "row": placed.run.row,
-                "seed": placed.run.seed,
-                "fold": placed.run.fold,
-                "folder": placed.folder.path.relative_to(self.folder).as_posix(),
-            }
-            for placed in placing.runs
-        ]
-        write_json_atomic(self.folder / INDEX, rows)
+        entries = [entry_of(self.folder, placed) for placed in placing.runs]
+        write_index(self.folder, entries)
         return placing
 
     def execute(self, placing: Placing) -> list[Failure]:

@@ -10,6 +10,7 @@ from engine.study.execute.child import tool
 from engine.study.execute.pool import Job
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import Placed
+from engine.study.plan.index import Entry
 from engine.study.sweep import parse_sweep
 from models.interface import merging_method
 from models.settings import UserError
@@ -17,10 +18,10 @@ from models.settings import UserError
 SWEEPS = "sweeps"  # in a study folder
 
 
-def sweep_file(study: Path, placed: Placed) -> Path:
-    """Returns where the sweep of a run is written: sweeps/RUN.json, or sweeps/RUN_fold0.json."""
-    fold = "" if placed.run.fold is None else f"_fold{placed.run.fold}"
-    return study / SWEEPS / f"{placed.top.path.name}{fold}.json"
+def entry_of(study: Path, placed: Placed) -> Entry:
+    """Returns a run as the index of its study lists it."""
+    run, folder = placed.run, placed.folder.path.relative_to(study).as_posix()
+    return Entry(row=run.row, seed=run.seed, fold=run.fold, folder=folder)
 
 
 def merges(placed: Placed) -> bool:
@@ -36,7 +37,7 @@ def sweep_job(study: Path, placed: Placed, item: str) -> Job | None:
         placed: the run.
         item: the sweep, such as "merge.r=[0,2,4]".
     """
-    file = sweep_file(study, placed)
+    file = study / entry_of(study, placed).sweep
     if not merges(placed) or is_done(file, placed.folder, item):
         return None
     title = f"{placed.run.title}, sweep"
@@ -62,8 +63,7 @@ def is_done(file: Path, run: RunFolder, item: str) -> bool:
     key, values = parse_sweep(item)
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        found = [(row.get("origin", {}).get("key", key), row["value"]) for row in rows]
-        same = found == [(key, value) for value in values]
+        same = [(row["origin"]["key"], row["value"]) for row in rows] == [(key, value) for value in values]
         return same and file.stat().st_mtime >= run.results_file.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
