@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from models.settings import UserError
 
 # What `train.precision: auto` means on this machine, whatever the processor has: fp32 or bf16.
 PRECISION_VARIABLE = "HYBRIDMERGE_PRECISION"
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 LIBRARIES = ("torch", "torchvision", "timm", "einops", "fvcore", "numpy", "pydantic", "torchmetrics", "tensorboard")
 
 
@@ -98,8 +100,21 @@ def peak_memory(device: torch.device) -> float:
     """Returns the peak memory in MiB: of tensors on a CUDA device, otherwise of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if STATUS.exists():  # ru_maxrss of a process that another one has started begins at the other's
+        lines = dict(line.partition(":")[::2] for line in STATUS.read_text().splitlines())
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Has `peak_memory` begin anew, at the memory in use now; where the system does not offer it, nothing changes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        CLEAR_REFS.write_text("5")
 
 
 def device_name(device: torch.device) -> str:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Measures speed on this machine: the speed-up of a model by merging, the parts of merging, and the training loader.
+"""Measures speed on this machine: of whole models with merging and without, of merging's parts, and of loading data.
 
-Everything is timed in rounds, after one round to warm up. An option that has no effect on the measurement is an error.
+tools/bench.py WHAT --help describes a measurement. Everything is timed in rounds, in which each variant is run in turn,
+after a warm-up.
 """
 
 from __future__ import annotations
@@ -15,94 +16,119 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.cli import cli, parser_of
+from engine.cli import cli, parser_of, take_overrides
 from engine.tables import Column, print_table
 
 if TYPE_CHECKING:
     import torch
 
-EXAMPLE = "example: tools/bench.py --speedup vit_b16 model.merge.r=13 --threads 2"
+EXAMPLE = (
+    "example: tools/bench.py model timm:deit_tiny_patch16_224 merge.r=13 --methods tome dpc_knn --batch-size 1 8 32"
+)
 IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
 HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): hybrid_merge; ViT-B, 224 and 384
 TOKENS = (((8, 197, 768), 14), ((64, 65, 192), 8), ((4, 1025, 1024), 64))  # (B, T, C), r: a row or two of the grid
 SELECTION = (32, 196, 98)  # batch, patches, kept
-HELP = {  # measurement -> its description
-    "speedup": "a model with its merging and without: the speed-up, the ratio of their MACs, the quotient of the two, "
-    "and the share of the forward pass that matching and merging take. CFG is a YAML file, or its name under configs/",
-    "merging": "milliseconds of matching, merging, unmerging and attention, by method and shape, in fp32",
-    "means": "milliseconds of the size-weighted mean over tokens that merge, for several ways to compute it",
-    "selection": "milliseconds per image of facility location, a plain loop and, if installed, submodlib",
-    "attention": "milliseconds of fused attention with a size bias, by precision",
-    "data": "images per second of the training loader, on random images of CIFAR's shape, without a model",
-    "files": "the same from JPEG files of 200 x 200 pixels, compared with a plain DataLoader with the same transforms",
+FILES, SIDE, SIZE = 1000, 200, 160  # JPEG files, their width and height in pixels, and what they are resized to
+OPTIONS: dict[str, dict[str, Any]] = {
+    "repeats": {"type": int, "default": 9, "metavar": "N", "help": "timed rounds (default: 9)"},
+    "threads": {"type": int, "default": 1, "metavar": "N", "help": "threads of torch (default: 1)"},
+    "device": {"default": "cpu", "help": "cpu, cuda or mps (default: cpu)"},
+    "train": {"action": "store_true", "help": "time the backward pass too"},
+    "batch_size": {"type": int, "metavar": "N", "help": "images in a batch (default: data 128, files 32)"},
+    "workers": {"type": int, "default": 2, "metavar": "N", "help": "processes that read files (default: 2)"},
 }
-OPTIONS = {  # measurement -> its options, besides --repeats and --threads
-    "speedup": ("batch_size", "train", "precision", "device", "overrides"),
-    "merging": ("device",),
-    "means": ("train", "device"),
-    "selection": (),
-    "attention": ("train", "device"),
-    "data": ("batch_size",),
-    "files": ("batch_size", "workers"),
-}
-BATCH_SIZE = {"speedup": 8, "data": 128, "files": 32}  # default of --batch-size
-FILES, SIDE, SIZE = (
-    1000,
-    200,
-    160,
-)  # JPEG files of --files, their width and height in pixels, and the size to which they are resized
+LISTS = (  # options of `model` that take several values, in the order of Asked: name, default, description
+    ("batch-size", "8", "images in a batch"),
+    ("runtimes", "eager", "eager, compiled (torch.compile), onnx (ONNX Runtime), graph (CUDA graphs)"),
+    ("precision", "fp32", "fp32; bf16 or fp16 by autocast, fp16 on CUDA alone"),
+    ("attention", "auto", "auto: torch chooses; on a CPU fused, math; on CUDA flash, efficient, cudnn, math"),
+    ("steps", "forward", "forward: in evaluation mode; train: forward, loss, backward and update"),
+)
+# option, the least and the most that it may be
+RANGES = (
+    ("batch_size", 1, IMAGES),
+    ("workers", 0, None),
+    ("repeats", 1, None),
+    ("threads", 1, None),
+    ("warmup", 1, None),
+)
+
+
+class Measurement(NamedTuple):
+    """A subcommand. A new one needs a function and a line in MEASUREMENTS; it imports what it needs after parsing."""
+
+    summary: str
+    run: Callable[[argparse.Namespace, torch.device], None]
+    options: tuple[str, ...] = ()  # of OPTIONS, besides --repeats and --threads
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__, EXAMPLE)
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--speedup", metavar="CFG", help=HELP["speedup"])
-    for name in list(OPTIONS)[1:]:
-        target.add_argument(f"--{name}", action="store_true", help=HELP[name])
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help=f"images in a batch (default: --speedup 8, --files 32, --data 128; at most {IMAGES})",
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that read --files (default: 2)")
-    parser.add_argument(
-        "--train", action="store_true", help="time the backward pass too: --speedup, --means, --attention"
-    )
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="precision of --speedup (default: fp32)")
-    parser.add_argument("--device", help="cpu or cuda, not for --selection, --data and --files (default: cpu)")
-    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="timed rounds (default: 9)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch (default: 1)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of --speedup's model")
-    args = parser.parse_intermixed_args(argv)
-    args.target = next(name for name in OPTIONS if getattr(args, name) not in (None, False))
-    refuse_unused(parser, args)
-    args.precision, args.device = args.precision or "fp32", args.device or "cpu"
-    args.workers = 2 if args.workers is None else args.workers
-    if args.workers < 0:
-        parser.error(f"--workers {args.workers}: must be at least 0")
-    if args.batch_size is None:
-        args.batch_size = BATCH_SIZE.get(args.target, 1)
-    for name, most in (("batch_size", FILES if args.files else IMAGES), ("repeats", None), ("threads", None)):
-        value = getattr(args, name)
-        if value < 1 or (most and value > most):
-            parser.error(f"--{name.replace('_', '-')} {value}: must be from 1" + (f" to {most}" if most else ""))
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    parsers = {}
+    for name, measurement in MEASUREMENTS.items():
+        parsers[name] = commands.add_parser(name, help=measurement.summary, description=measurement.summary)
+        if name == "model":
+            model_arguments(parsers[name])
+        for option in (*measurement.options, "repeats", "threads"):
+            parsers[name].add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option])
+    if not argv or argv[0] not in parsers:
+        return parser.parse_args(argv)
+    # By itself, since argparse mixes options and overrides only without subcommands.
+    args = parsers[argv[0]].parse_intermixed_args(argv[1:], argparse.Namespace(what=argv[0]))
+    if args.what == "model":
+        complete(parsers["model"], args)
+    if getattr(args, "batch_size", 0) is None:
+        args.batch_size = 128 if args.what == "data" else 32
+    for option, least, most in RANGES if args.what != "files" else (("batch_size", 1, FILES), *RANGES):
+        values = getattr(args, option, None)
+        for value in values if isinstance(values, list) else [] if values is None else [values]:
+            if value < least or (most and value > most):
+                limits = f"from {least} to {most}" if most else f"at least {least}"
+                parsers[args.what].error(f"--{option.replace('_', '-')} {value}: must be {limits}")
     return args
 
 
-def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Reports an error for the first option that has no effect on the measurement."""
-    for name in dict.fromkeys(name for options in OPTIONS.values() for name in options):
-        default = [] if name == "overrides" else parser.get_default(name)
-        if getattr(args, name) != default and name not in OPTIONS[args.target]:
-            option = " ".join(args.overrides) if name == "overrides" else f"--{name.replace('_', '-')}"
-            takers = ", ".join(f"--{other}" for other in OPTIONS if name in OPTIONS[other])
-            parser.error(f"{option}: has no effect on --{args.target}; leave it out (it applies to {takers})")
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a YAML file or its name under configs/, timm:NAME, "
+        "torchvision:NAME, or a model of ours by its name, such as lenet5",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="its settings, such as merge.r=8")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="merging methods (default: merge.method)")
+    for option, default, text in LISTS:
+        parser.add_argument(
+            f"--{option}",
+            nargs="+",
+            default=[default],
+            metavar=option.split("-")[0].upper(),
+            help=f"{text} (default: {default})",
+        )
+    parser.add_argument("--memory", action="store_true", help="the peak memory too, of each row in its own process")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds that are not timed (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the time of every round there")
+
+
+def complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Moves overrides out of the lists that they follow, and reads the batch sizes."""
+    options = {"methods": args.methods is not None, **{option: True for option, *_ in LISTS}}
+    take_overrides(args, *(option.replace("-", "_") for option in options))
+    for option, given in options.items():
+        if given and not getattr(args, option.replace("-", "_")):
+            parser.error(f"argument --{option}: expected at least one argument")
+    for text in args.batch_size:
+        if not (text.isascii() and text.isdigit()):
+            parser.error(f"--batch-size {text}: must be a whole number")
+    args.batch_size = [int(text) for text in args.batch_size]
 
 
 def main(argv: list[str]) -> None:
@@ -112,34 +138,40 @@ def main(argv: list[str]) -> None:
     from engine.machine import device_name, pick_device
 
     torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
+    device = pick_device(getattr(args, "device", "cpu"))
     print(f"{device_name(device)}, {args.threads} threads, torch {torch.__version__}")
-    MEASUREMENTS[args.target](args, device)
+    MEASUREMENTS[args.what].run(args, device)
 
 
-def speedup(args: argparse.Namespace, device: torch.device) -> None:
-    from engine.cost.speed.speedup import measure_speedup
-    from engine.settings.layers import load_settings
-    from models.interface import merging_method
-    from models.merging import MERGERS
+def model(args: argparse.Namespace, device: torch.device) -> None:
+    from engine.cost.speed.model.benchmark import measure
+    from engine.cost.speed.model.candidates import candidates
+    from engine.cost.speed.model.record import notes, record
+    from engine.cost.speed.model.table import failures, table
+    from engine.cost.speed.model.variants import Asked, variants
+    from engine.files import demand_writable, write_json_atomic
+    from engine.settings.models import load_models
 
-    settings = load_settings(args.speedup, args.overrides).model
-    measured = measure_speedup(settings, args.batch_size, args.precision, args.repeats, device, train=args.train)
-    method, step = merging_method(settings), "forward and backward" if args.train else "forward"
-    print(f"{args.speedup}, {method}, batch {args.batch_size}, {args.precision}, {step}")
-    print(f"{'unmerged':10} ms: {summary(measured.unmerged, '.1f')}")
-    print(f"{'merged':10} ms: {summary(measured.merged, '.1f')}")
-    print(f"speed-up      {summary(measured.gains, '.3f')}")
-    if measured.mac_ratio is None:
-        print("MAC ratio     not counted")
-    else:
-        print(f"MAC ratio     {measured.mac_ratio:.3f}")
-        print(f"speed-up over MAC ratio  {summary([gain / measured.mac_ratio for gain in measured.gains], '.3f')}")
-    if args.train and MERGERS[method].soft is not None:
-        print(f"note: merging does not shorten a training step of {method}: it learns with all tokens")
-    if not args.train:
-        percent = [100 * share for share in measured.shares]
-        print(f"matching and merging, % of the forward pass  {summary(percent, '.2f')}")
+    if args.json:
+        demand_writable("--json", args.json, "speed.json")
+    asked = Asked(*(getattr(args, option.replace("-", "_")) for option, *_ in LISTS))
+    variants([], asked, device)  # a mistake is found before models are built
+    models = candidates(load_models(args.model, args.overrides, args.methods))
+    wanted = variants(models, asked, device)
+    rows = measure(models, wanted, args.repeats, device, warmup=args.warmup, memory=args.memory, progress=say)
+    values = record(args.model, args.overrides, rows, device, repeats=args.repeats, warmup=args.warmup)
+    if args.json:
+        write_json_atomic(args.json, values)
+    print(f"{args.model} {' '.join(args.overrides)}".strip() + f", median of {args.repeats} rounds\n")
+    print_table(*table(values["rows"]))
+    for line in (*failures(values["rows"]), *notes(values["rows"])):
+        print(line)
+
+
+def say(line: str) -> None:
+    """Prints a line of progress where a person may read it."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
 
 
 def merging(args: argparse.Namespace, device: torch.device) -> None:
@@ -180,8 +212,11 @@ def attention(args: argparse.Namespace, device: torch.device) -> None:
     from engine.cost.speed.attention import attention_times
 
     for shape in HEADS:
-        for name, times in attention_times(shape, args.repeats, device, train=args.train).items():
-            print(f"{by(shape)}  {name:24} ms: {summary(times, '.2f')}")
+        measured, refused = attention_times(shape, args.repeats, device, train=args.train)
+        for name, times in measured.items():
+            print(f"{by(shape)}  {name:28} ms: {summary(times, '.2f')}")
+        for name, reason in refused.items():
+            print(f"{by(shape)}  {name:28} not computed: {reason}")
 
 
 def data(args: argparse.Namespace, device: torch.device) -> None:
@@ -220,13 +255,38 @@ def summary(values: Sequence[float], form: str) -> str:
 
 
 MEASUREMENTS = {
-    "speedup": speedup,
-    "merging": merging,
-    "means": means,
-    "selection": selection,
-    "attention": attention,
-    "data": data,
-    "files": files,
+    "model": Measurement(
+        "a model with its merging and without: time, images a second, the speed-up, the ratio of the MACs, the "
+        "quotient of the two, and the share of the forward pass that matching and merging take",
+        model,
+        ("device",),
+    ),
+    "merging": Measurement(
+        "milliseconds of matching, merging, unmerging and attention, by method and shape, in fp32", merging, ("device",)
+    ),
+    "means": Measurement(
+        "milliseconds of the size-weighted mean over tokens that merge, for several ways to compute it",
+        means,
+        ("train", "device"),
+    ),
+    "selection": Measurement(
+        "milliseconds per image of facility location, a plain loop and, if installed, submodlib", selection
+    ),
+    "attention": Measurement(
+        "milliseconds of attention with a size bias, as a mask and without one, by precision and implementation",
+        attention,
+        ("train", "device"),
+    ),
+    "data": Measurement(
+        "images per second of the training loader, on random images of CIFAR's shape, without a model",
+        data,
+        ("batch_size",),
+    ),
+    "files": Measurement(
+        "the same from JPEG files of 200 x 200 pixels, compared with a plain DataLoader with the same transforms",
+        files,
+        ("batch_size", "workers"),
+    ),
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """Device, precision, seeds: what is picked, and what is refused."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from engine import machine as runtime
 from models.settings import UserError
+from tests.paths import ROOT
 
 CPU = torch.device("cpu")
 
@@ -78,3 +83,34 @@ def test_memory_versions_and_device_are_said():
     assert runtime.peak_memory(CPU) > 50  # MiB: torch alone takes more
     assert runtime.versions().keys() >= {"python", "torch", "timm"}
     assert runtime.device_name(CPU).startswith("cpu (")
+
+
+def test_the_peak_memory_is_that_of_the_process_since_it_was_reset():
+    code = """
+import subprocess, sys, torch
+from engine.machine import peak_memory, reset_peak_memory
+cpu = torch.device("cpu")
+if len(sys.argv) == 1:
+    before = peak_memory(cpu)
+    held = torch.ones(2**27)  # 512 MiB
+    grown = peak_memory(cpu)
+    child = float(subprocess.run([sys.executable, "-c", CODE, "child"], capture_output=True, text=True).stdout)
+    del held
+    kept = peak_memory(cpu)
+    reset_peak_memory(cpu)
+    print(before, grown, child, kept, peak_memory(cpu))
+else:
+    print(peak_memory(cpu))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"CODE = {code!r}\nexec(CODE)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    before, grown, child, kept, reset = map(float, done.stdout.split())
+    assert min(grown, kept) > before + 500
+    assert child < before + 100  # not the peak of the process that started it
+    assert reset < kept - 400

@@ -5,7 +5,7 @@ Each module here holds the mistakes of one subject in its `MISTAKES`, in the ord
 
 from __future__ import annotations
 
-from tests.mistakes import comparing, data, running, runs, settings, studies, submissions, tables, weights
+from tests.mistakes import comparing, data, running, runs, settings, speed, studies, submissions, tables, weights
 from tests.mistakes.mistake import Mistake
 
 SECTIONS: dict[str, list[Mistake]] = {
@@ -18,4 +18,5 @@ SECTIONS: dict[str, list[Mistake]] = {
     "Studies": studies.MISTAKES,
     "Predictions and submissions": submissions.MISTAKES,
     "Comparisons": comparing.MISTAKES,
+    "Speed": speed.MISTAKES,
 }

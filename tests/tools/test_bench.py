@@ -1,19 +1,24 @@
 """tools/bench.py runs every measurement and prints it. How fast things are is for benchmarks, not for tests."""
 
+import json
 import re
+import statistics
 
 import pytest
 import torch
 
-from engine.cost.speed import speedup
-from engine.cost.speed.attention import ATTENTIONS
+from engine.cost.speed.attention import FORMS, forms_on
 from engine.cost.speed.means import MEANS
+from engine.cost.speed.model.table import table
 from engine.settings.layers import load_settings
 from models.formulas import formula_macs
 from models.merging import MERGERS
 from models.settings import UserError
 from tests.tools.tables import read_markdown
 from tools import bench
+
+CPU = torch.device("cpu")
+TINY = ["timm:test_vit", "model.img_size=64", "model.options={depth: 2}"]
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def threads():
 
 def test_data(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "IMAGES", 1000)
-    bench.main(["--data", "--repeats", "2"])
+    bench.main(["data", "--repeats", "2"])
     line = capsys.readouterr().out.splitlines()[-1]
     low, median, high = (
         int(re.search(rf"{word} ([\d,]+)", line).group(1).replace(",", "")) for word in ("min", "median", "max")
@@ -38,7 +43,7 @@ def test_data(threads, capsys, monkeypatch):
 def test_files(workers, threads, capsys, monkeypatch):
     for name, value in (("FILES", 40), ("SIDE", 40), ("SIZE", 32)):
         monkeypatch.setattr(bench, name, value)
-    bench.main(["--files", "--repeats", "1", "--batch-size", "8", "--workers", workers])
+    bench.main(["files", "--repeats", "1", "--batch-size", "8", "--workers", workers])
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert [line.split(" images/s")[0].strip() for line in lines] == [
         "plain DataLoader",
@@ -50,13 +55,15 @@ def test_files(workers, threads, capsys, monkeypatch):
 
 def test_attention(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "HEADS", ((1, 1, 4, 8),))
-    bench.main(["--attention", "--repeats", "1"])
-    assert capsys.readouterr().out.count("median") == len(ATTENTIONS)
+    bench.main(["attention", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert out.count("median") == len(forms_on(CPU))
+    assert all(f"fp32{form}, {kernel}" in out for form in FORMS for kernel in ("fused", "math"))
 
 
 def test_merging(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "TOKENS", (((1, 17, 64), 4),))
-    bench.main(["--merging", "--repeats", "1"])
+    bench.main(["merging", "--repeats", "1"])
     titles, *rows = read_markdown(capsys.readouterr().out)
     assert titles[0] == "method" and [row[0] for row in rows] == list(MERGERS)
     removed = {row[0]: int(row[1]) for row in rows}
@@ -65,98 +72,161 @@ def test_merging(threads, capsys, monkeypatch):
 
 def test_means(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "TOKENS", (((1, 9, 16), 2),))
-    bench.main(["--means", "--train", "--repeats", "1"])
+    bench.main(["means", "--train", "--repeats", "1"])
     assert capsys.readouterr().out.count("median") == 2 * len(MEANS)
 
 
 def test_selection(threads, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SELECTION", (2, 12, 5))
-    bench.main(["--selection", "--repeats", "1"])
+    bench.main(["selection", "--repeats", "1"])
     out = capsys.readouterr().out
     assert all(name in out for name in ("ours, greedy", "ours, elimination", "ours, stochastic", "plain loop"))
 
 
-@pytest.mark.parametrize("train", [[], ["--train"]])
-def test_speedup(threads, capsys, train):
-    """The MAC ratio is that of the counts; times are positive, and merging's share is a share."""
-    bench.main(["--speedup", "digits/hybrid", "model.merge.r=2", "--batch-size", "2", "--repeats", "2", *train])
-    out = capsys.readouterr().out
-    settings = load_settings("digits/hybrid", ["model.merge.r=2"]).model
-    plain = load_settings("digits/hybrid", ["model.merge.method=none"]).model
-    ratio = sum(formula_macs(plain).values()) / sum(formula_macs(settings).values())
-    assert f"MAC ratio     {ratio:.3f}" in out and out.count("median") == (4 if train else 5)
-    if not train:
-        share = float(re.search(r"forward pass +median ([\d.]+)", out).group(1))
-        assert 0 < share < 100
+def rows_of(out: str) -> list[dict[str, str]]:
+    titles, *rows = read_markdown(out)
+    return [dict(zip(titles, row, strict=True)) for row in rows]
 
 
-def test_speedup_of_another_librarys_model(threads, capsys):
-    """The MAC ratio is traced where there is no formula."""
-    model = ["model.name=timm:test_vit", "model.img_size=64", "model.options={depth: 2}", "model.weights=null"]
-    bench.main(["--speedup", "zoo/vit_b16_224", *model, "merge.r=4", "--batch-size", "2", "--repeats", "1"])
+def test_a_model_with_its_merging_and_without(threads, capsys, tmp_path):
+    """The table is computed from the times in the JSON file, and each row names what was timed."""
+    file = tmp_path / "speed.json"
+    arguments = ["--batch-size", "1", "3", "--steps", "forward", "train", "--repeats", "3", "--json", str(file)]
+    bench.main(["model", "digits/hybrid", *arguments, "merge.r=2"])
+    rows = rows_of(capsys.readouterr().out)
+    conditions = [(row["step"], row["batch"], row["method"]) for row in rows]
+    assert conditions == [
+        (step, size, method) for step in ("forward", "train") for size in "13" for method in ("unmerged", "tome")
+    ]
+    for row in rows:
+        assert (row["runtime"], row["precision"], row["attention"], row["device"]) == ("eager", "fp32", "fused", "cpu")
+
+    record = json.loads(file.read_text())
+    assert record["model"] == "digits/hybrid" and record["overrides"] == ["merge.r=2"] and record["threads"] == 1
+    assert all(len(row["ms"]) == record["repeats"] == 3 for row in record["rows"])
+    columns, cells = table(record["rows"])
+    assert [dict(zip([column.title for column in columns], line)) for line in cells] == rows
+
+    merged, plain = (
+        load_settings("digits/hybrid", [override]).model for override in ("merge.r=2", "merge.method=none")
+    )
+    ratio = sum(formula_macs(plain).values()) / sum(formula_macs(merged).values())
+    for unmerged, tome, row in zip(record["rows"][::2], record["rows"][1::2], rows[1::2], strict=True):
+        realised = statistics.median(before / after for before, after in zip(unmerged["ms"], tome["ms"], strict=True))
+        assert row["MAC ratio"] == f"{ratio:.3f}"
+        assert float(row["speed-up over MAC ratio"]) == pytest.approx(realised / ratio, abs=0.001)
+        assert float(row["images/s"]) == pytest.approx(
+            1000 * tome["batch_size"] / statistics.median(tome["ms"]), abs=0.06
+        )
+        assert (row["merging, %"] != "-") == (row["step"] == "forward")
+    assert all(0 < float(row["merging, %"]) < 100 for row in rows[1:4:2])
+
+
+def test_several_methods_in_a_model_of_timm(threads, capsys):
+    methods = ["tome", "dpc_knn", "facility_location"]
+    bench.main(["model", *TINY, "--methods", *methods, "merge.r=4", "--repeats", "1", "--batch-size", "2"])
+    rows = rows_of(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == ["unmerged", *methods]
+    assert all(float(row["MAC ratio"]) > 1 and float(row["merging, %"]) > 0 for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "methods", "attention"),
+    [
+        ("digits/lenet5", ["unmerged"], "-"),
+        ("lenet5", ["unmerged"], "-"),
+        ("torchvision:squeezenet1_1 model.img_size=64", ["unmerged"], "-"),
+        ("zoo/resnet18 model.img_size=64", ["unmerged"], "-"),
+        ("digits/vit merge.method=none", ["unmerged"], "fused"),
+        ("timm:test_vit model.img_size=64", ["unmerged"], "fused"),
+    ],
+)
+def test_models_that_do_not_merge_are_timed(threads, capsys, arguments, methods, attention):
+    bench.main(["model", *arguments.split(), "--repeats", "1", "--batch-size", "1"])
+    rows = rows_of(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == methods and rows[0]["attention"] == attention
+    assert "MAC ratio" not in rows[0] and float(rows[0]["GMACs"]) > 0 and float(rows[0]["images/s"]) > 0
+
+
+def test_attention_and_precision_of_torchvisions_vit(threads, capsys):
+    arguments = ["--attention", "auto", "math", "--precision", "fp32", "bf16", "--repeats", "1", "--batch-size", "1"]
+    removed = f"merge.r={[0, 2] + 10 * [0]}"
+    bench.main(["model", "torchvision:vit_b_16", "model.img_size=48", *arguments, removed])
+    rows = rows_of(capsys.readouterr().out)
+    assert [(row["precision"], row["method"], row["attention"]) for row in rows] == [
+        (precision, *names)
+        for precision in ("fp32", "bf16")
+        for names in (("unmerged", "native"), ("tome", "native+fused"), ("unmerged", "math"), ("tome", "math"))
+    ]
+
+
+@pytest.mark.slow
+def test_runtimes(threads, capsys):
+    pytest.importorskip("onnxruntime")
+    bench.main(["model", *TINY, "merge.r=4", "--runtimes", "eager", "compiled", "onnx", "--repeats", "2", "--memory"])
     out = capsys.readouterr().out
-    assert float(re.search(r"MAC ratio +([\d.]+)", out).group(1)) > 1 and out.count("median") == 5
+    rows = rows_of(out)
+    assert [row["runtime"] for row in rows] == [name for name in ("eager", "compiled", "onnx") for _ in range(2)]
+    assert "not timed" not in out
+    assert [row["attention"] for row in rows] == ["fused"] * 4 + ["onnx"] * 2
+    assert all(float(row["peak MiB"]) > 100 and float(row["images/s"]) > 0 for row in rows)
+
+
+def test_a_method_that_learns_with_all_tokens_is_not_timed_in_silence(threads, capsys):
+    arguments = ["model", "digits/hybrid", "merge.r=2", "--methods", "dtem", "tome", "--repeats", "1"]
+    for steps, notes in ((["--steps", "train"], 1), ([], 0)):
+        bench.main([*arguments, "--batch-size", "2", *steps])
+        out = capsys.readouterr().out
+        assert out.count("merging does not shorten a training step of dtem") == notes == out.count("note:")
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("digits/lenet5", "model.name = 'lenet5': has no tokens to merge; measure a ViT, such as"),
-        ("zoo/resnet18", "model.name = 'torchvision:resnet18': cannot merge .*ResNet convolves"),
+        ("zoo/resnet18 merge.r=4", "torchvision:resnet18.* ResNet convolves"),
+        ("zoo/vit_b16_224 merge.r=4 merge.depth=2", "model.merge.depth: unknown key"),
+        ("timm:test_vit model.img_size=64 merge.method=tome", "merge.method = 'tome': removes no token; say how many"),
+        ("digits/vit --attention fast", "--attention fast: unknown"),
         (
-            "zoo/vit_b16_224",
-            "model.merge: missing, so that timm:vit_base_patch16_224.augreg_in21k_ft_in1k does not merge; add ",
+            "digits/lenet5 --attention math",
+            "--attention math: has no effect on a model without attention; leave it out",
         ),
-        ("digits/vit merge.method=none", "model.merge.method = 'none': there is no merging to measure"),
+        ("digits/vit --json /no/such/folder/x.json", "--json /no/such/folder/x.json: there is no folder"),
     ],
 )
-def test_a_model_that_does_not_merge_is_refused(threads, arguments, line):
+def test_a_mistake_is_one_line(threads, arguments, line):
     with pytest.raises(UserError, match=line):
-        bench.main(["--speedup", *arguments.split()])
-
-
-@pytest.mark.parametrize(
-    ("method", "train", "notes"), [("dtem", ["--train"], 1), ("dtem", [], 0), ("tome", ["--train"], 0)]
-)
-def test_a_method_that_learns_with_all_tokens_is_not_timed_in_silence(
-    threads, capsys, monkeypatch, method, train, notes
-):
-    measured = speedup.Speedup(1.5, [1.0], [1.0], [1.0], [1.0])
-    monkeypatch.setattr(speedup, "measure_speedup", lambda *_, **__: measured)
-    bench.main(["--speedup", "digits/hybrid", f"merge.method={method}", *train])
-    out = capsys.readouterr().out
-    assert out.count(f"merging does not shorten a training step of {method}") == notes == out.count("note:")
+        bench.main(["model", *arguments.split()])
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (
-            "--merging --batch-size 4",
-            "--batch-size: has no effect on --merging; leave it out (it applies to --speedup, --data, --files)",
-        ),
-        ("--merging --batch-size 0", "--batch-size: has no effect on --merging"),
-        ("--merging --train", "--train: has no effect on --merging"),
-        (
-            "--merging model.merge.r=2",
-            "model.merge.r=2: has no effect on --merging; leave it out (it applies to --speedup)",
-        ),
-        ("--means merge.r=2", "merge.r=2: has no effect on --means"),
-        ("--means --precision fp32", "--precision: has no effect on --means"),
-        ("--selection --device cpu", "--device: has no effect on --selection"),
-        ("--attention --batch-size 8", "--batch-size: has no effect on --attention"),
-        ("--data --train", "--train: has no effect on --data"),
-        ("--data a=1 b=2", "a=1 b=2: has no effect on --data"),
+        ("merging --batch-size 4", "unrecognized arguments: --batch-size 4"),
+        ("merging --train", "unrecognized arguments: --train"),
+        ("merging model.merge.r=2", "unrecognized arguments: model.merge.r=2"),
+        ("means --precision fp32", "unrecognized arguments: --precision fp32"),
+        ("selection --device cpu", "unrecognized arguments: --device cpu"),
+        ("attention --batch-size 8", "unrecognized arguments: --batch-size 8"),
+        ("data --train", "unrecognized arguments: --train"),
+        ("data --workers 2", "unrecognized arguments: --workers 2"),
+        ("data a=1 b=2", "unrecognized arguments: a=1 b=2"),
+        ("model digits/vit --train", "unrecognized arguments: --train"),
+        ("model digits/vit --workers 2", "unrecognized arguments: --workers 2"),
+        ("data --batch-size 0", "--batch-size 0: must be from 1 to 50000"),
+        ("data --batch-size 50001", "--batch-size 50001: must be from 1 to 50000"),
+        ("data --repeats -1", "--repeats -1: must be at least 1"),
+        ("files --batch-size 1001", "--batch-size 1001: must be from 1 to 1000"),
+        ("files --workers -1", "--workers -1: must be at least 0"),
+        ("model digits/vit --batch-size 4 0", "--batch-size 0: must be from 1"),
+        ("model digits/vit --batch-size 4 x", "--batch-size x: must be a whole number"),
+        ("model digits/vit --warmup 0", "--warmup 0: must be at least 1"),
+        ("model digits/vit --methods merge.r=2", "--methods: expected at least one argument"),
+        ("model digits/vit --runtimes merge.r=2", "--runtimes: expected at least one argument"),
+        ("--speedup digits/vit", "argument WHAT: invalid choice"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(capsys, arguments, line):
+def test_a_wrong_argument_is_one_line(capsys, arguments, line):
     with pytest.raises(SystemExit, match="2"):
         bench.main(arguments.split())
-    assert f"error: {line}" in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--batch-size", "50001"), ("--repeats", "-1")])
-def test_a_wrong_argument_is_one_line(capsys, option, value):
-    with pytest.raises(SystemExit, match="2"):
-        bench.main(["--data", option, value])
-    assert f"{option} {value}: must be from 1" in capsys.readouterr().err.splitlines()[-1]
+    assert line in capsys.readouterr().err.splitlines()[-1]

@@ -1,13 +1,16 @@
-"""Times attention with a size bias, for each precision and each way to add the bias."""
+"""Times attention with a size bias, for each precision, each way to add the bias, and each implementation."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.cost.speed.model.kernels import AUTO, choosing, kernels_of
 from engine.cost.speed.timing import Times, timed
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, bias -> weighted values
@@ -24,11 +27,14 @@ def unbiased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def mask_free(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention with the bias as one more column, q' = [q, 1 / scale], k' = [k, bias], padded to a multiple of 8."""
+    """Attention with the bias as one more column, q' = [q, 1 / scale], k' = [k, bias], padded to a multiple of 8.
+
+    Then scale q' k'^T = scale q k^T + bias. Without a mask, CUDA's flash kernel can be used.
+    """
     scale, width = q.shape[-1] ** -0.5, q.shape[-1]
     column = bias.squeeze(-2).unsqueeze(-1).expand(-1, q.shape[1], -1, -1)
-    padding = 8 - (width + 1) % 8
-    q = F.pad(torch.cat([q, torch.full_like(column, 1 / scale).to(q.dtype)], -1), (0, padding))
+    padding = -(width + 1) % 8
+    q = F.pad(torch.cat([q, torch.full_like(q[..., :1], 1 / scale)], -1), (0, padding))
     k = F.pad(torch.cat([k, column.to(k.dtype)], -1), (0, padding))
     return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 1 + padding)), scale=scale)[..., :width]
 
@@ -38,20 +44,35 @@ def in_fp32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return masked(q.float(), k.float(), v.float(), bias).to(q.dtype)
 
 
-# name -> precision of queries, keys and values (B, heads, T, head_dim), and the form of attention
-ATTENTIONS: dict[str, tuple[torch.dtype, Attention]] = {
-    "fp32": (torch.float32, masked),
-    "fp32, no bias": (torch.float32, unbiased),
-    "fp32, mask-free": (torch.float32, mask_free),
-    "bf16": (torch.bfloat16, masked),
-    "bf16, no bias": (torch.bfloat16, unbiased),
-    "bf16, mask-free": (torch.bfloat16, mask_free),
-    "fp32 inside bf16 (ours)": (torch.bfloat16, in_fp32),
-}
+FORMS: dict[str, Attention] = {"": masked, ", no bias": unbiased, ", mask-free": mask_free}
 
 
-def attention_times(shape: tuple[int, int, int, int], repeats: int, device: torch.device, *, train: bool) -> Times:
-    """Times each of ATTENTIONS.
+@dataclass(frozen=True)
+class Form:
+    """A form of attention that is timed: the type of queries, keys and values, and which implementation computes it."""
+
+    dtype: torch.dtype
+    attend: Attention
+    kernel: str
+
+
+def forms_on(device: torch.device) -> dict[str, Form]:
+    """Returns name -> what is timed on a device: every form, in every precision and implementation that it has."""
+    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if device.type == "cuda":
+        precisions["fp16"] = torch.float16
+    found = {}
+    for kernel in kernels_of(device) or (AUTO,):
+        for precision, dtype in precisions.items():
+            found |= {f"{precision}{form}, {kernel}": Form(dtype, attend, kernel) for form, attend in FORMS.items()}
+        found[f"fp32 inside bf16, {kernel}"] = Form(torch.bfloat16, in_fp32, kernel)
+    return found
+
+
+def attention_times(
+    shape: tuple[int, int, int, int], repeats: int, device: torch.device, *, train: bool
+) -> tuple[Times, dict[str, str]]:
+    """Times every form of `forms_on`.
 
     Args:
         shape: (B, heads, T, head_dim) of queries, keys and values.
@@ -60,18 +81,27 @@ def attention_times(shape: tuple[int, int, int, int], repeats: int, device: torc
         train: time the forward and the backward pass; otherwise the forward pass alone.
 
     Returns:
-        Milliseconds of each call.
+        Milliseconds of each call, and the forms that the device cannot compute, with the reason.
     """
     generator = torch.Generator().manual_seed(0)
-    bias = torch.rand(shape[0], 1, 1, shape[2], generator=generator).to(device)
-    calls = {}
-    for name, (dtype, attend) in ATTENTIONS.items():
-        inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_(train) for _ in range(3)]
+    sizes = torch.randint(1, 9, (shape[0], 1, 1, shape[2]), generator=generator)
+    bias = sizes.float().log().to(device)
+    calls, refused = {}, {}
+    for name, form in forms_on(device).items():
+        inputs = [torch.randn(shape, generator=generator).to(device, form.dtype).requires_grad_(train) for _ in "qkv"]
 
-        def call(attend: Attention = attend, inputs: list[Tensor] = inputs) -> None:
-            out = attend(*inputs, bias)
+        def call(form: Form = form, inputs: list[Tensor] = inputs) -> None:
+            with choosing(form.kernel, device):
+                out = form.attend(*inputs, bias)
             if train:
                 out.backward(torch.ones_like(out))
 
-        calls[name] = call
-    return timed(calls, repeats, device)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's reasons, of which the error has one
+                call()
+        except RuntimeError as error:
+            refused[name] = str(error).splitlines()[0]
+        else:
+            calls[name] = call
+    return timed(calls, repeats, device), refused

@@ -1,0 +1,1 @@
+"""The speed of whole models: with merging and without, at several batch sizes, in several runtimes and precisions."""

@@ -1,0 +1,180 @@
+"""Times models against each other in everything that is asked for, and records the time of every round."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.cost.speed.model.calls import Step, images_of, prepare
+from engine.cost.speed.model.candidates import Candidate
+from engine.cost.speed.model.kernels import AUTO, NONE
+from engine.cost.speed.model.memory import Job, peak_of
+from engine.cost.speed.model.share import Clock
+from engine.cost.speed.model.variants import UNMERGED, Variant
+from engine.cost.speed.timing import timed
+from models.settings import UserError
+
+LEAST_MS = 20.0  # shorter steps are called several times in a round
+
+
+@dataclass
+class Row:
+    """What was measured of a variant.
+
+    Attributes:
+        variant: what was run.
+        device: the type of device.
+        gmacs: of one image; None if not counted.
+        attention: the implementation of attention that ran.
+        ms: milliseconds of a step, in each round.
+        merging_ms: milliseconds of matching and merging in each of the passes `clocked_ms`; empty if not measured.
+        clocked_ms: milliseconds of passes in which each merge was timed, which makes them slower.
+        peak_mib: peak memory in MiB; None if not measured.
+        failed: why it was not timed; None if it was.
+    """
+
+    variant: Variant
+    device: str
+    gmacs: float | None
+    attention: str = NONE
+    ms: list[float] = field(default_factory=list)
+    merging_ms: list[float] = field(default_factory=list)
+    clocked_ms: list[float] = field(default_factory=list)
+    peak_mib: float | None = None
+    failed: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Returns the row as JSON has it."""
+        values = asdict(self)
+        asked = values.pop("variant")
+        return {**asked, "asked_attention": asked["attention"], **values}
+
+
+def measure(
+    models: Mapping[str, Candidate],
+    wanted: Sequence[Variant],
+    repeats: int,
+    device: torch.device,
+    *,
+    warmup: int = 2,
+    memory: bool = False,
+    progress: Callable[[str], object] = lambda line: None,
+) -> list[Row]:
+    """Times all variants in rounds, so that a machine that slows down slows all of them alike.
+
+    Args:
+        models: method -> its model.
+        wanted: the variants.
+        repeats: timed rounds.
+        device: the device to compute on.
+        warmup: rounds before them.
+        memory: measure the peak memory too, each variant in a process of its own.
+        progress: is given a line before each part that takes long.
+
+    Returns:
+        A row for each variant. One that cannot be run says why, and the others are timed.
+
+    Raises:
+        UserError: none can be run.
+    """
+    rows = [Row(variant, device.type, models[variant.method].gmacs) for variant in wanted]
+    for candidate in models.values():
+        candidate.model.to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _export(models, rows, Path(folder), progress)
+        calls: dict[str, Step] = {}
+        clocks: dict[str, Clock] = {}
+        for number, row in enumerate(rows):
+            progress(f"preparing {number + 1} of {len(rows)}: {title(row.variant)}")
+            with _failing(row):
+                call = _prepared(row, models[row.variant.method], device, files)
+                calls[str(number)] = call
+                if _has_share(row.variant):
+                    clocks[f"clock {number}"] = Clock(models[row.variant.method].model, call, device)
+        if not calls:
+            raise UserError(f"{title(rows[0].variant)}: cannot be run: {rows[0].failed}")
+        progress(f"timing {len(calls)}, {warmup} + {repeats} rounds")
+        times = timed({**calls, **clocks}, repeats, device, warmup=warmup, least_ms=LEAST_MS)
+        for number, row in enumerate(rows):
+            row.ms = times.get(str(number), [])
+            if clock := clocks.get(f"clock {number}"):
+                row.merging_ms, row.clocked_ms = clock.merging[warmup:], clock.passes[warmup:]
+        if memory:
+            _measure_memory(models, rows, device, files, progress)
+    return rows
+
+
+def title(variant: Variant) -> str:
+    """Returns a variant in words."""
+    attention = "" if variant.attention == AUTO else f", {variant.attention} attention"
+    return (
+        f"{variant.method}, {variant.step}, batch {variant.batch_size}, {variant.runtime}, {variant.precision}"
+        f"{attention}"
+    )
+
+
+def _has_share(variant: Variant) -> bool:
+    return variant.method != UNMERGED and variant.step == "forward" and variant.runtime == "eager"
+
+
+def _export(
+    models: Mapping[str, Candidate], rows: Sequence[Row], folder: Path, progress: Callable[[str], object]
+) -> dict[str, Path]:
+    """Exports the models that ONNX Runtime runs; the rows of one that cannot be exported say why."""
+    files: dict[str, Path] = {}
+    for method in dict.fromkeys(row.variant.method for row in rows if row.variant.runtime == "onnx"):
+        from models.export import export_model
+
+        progress(f"exporting {method} to ONNX")
+        settings, path = models[method].settings, folder / f"{method}.onnx"
+        with _failing(*(row for row in rows if (row.variant.method, row.variant.runtime) == (method, "onnx"))):
+            size = (settings.in_chans, settings.img_size, settings.img_size)
+            export_model(models[method].model, "onnx", path, size, {"method": method})
+            files[method] = path
+    return files
+
+
+def _prepared(row: Row, candidate: Candidate, device: torch.device, files: Mapping[str, Path]) -> Step:
+    """Returns a row's step, run once, so that it is compiled."""
+    variant = row.variant
+    if row.failed:
+        raise UserError(row.failed)
+    images = images_of(candidate.settings, variant.batch_size, device)
+    call, row.attention = prepare(variant, candidate.model, images, files.get(variant.method))
+    if variant.attention != AUTO and row.attention == NONE:
+        raise UserError(f"--attention {variant.attention}: has no effect on a model without attention; leave it out")
+    call()
+    return call
+
+
+def _measure_memory(
+    models: Mapping[str, Candidate],
+    rows: Sequence[Row],
+    device: torch.device,
+    files: Mapping[str, Path],
+    progress: Callable[[str], object],
+) -> None:
+    for number, row in enumerate(rows):
+        if row.failed is None:
+            progress(f"memory of {number + 1} of {len(rows)}: {title(row.variant)}")
+            settings, onnx = models[row.variant.method].settings, files.get(row.variant.method)
+            row.peak_mib = peak_of(Job(row.variant, settings, str(device), torch.get_num_threads(), onnx))
+
+
+@contextmanager
+def _failing(*rows: Row) -> Iterator[None]:
+    """Has rows say why they cannot be run, in place of an error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # compilers and kernels raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        for row in rows:
+            row.failed = reason

@@ -1,0 +1,38 @@
+"""Mistakes in what is to be timed."""
+
+from tests.mistakes.mistake import Mistake
+
+VIT = "tools/bench.py model digits/vit merge.r=1"
+
+MISTAKES: list[Mistake] = [
+    Mistake(
+        "Merging in a model without tokens",
+        "tools/bench.py model lenet5 --methods tome",
+        "lenet5: has no tokens to merge; leave --methods and merge. out",
+    ),
+    Mistake(
+        "A merging method without a number of tokens",
+        "tools/bench.py model timm:deit_tiny_patch16_224 --methods tome dpc_knn",
+        "merge.method = 'tome': removes no token; say how many, as in merge.r=8",
+    ),
+    Mistake(
+        "CUDA graphs on a CPU",
+        f"{VIT} --runtimes eager graph",
+        "--runtimes graph: runs on cuda alone; use --device cuda",
+    ),
+    Mistake(
+        "An implementation of attention that the device does not have",
+        f"{VIT} --attention flash",
+        "--attention flash: not on cpu; use auto, fused, math",
+    ),
+    Mistake(
+        "A precision that an exported file does not have",
+        f"{VIT} --runtimes onnx --precision bf16",
+        "--precision bf16: has no effect on onnx, whose files are in fp32",
+    ),
+    Mistake(
+        "Settings of training where only the model is timed",
+        f"{VIT} train.lr=0.1",
+        "train: has no effect on a model; leave it out, or write model.key=value",
+    ),
+]
