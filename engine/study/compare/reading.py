@@ -13,6 +13,7 @@ from engine.study.compare.sweeps import points_of_sweeps
 from engine.study.plan.index import read_index
 from engine.study.points import Point
 from engine.study.table import Skip, common_name
+from engine.study.zeroshot.points import is_zeroshot, points_of_zeroshot
 from models.settings import UserError
 
 PLAN = "study.yaml"  # a folder with this file is a study
@@ -53,6 +54,7 @@ class Reader:
 # The first that recognises a path reads it. The last one takes everything, and says what is wrong with it.
 READERS: tuple[Reader, ...] = (
     Reader(lambda path: path.suffix == ".json" and not path.is_dir(), points_of_sweeps),
+    Reader(is_zeroshot, points_of_zeroshot),
     Reader(lambda path: True, points_of_runs),
 )
 

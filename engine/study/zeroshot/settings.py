@@ -21,12 +21,13 @@ ROWS = 10_000  # the most that a comparison may have
 
 
 class Budget(Settings):
-    """How much is merged: one of the keys that say so in the `merge:` section."""
+    """How much is merged: one of the keys that say so in the `merge:` section, and from which block on."""
 
     r: Removed | None = Field(None, description="tokens removed by each block: n, one n per block, {first: n, last: n}")
     keep: KeepSettings | None = Field(None, description="the share of patches that some blocks keep")
     target_gmacs: float | None = Field(None, gt=0, le=1e9, description="GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(None, ge=1, le=1e9, description="MACs without merging divided by MACs with it")
+    first_block: int = Field(1, ge=1, le=1000, description="the first block that merges, counted from 1")
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
@@ -40,8 +41,8 @@ class Budget(Settings):
         return self
 
     def given(self) -> dict[str, Any]:
-        """The one key that is given, and its value."""
-        return self.model_dump(exclude_none=True)
+        """The keys that are given, and their values."""
+        return self.model_dump(exclude_none=True, exclude_defaults=True)
 
 
 def words(merge: MergeSettings) -> str:
