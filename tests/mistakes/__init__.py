@@ -5,7 +5,19 @@ Each module here holds the mistakes of one subject in its `MISTAKES`, in the ord
 
 from __future__ import annotations
 
-from tests.mistakes import comparing, data, running, runs, settings, speed, studies, submissions, tables, weights
+from tests.mistakes import (
+    comparing,
+    data,
+    running,
+    runs,
+    settings,
+    speed,
+    studies,
+    submissions,
+    tables,
+    weights,
+    zeroshot,
+)
 from tests.mistakes.mistake import Mistake
 
 SECTIONS: dict[str, list[Mistake]] = {
@@ -19,4 +31,5 @@ SECTIONS: dict[str, list[Mistake]] = {
     "Predictions and submissions": submissions.MISTAKES,
     "Comparisons": comparing.MISTAKES,
     "Speed": speed.MISTAKES,
+    "Merging in a pretrained model": zeroshot.MISTAKES,
 }

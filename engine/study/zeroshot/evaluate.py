@@ -117,31 +117,35 @@ def evaluate_rows(
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
     ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
-    removed = {name: merged(model, name, merge) for name, merge in ways.items()}
     images = labelled_images(settings)
-    of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
-    decisive = (of_model, weights, images.fingerprint, images.mean, images.std, settings.precision)
+    keys = {name: _key(settings, weights, images, merge) for name, merge in ways.items()}
+    found = {name: read_row(folder, key) for name, key in keys.items()}
+    stale = [name for name, row in found.items() if row is not None and ways[name] and row.code != of_merging()]
+    found.update(dict.fromkeys(stale) if again else {})
+    removed = {name: merged(model, name, ways[name]) for name, row in found.items() if row is None}
     with writing(folder):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
-    rows, older = [], 0
+    rows = []
     for number, (name, merge) in enumerate(ways.items(), 1):
-        way = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
-        key = of_values(*decisive, way)
-        row = read_row(folder, key)
-        stale = row is not None and merge is not None and row.code != of_merging()
-        if row is None or (stale and again):
-            row = _evaluated(settings, model, images, key, name, merge, removed[name])
+        row = found[name]
+        if row is None:
+            row = _evaluated(settings, model, images, keys[name], name, merge, removed[name])
             write_row(folder, row)
-        else:
-            older += stale
         rows.append(row.model_copy(update={"name": name}))
         right = (row.predictions == images.targets.numpy()).mean()
         cost = NOT_COUNTED if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
         report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost}, {row.seconds:.0f} s")
-    if older:
-        rows_are = counted(older, "row was", "rows were")
+    if stale and not again:
+        rows_are = counted(len(stale), "row was", "rows were")
         report(f"note: {rows_are} evaluated by another version of models/merging; --again evaluates them anew")
     return images, rows
+
+
+def _key(settings: ZeroshotSettings, weights: str, images: LabelledImages, merge: MergeSettings | None) -> str:
+    """Returns a fingerprint of everything that decides a row's predictions, its name not included."""
+    of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
+    way = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
+    return of_values(of_model, weights, images.fingerprint, images.mean, images.std, settings.precision, way)
 
 
 def _evaluated(
