@@ -7,8 +7,8 @@ from pathlib import Path
 
 from engine.study.compare import differences, outputs
 from engine.study.compare.reading import read
+from engine.study.page.page import plans_of, write_page
 from engine.study.plan.folders import Placing
-from engine.study.plan.reading import PLAN_FILE
 from engine.tables import print_table
 from models.settings import UserError
 
@@ -37,12 +37,11 @@ def write_outputs(folder: Path, placing: Placing) -> list[str]:
     outputs.write_markdown(points, folder / "table.md", notes, pairs)
     outputs.write_json(points, folder / "table.json", notes, pairs)
     from engine.figures.drawing import save_figure
-    from engine.study.page.page import write_page
     from engine.study.pareto.figure import pareto_figure
 
     for name, write in (
         ("pareto.png", lambda file: save_figure(pareto_figure(points, "gmacs"), file)),
-        ("page.html", lambda file: write_page(points, file, command_of(folder, file), plan_of(folder))),
+        ("page.html", lambda file: write_page(points, file, pairs=pairs, notes=notes, **_origin(folder, file))),
     ):
         try:
             write(folder / name)
@@ -51,11 +50,7 @@ def write_outputs(folder: Path, placing: Placing) -> list[str]:
     return notes
 
 
-def command_of(folder: Path, file: Path) -> str:
-    """Returns the command that writes the page again."""
-    return shlex.join(["tools/compare.py", str(folder), "--html", str(file)])
-
-
-def plan_of(folder: Path) -> str:
-    """Returns the text of the plan of a study folder."""
-    return (folder / PLAN_FILE).read_text(encoding="utf-8")
+def _origin(folder: Path, file: Path) -> dict[str, str]:
+    """Returns what the page says of its origin: the command that writes it again, and the plan."""
+    command = shlex.join(["tools/compare.py", str(folder), "--html", str(file)])
+    return {"command": command, "plan": plans_of([folder])}

@@ -86,8 +86,14 @@ class Progress:
         self._bar.close()
 
     def seconds_left(self) -> float | None:
-        """Returns how long the jobs take that have not ended; None if nothing is known yet."""
+        """Returns how long the jobs take that have not ended; None if nothing is known yet.
+
+        A job of a new kind with more than ten times the work of all that have ended is not guessed at.
+        """
         if not self.left or not self.slope:
+            return None
+        largest = max(work for _, work in self.slope)
+        if any(kind not in self.seconds and work > 10 * largest for kind, work in self.left):
             return None
         slope = sum(seconds for seconds, _ in self.slope) / (sum(work for _, work in self.slope) or 1.0)
         known = {kind: mean(seconds) for kind, seconds in self.seconds.items()}

@@ -155,6 +155,12 @@ def test_the_time_left_goes_by_jobs_of_the_same_kind(capsys):
     assert "[3/4, 1 failed] d\n" in capsys.readouterr().out
 
 
+def test_the_time_of_much_larger_jobs_is_not_guessed():
+    progress = Progress([("lenet5", 0.01), ("vit", 10.0)], slots=1)
+    progress.ended(("lenet5", 0.01), START + 1, "a")
+    assert progress.seconds_left() is None
+
+
 def test_children_are_out_of_reach_of_the_terminal(tmp_path):
     child = Child([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log.txt")
     try:
