@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.cost.macs import measure_or_say
 from engine.data import Split, load_raw
+from engine.data.images import relative_paths
 from engine.data.loading.loader import eval_batches
 from engine.files import writing
 from engine.machine import commit, device_name, pick_autocast, pick_device, to_device, versions
@@ -40,7 +41,7 @@ class LabelledImages:
     Attributes:
         splits: the images, in the order of the predictions.
         targets: the model's class of each image, int64 (N,).
-        names: the images' names.
+        names: the images' paths relative to the folder that holds all of them, or their numbers.
         mean, std: what the model normalises images by.
         fingerprint: of pixels and targets.
     """
@@ -88,7 +89,8 @@ def labelled_images(settings: ZeroshotSettings) -> LabelledImages:
     splits = [split for split in (raw.train, raw.val, raw.test) if split is not None and len(split)]
     numbers = torch.tensor(class_numbers(raw.classes, settings.model.classes, settings.classes))
     targets = numbers[torch.cat([split.labels for split in splits])]
-    names = [path for split in splits for path in (split.paths or map(str, range(len(split))))]
+    paths = [path for split in splits for path in split.paths or ()]
+    names = relative_paths(paths) if paths else [str(i) for i in range(len(targets))]
     statistics = normalisation(settings.model)
     if statistics is None:
         raise UserError(f"model.weights = {settings.model.weights!r}: no mean and std are known for these weights")

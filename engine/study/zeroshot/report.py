@@ -123,12 +123,12 @@ def record(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Co
         "version": VERSION,
         "name": settings.name,
         "model": f"{settings.model.name}:{settings.model.arch}",
-        "weights": settings.model.weights,
+        "weights": Path(settings.model.weights or "").name,  # of a file: without its folder
         "images": len(images.targets),
         "fingerprint": images.fingerprint,
         "precision": settings.precision,
-        "device": rows[0].row.device,
-        "versions": rows[0].row.versions,
+        "devices": list(dict.fromkeys(row.row.device for row in rows if row.row.device)),
+        "versions": next((row.row.versions for row in reversed(rows) if row.row.versions), {}),
         "rows": [_row_record(row) for row in rows],
     }
 
