@@ -55,7 +55,7 @@ def commands(text: str, folder: Path) -> list[list[str]]:
         stand_in.chmod(0o755)
     log = folder / "commands.jsonl"
     log.touch()
-    silent = "make() { :; }; pip() { :; }; tensorboard() { :; }; git() { :; }; cd() { :; }\n"
+    silent = "".join(f"{name}() {{ :; }}; " for name in ("make", "pip", "python", "tensorboard", "git", "cd")) + "\n"
     script = silent + text.replace(".venv/bin/python tools/", "tools/").replace(". .venv/bin/activate", ":")
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
