@@ -23,7 +23,11 @@ def merging_of(settings: ModelSettings, removed: Sequence[int] = ()) -> tuple[st
 
 
 def budget_in_words(merge: MergeSettings) -> str:
-    """Returns the budget of a `merge:` section: "r = 8", "keep 0.7 at 4, 7, 10" or "0.9 GMACs"."""
+    """Returns the budget of a `merge:` section: "r = 8", "keep 0.7 at 4, 7, 10" or "0.9 GMACs from block 3"."""
+    return _amount(merge) + (f" from block {merge.first_block}" if merge.first_block > 1 else "")
+
+
+def _amount(merge: MergeSettings) -> str:
     if merge.target_gmacs is not None:
         return f"{merge.target_gmacs:g} GMACs"
     if merge.target_ratio is not None:

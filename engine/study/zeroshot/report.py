@@ -89,7 +89,7 @@ def table(rows: Sequence[Compared]) -> tuple[list[Column], list[list[str]]]:
         Column("95 % interval"),
         Column("p (Holm)"),
         Column("agreement, %"),
-        *([Column("ms per image"), Column("speed-up"), Column("over MAC ratio")] if timed else []),
+        *([Column("ms per image"), Column("images/s"), Column("speed-up"), Column("over MAC ratio")] if timed else []),
     ]
     return columns, [_cells(row, rows[0], timed) for row in rows]
 
@@ -111,6 +111,7 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
         gain = first.ms / row.ms if row.ms and first.ms else None
         cells += [
             NONE if row.ms is None else fixed(row.ms, 2),
+            NONE if not row.ms else fixed(1e3 / row.ms, 1),
             NONE if gain is None else f"{gain:.3f}",
             NONE if gain is None or ratio is None else f"{gain / ratio:.3f}",
         ]

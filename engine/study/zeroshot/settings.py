@@ -33,9 +33,7 @@ class Budget(Settings):
     def _one(self) -> Budget:
         given = [key for key in BUDGETS if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"budgets: each entry has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}"
-            )
+            raise ValueError(f"r: each budget has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}")
         if isinstance(self.r, AnySettings):
             raise ValueError("r = {train: ...}: nothing is trained here; give a number")
         return self
@@ -47,7 +45,11 @@ class Budget(Settings):
 
 def words(merge: MergeSettings) -> str:
     """Returns how much is merged as a few words: "r = 8", "keep 0.7 at 4, 7, 10", "0.9 GMACs from block 3"."""
-    return _budget(merge) + (f" from block {merge.first_block}" if merge.first_block > 1 else "")
+    return _budget(merge) + _start(merge)
+
+
+def _start(merge: MergeSettings) -> str:
+    return f" from block {merge.first_block}" if merge.first_block > 1 else ""
 
 
 def _budget(merge: MergeSettings) -> str:
@@ -65,7 +67,7 @@ class ZeroshotSettings(Settings):
 
     name: str = Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$", description="name of the folder that results go to")
     out: str | None = Field(None, min_length=1, description="that folder; null: runs/NAME")
-    model: Model = Field(description="the pretrained model; its merge: section holds keys that all rows share")
+    model: Model = Field(description="the pretrained model; its merge: section holds keys that all methods share")
     data: Dataset = Field(description="labelled images, such as a folder with a folder for each class")
     classes: str = Field(
         "auto",
@@ -114,7 +116,7 @@ class ZeroshotSettings(Settings):
         """The rows by name, without the unmerged one: methods x budgets, then the named ones.
 
         Raises:
-            UserError: a method does not take the keys that all rows share.
+            UserError: a method does not take the keys that all methods share.
         """
         shared = {} if self.model.merge is None else self.model.merge.model_dump(exclude_defaults=True)
         rows = {}
@@ -122,7 +124,8 @@ class ZeroshotSettings(Settings):
             for budget in self.budgets:
                 values = {**{key: value for key, value in shared.items() if key not in BUDGETS}, **budget.given()}
                 merge = check(MergeSettings, {**values, "method": method}, where="model.merge")
-                rows[f"{method}{SEPARATOR}{words(merge)}"] = merge
+                # The block belongs to the line: a figure joins budgets that are spent from the same block on.
+                rows[f"{method}{_start(merge)}{SEPARATOR}{_budget(merge)}"] = merge
         for name, merge in self.rows.items():
             if name in rows:
                 raise UserError(f"rows.{name}: the name of a method with a budget; give another")

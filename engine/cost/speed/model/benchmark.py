@@ -36,6 +36,7 @@ class Row:
         merging_ms: milliseconds of matching and merging in each of the passes `clocked_ms`; empty if not measured.
         clocked_ms: milliseconds of passes in which each merge was timed, which makes them slower.
         peak_mib: peak memory in MiB; None if not measured.
+        peak_failed: why the memory could not be measured; None if it was, or was not asked for.
         failed: why it was not timed; None if it was.
     """
 
@@ -47,6 +48,7 @@ class Row:
     merging_ms: list[float] = field(default_factory=list)
     clocked_ms: list[float] = field(default_factory=list)
     peak_mib: float | None = None
+    peak_failed: str | None = None
     failed: str | None = None
 
     def record(self) -> dict[str, Any]:
@@ -78,7 +80,8 @@ def measure(
         progress: is given a line before each part that takes long.
 
     Returns:
-        A row for each variant. One that cannot be run says why, and the others are timed.
+        A row for each variant. One that cannot be run, or whose memory cannot be measured, says why; the others are
+        measured.
 
     Raises:
         UserError: none can be run.
@@ -164,7 +167,10 @@ def _measure_memory(
         if row.failed is None:
             progress(f"memory of {number + 1} of {len(rows)}: {title(row.variant)}")
             settings, onnx = models[row.variant.method].settings, files.get(row.variant.method)
-            row.peak_mib = peak_of(Job(row.variant, settings, str(device), torch.get_num_threads(), onnx))
+            try:
+                row.peak_mib = peak_of(Job(row.variant, settings, str(device), torch.get_num_threads(), onnx))
+            except Exception as error:  # the times are not lost
+                row.peak_failed = _reason(error)
 
 
 @contextmanager
@@ -175,6 +181,9 @@ def _failing(*rows: Row) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except Exception as error:  # compilers and kernels raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         for row in rows:
-            row.failed = reason
+            row.failed = _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -68,11 +68,12 @@ def table(rows: Sequence[Record]) -> tuple[list[Column], list[list[str]]]:
 
 
 def failures(rows: Sequence[Record]) -> list[str]:
-    """Returns a line for each row that was not timed: which, and why."""
+    """Returns a line for each row that was not timed, or whose memory was not measured: which, and why."""
     return [
-        f"not timed: {', '.join(str(row[key]) for key in ('method', *CONDITION[:-1]))}: {row['failed']}"
+        f"{what}: {', '.join(str(row[key]) for key in ('method', *CONDITION[:-1]))}: {row[key_of_reason]}"
+        for what, key_of_reason in (("not timed", "failed"), ("memory not measured", "peak_failed"))
         for row in rows
-        if row["failed"]
+        if row[key_of_reason]
     ]
 
 

@@ -51,6 +51,7 @@ def test_budgets_of_one_model_are_a_line(make_run):
         ("merge.target_ratio=1.5", "1.5 times fewer MACs"),
         ("merge.target_gmacs=0.002", "0.002 GMACs"),
         ("merge.r={train: [0, 3]}", "r = 1, trained with 0 to 3"),
+        ("merge={method: tome, r: 3, first_block: 2}", "r = 3 from block 2"),
     ],
 )
 def test_budgets_in_words(make_run, override, words):

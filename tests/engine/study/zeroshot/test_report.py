@@ -84,6 +84,7 @@ def test_table_json_and_predictions_agree(load, tmp_path):
             assert shown["agreement, %"] == f"{100 * row['agreement']:.2f}"
             gain = np.median(record["rows"][0]["ms_per_image"]) / np.median(row["ms_per_image"])
             ratio = record["rows"][0]["gmacs"] / row["gmacs"]
+            assert shown["images/s"] == f"{1e3 / np.median(row['ms_per_image']):.1f}"
             assert shown["speed-up"] == f"{gain:.3f}" and shown["over MAC ratio"] == f"{gain / ratio:.3f}"
     assert [row["line"] for row in record["rows"]] == ["unmerged", "tome", "tome"]
 

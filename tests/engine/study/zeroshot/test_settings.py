@@ -6,6 +6,7 @@ from engine.settings.layers import CONFIGS, load_file
 from engine.study.zeroshot.settings import ZeroshotSettings, words
 from models.merging.settings import MergeSettings
 from models.settings import UserError
+from models.settings.zoo import normalisation
 
 
 def test_rows_are_methods_times_budgets_and_named_ones(load):
@@ -13,6 +14,12 @@ def test_rows_are_methods_times_budgets_and_named_ones(load):
     assert list(rows) == ["tome, r = 0", "tome, r = 4", "dpc_knn, r = 0", "dpc_knn, r = 4", "late"]
     assert rows["dpc_knn, r = 4"] == MergeSettings(method="dpc_knn", r=4, prop_attn=False)
     assert rows["late"].prop_attn  # a named row says all of it
+
+
+def test_budgets_from_another_block_on_are_another_line():
+    settings = load_file(ZeroshotSettings, "deit_small", ["methods=[tome]"], "zeroshot")
+    names = [name for name in settings.all_rows() if "1.5" in name]
+    assert names == ["tome, 1 / 1.5 of the MACs", "tome from block 3, 1 / 1.5 of the MACs"]
 
 
 def test_a_shared_budget_gives_way_to_the_rows_own(load):
@@ -29,6 +36,7 @@ def test_a_shared_budget_gives_way_to_the_rows_own(load):
         ({"keep": {"rate": 0.7}}, "keep 0.7 at 4, 7, 10"),
         ({"target_gmacs": 0.9}, "0.9 GMACs"),
         ({"target_ratio": 2.0}, "1 / 2 of the MACs"),
+        ({"r": 8, "first_block": 3}, "r = 8 from block 3"),
     ],
 )
 def test_budgets_in_words(merge, text):
@@ -58,6 +66,13 @@ def test_mistakes(load, override, message):
     with pytest.raises(UserError) as raised:
         load(override)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_mae_is_normalised_as_its_authors_did():
+    """timm's default weights of the same model have another mean, 0.5."""
+    settings = load_file(ZeroshotSettings, "mae_b16", (), "zeroshot")
+    assert normalisation(settings.model) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (settings.model.classes, settings.model.img_size) == (1000, 224)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "zeroshot").glob("*.yaml")), ids=lambda path: path.stem)

@@ -75,3 +75,5 @@ def test_columns_without_a_number_are_left_out():
 def test_a_row_that_was_not_timed_says_why():
     [line] = failures(ROWS)
     assert line == "not timed: unmerged, forward, 8, onnx, fp32, auto: no operator"
+    [line] = failures([row("tome", peak_failed="no room")])
+    assert line == "memory not measured: tome, forward, 8, eager, fp32, auto: no room"
