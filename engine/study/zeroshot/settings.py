@@ -79,8 +79,8 @@ class ZeroshotSettings(Settings):
     budgets: list[Budget] = Field([], description="how much is merged, as in [{r: 8}, {target_gmacs: 0.9}]")
     rows: dict[FreeKey, MergeSettings] = Field(
         {},
-        description="further rows, as in {tome by tokens, r = 8: {method: tome, metric: tokens, r: 8}}; a figure joins "
-        "rows whose names begin alike, up to the comma",
+        description='further rows, as in {"tome by tokens, r = 8": {method: tome, metric: tokens, r: 8}}; a figure '
+        "joins rows whose names begin alike, up to the comma",
     )
     batch_size: int = Field(50, ge=1, le=100_000, description="images in a batch")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")

@@ -1,5 +1,7 @@
 """The settings of tools/zeroshot.py: rows from methods and budgets, and what is refused."""
 
+import re
+
 import pytest
 
 from engine.settings.layers import CONFIGS, load_file
@@ -7,6 +9,7 @@ from engine.study.zeroshot.settings import ZeroshotSettings, words
 from models.merging.settings import MergeSettings
 from models.settings import UserError
 from models.settings.zoo import normalisation
+from tests.paths import ROOT
 
 
 def test_rows_are_methods_times_budgets_and_named_ones(load):
@@ -20,6 +23,16 @@ def test_budgets_from_another_block_on_are_another_line():
     settings = load_file(ZeroshotSettings, "deit_small", ["methods=[tome]"], "zeroshot")
     names = [name for name in settings.all_rows() if "1.5" in name]
     assert names == ["tome, 1 / 1.5 of the MACs", "tome from block 3, 1 / 1.5 of the MACs"]
+
+
+@pytest.mark.parametrize(
+    "text", [ZeroshotSettings.model_fields["rows"].description, (ROOT / "docs" / "comparing.md").read_text()]
+)
+def test_rows_are_named_as_documented(load, text):
+    """A name with a comma is quoted in braces."""
+    (example,) = re.findall(r'\{"[^"]*": \{method: [^}]*\}\}', text)
+    rows = load("methods=[]", "budgets=[]", f"rows={example}").all_rows()
+    assert [name.count(", r = ") for name in rows] == [1]
 
 
 def test_a_shared_budget_gives_way_to_the_rows_own(load):
