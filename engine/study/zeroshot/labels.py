@@ -43,6 +43,9 @@ def class_numbers(classes: Sequence[str], num_classes: int, mapping: str = "auto
     if numbers is None and mapping == "auto" and len(classes) == num_classes:
         return list(range(num_classes))
     if numbers is None:
+        high = [text for text in wanted if re.fullmatch(r"\d{1,6}", text) and int(text) >= num_classes]
+        if high and mapping != "auto":
+            raise UserError(f"{where}: {high[0]!r}: the model has no class of this number; use 0 to {num_classes - 1}")
         raise UserError(f"{where}: {_unknown(wanted, num_classes)}")
     if len(set(numbers)) < len(numbers):
         twice = next(name for i, name in enumerate(classes) if numbers[i] in numbers[:i])

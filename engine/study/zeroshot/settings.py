@@ -36,6 +36,9 @@ class Budget(Settings):
             raise ValueError(f"r: each budget has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}")
         if isinstance(self.r, AnySettings):
             raise ValueError("r = {train: ...}: nothing is trained here; give a number")
+        if self.first_block > 1 and (self.keep is not None or isinstance(self.r, list)):
+            key = "r" if self.keep is None else "keep.blocks"
+            raise ValueError(f"first_block = {self.first_block}: {key} says which blocks merge; omit one")
         return self
 
     def given(self) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def test_a_mapping_file(tmp_path, lines, expected):
         (["cat", "dog"], 7, None, "2 classes of images and a model of 7; give classes=FILE.csv"),
         (["cat", "dog"], 1000, "cat,0\n", "has no line for dog; add CLASS,TARGET"),
         (["cat"], 1000, "cat\n", "a line without a comma, 'cat'"),
-        (["cat"], 1000, "cat,1000\n", "'1000' is none of"),
+        (["cat"], 1000, "cat,1000\n", "'1000': the model has no class of this number; use 0 to 999"),
+        (["cat", "dog"], 10, "cat,0\ndog,217\n", "'217': the model has no class of this number; use 0 to 9"),
         (["crane", "dog"], 1000, None, "'crane' is none of ImageNet's classes, or several"),
     ],
 )

@@ -66,6 +66,7 @@ def test_budgets_in_words(merge, text):
         ("budgets=[]", "budgets: none"),
         ("budgets=[{r: 8, target_gmacs: 0.9}]", "one of r, keep, target_gmacs, target_ratio"),
         ("budgets=[{}]", "this has 0"),
+        ("budgets=[{keep: {rate: 0.7}, first_block: 3}]", "budgets.0.first_block = 3: keep.blocks says which blocks"),
         ("budgets=[{r: {train: [0, 8]}}]", "nothing is trained here"),
         ("rows={unmerged: {method: tome, r: 4}}", "'unmerged': not a name for a row"),
         ("rows={x: {method: dtem, r: 4}}", "learns its metric in training"),
