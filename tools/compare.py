@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,9 @@ def main(argv: list[str]) -> None:
         outputs.write_markdown(points, args.markdown, notes, pairs)
     if args.json:
         outputs.write_json(points, args.json, notes, pairs)
-    draw(args, comparison)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter that the font lacks is drawn as a box
+        draw(args, comparison)
     if args.html:
         from engine.study.page.page import plans_of, write_page
 
@@ -109,6 +112,8 @@ def draw(args: argparse.Namespace, comparison: Comparison) -> None:
         from engine.figures.drawing import save_figure
         from engine.study.curves import curves
 
+        if not comparison.folders:
+            raise UserError(f"--plot {args.plot}: no row is of a run, whose training could be drawn; leave it out")
         save_figure(curves(comparison.folders, args.over or "step"), args.plot)
 
 

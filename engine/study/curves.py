@@ -45,7 +45,7 @@ def curves(folders: Sequence[Path], over: str = "step") -> Figure:
     for folder in folders:
         groups.setdefault(kind(folder), []).append(folder)
     metrics: dict[str, None] = {}  # in the order in which they appear
-    names = unique([common_name([folder.name for folder in group]) for group in groups.values()])
+    names = unique([common_name([RunFolder(one).settings.name for one in group]) for group in groups.values()])
     for (name, group), colour in zip(zip(names, groups.values()), cycle(COLOURS)):
         thickness = 1.6 if len(group) == 1 else 0.8
         for folder in group:

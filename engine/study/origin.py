@@ -72,9 +72,14 @@ def origin_of(key: str, run: FinishedRun, split: str, settings: RunSettings, eva
         saved_mib=best.stat().st_size / 2**20 if best.is_file() else None,
         trained=_digest(kind_of(run.run.settings)),
         evaluated=_digest(kind_of(settings)),
-        line=_digest(kind_of(settings, any_budget=True)),
+        line=alike_but_for_budget(settings),
         right=right,
     )
+
+
+def alike_but_for_budget(settings: RunSettings) -> str:
+    """Returns a text that is equal for settings that differ only in the seed, the fold and how much is merged."""
+    return _digest(kind_of(settings, any_budget=True))
 
 
 def _digest(text: str) -> str:

@@ -50,6 +50,8 @@ class Point:
             for runs without test images.
         costs: the costs by their key in `COSTS`; keys may be missing.
         line: points with the same text are one model with several budgets, and the figure joins them; None: alone.
+        alike: equal for points of the same run folders that differ only in the budget, whatever they were read from;
+            None: unknown.
         images: the number of test images of each repetition; None if unknown.
         outcomes: reads the outcome of a repetition, by the same keys as `scores`; empty where none was kept.
         extra: further columns of the table, by title, which ends with the unit: "agreement, %". A title is also a key
@@ -67,6 +69,7 @@ class Point:
     scores: Mapping[str, float]
     costs: Mapping[str, float | None]
     line: str | None = None
+    alike: str | None = None
     images: int | None = None
     outcomes: Mapping[str, Callable[[], Outcome]] = field(default_factory=dict)
     extra: Mapping[str, str | float | None] = field(default_factory=dict)

@@ -27,6 +27,12 @@ def test_table_and_picture(make_run, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_letters_that_the_font_lacks_are_no_warning(make_run, tmp_path, recwarn):
+    runs = [str(make_run(name, 0, 0.9, f"model.depth={depth}")) for name, depth in (("图", 3), ("b", 4))]
+    tool.main([*runs, "--pareto", str(tmp_path / "pareto.png"), "--plot", str(tmp_path / "curves.png")])
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 def test_many_labels_are_drawn_by_mean_average_precision(make_run, tmp_path, monkeypatch, capsys):
     run, other = make_run("many", 0, 0.9), make_run("one", 0, 0.9, "model.depth=6")
     for file in (run / "metrics.jsonl", run / "results.json"):

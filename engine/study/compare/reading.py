@@ -90,6 +90,7 @@ def read(paths: Sequence[Path]) -> Comparison:
         reason = f"nothing to compare; {notes[0]}" if notes else "nothing to compare: no finished run and no sweep"
         raise UserError(f"{paths[0]}: {reason}; run the study first")
     rows = {study / entry.folder: entry.row for study in paths if is_study(study) for entry in read_index(study) or ()}
+    points = _on_lines_of_sweeps(points)
     names = unique([_name_in_plan(point, rows) for point in points])
     return Comparison([replace(point, name=name) for point, name in zip(points, names)], notes)
 
@@ -100,6 +101,13 @@ def _own_lines(points: list[Point], others: Sequence[Point]) -> list[Point]:
     own = list(dict.fromkeys(point.line for point in points if point.line is not None))
     names = dict(zip(own, unique([*taken, *own])[len(taken) :]))
     return [replace(point, line=names.get(point.line)) if point.line else point for point in points]
+
+
+def _on_lines_of_sweeps(points: Sequence[Point]) -> list[Point]:
+    """Returns points in which a run that was swept is on the line of its sweep, as one more budget."""
+    runs = [(point.alike, frozenset(map(Path.resolve, point.folders))) for point in points]
+    lines = {run: point.line for run, point in zip(runs, points) if point.line is not None and point.alike is not None}
+    return [point if point.line else replace(point, line=lines.get(run)) for run, point in zip(runs, points)]
 
 
 def is_study(path: Path) -> bool:

@@ -13,8 +13,9 @@ from engine.runs.folder import RunFolder
 from engine.runs.records.results import Results
 from engine.study.compare.budgets import merging_of
 from engine.study.compare.lines import line_names
+from engine.study.origin import alike_but_for_budget
 from engine.study.points import Outcome, Point
-from engine.study.table import COLUMNS, Number, Row, Skip, compare, kind_of, refuse
+from engine.study.table import COLUMNS, Number, Row, Skip, compare, refuse
 
 
 def points_of_runs(folders: Sequence[Path], skip: Skip = refuse) -> list[Point]:
@@ -27,9 +28,9 @@ def points_of_runs(folders: Sequence[Path], skip: Skip = refuse) -> list[Point]:
     rows = compare(folders, skip)
     settings = [RunFolder(row.folders[0]).settings for row in rows]
     merging = [merging_of(one.model, row.results[0].removed) for one, row in zip(settings, rows)]
-    kinds = [kind_of(one, any_budget=True) for one in settings]
-    lines = line_names(kinds, [row.name for row in rows], [method for method, _ in merging])
-    return [_point(row, *how, line) for row, how, line in zip(rows, merging, lines, strict=True)]
+    alike = [alike_but_for_budget(one) for one in settings]
+    lines = line_names(alike, [row.name for row in rows], [method for method, _ in merging])
+    return [_point(row, *how, *of) for row, how, *of in zip(rows, merging, lines, alike, strict=True)]
 
 
 def repetition(seed: int, fold: int | None) -> str:
@@ -37,7 +38,7 @@ def repetition(seed: int, fold: int | None) -> str:
     return f"seed {seed}" if fold is None else f"seed {seed}, fold {fold}"
 
 
-def _point(row: Row, method: str | None, budget: str | None, line: str | None) -> Point:
+def _point(row: Row, method: str | None, budget: str | None, line: str | None, alike: str) -> Point:
     first, name_of = row.results[0], [repetition(results.seed, results.fold) for results in row.results]
     extra: dict[str, str | float | None] = {}
     spreads: dict[str, float | None] = {}
@@ -58,6 +59,7 @@ def _point(row: Row, method: str | None, budget: str | None, line: str | None) -
         scores={name: own.test_score for name, own in zip(name_of, row.results) if own.test_score is not None},
         costs=_costs(row),
         line=line,
+        alike=alike,
         images=_images(row.results),
         outcomes=_outcomes(row, name_of),
         extra=extra,

@@ -120,6 +120,7 @@ def _point(rows: Sequence[Swept], run: str, line: str | None) -> Point:
             "saved_mib": mean(saved) if saved else None,
         },
         line=line,
+        alike=first.line if first.split == "test" else None,
         images=round(mean(row.origin.images for row in rows)),
         outcomes=_outcomes(rows),
         extra={"data": first.data},

@@ -58,7 +58,8 @@ def pareto_figure(points: Sequence[Point], cost: str = "gmacs") -> Figure:
     _add_legend(figure, entries)
     figure.suptitle(_caption(points, drawn, cost), fontsize=8, color="0.35", parse_math=False)
     named = drawn if few else front(drawn, cost)
-    place_labels(axes, [(point.costs[cost], score_percent(point), _label(point, few)) for point in named], not few)
+    labels = [(point.costs[cost], score_percent(point), _label(point, few)) for point in named]
+    place_labels(axes, list(dict.fromkeys(labels)), not few)  # a run and the value of its sweep have one label
     return figure
 
 

@@ -35,6 +35,11 @@ def test_seeds_have_one_name_and_one_colour_and_thin_lines(tmp_path):
     assert legend_of(curves(many)) == [run.name for run in many]
 
 
+def test_folds_have_the_name_of_their_run(tmp_path):
+    folds = [write_run(tmp_path, f"fold{k}", 0, 0.9, "split.folds=3", f"split.fold={k}", "name=vit") for k in (0, 1)]
+    assert legend_of(curves(folds)) == ["vit"]
+
+
 def test_curves_by_epoch_and_by_seconds(tmp_path):
     run = write_run(tmp_path, "run", 0, 0.9)
     results = RunFolder(run).read_results()

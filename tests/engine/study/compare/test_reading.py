@@ -9,6 +9,7 @@ import pytest
 from engine.measure.paired import mcnemar
 from engine.runs.folder import RunFolder
 from engine.study.compare.reading import PLAN, read
+from engine.study.origin import alike_but_for_budget
 from models.settings import UserError
 from tests.engine.study.run_folders import write_run
 
@@ -107,6 +108,31 @@ def test_what_is_given_by_itself_must_be_readable(tmp_path, name):
             shutil.move(study / "runs" / name, paths[-1])
         with pytest.raises(UserError, match=name):
             read(paths)
+
+
+def write_sweep(run, *values, split="test", **origin):
+    """Writes the sweep of merge.r of a run, whose scores do not matter here."""
+    settings = RunFolder(run).settings
+    origin = {"run": settings.name, "folder": str(run), "key": "merge.r", "model": "vit", "data": "digits", **origin}
+    origin |= {"seed": 0, "fold": None, "split": split, "images": 10, "merging": "tome", "params": 9, "saved_mib": 1.0}
+    origin |= {"trained": "a", "line": origin.get("line", alike_but_for_budget(settings)), "right": None}
+    rows = [
+        {"value": r, "metric": "top1", "top1": 0.5, "gmacs": 1 / r, "images_per_second": 9.0}
+        | {"origin": {**origin, "evaluated": f"{r}", "budget": f"r = {r}"}}
+        for r in values
+    ]
+    file = run.with_suffix(".json")
+    file.write_text(json.dumps(rows))
+    return file
+
+
+@pytest.mark.parametrize("further, joined", [({}, True), ({"split": "val"}, False), ({"line": "other"}, False)])
+def test_a_run_is_on_the_line_of_its_sweep(make_run, further, joined):
+    run = merging(make_run("vit", 0, 0.9, "merge.r=2"), [2, 2, 2, 2])
+    other = make_run("other", 1, 0.9, "merge.r=2", "model.depth=6")
+    of_run, of_other, *swept = (point.line for point in read([run, other, write_sweep(run, 4, 6, **further)]).points)
+    assert swept[0] is not None and len(set(swept)) == 1
+    assert (of_run == swept[0]) == joined and of_other is None
 
 
 def test_an_empty_study_is_refused(tmp_path):

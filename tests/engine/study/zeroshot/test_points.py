@@ -10,6 +10,7 @@ from engine.study.compare.reading import read
 from engine.study.zeroshot.report import compared, write_outputs
 from models.settings import UserError
 from tests.engine.study.zeroshot.test_report import made_up
+from tools import compare as tool
 
 
 @pytest.fixture
@@ -40,6 +41,13 @@ def test_their_images_can_be_paired(folder):
     assert outcome.images == images.names
     assert (outcome.correct == (answer[1].row.predictions == targets)).all()
     assert differences(read([path]).points, lambda note: pytest.fail(note))
+
+
+def test_there_are_no_curves_of_what_was_not_trained(folder):
+    path, *_ = folder
+    with pytest.raises(UserError, match=r"--plot .*x.png: no row is of a run"):
+        tool.main([str(path), "--plot", str(path / "x.png")])
+    assert not (path / "x.png").exists()
 
 
 @pytest.mark.parametrize(
