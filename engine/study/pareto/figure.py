@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from engine.figures.labels import place_labels
 from engine.study.compare.columns import score_percent, spread_percent
 from engine.study.pareto.front import front
-from engine.study.pareto.style import Style, style_of
+from engine.study.pareto.style import UNMERGED, Style, style_of
 from engine.study.points import COSTS, Point
 from engine.tasks import title_of
 from engine.wording import counted, shown
@@ -58,7 +58,7 @@ def pareto_figure(points: Sequence[Point], cost: str = "gmacs") -> Figure:
     _add_legend(figure, entries)
     figure.suptitle(_caption(points, drawn, cost), fontsize=8, color="0.35", parse_math=False)
     named = drawn if few else front(drawn, cost)
-    labels = [(point.costs[cost], score_percent(point), _label(point, few)) for point in named]
+    labels = [(point.costs[cost], score_percent(point), _label(point)) for point in named]
     place_labels(axes, list(dict.fromkeys(labels)), not few)  # a run and the value of its sweep have one label
     return figure
 
@@ -136,11 +136,9 @@ def _add_legend(figure: Figure, entries: Sequence[Line2D]) -> None:
         text.set_parse_math(False)
 
 
-def _label(point: Point, few: bool) -> str:
+def _label(point: Point) -> str:
     """Returns what stands beside a point: its name, or within a line its budget."""
-    if few and point.line is None:
-        return _short(point.name)
-    return _short(point.budget or "no merging")
+    return _short(point.name if point.line is None else point.budget or UNMERGED)
 
 
 def _short(name: str) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.study.compare.outputs import records
-from engine.study.pareto.figure import pareto_figure
+from engine.study.pareto.figure import FEW, pareto_figure
 from engine.study.pareto.front import front
 from engine.study.pareto.style import style_of
 from engine.study.points import COSTS, Point
@@ -70,6 +70,11 @@ def test_unmerged_points_are_hollow_and_labels_say_what_is_what():
     caption = figure.get_suptitle()
     assert "standard deviation over seeds and folds, n = 2 to 3; none where n = 1" in caption
     assert "without error bars" in pareto_figure(POINTS[2:]).get_suptitle()
+
+
+def test_of_many_points_those_of_the_front_have_their_names():
+    many = [point(f"m{i}", [0.5 + 0.01 * i], 1.0 + i % 7) for i in range(FEW + 2)]
+    assert texts(pareto_figure(many)) == [f"m{i}" for i in range(7, 14)]
 
 
 def test_models_have_colours_and_one_models_methods_have_them_instead():
