@@ -22,6 +22,7 @@ LOSS = ("train/loss", "val/loss")
 SCORES = {task.main_metric: ("train/accuracy", f"val/{task.main_metric}") for task in TASKS.values()}
 # What the horizontal axis may be -> its label.
 OVER = {"step": "optimizer step", "epoch": "epoch", "seconds": "training time, s, at the run's mean speed"}
+HIGH = 18  # largest number of names in a column of a legend
 INSIDE = 4  # largest number of names in a legend inside the axes
 
 
@@ -74,8 +75,9 @@ def _add_legend(figure: Figure, names: Sequence[str]) -> None:
     if len(names) <= INSIDE:
         legend = right.legend(handles, labels, frameon=False, fontsize=8, loc="best")
     else:
-        legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
-        figure.set_figwidth(9 + 0.4 + 0.068 * max(map(len, names)))
+        columns = -(-len(names) // HIGH)
+        legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper", ncols=columns)
+        figure.set_figwidth(9 + columns * (0.5 + 0.068 * max(map(len, names))))
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -35,6 +35,14 @@ def test_seeds_have_one_name_and_one_colour_and_thin_lines(tmp_path):
     assert legend_of(curves(many)) == [run.name for run in many]
 
 
+def test_a_long_legend_is_within_the_figure(tmp_path):
+    figure = curves([write_run(tmp_path, f"run{i}", 0, 0.9, f"model.depth={i + 1}") for i in range(40)])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.x0 > figure.axes[1].bbox.x1
+
+
 def test_folds_have_the_name_of_their_run(tmp_path):
     folds = [write_run(tmp_path, f"fold{k}", 0, 0.9, "split.folds=3", f"split.fold={k}", "name=vit") for k in (0, 1)]
     assert legend_of(curves(folds)) == ["vit"]
