@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     from engine.runs.lock import take_lock
     from engine.settings.layers import load_file
     from engine.study.zeroshot.evaluate import evaluate_rows
-    from engine.study.zeroshot.report import compared, table, write_outputs
+    from engine.study.zeroshot.report import compared, earlier_times, table, write_outputs
     from engine.study.zeroshot.settings import ZeroshotSettings
     from engine.study.zeroshot.timing import time_rows
 
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with take_lock(folder, resume=True):
         images, rows = evaluate_rows(settings, folder, again=args.again)
-        times = time_rows(settings, images, rows, args.time) if args.time else None
+        times = time_rows(settings, images, rows, args.time) if args.time else earlier_times(folder, rows)
         results = compared(images, rows, times)
         write_outputs(folder, settings, images, results)
     print_table(*table(results))

@@ -41,7 +41,7 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A budget that merging cannot reach in a pretrained model",
         "tools/zeroshot.py --cfg small.yaml budgets='[{target_ratio: 50}]'",
-        "row 'tome, 1 / 50 of the MACs': merge.target_ratio = 50.0 ...: out of reach; ...",
+        "row 'tome, 50 times fewer MACs': merge.target_ratio = 50.0 ...: out of reach; ...",
         _files,
     ),
     Mistake(

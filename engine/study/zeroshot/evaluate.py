@@ -18,10 +18,11 @@ from engine.data.loading.loader import eval_batches
 from engine.files import writing
 from engine.machine import commit, device_name, pick_autocast, pick_device, to_device, versions
 from engine.measure.evaluate import eval_mode
+from engine.study.compare.budgets import budget_in_words
 from engine.study.zeroshot.fingerprints import of_merging, of_values, of_weights
 from engine.study.zeroshot.labels import class_numbers
 from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
-from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings, words
+from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
 from engine.wording import NOT_COUNTED, counted
 from models.merging import unwrap, wrap
 from models.merging.settings import MergeSettings
@@ -169,7 +170,7 @@ def _evaluated(
         key=key,
         name=name,
         method=None if merge is None else merge.method,
-        budget=None if merge is None else words(merge),
+        budget=None if merge is None else budget_in_words(merge),
         merge=None if merge is None else merge.model_dump(mode="json", exclude_defaults=True),
         removed=removed,
         gmacs=cost.gmacs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,21 @@ def compared(
     ]
 
 
+def earlier_times(folder: Path, rows: Sequence[ZeroshotRow]) -> dict[str, list[float]]:
+    """Returns the times that an earlier `--time` measured of these rows, by name, so that they are not lost.
+
+    Args:
+        folder: the folder of the comparison.
+        rows: the rows.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        times = {row["key"]: row["ms_per_image"] for row in record["rows"] if row["ms_per_image"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # there is no record, or none that has times
+    return {row.name: times[row.key] for row in rows if row.key in times}
+
+
 def table(rows: Sequence[Compared]) -> tuple[list[Column], list[list[str]]]:
     """Returns the columns and the cells of a comparison; times only where there are any."""
     timed = any(row.times for row in rows)
@@ -136,6 +152,7 @@ def record(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Co
 
 def _row_record(row: Compared) -> dict[str, Any]:
     return {
+        "key": row.row.key,
         "line": row.row.name.partition(SEPARATOR)[0],
         **row.row.model_dump(include={"name", "method", "budget", "merge", "removed", "gmacs", "params", "commit"}),
         "top1": row.accuracy,

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.settings.schema import Dataset
 from engine.settings.types import FreeKey
+from engine.study.compare.budgets import budget_in_words
 from models.merging import MERGERS
 from models.merging.settings import BUDGETS, AnySettings, KeepSettings, MergeSettings, Removed
 from models.settings import Settings, UserError, check
@@ -44,25 +45,6 @@ class Budget(Settings):
     def given(self) -> dict[str, Any]:
         """The keys that are given, and their values."""
         return self.model_dump(exclude_none=True, exclude_defaults=True)
-
-
-def words(merge: MergeSettings) -> str:
-    """Returns how much is merged as a few words: "r = 8", "keep 0.7 at 4, 7, 10", "0.9 GMACs from block 3"."""
-    return _budget(merge) + _start(merge)
-
-
-def _start(merge: MergeSettings) -> str:
-    return f" from block {merge.first_block}" if merge.first_block > 1 else ""
-
-
-def _budget(merge: MergeSettings) -> str:
-    if merge.keep is not None:
-        return f"keep {merge.keep.rate:g} at {', '.join(map(str, merge.keep.blocks))}"
-    if merge.target_gmacs is not None:
-        return f"{merge.target_gmacs:g} GMACs"
-    if merge.target_ratio is not None:
-        return f"1 / {merge.target_ratio:g} of the MACs"
-    return f"r = {merge.r if isinstance(merge.r, int | list) else f'{merge.r.first} to {merge.r.last}'}"
 
 
 class ZeroshotSettings(Settings):
@@ -128,7 +110,8 @@ class ZeroshotSettings(Settings):
                 values = {**{key: value for key, value in shared.items() if key not in BUDGETS}, **budget.given()}
                 merge = check(MergeSettings, {**values, "method": method}, where="model.merge")
                 # The block belongs to the line: a figure joins budgets that are spent from the same block on.
-                rows[f"{method}{_start(merge)}{SEPARATOR}{_budget(merge)}"] = merge
+                amount, begins, block = budget_in_words(merge).partition(" from ")
+                rows[f"{method}{begins}{block}{SEPARATOR}{amount}"] = merge
         for name, merge in self.rows.items():
             if name in rows:
                 raise UserError(f"rows.{name}: the name of a method with a budget; give another")

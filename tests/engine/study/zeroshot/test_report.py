@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from engine.study.zeroshot.evaluate import LabelledImages, evaluate_rows
-from engine.study.zeroshot.report import compared, table, write_outputs
+from engine.study.zeroshot.report import compared, earlier_times, table, write_outputs
 from engine.study.zeroshot.rows import ZeroshotRow
 from engine.study.zeroshot.timing import time_rows
 
@@ -87,6 +87,17 @@ def test_table_json_and_predictions_agree(load, tmp_path):
             assert shown["images/s"] == f"{1e3 / np.median(row['ms_per_image']):.1f}"
             assert shown["speed-up"] == f"{gain:.3f}" and shown["over MAC ratio"] == f"{gain / ratio:.3f}"
     assert [row["line"] for row in record["rows"]] == ["unmerged", "tome", "tome"]
+
+
+def test_times_outlast_a_run_that_measures_none(load, tmp_path):
+    images, rows = made_up()
+    assert earlier_times(tmp_path, rows) == {}
+    times = {row.name: [4.0, 6.0] for row in rows[:2]}
+    write_outputs(tmp_path, load(), images, compared(images, rows, times))
+    renamed = [rows[0], rows[2], rows[1].model_copy(update={"name": "renamed"})]
+    assert earlier_times(tmp_path, renamed) == {"unmerged": [4.0, 6.0], "renamed": [4.0, 6.0]}
+    (tmp_path / "zeroshot.json").write_text("{")
+    assert earlier_times(tmp_path, rows) == {}
 
 
 def test_without_times_there_are_no_columns_of_times():
