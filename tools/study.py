@@ -122,12 +122,10 @@ def run(study: Study, *, report: bool) -> None:
     from engine.study.plan import cost
 
     placing = study.place()
-    if report:
-        placing = placing.only_done()
     print_table(*cost.table(placing.runs, {}))
     for line in [*cost.summary(placing.runs, {}, study.plan.settings.jobs), *others(placing)]:
         print(line, flush=True)
-    failures = study.execute(placing)
+    failures = study.execute(placing.only_done() if report else placing)
     print()
     for line in write_outputs(study.folder, study.place()):
         print(line)
