@@ -51,7 +51,7 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A key that plans do not have",
         "tools/study.py plan.yaml --dry-run",
-        "plan.yaml: seed: unknown key; did you mean seeds?",
+        "plan.yaml: seed: unknown key; did you mean seeds or sweep?",
         _plan(PLAN + "seed: [0, 1]\n"),
     ),
     Mistake(
