@@ -26,7 +26,8 @@ from tools import study as study_tool
 from tools import train as train_tool
 
 # A run that saves often, so that it is in the middle when it is stopped.
-LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 6, batch_size: 8") + "  checkpoint: {every_steps: 3}\n  log: {images: 0}\n"
+LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 6, batch_size: 8")
+LONG += "  checkpoint: {every_steps: 3}\n  log: {images: 0}\n"
 STUDY = Path("runs") / "tiny"
 PATIENCE = 600  # seconds: an overloaded machine imports torch for minutes
 
