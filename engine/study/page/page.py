@@ -150,7 +150,8 @@ def _summary(points: Sequence[Point], runs: Sequence[Run]) -> str:
     images = {point.images for point in points}
     same = images.pop() if len(images) == 1 else None
     tested = f", on {same:,} images" if same else ""
-    trained = f", from {counted(len(runs), 'trained run')}," if runs else ""
+    count = len({run.folder.path.resolve() for run in runs})  # a run and its sweep are several rows of one folder
+    trained = f", from {counted(count, 'trained run')}," if runs else ""
     return f"Test score ({metrics}{tested}) of {counted(len(points), 'row')}{trained} and what each row costs."
 
 
