@@ -94,7 +94,7 @@ def test_interrupted_and_resumed_equals_straight(tiny, tmp_path, monkeypatch):
     for folder in (straight, stopped):
         folder.mkdir()
     run_experiment(settings, straight)
-    step = Trainer._step
+    step = Trainer.step
 
     def crashing(self, *args):
         if self.progress.step == 5:
@@ -102,7 +102,7 @@ def test_interrupted_and_resumed_equals_straight(tiny, tmp_path, monkeypatch):
         return step(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(Trainer, "_step", crashing)
+        patch.setattr(Trainer, "step", crashing)
         run_experiment(settings, stopped)
     assert checkpoint.load(stopped / "last.pt")["progress"]["step"] == 4
     run_experiment(settings, stopped, resume=True)

@@ -118,7 +118,7 @@ def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, 
     caplog.set_level(logging.INFO, "hybridmerge")
     logging.getLogger("hybridmerge").propagate = True
     rates = []
-    step = Trainer._step
+    step = Trainer.step
 
     def watched(self, batches):
         lr = step(self, batches)
@@ -126,7 +126,7 @@ def test_gradual_says_what_learns_and_at_which_rate(tuned, folder, monkeypatch, 
         rates.append({(g["scale"], any(p.grad is not None for p in g["params"])) for g in groups})
         return lr
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Trainer, "step", watched)
     run_experiment(tuned("gradual"), folder)
     said = (folder / "log.txt").read_text()
     assert said.count("learning: ") == 2 and "blocks.1" in said.split("learning: ")[2]

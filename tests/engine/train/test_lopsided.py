@@ -12,7 +12,8 @@ from engine.measure.evaluate import Evaluation
 from engine.runs.checkpoints import checkpoint
 from engine.runs.folder import RunFolder
 from engine.settings.schema import RunSettings
-from engine.study.table import compare, table
+from engine.study.compare import outputs
+from engine.study.compare.reading import read
 from engine.train.experiment import run_experiment
 from engine.train.folds import run_folds
 from engine.train.folds_report import summarise
@@ -91,9 +92,9 @@ def test_it_is_said_again_by_evaluation_and_comparison(plain, capsys, tmp_path):
     assert "balanced_accuracy 50.00 %" in said and "worst class     mole 0.00 %  (2 images)\n" in said
     (part,) = json.loads((tmp_path / "a.json").read_text())["evaluated"]
     assert (part["balanced_accuracy"], part["worst_class"], part["class_images"]["mole"]) == (0.5, "mole", 2)
-    columns, (cells,) = table(compare([plain]))
+    columns, (cells,) = outputs.table(read([plain]).points)
     row = dict(zip([column.title for column in columns], cells, strict=True))
-    assert (row["balanced, %"], row["worst class, %"]) == ("50.00", "mole 0.00")
+    assert (row["balanced, %"], row["worst class"], row["worst class, %"]) == ("50.00", "mole", "0.00")
 
 
 def test_unequal_training_images_suffice(images, tmp_path, capsys):
@@ -216,8 +217,8 @@ def test_without_test_images_the_validation_images_show_the_worst_class(images, 
     said = capsys.readouterr().out
     assert "test accuracy   not measured: no test images (split.test = 0)\n" in said
     assert f"worst class     {results.worst_class} {100 * results.worst_class_score:.2f} %  (" in said
-    columns, (cells,) = table(compare([folder]))
-    assert cells[[column.title for column in columns].index("worst class, %")] == "-", "not of test images"
+    columns, _ = outputs.table(read([folder]).points)
+    assert "worst class, %" not in [column.title for column in columns], "not of test images"
 
 
 def test_the_true_reason_for_no_test_images_is_said(tmp_path, capsys):
