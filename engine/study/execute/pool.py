@@ -61,6 +61,29 @@ class Wait:
 Source = Callable[[], "Job | Wait | None"]  # the next job; None: there is none left
 
 
+def run_jobs(source: Source, slots: int, progress: Progress, command: str) -> list[Failure]:
+    """Runs the jobs of a source, and returns those that failed.
+
+    Args:
+        source: gives the next job.
+        slots: how many run at a time.
+        progress: of all jobs; it is closed at the end.
+        command: what continues them, for the line after a signal.
+
+    Raises:
+        SystemExit: a signal stopped them; all runs are saved.
+    """
+    pool = Pool(source, slots, progress)
+    try:
+        number = pool.run()
+    finally:
+        progress.close()
+    if number:
+        print(f"stopped; continue with: {command}", flush=True)
+        raise SystemExit(128 + number)
+    return pool.failures
+
+
 class Pool:
     """Runs the jobs of a source.
 

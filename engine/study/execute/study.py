@@ -11,7 +11,7 @@ from engine.files import write_text_atomic, writing
 from engine.runs.lock import LOCK, Lock, in_use, take_lock
 from engine.settings.layers import to_yaml
 from engine.study.execute.child import tool
-from engine.study.execute.pool import Failure, Job, Pool, Wait
+from engine.study.execute.pool import Failure, Job, Wait, run_jobs
 from engine.study.execute.progress import Progress, fraction_done
 from engine.study.execute.sweeps import SWEEPS, entry_of, merges, sweep_job, sweep_size
 from engine.study.plan.cost import kind, work_of
@@ -78,15 +78,7 @@ class Study:
         """
         source = _Queue(self, placing)
         progress = Progress(source.jobs, self.plan.settings.jobs)
-        pool = Pool(source, self.plan.settings.jobs, progress)
-        try:
-            number = pool.run()
-        finally:
-            progress.close()
-        if number:
-            print(f"stopped; continue with: {self.plan.command}", flush=True)
-            raise SystemExit(128 + number)
-        return pool.failures
+        return run_jobs(source, self.plan.settings.jobs, progress, self.plan.command)
 
     def training(self, placed: Placed) -> Job:
         """Returns the job that trains a run, or continues it."""

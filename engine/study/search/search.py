@@ -9,7 +9,7 @@ from typing import Any
 from engine.files import write_text_atomic
 from engine.runs.folder import RunFolder
 from engine.settings.changes import decisive
-from engine.study.execute.pool import Failure, Job, Pool, Wait
+from engine.study.execute.pool import Failure, Job, Wait, run_jobs
 from engine.study.execute.progress import Progress
 from engine.study.execute.study import Study, training
 from engine.study.plan.folders import RUNS, Placed, again
@@ -100,15 +100,7 @@ class Search:
         """
         left = len(self.resumed) + max(0, self.search.trials - len(self.trials.trials))
         progress = Progress([("trial", 1.0)] * left, self.plan.settings.jobs)
-        pool = Pool(self._next, self.plan.settings.jobs, progress)
-        try:
-            number = pool.run()
-        finally:
-            progress.close()
-        if number:
-            print(f"stopped; continue with: {self.plan.command}", flush=True)
-            raise SystemExit(128 + number)
-        return pool.failures
+        return run_jobs(self._next, self.plan.settings.jobs, progress, self.plan.command)
 
     def _next(self) -> Job | Wait | None:
         """Returns the job of the next trial: one that was stopped, or a new one."""
