@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from engine.cost.macs import measure_or_say
-from engine.data import Split, load_raw
-from engine.data.images import relative_paths
-from engine.data.loading.loader import eval_batches
 from engine.files import writing
 from engine.machine import commit, device_name, pick_autocast, pick_device, to_device, versions
 from engine.measure.evaluate import eval_mode
 from engine.study.compare.budgets import budget_in_words
 from engine.study.zeroshot.fingerprints import of_merging, of_values, of_weights
-from engine.study.zeroshot.labels import class_numbers
+from engine.study.zeroshot.images import LabelledImages, batches, labelled_images
 from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
 from engine.wording import NOT_COUNTED, counted
@@ -28,31 +24,10 @@ from models.merging import unwrap, wrap
 from models.merging.settings import MergeSettings
 from models.merging.wrapping import schedule_of
 from models.settings import UserError
-from models.settings.zoo import normalisation
 from models.weights.load import load_weights
 from models.zoo import build_zoo
 
 log = logging.getLogger("hybridmerge.zeroshot")
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """The images of a comparison.
-
-    Attributes:
-        splits: the images, in the order of the predictions.
-        targets: the model's class of each image, int64 (N,).
-        names: the images' paths relative to the folder that holds all of them, or their numbers.
-        mean, std: what the model normalises images by.
-        fingerprint: of pixels and targets.
-    """
-
-    splits: list[Split]
-    targets: Tensor
-    names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
 
 
 def pretrained(settings: ZeroshotSettings, device: torch.device) -> tuple[nn.Module, str]:
@@ -73,30 +48,6 @@ def pretrained(settings: ZeroshotSettings, device: torch.device) -> tuple[nn.Mod
         log.warning(caveat)
     digest = of_weights(model.state_dict())
     return model.to(device).eval(), digest
-
-
-def labelled_images(settings: ZeroshotSettings) -> LabelledImages:
-    """Loads all images of the dataset, whatever splits it has, and finds their classes in the model.
-
-    Raises:
-        UserError: the dataset is missing or malformed, or a class is not found.
-    """
-    data = settings.data
-    if not data.task.one_class:
-        raise UserError("data: its images have many labels each; give images with one class each")
-    if getattr(data, "size", 0) is None:
-        data = data.model_copy(update={"size": settings.model.img_size})
-    raw = load_raw(data)
-    splits = [split for split in (raw.train, raw.val, raw.test) if split is not None and len(split)]
-    numbers = torch.tensor(class_numbers(raw.classes, settings.model.classes, settings.classes))
-    targets = numbers[torch.cat([split.labels for split in splits])]
-    paths = [path for split in splits for path in split.paths or ()]
-    names = relative_paths(paths) if paths else [str(i) for i in range(len(targets))]
-    statistics = normalisation(settings.model)
-    if statistics is None:
-        raise UserError(f"model.weights = {settings.model.weights!r}: no mean and std are known for these weights")
-    pixels = [digest.hex() for split in splits for digest in split.digests()]
-    return LabelledImages(splits, targets, tuple(names), *statistics, of_values(pixels, targets.tolist()))
 
 
 def evaluate_rows(
@@ -225,9 +176,3 @@ def predictions(
                 logits = model(to_device(batch, device))
             found.append(logits.float().argmax(dim=-1).cpu())
     return torch.cat(found)
-
-
-def batches(images: LabelledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields normalised images (B, C, H, W) and their labels in the dataset, in the order of the predictions."""
-    for split in images.splits:
-        yield from eval_batches(split, batch_size, images.mean, images.std, None)

@@ -13,7 +13,7 @@ import numpy as np
 from engine.files import replacing, write_json_atomic, write_text_atomic
 from engine.measure.intervals import wilson
 from engine.measure.paired import Difference, holm, mcnemar, paired_bootstrap
-from engine.study.zeroshot.evaluate import LabelledImages
+from engine.study.zeroshot.images import LabelledImages
 from engine.study.zeroshot.points import PREDICTIONS, RECORD, VERSION
 from engine.study.zeroshot.rows import ZeroshotRow
 from engine.study.zeroshot.settings import SEPARATOR, ZeroshotSettings

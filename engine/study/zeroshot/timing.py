@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import copy
 from collections.abc import Sequence
 
-import torch
+from torch import nn
 
-from engine.cost.speed.timing import synchronise
+from engine.cost.speed.timing import Times, time_models
 from engine.machine import pick_autocast, pick_device, to_device
-from engine.measure.evaluate import eval_mode
-from engine.study.zeroshot.evaluate import LabelledImages, batches, merged, pretrained, solved
+from engine.study.zeroshot.evaluate import merged, pretrained, solved
+from engine.study.zeroshot.images import LabelledImages, batches
 from engine.study.zeroshot.rows import ZeroshotRow
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
 
 
-def time_rows(
-    settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[ZeroshotRow], rounds: int
-) -> dict[str, list[float]]:
-    """Measures the forward pass of every row on one batch of real images, in rounds.
-
-    Each round times every row once, so that a machine that slows down slows all rows alike. A call before each timed
-    one warms it up, since the model merges in another way than in the call before.
+def time_rows(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[ZeroshotRow], rounds: int) -> Times:
+    """Measures the forward pass of every row on one batch of real images, in rounds (`time_models`).
 
     Args:
         settings: the comparison; its batch size, device, precision and threads are used.
@@ -34,19 +29,15 @@ def time_rows(
     """
     device = pick_device(settings.device)
     model, _ = pretrained(settings, device)
-    autocast = pick_autocast(settings.precision, device)
     ways = {UNMERGED: None, **settings.all_rows()}
     batch = to_device(next(iter(batches(images, settings.batch_size)))[0], device)
-    times: dict[str, list[float]] = {row.name: [] for row in rows}
-    schedules = {row.name: solved(ways[row.name], row.removed) for row in rows}
-    with eval_mode(model), torch.inference_mode(), autocast:
-        for _ in range(rounds):
-            for name, merge in schedules.items():
-                merged(model, name, merge)
-                model(batch)
-                synchronise(device)
-                start = time.perf_counter()
-                model(batch)
-                synchronise(device)
-                times[name].append(1e3 * (time.perf_counter() - start) / len(batch))
-    return times
+    models = {row.name: _with_shared_weights(model) for row in rows}
+    for row in rows:
+        merged(models[row.name], row.name, solved(ways[row.name], row.removed))
+    times = time_models(models, batch, rounds, device, pick_autocast(settings.precision, device))
+    return {name: [taken / len(batch) for taken in values] for name, values in times.items()}
+
+
+def _with_shared_weights(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model whose parameters and buffers are those of the model."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

@@ -11,6 +11,7 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 
 from engine.cost.macs import measure
+from engine.data.loading.loader import resized
 from engine.study.zeroshot import evaluate, fingerprints
 from engine.study.zeroshot.evaluate import evaluate_rows
 from models.merging import wrap
@@ -69,6 +70,45 @@ def test_costs_are_those_of_flops(load, session_files, tmp_path):
     wrap(model, method="tome", keep={"rate": 0.5, "blocks": [2]})
     assert [rows[0].gmacs, rows[1].gmacs] == [whole, measure(model).gmacs]
     assert rows[0].gmacs / rows[2].gmacs == pytest.approx(1.2, rel=0.005)
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """Six images of 32 x 32 pixels, uint8 (6, 3, 32, 32), which are in images.npz, and as grey images in grey.npz."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for name, images in (("images", pixels), ("grey", pixels[..., 0])):
+        split = {f"{part}_images": images[rows] for part, rows in (("train", slice(3)), ("test", slice(3, None)))}
+        split |= {f"{part}_labels": np.arange(3)[:, None] for part in ("train", "test")}
+        np.savez(tmp_path / f"{name}.npz", **split, class_names=np.array(list(CLASSES)))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def of_arrays(folder, name="images"):
+    return ["data.name=npz", f"data.path={folder / name}.npz", "methods=[tome]", "budgets=[{r: 2}]"]
+
+
+def test_arrays_are_resized_to_what_the_model_takes(load, session_files, tmp_path, arrays):
+    settings = load(*of_arrays(tmp_path), "data.resize=64")
+    images, rows = evaluate_rows(settings, tmp_path, report=lambda line: None)
+    assert images.targets.tolist() == list(CLASSES.values()) * 2
+    model = plain_model(session_files.parent)
+    mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.inference_mode():
+        logits = model(resized((arrays / 255 - mean) / std, 64))
+    assert (rows[0].predictions == logits.argmax(-1).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "name, overrides, message",
+    [
+        ("images", [], "data.resize: images are 32 x 32, the model takes 64 x 64; set data.resize=64"),
+        ("images", ["data.resize=48"], "data.resize: images are 48 x 48, the model takes 64 x 64; set data.resize=64"),
+        ("grey", ["data.resize=64"], "data: images have 1 channels, the model takes 3"),
+    ],
+)
+def test_images_that_the_model_does_not_take(load, tmp_path, arrays, name, overrides, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_rows(load(*of_arrays(tmp_path, name), *overrides), tmp_path, report=lambda line: None)
 
 
 def test_a_row_is_evaluated_once_whatever_it_is_called(load, tmp_path, monkeypatch):

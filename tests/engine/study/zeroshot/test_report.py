@@ -8,7 +8,8 @@ import torch
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from engine.study.zeroshot.evaluate import LabelledImages, evaluate_rows
+from engine.study.zeroshot.evaluate import evaluate_rows
+from engine.study.zeroshot.images import LabelledImages
 from engine.study.zeroshot.report import compared, earlier_times, table, write_outputs
 from engine.study.zeroshot.rows import ZeroshotRow
 from engine.study.zeroshot.timing import time_rows
