@@ -12,7 +12,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 LORA = ["peft>=0.18"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
-PAGE = ["altair>=5.5", "vl-convert-python>=1.7"]
+PAGE = ["altair>=5.5", "vl-convert-python>=1.7", "Jinja2>=3.1"]
 SLURM = ["submitit>=1.5"]
 SEARCH = ["optuna>=4.0"]
 
