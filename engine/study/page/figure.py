@@ -48,9 +48,7 @@ def _figure(points: Sequence[Point], key: str) -> dict[str, Any]:
             labelFlush=False,
             labelExpr="datum.value < 0 ? '' : datum.label",  # the axis begins a little before the first point
         ),
-        scale=alt.Scale(type="log", nice=False, padding=24)
-        if logarithmic
-        else alt.Scale(zero=False, nice=False, padding=24),
+        scale=alt.Scale(**_cost_scale(costs, logarithmic)),
     )
     metrics = " or ".join(dict.fromkeys(title_of(point.metric) for point in drawn))
     score_title = f"test {metrics}, %"
@@ -85,6 +83,14 @@ def _figure(points: Sequence[Point], key: str) -> dict[str, Any]:
     if len(rows) <= LABELLED:
         layers += [_labels(base.encode(y=y), side) for side in ("left", "right")]
     return finished(alt.layer(*layers).resolve_scale(shape="independent"), HEIGHT, [*colours, *shapes])
+
+
+def _cost_scale(costs: Sequence[float], logarithmic: bool) -> dict[str, Any]:
+    """Returns the options of the axis of costs."""
+    least, most = min(costs), max(costs)
+    if least == most:  # Vega-Lite would draw one tick, rounded
+        return {"domain": [0.5 * least, 1.5 * least] if least else [-1, 1]}
+    return {"nice": False, "padding": 24, **({"type": "log"} if logarithmic else {"zero": False})}
 
 
 def _labels(base: Any, side: str) -> Any:

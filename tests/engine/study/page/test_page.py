@@ -20,6 +20,7 @@ from engine.runs.records.metrics import metrics_of
 from engine.settings.layers import load_settings
 from engine.study.compare import differences, outputs
 from engine.study.page import mistakes
+from engine.study.page.charts import static_svg
 from engine.study.page.curves import MOST, rows_of, thinned
 from engine.study.page.figure import figures
 from engine.study.page.page import page, write_page
@@ -50,6 +51,17 @@ def cells(table):
     return [
         [cell.text for part in row.parts if not isinstance(part, str) for cell in [part]] for row in table.all("tr")
     ]
+
+
+@pytest.mark.parametrize("cost", [0.53, 1.2e-5, 0.0])
+def test_rows_of_one_cost_have_an_axis_with_ticks_around_it(cost):
+    """Not one tick, rounded to a number that is no row's cost."""
+    drawn = static_svg(figures([point("a", [0.9], cost), point("b", [0.8], cost)])["gmacs"])
+    ticks = [
+        float(text.replace("\u2212", "-")) for text in re.findall(r">([\u2212]?\d[\d.]*(?:e-?\d+)?)</text>", drawn)
+    ]
+    ticks = [tick for tick in ticks if tick < 2]  # those of accuracy are larger
+    assert len(ticks) >= 3 and min(ticks) <= cost <= max(ticks)
 
 
 def test_table_is_that_of_the_tool(made, tmp_path):
