@@ -233,7 +233,7 @@ class MergeSettings(WithOptions):
             ValueError: there is no such block.
         """
         if self.first_block > depth:
-            raise UserError(f"merge.first_block = {self.first_block}: the model has {depth} blocks")
+            raise UserError(f"merge.first_block = {self.first_block}: the model has {depth} blocks; use 1 to {depth}")
         return self.first_block - 1
 
     def _from_first(self, blocks: int) -> list[int]:

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from ..contract import Assignment, Counts, MergeContext, Merger, Option, all_pairs_macs
 from ..tokens import take
 from .selection import select
+from .topk import LEAST_ATTENTION
 
 Form = Literal["auto", "greedy", "elimination", "stochastic"]
 Importance = Literal["size", "attention"]
@@ -73,8 +74,9 @@ def facility_location(
     weight = context.size
     if importance == "attention":
         assert context.attention is not None
-        # Divided by its mean, so that ties are decided as they are by sizes alone.
-        weight = weight * context.attention / context.attention.mean(dim=1, keepdim=True)
+        # Divided by its mean, so that ties are decided as they are by sizes alone; none at all is equal attention.
+        attended = context.attention.clamp(min=LEAST_ATTENTION)
+        weight = weight * attended / attended.mean(dim=1, keepdim=True)
     kept = select(similarity, weight, patches - r, chosen_form(form, patches, r))  # (B, N - r), ascending
 
     stays = torch.zeros_like(context.size).scatter(1, kept, 1.0)

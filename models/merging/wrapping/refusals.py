@@ -96,7 +96,10 @@ def check_needs(merger: Merger, name: str, model: nn.Module, family: Family) -> 
     """Raises UserError if a method, the entry `name` of MERGERS, needs something that the model does not have."""
     cls, method = type(model).__name__, f"merge.method = {name!r}"
     if merger.attends == "class" and not family.class_token(model):
-        raise UserError(f"{method}: it uses the class token's attention, and this {cls} has no class token")
+        raise UserError(
+            f"{method}: it uses the class token's attention, and this {cls} has no class token; choose another method, "
+            "or other options of it"
+        )
     if merger.shrink is None and not merger.position:
         return
     need = "it uses the positions of patches" if merger.shrink is None else "it keeps a grid"

@@ -177,6 +177,13 @@ def test_with_attention_a_patch_counts_size_times_attention(form, seed, patches,
     assert torch.equal(answer.index, other.index)
 
 
+def test_no_attention_at_all_is_equal_attention():
+    """As where the class token attends to itself alone, and the shares of the patches are below what float32 holds."""
+    metric, size = drawn(0, 9)
+    answer = facility_location(metric, 4, MergeContext(size, torch.zeros(1, 9)), importance="attention")
+    assert torch.equal(answer.index, facility_location(metric, 4, MergeContext(size)).index)
+
+
 def test_attention_is_asked_for_by_the_option_alone():
     plain = MERGERS["facility_location"]
     assert plain.attends is None and plain.bind(importance="attention").attends == "class"

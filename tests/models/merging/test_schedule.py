@@ -165,7 +165,7 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
             {"target_gmacs": 1, "target_ratio": 2},
             "model.merge.target_ratio = 2.0: cannot be combined with merge.target_gmacs = 1.0; give one of them",
         ),
-        ({"first_block": 4, "r": 2}, "model.merge.first_block = 4: the model has 3 blocks"),
+        ({"first_block": 4, "r": 2}, "model.merge.first_block = 4: the model has 3 blocks; use 1 to 3"),
         ({"first_block": 0, "r": 2}, "model.merge.first_block = 0: must be at least 1 and at most 1000"),
         ({"first_block": 2, "r": [0, 1, 1]}, "model.merge.first_block = 2: merge.r says which blocks merge; omit one"),
         (
