@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import metrics_of
 from engine.study.compare.lines import unique
-from engine.study.pareto.style import COLOURS
+from engine.study.pareto.style import colours
 from engine.study.table import common_name, kind
 from engine.tasks import TASKS, task_with_metric, title_of
 from models.settings import UserError
@@ -47,7 +46,7 @@ def curves(folders: Sequence[Path], over: str = "step") -> Figure:
         groups.setdefault(kind(folder), []).append(folder)
     metrics: dict[str, None] = {}  # in the order in which they appear
     names = unique([common_name([RunFolder(one).settings.name for one in group]) for group in groups.values()])
-    for (name, group), colour in zip(zip(names, groups.values()), cycle(COLOURS)):
+    for (name, group), colour in zip(zip(names, groups.values()), colours(len(groups))):
         thickness = 1.6 if len(group) == 1 else 0.8
         for folder in group:
             metric, epochs = _epochs(folder)

@@ -26,7 +26,7 @@ class Pair:
     Attributes:
         a: name of the first row.
         b: name of the second row.
-        difference: of their scores, as the table has them.
+        difference: over the seeds and folds that both have; without a common one, of the scores in the table.
         seeds: over the seeds and folds that both have; None without a common one.
         images: over the images that both predicted; None without any. Its p-value is exact.
         times: how often each image was predicted, by a seed each; 0 without images.
@@ -117,7 +117,9 @@ def _pair(a: _Scored, b: _Scored) -> Pair:
     if common:
         seeds = paired_seeds([a.point.scores[name] for name in common], [b.point.scores[name] for name in common])
     images, times = _over_images(a.outcomes, b.outcomes)
-    return Pair(a.point.name, b.point.name, a.point.score - b.point.score, seeds, images, times)
+    # The scores in the table are means over all seeds of each row, which may not be the same seeds.
+    difference = a.point.score - b.point.score if seeds is None else seeds.mean
+    return Pair(a.point.name, b.point.name, difference, seeds, images, times)
 
 
 def _over_images(a: dict[str, Outcome], b: dict[str, Outcome]) -> tuple[Difference | None, int]:
@@ -186,7 +188,8 @@ def explanation(pairs: Sequence[Pair]) -> list[str]:
     if any(pair.seeds is not None and pair.seeds.n > 1 for pair in pairs):
         numbers = _numbers(pair.seeds.n for pair in pairs if pair.seeds is not None and pair.seeds.n > 1)
         says = "whether other trainings would differ"
-        lines.append(f"Over seeds: paired t interval over {numbers} seeds and folds, which says {says}.")
+        over = f"{numbers} seeds and folds that both rows have"
+        lines.append(f"Over seeds: the difference and its paired t interval over {over}, which say {says}.")
     if any(pair.images is not None for pair in pairs):
         several = any(pair.times > 1 for pair in pairs)
         test = "McNemar's exact test" + (", or randomised signs where there are several seeds" if several else "")

@@ -49,9 +49,9 @@ def test_only_common_seeds_are_paired():
     a = point("a", {"seed 0": 0.9, "seed 1": 0.92, "seed 5": 0.1})
     b = point("b", {"seed 1": 0.9, "seed 0": 0.8})
     (pair,) = differences([a, b])
-    assert pair.seeds.n == 2 and pair.seeds.mean == pytest.approx(0.06)
+    assert pair.seeds.n == 2 and pair.difference == pair.seeds.mean == pytest.approx(0.06)
     (pair,) = differences([a, point("c", {"seed 7": 0.9})])
-    assert pair.seeds is None and pair.more_than_noise is None
+    assert pair.seeds is None and pair.more_than_noise is None and pair.difference == pytest.approx(0.64 - 0.9)
     assert table([pair])[1][0][3:] == ["-"] * 5
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.study.compare.outputs import records
 from engine.study.pareto.figure import FEW, pareto_figure
 from engine.study.pareto.front import front
-from engine.study.pareto.style import style_of
+from engine.study.pareto.style import colours, style_of
 from engine.study.points import COSTS, Point
 from models.settings import UserError
 
@@ -146,3 +146,8 @@ def test_every_cost_can_be_an_axis():
     for key, title in COSTS.items():
         one = Point("a", "vit", None, None, "top1", {"seed 0": 0.5}, {key: 2.0})
         assert pareto_figure([one], key).axes[0].get_xlabel() == title
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 40])
+def test_colours_differ_however_many_there_are(count):
+    assert len(set(colours(count))) == count
