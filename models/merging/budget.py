@@ -51,7 +51,7 @@ def solve_budget(merge: MergeSettings, cost: Cost, depth: int, grid: Grid, secti
         UserError: the target cannot be reached with this method, or the model is too small for any schedule within
             0.5 % of it.
     """
-    search = _Search(cost, depth, grid, merge.merger(), merge.skipped(depth))
+    search = _Search(cost, depth, grid, merge.merger(), tuple(merge.merging_blocks(depth)))
     target = macs_of_target(merge, search.macs([0] * depth))
     asked = f"{section}.{merge.target} = {merge.target_gmacs or merge.target_ratio}"
     if merge.target_gmacs is None:
@@ -95,7 +95,7 @@ class _Search:
     depth: int  # number of blocks
     grid: Grid
     merger: Merger
-    skipped: int = 0  # number of blocks at the beginning that remove nothing
+    blocks: Schedule  # the blocks that may merge, counted from 0, ascending
     costs: dict[Schedule, int] = field(default_factory=dict)  # MACs of one image
 
     @property
@@ -114,7 +114,7 @@ class _Search:
 
     def check_reachable(self, target: float, asked: str, method: str, key: str) -> None:
         """Raises UserError if the target is less than the cheapest schedule costs, or more than no merging does."""
-        cheapest = [0] * self.skipped + [self.patches] * (self.depth - self.skipped)
+        cheapest = self._in_all([self.patches] * len(self.blocks))
         unmerged = self.macs([0] * self.depth)
         if not any(self.schedule(cheapest)) and abs(unmerged - target) > TOLERANCE * target:
             raise UserError(f"{asked}: {method} removes nothing here; choose another {key}")
@@ -130,9 +130,9 @@ class _Search:
             if self._is_met(target):
                 break
         else:
-            every = list(islice(self._every(self.depth - self.skipped, self.patches, self.grid), FEW + 1))
-            for schedule in every if len(every) <= FEW else []:
-                self.macs((0,) * self.skipped + schedule)
+            every = list(islice(self._every(len(self.blocks), self.patches, self.grid), FEW + 1))
+            for removed in every if len(every) <= FEW else []:
+                self.macs(self._in_all(removed))
         return min(self.costs, key=lambda schedule: abs(self.costs[schedule] - target))
 
     def _is_met(self, target: float) -> bool:
@@ -141,8 +141,8 @@ class _Search:
     def _starts(self, target: float) -> Iterator[Schedule]:
         """Spreads removals over all blocks that merge, then over the first few of them, for methods whose matching
         costs more than a few removals save."""
-        yield self._spread(self.depth - self.skipped, target)
-        fronts = [self._spread(blocks, target) for blocks in range(1, self.depth - self.skipped)]
+        yield self._spread(len(self.blocks), target)
+        fronts = [self._spread(blocks, target) for blocks in range(1, len(self.blocks))]
         yield from sorted(fronts, key=lambda schedule: abs(self.macs(schedule) - target))[:2]
 
     def _spread(self, blocks: int, target: float) -> Schedule:
@@ -150,14 +150,20 @@ class _Search:
 
         def evenly(total: int) -> list[int]:
             marks = [total * i // blocks for i in range(blocks + 1)]
-            removed = [after - before for before, after in pairwise(marks)]
-            return [0] * self.skipped + removed + [0] * (self.depth - self.skipped - blocks)
+            return self._in_all([after - before for before, after in pairwise(marks)])
 
         low, high = 0, blocks * self.patches
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.macs(evenly(middle)) > target else (low, middle)
         return self.schedule(min(evenly(low), evenly(high), key=lambda asked: abs(self.macs(asked) - target)))
+
+    def _in_all(self, removed: Sequence[int]) -> list[int]:
+        """Returns what every block is asked to remove, from what the first of those that may merge are asked to."""
+        asked = [0] * self.depth
+        for block, number in zip(self.blocks, removed):
+            asked[block] = number
+        return asked
 
     def _climb(self, schedule: Schedule, target: float) -> None:
         """Makes the best single move for as long as it brings the cost nearer to the target."""
@@ -173,16 +179,17 @@ class _Search:
             schedule = self.schedule(moved)
 
     def _moves(self, schedule: Schedule) -> Iterator[list[int]]:
-        """Removes one patch more, one less, or one a block earlier or later; on a grid, a row or column at a time."""
+        """Removes one patch more, one less, or one in the merging block before or after; on a grid, a row or column at
+        a time."""
         sizes = {1}
         if self.merger.shrink is not None:
             sizes |= {2**i for i in range(self.patches.bit_length())} | set(schedule) - {0}
         for size in sizes:
-            for i in range(self.skipped, self.depth):
+            for place, i in enumerate(self.blocks):
                 more = [n + size * (j == i) for j, n in enumerate(schedule)]
                 yield more
-                for j in (i - 1, i + 1):
-                    if self.skipped <= j < self.depth and schedule[j] >= size:
+                for j in (*self.blocks[max(place - 1, 0) : place], *self.blocks[place + 1 : place + 2]):
+                    if schedule[j] >= size:
                         yield [n - size * (k == j) for k, n in enumerate(more)]
                 if schedule[i] >= size:
                     yield [n - size * (j == i) for j, n in enumerate(schedule)]

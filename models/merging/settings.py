@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from ..settings import Settings, UserError
 from .contract import Grid, Merger, declared_options
@@ -22,6 +22,16 @@ BUDGETS = (
 
 
 MOST = 2**31 - 1  # tokens
+
+
+def _once(blocks: list[int] | None) -> list[int] | None:
+    """Raises ValueError if a list names a block twice."""
+    if blocks is not None and (twice := sorted({block for block in blocks if blocks.count(block) > 1})):
+        raise ValueError(f"block {twice[0]} is listed twice; list each block once")
+    return blocks
+
+
+Blocks = Annotated[list[Annotated[int, Field(le=1000)]], AfterValidator(_once)]  # counted from 1
 
 
 class LinearSettings(Settings):
@@ -51,16 +61,7 @@ class KeepSettings(Settings):
     """Some blocks keep a share of their patches (EViT; Haurum et al., 2023: blocks 4, 7 and 10)."""
 
     rate: float = Field(gt=0, le=1, description="share of the patches that each of the blocks keeps, rounded up")
-    blocks: list[Annotated[int, Field(le=1000)]] = Field(
-        [4, 7, 10], min_length=1, description="the blocks that remove patches, counted from 1"
-    )
-
-    @field_validator("blocks")
-    @classmethod
-    def _once(cls, blocks: list[int]) -> list[int]:
-        if twice := sorted({block for block in blocks if blocks.count(block) > 1}):
-            raise ValueError(f"block {twice[0]} is listed twice; list each block once")
-        return blocks
+    blocks: Blocks = Field([4, 7, 10], min_length=1, description="the blocks that remove patches, counted from 1")
 
 
 def _written_as(r: Any) -> str | None:
@@ -87,6 +88,22 @@ Removed = Annotated[
 ]
 
 
+def conflict_of_blocks(settings: Any) -> tuple[str, str] | None:
+    """Returns the key that says which blocks merge although another one says so, and that one; None if there is none.
+
+    Args:
+        settings: anything with `r`, `keep`, `first_block` and `blocks`.
+    """
+    given = {
+        "r": isinstance(settings.r, list),
+        "keep.blocks": settings.keep is not None,
+        "blocks": settings.blocks is not None,
+        "first_block": settings.first_block > 1,
+    }
+    says = [key for key, is_given in given.items() if is_given]
+    return (says[-1], says[0]) if len(says) > 1 and says[-1] in ("blocks", "first_block") else None
+
+
 class CommonSettings(Settings):
     """The keys of the `merge:` section that every method accepts."""
 
@@ -99,6 +116,9 @@ class CommonSettings(Settings):
     )
     first_block: int = Field(
         1, ge=1, le=1000, description="the first block that merges, counted from 1; lists and keep name their blocks"
+    )
+    blocks: Blocks | None = Field(
+        None, min_length=1, description="the blocks that merge, counted from 1; null: all from first_block on"
     )
     keep: KeepSettings | None = Field(None, description="instead of r: the share of patches that some blocks keep")
     target_gmacs: float | None = Field(
@@ -153,9 +173,9 @@ class MergeSettings(WithOptions):
         if len(budgets) > 1:
             first, second = (f"merge.{key} = {self.model_dump()[key]}" for key in budgets[:2])
             raise ValueError(f"{second}: cannot be combined with {first}; give one of them")
-        if self.first_block > 1 and (self.keep is not None or isinstance(self.r, list)):
-            key = "r" if self.keep is None else "keep.blocks"
-            raise ValueError(f"merge.first_block = {self.first_block}: merge.{key} says which blocks merge; omit one")
+        if (conflict := conflict_of_blocks(self)) is not None:
+            key, says = conflict
+            raise ValueError(f"merge.{key} = {getattr(self, key)}: merge.{says} says which blocks merge; omit one")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 owner = next(name for name, merger in MERGERS.items() if key in merger.options)
@@ -214,8 +234,9 @@ class MergeSettings(WithOptions):
                 raise ValueError(f"merge.keep.blocks = {self.keep.blocks}: no block {missing[0]}; use 1 to {depth}")
             return [self.keep.rate if i + 1 in self.keep.blocks else 0 for i in range(depth)]
         if not isinstance(self.r, list):
-            skipped = self.skipped(depth)
-            return [0] * skipped + self._from_first(depth - skipped)
+            blocks = self.merging_blocks(depth)
+            removed = dict(zip(blocks, self._removed(len(blocks)), strict=True))
+            return [removed.get(i, 0) for i in range(depth)]
         if len(self.r) != depth:
             has = f"merge.r has {len(self.r)} entries; the model has {depth} blocks"
             raise ValueError(f"{has}; give {depth}, or one number for all")
@@ -223,21 +244,25 @@ class MergeSettings(WithOptions):
 
     def with_r(self, r: int | list[int]) -> MergeSettings:
         """The same settings with this `r` in place of whatever says how many tokens are removed."""
-        first = 1 if isinstance(r, list) else self.first_block
-        return self.model_copy(update={**dict.fromkeys(BUDGETS), "r": r, "first_block": first})
+        blocks = {"first_block": 1, "blocks": None} if isinstance(r, list) else {}
+        return self.model_copy(update={**dict.fromkeys(BUDGETS), "r": r, **blocks})
 
-    def skipped(self, depth: int) -> int:
-        """The number of blocks, of `depth`, before the first that merges.
+    def merging_blocks(self, depth: int) -> list[int]:
+        """The blocks, of `depth`, that may merge where `r` is no list: their numbers counted from 0, ascending.
 
         Raises:
             ValueError: there is no such block.
         """
         if self.first_block > depth:
             raise UserError(f"merge.first_block = {self.first_block}: the model has {depth} blocks; use 1 to {depth}")
-        return self.first_block - 1
+        if self.blocks is None:
+            return list(range(self.first_block - 1, depth))
+        if missing := [block for block in self.blocks if not 1 <= block <= depth]:
+            raise UserError(f"merge.blocks = {self.blocks}: no block {missing[0]}; use 1 to {depth}")
+        return sorted(block - 1 for block in self.blocks)
 
-    def _from_first(self, blocks: int) -> list[int]:
-        """What `r`, if it is no list, requests from each of the blocks from `first_block` on."""
+    def _removed(self, blocks: int) -> list[int]:
+        """What `r`, if it is no list, requests from each of the blocks that merge."""
         assert not isinstance(self.r, list)
         if isinstance(self.r, AnySettings):
             return [sum(self.r.train) // 2] * blocks

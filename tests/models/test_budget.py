@@ -82,6 +82,16 @@ def test_a_budget_is_met_by_later_blocks_alone(method):
     assert solved.merge.first_block == 1, "the list says it all"
 
 
+@pytest.mark.parametrize("method", ["tome", "facility_location", "grid"])
+def test_a_budget_is_met_by_the_listed_blocks_alone(method):
+    target = macs(vit({"method": "none"}, **TI)) / 1.3
+    solved = solve(vit({"method": method, "target_ratio": 1.3, "blocks": [10, 4, 7]}, **TI))
+    assert macs(solved) == pytest.approx(target, rel=0.03 if method == "grid" else 0.005)
+    assert {i for i, r in enumerate(solved.merge.r, 1) if r} <= {4, 7, 10} and solved.merge.blocks is None
+    spread = [solved.merge.r[i] for i in (3, 6, 9)]
+    assert method == "grid" or max(spread) - min(spread) < 10, "spread evenly"
+
+
 def test_a_budget_out_of_the_later_blocks_reach_names_their_range():
     least = macs(with_r(vit({"method": "tome"}, **TI), [0] * 9 + [196] * 3)) / 1e9
     with pytest.raises(UserError, match=f"out of reach; with tome an image costs {least:.4g} to "):

@@ -24,6 +24,8 @@ def merging_of(settings: ModelSettings, removed: Sequence[int] = ()) -> tuple[st
 
 def budget_in_words(merge: MergeSettings) -> str:
     """Returns the budget of a `merge:` section: "r = 8", "keep 0.7 at 4, 7, 10" or "0.9 GMACs from block 3"."""
+    if merge.blocks is not None:
+        return f"{_amount(merge)} in blocks {_listed(sorted(merge.blocks))}"
     return _amount(merge) + (f" from block {merge.first_block}" if merge.first_block > 1 else "")
 
 

@@ -10,7 +10,15 @@ from engine.settings.schema import Dataset
 from engine.settings.types import FreeKey
 from engine.study.compare.budgets import budget_in_words
 from models.merging import MERGERS
-from models.merging.settings import BUDGETS, AnySettings, KeepSettings, MergeSettings, Removed
+from models.merging.settings import (
+    BUDGETS,
+    AnySettings,
+    Blocks,
+    KeepSettings,
+    MergeSettings,
+    Removed,
+    conflict_of_blocks,
+)
 from models.settings import Settings, UserError, check
 from models.settings.zoo import TimmSettings, TorchvisionSettings
 
@@ -29,6 +37,7 @@ class Budget(Settings):
     target_gmacs: float | None = Field(None, gt=0, le=1e9, description="GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(None, ge=1, le=1e9, description="MACs without merging divided by MACs with it")
     first_block: int = Field(1, ge=1, le=1000, description="the first block that merges, counted from 1")
+    blocks: Blocks | None = Field(None, min_length=1, description="the blocks that merge, counted from 1; null: all")
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
@@ -37,9 +46,9 @@ class Budget(Settings):
             raise ValueError(f"r: each budget has one of {', '.join(BUDGETS)}, as in {{r: 8}}; this has {len(given)}")
         if isinstance(self.r, AnySettings):
             raise ValueError("r = {train: ...}: nothing is trained here; give a number")
-        if self.first_block > 1 and (self.keep is not None or isinstance(self.r, list)):
-            key = "r" if self.keep is None else "keep.blocks"
-            raise ValueError(f"first_block = {self.first_block}: {key} says which blocks merge; omit one")
+        if (conflict := conflict_of_blocks(self)) is not None:
+            key, says = conflict
+            raise ValueError(f"{key} = {getattr(self, key)}: {says} says which blocks merge; omit one")
         return self
 
     def given(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         r: tokens that each block removes: n, a list, {"first": n, "last": n}; of {"train": [a, b]} the middle.
         others: other keys of the `merge:` section. In place of r: `keep`, `target_gmacs` (GMACs of one image) or
             `target_ratio` (MACs without merging divided by MACs with it), which are met within 0.5 %. Besides:
-            first_block, metric, prop_attn, and a method's own options.
+            first_block, blocks, metric, prop_attn, and a method's own options.
 
     Returns:
         The same model.

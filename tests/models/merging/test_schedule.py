@@ -51,8 +51,16 @@ def test_blocks_before_the_first_that_merges_remove_nothing():
     assert schedule(depth=5, r=7, first_block=1) == schedule(depth=5, r=7)
 
 
-def test_a_list_in_the_place_of_r_keeps_no_first_block():
-    settings = check(MergeSettings, {"r": 7, "first_block": 3})
+def test_blocks_that_merge_can_be_listed():
+    assert schedule(depth=5, r=7, blocks=[5, 2]) == [0, 7, 0, 0, 7]
+    assert schedule(depth=5, r={"first": 9, "last": 1}, blocks=[1, 3, 4]) == [9, 0, 5, 1, 0]
+    assert schedule(depth=5, r={"train": [2, 4]}, blocks=[3]) == [0, 0, 3, 0, 0]
+    assert schedule(depth=5, r=7, blocks=[3, 4, 5]) == schedule(depth=5, r=7, first_block=3)
+
+
+@pytest.mark.parametrize("key", [{"first_block": 3}, {"blocks": [3, 4]}])
+def test_a_list_in_the_place_of_r_says_which_blocks_merge(key):
+    settings = check(MergeSettings, {"r": 7, **key})
     assert settings.with_r(4).plan(4) == [0, 0, 4, 4] and settings.with_r([1, 2, 3]).plan(3) == [1, 2, 3]
 
 
@@ -171,6 +179,18 @@ FORMS = "must be a whole number, a list with one for each block, {first: n, last
         (
             {"first_block": 2, "keep": {"rate": 0.5, "blocks": [3]}},
             "model.merge.first_block = 2: merge.keep.blocks says which blocks merge; omit one",
+        ),
+        ({"blocks": [4], "r": 2}, "model.merge.blocks = [4]: no block 4; use 1 to 3"),
+        ({"blocks": [0, 1], "r": 2}, "model.merge.blocks = [0, 1]: no block 0; use 1 to 3"),
+        ({"blocks": [2, 2], "r": 2}, "model.merge.blocks = [2, 2]: block 2 is listed twice; list each block once"),
+        ({"blocks": [2], "r": [0, 1, 1]}, "model.merge.blocks = [2]: merge.r says which blocks merge; omit one"),
+        (
+            {"blocks": [2], "keep": {"rate": 0.5, "blocks": [3]}},
+            "model.merge.blocks = [2]: merge.keep.blocks says which blocks merge; omit one",
+        ),
+        (
+            {"blocks": [2], "first_block": 2, "r": 1},
+            "model.merge.first_block = 2: merge.blocks says which blocks merge; omit one",
         ),
         ({"target_gmacs": 1}, "model.merge.target_gmacs = 1.0: out of reach; with tome an image costs "),
         ({"target_ratio": 20}, "model.merge.target_ratio = 20.0 (1.025e-05 GMACs): out of reach; "),

@@ -53,6 +53,7 @@ def test_budgets_of_one_model_are_a_line(make_run):
         ("merge.target_gmacs=0.002", "0.002 GMACs"),
         ("merge.r={train: [0, 3]}", "r = 1, trained with 0 to 3"),
         ("merge={method: tome, r: 3, first_block: 2}", "r = 3 from block 2"),
+        ("merge={method: tome, r: 3, blocks: [3, 1]}", "r = 3 in blocks 1, 3"),
     ],
 )
 def test_budgets_in_words(make_run, override, words):

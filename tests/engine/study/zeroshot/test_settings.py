@@ -51,6 +51,7 @@ def test_a_shared_budget_gives_way_to_the_rows_own(load):
         ("budgets=[{r: 8, target_gmacs: 0.9}]", "one of r, keep, target_gmacs, target_ratio"),
         ("budgets=[{}]", "this has 0"),
         ("budgets=[{keep: {rate: 0.7}, first_block: 3}]", "budgets.0.first_block = 3: keep.blocks says which blocks"),
+        ("budgets=[{r: [1, 0, 2], blocks: [3]}]", "budgets.0.blocks = [3]: r says which blocks"),
         ("budgets=[{r: {train: [0, 8]}}]", "nothing is trained here"),
         ("rows={unmerged: {method: tome, r: 4}}", "'unmerged': not a name for a row"),
         ("rows={x: {method: dtem, r: 4}}", "learns its metric in training"),
