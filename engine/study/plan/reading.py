@@ -30,6 +30,7 @@ class Plan:
         overrides: settings of all runs from the command line, such as "train.epochs=3".
         command: what starts this study again.
         text: of the file.
+        beside: the folder that configs' paths are relative to: that of the file which the study was first started from.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Plan:
     overrides: tuple[str, ...]
     command: str
     text: str
+    beside: Path
 
     @property
     def folder(self) -> Path:
@@ -45,19 +47,20 @@ class Plan:
 
     @property
     def record(self) -> str:
-        """What `study.yaml` holds: the plan as it was given, and above it the command."""
-        own = [line for line in self.text.splitlines(keepends=True) if not line.startswith(COMMAND)]
-        return f"{COMMAND}{self.command}\n" + "".join(own)
+        """What `study.yaml` holds: the plan as it was given, and above it the command and the plan's folder."""
+        own = [line for line in self.text.splitlines(keepends=True) if not line.startswith((COMMAND, BESIDE))]
+        return f"{COMMAND}{self.command}\n{BESIDE}{os.path.abspath(self.beside)}\n" + "".join(own)
 
 
-COMMAND = "# started as: "
+COMMAND, BESIDE = "# started as: ", "# configs are relative to: "
 
 
 def read_plan(path: str, arguments: Sequence[str] = ()) -> Plan:
     """Reads and checks a plan.
 
     Args:
-        path: a file, a name under configs/ such as "studies/digits", or a study folder, for the plan in it.
+        path: a file, a name under configs/ such as "studies/digits", or a study folder: the plan in it with the
+            arguments that it was started with, below those given now. The study stays in this folder.
         arguments: overrides, of keys of the plan (OF_THE_PLAN) or of settings of all its runs.
 
     Raises:
@@ -67,7 +70,13 @@ def read_plan(path: str, arguments: Sequence[str] = ()) -> Plan:
     values = read_yaml(file, [PlanSettings])
     if "model" in values:
         raise UserError(f"{file}: holds the settings of one run; name it under configs: in a plan, or train it alone")
+    text, beside = file.read_text(encoding="utf-8"), file.parent
+    in_place = file == Path(path) / PLAN_FILE or (file.name == PLAN_FILE and _recorded(text, COMMAND) is not None)
+    if in_place:
+        arguments, beside = _with_earlier(text, arguments), _beside(text, beside)
     own, overrides = _parted(arguments)
+    if in_place and not {"name", "out"} & own.keys():
+        own["out"] = str(file.parent)
     try:
         settings = check(PlanSettings, {**values, **own})
     except UserError as error:
@@ -77,7 +86,29 @@ def read_plan(path: str, arguments: Sequence[str] = ()) -> Plan:
     for item in overrides:
         parse_override(item)
     command = shlex.join(["tools/study.py", path, *arguments])
-    return Plan(file, settings, tuple(overrides), command, file.read_text(encoding="utf-8"))
+    return Plan(file, settings, tuple(overrides), command, text, beside)
+
+
+def _with_earlier(text: str, arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments that `study.yaml` records and those given now, which replace earlier ones of their key.
+
+    Where the study lies, and under which name, is known: it is being given.
+    """
+    known = {"name", "out", *(item.partition("=")[0].strip() for item in arguments)}
+    try:
+        words = shlex.split(_recorded(text, COMMAND) or "")[2:]
+    except ValueError:  # edited
+        words = []
+    return [*(word for word in words if "=" in word and word.partition("=")[0].strip() not in known), *arguments]
+
+
+def _beside(text: str, otherwise: Path) -> Path:
+    folder = _recorded(text, BESIDE)
+    return Path(folder) if folder else otherwise
+
+
+def _recorded(text: str, what: str) -> str | None:
+    return next((line.removeprefix(what) for line in text.splitlines() if line.startswith(what)), None)
 
 
 def _check_sets(file: Path, sets: Iterable[tuple[str, dict[str, Any]]]) -> None:

@@ -120,7 +120,7 @@ def _short(value: Any) -> str:
 
 def _cfg(plan: Plan, cfg: str) -> str:
     """Returns what `load_settings` takes: files are relative to the plan, names are those under configs/."""
-    beside = plan.path.parent / cfg
+    beside = plan.beside / cfg
     return str(beside) if beside.is_file() and not (CONFIGS / f"{cfg}.yaml").is_file() else cfg
 
 

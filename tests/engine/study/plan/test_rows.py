@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,30 @@ def test_a_study_folder_stands_for_the_plan_in_it(tmp_path):
     again = read_plan(str(tmp_path))
     assert again.settings.cfg == "digits/lenet5" and plan.command in (tmp_path / PLAN_FILE).read_text()
     assert again.record.count("# started as") == 1
+
+
+def test_a_study_folder_goes_on_as_it_was_started_from_anywhere(tmp_path, monkeypatch):
+    """Neither `out=`, nor the overrides, nor the folder of the plan's configs is forgotten: no run would be repeated."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text("name: mine\nmodel: {name: lenet5}\ndata: {name: digits}\n")
+    write_plan(tmp_path / "sub", "name: s\nconfigs: [mine.yaml]\n")
+    monkeypatch.chdir(tmp_path)
+    first = read_plan("sub/plan.yaml", ["out=my study", "train.epochs=3", "seeds=[4, 5]", "jobs=2"])
+    (tmp_path / "my study").mkdir()
+    (tmp_path / "my study" / PLAN_FILE).write_text(first.record)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = read_plan("../my study", ["seeds=[5]"])
+    assert again.folder.resolve() == tmp_path / "my study"
+    [run] = planned_runs(again)
+    assert (run.seed, run.settings.train.epochs, again.settings.jobs) == (5, 3, 2)
+    (tmp_path / "my study" / PLAN_FILE).write_text(again.record)
+    third = read_plan("../my study", ["train.epochs=9"])
+    [run] = planned_runs(third)
+    assert (run.seed, run.settings.train.epochs) == (5, 9)
+    assert third.command == "tools/study.py '../my study' jobs=2 'seeds=[5]' train.epochs=9"
+    assert read_plan("../my study", ["name=t"]).folder == Path("runs/t")
+    assert read_plan(f"../my study/{PLAN_FILE}").folder == again.folder
 
 
 def test_values_are_written_as_on_the_command_line():
