@@ -71,8 +71,14 @@ def main(argv: list[str]) -> None:
     jobs = [] if args.jobs is None else [f"jobs={args.jobs}"]
     plan = read_plan(args.plan, [*args.overrides, *jobs])
     study = Study(plan, planned_runs(plan))
+    if args.slurm is not None and args.report:
+        raise UserError("--slurm: submits what is left, and --report trains nothing; leave one of them out")
     if args.slurm is not None and plan.settings.search:
         raise UserError("--slurm: not for a search, whose runs follow from each other; run it in a job of its own")
+    if plan.settings.search:
+        from engine.study.search.space import checked
+
+        checked(plan)
     if args.dry_run:
         dry_run(study, timing=not args.no_timing)
         return
@@ -104,8 +110,9 @@ def dry_run(study: Study, *, timing: bool) -> None:
 
 
 def others(placing: Placing) -> list[str]:
-    """Returns lines on run folders that are not used."""
+    """Returns lines on run folders that are not used, and on runs with damaged results."""
     lines = [f"damaged, not used: {problem}" for problem in placing.damaged.values()]
+    lines += [f"damaged, tested again: {placed.problem}" for placed in placing.runs if placed.problem]
     if placing.others:
         names = ", ".join(path.name for path in placing.others)
         lines.append(f"not in the plan: {names}")

@@ -20,6 +20,8 @@ import torch
 
 from engine.runs.checkpoints import checkpoint
 from engine.runs.lock import in_use
+from engine.study.execute import child
+from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, write_plan
 from tests.tools.test_train import ENVIRONMENT, command, run_inside
 from tools import study as study_tool
@@ -163,6 +165,26 @@ def test_a_fold_and_its_sweep(tmp_path, inside):
     assert rows[0]["gmacs"] > rows[1]["gmacs"]
     code, said, _ = inside("plan.yaml")
     assert code == 0 and "[1/" not in said and "1 run, 1 done, 0 left" in said  # nor is the sweep made again
+
+
+def test_report_beside_slurm_is_refused(tmp_path, inside):
+    write_plan(tmp_path, TINY)
+    code, _, errors = inside("plan.yaml", "--slurm", "local", "--report")
+    assert code == 2 and errors.startswith("error: --slurm: submits what is left, and --report trains nothing")
+    assert not STUDY.exists()
+
+
+def test_damaged_results_are_named(tmp_path, inside, monkeypatch):
+    monkeypatch.setattr(child, "TOOLS", stand_in.install(tmp_path))
+    write_plan(tmp_path, TINY)
+    assert inside("plan.yaml")[0] == 0
+    (STUDY / "runs" / "digits_lenet5_s0" / "results.json").write_text("{")
+    for arguments, says in (
+        (("--dry-run", "--no-timing"), "damaged, tested again: "),
+        (("--report",), "left out, damaged: "),
+    ):
+        code, said, _ = inside("plan.yaml", *arguments)
+        assert code == 0 and f"{says}{STUDY}/runs/digits_lenet5_s0/results.json: " in said
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path, inside):

@@ -21,7 +21,8 @@ def write_outputs(folder: Path, placing: Placing) -> list[str]:
     """
     notes = [f"left out, damaged: {problem}" for problem in placing.damaged.values()]
     if not any(placed.state == "done" for placed in placing.runs):
-        return [*notes, "no run is done: nothing to compare"]
+        problems = [f"left out, damaged: {placed.problem}" for placed in placing.runs if placed.problem]
+        return [*notes, *problems, "no run is done: nothing to compare"]
     try:
         comparison = read([folder])
     except UserError as error:

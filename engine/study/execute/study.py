@@ -13,13 +13,12 @@ from engine.settings.layers import to_yaml
 from engine.study.execute.child import tool
 from engine.study.execute.pool import Failure, Job, Wait, run_jobs
 from engine.study.execute.progress import Progress, fraction_done
-from engine.study.execute.sweeps import SWEEPS, entry_of, merges, sweep_job, sweep_size
+from engine.study.execute.sweeps import SWEEPS, check_sweep, entry_of, merges, sweep_job, sweep_size
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import RUNS, Placed, Placing, again, place
 from engine.study.plan.index import write_index
 from engine.study.plan.reading import PLAN_FILE, Plan
 from engine.study.plan.rows import PlannedRun
-from engine.study.sweep import parse_sweep
 from engine.tasks import title_of
 from engine.wording import duration
 from models.settings import UserError
@@ -35,12 +34,14 @@ class Study:
     Args:
         plan: the plan.
         runs: what it means.
+
+    Raises:
+        UserError: the plan's sweep does not fit its runs.
     """
 
     def __init__(self, plan: Plan, runs: list[PlannedRun]) -> None:
         self.plan, self.runs, self.folder = plan, runs, plan.folder
-        if plan.settings.sweep:
-            parse_sweep(plan.settings.sweep)
+        check_sweep(plan, runs)
 
     def open(self) -> Lock:
         """Creates the study folder, locks it, and writes the plan into it.
@@ -165,7 +166,7 @@ class _Queue:
         self.told: set[str] = set()
         self.jobs = [(kind(placed.run), work_of(placed.run)) for placed in self.waiting]
         left = [job for placed in self.sweeping if (job := study.sweep(placed)) is not None]
-        coming = [placed for placed in self.waiting if study.plan.settings.sweep and merges(placed)]
+        coming = [placed for placed in self.waiting if study.plan.settings.sweep and merges(placed.run)]
         self.jobs += [(job.kind, job.work) for job in left] + [sweep_size(placed) for placed in coming]
 
     def __call__(self) -> Job | Wait | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.runs.folder import RunFolder
+from engine.settings.layers import load_settings
 from engine.study.execute.child import tool
 from engine.study.execute.pool import Job
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import Placed
 from engine.study.plan.index import Entry
+from engine.study.plan.reading import Plan, as_overrides
+from engine.study.plan.rows import PlannedRun
 from engine.study.sweep import parse_sweep
 from models.interface import merging_method
 from models.settings import UserError
@@ -24,9 +28,33 @@ def entry_of(study: Path, placed: Placed) -> Entry:
     return Entry(row=run.row, seed=run.seed, fold=run.fold, folder=folder)
 
 
-def merges(placed: Placed) -> bool:
+def merges(run: PlannedRun) -> bool:
     """Returns whether a run merges tokens, so that there is something to sweep."""
-    return merging_method(placed.run.settings.model) not in (None, "none")
+    return merging_method(run.settings.model) not in (None, "none")
+
+
+def check_sweep(plan: Plan, runs: Sequence[PlannedRun]) -> None:
+    """Checks the sweep of a plan, before hours of training: its form, and its values in each row that merges.
+
+    Raises:
+        UserError: the sweep cannot be read, a value is not allowed in a row, or no row merges.
+    """
+    item = plan.settings.sweep
+    if not item:
+        return
+    try:
+        key, values = parse_sweep(item)
+    except UserError as error:
+        raise UserError(f"{plan.path}: sweep: {str(error).removeprefix('--sweep ')}") from None
+    merging = {run.row: run for run in runs if merges(run)}
+    if not merging:
+        raise UserError(f"{plan.path}: sweep: {item}: no model of the plan merges tokens; take it out")
+    for row, run in merging.items():
+        for value in values:
+            try:
+                load_settings(run.command[1], [*run.command[2:], *as_overrides({key: value})])
+            except UserError as error:
+                raise UserError(f"{plan.path}: sweep: row {row!r}: {error}") from None
 
 
 def sweep_job(study: Path, placed: Placed, item: str) -> Job | None:
@@ -38,7 +66,7 @@ def sweep_job(study: Path, placed: Placed, item: str) -> Job | None:
         item: the sweep, such as "merge.r=[0,2,4]".
     """
     file = study / entry_of(study, placed).sweep
-    if not merges(placed) or is_done(file, placed.folder, item):
+    if not merges(placed.run) or is_done(file, placed.folder, item):
         return None
     title = f"{placed.run.title}, sweep"
 

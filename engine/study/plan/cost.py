@@ -14,9 +14,10 @@ from engine.settings.changes import decisive
 from engine.settings.layers import to_yaml
 from engine.settings.schema import RunSettings
 from engine.study.plan.folders import Placed
-from engine.study.plan.rows import PlannedRun
+from engine.study.plan.rows import PlannedRun, paths_of
 from engine.tables import Column
 from engine.wording import NOT_COUNTED, counted, duration, fixed
+from models.settings import UserError
 
 TRAINING = 3  # a training step costs about three times the forward pass: the backward pass is two products for each one
 
@@ -44,19 +45,30 @@ def gmacs_of(settings: RunSettings) -> float | None:
 _COUNTED: dict[str, float | None] = {}  # settings of a model, as JSON -> what was counted
 
 
+def _gmacs(run: PlannedRun) -> float | None:
+    try:
+        return gmacs_of(run.settings)
+    except UserError as error:
+        raise UserError(f"row {run.row!r}: {error}") from None
+
+
 def work_of(run: PlannedRun) -> float:
     """Returns the work of a run in a unit that is the same for all runs of a study: GMACs of an image times epochs.
 
     It is for the progress of a study only: a model that cannot be counted counts as one GMAC.
+
+    Raises:
+        UserError: see `gmacs_of`; it names the row.
     """
     t = run.settings.train
     length = t.epochs if t.steps is None else t.steps * t.batch_size * t.accumulate / 50_000
-    return (gmacs_of(run.settings) or 1.0) * length
+    return (_gmacs(run) or 1.0) * length
 
 
 def kind(run: PlannedRun) -> str:
     """Returns a text that is equal for runs that take equally long: they differ only in seed and fold."""
     values = decisive(run.settings)
+    values |= paths_of(run.settings)  # other data may be more data
     return repr({key: value for key, value in values.items() if key not in ("seed", "split.fold")})
 
 
@@ -109,7 +121,7 @@ def table(runs: list[Placed], measured: Mapping[str, Measured]) -> tuple[list[Co
         run, t = placed.run, placed.run.settings.train
         found = measured.get(kind(run))
         values = found.values if found else {}
-        gmacs = values.get("gmacs") if values else gmacs_of(run.settings)
+        gmacs = values.get("gmacs") if values else _gmacs(run)
         row = [run.row, str(run.seed), *([str(run.fold)] if folds else [])]
         row.append(NOT_COUNTED if gmacs is None else fixed(gmacs, 4))
         length = f"{t.epochs}" if t.steps is None else f"{t.steps} steps"

@@ -79,7 +79,7 @@ def place(runs: Sequence[PlannedRun], study: Path) -> Placing:
         try:
             existing[path] = of_all(RunFolder(path).settings)
         except UserError as error:
-            damaged[path] = str(error)
+            damaged[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
     homes = _matched(runs, existing, study)
     for run in runs:
         if run.home not in homes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -17,6 +18,7 @@ from engine.study.plan.reading import Plan, as_overrides, plain
 from models.settings import UserError
 
 MOST = 100_000  # runs
+LONGEST = 200  # bytes of a row's name: file systems allow 255, and seed, fold and endings of files are added to it
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,24 @@ def rows_of(plan: Plan) -> list[Row]:
     """Returns the rows of a plan, without seeds: configs and named rows, each with every combination of `vary`."""
     settings = plan.settings
     shared = as_overrides(settings.set)
-    bases = [(_name_of(plan, cfg), _cfg(plan, cfg), shared) for cfg in settings.configs]
+    bases = [(_name_of(plan, cfg, "configs"), _cfg(plan, cfg), shared) for cfg in settings.configs]
     for name, row in settings.rows.items():
         bases.append((name, _cfg(plan, row.cfg or settings.cfg or ""), [*shared, *as_overrides(row.set)]))
     if not bases and settings.cfg:
-        bases.append((_name_of(plan, settings.cfg), _cfg(plan, settings.cfg), shared))
+        bases.append((_name_of(plan, settings.cfg, "cfg"), _cfg(plan, settings.cfg), shared))
     rows = []
     for name, cfg, overrides in bases:
         for changes in _combinations(settings.vary):
             full = "_".join([name, *(f"{key.rpartition('.')[2]}{_short(value)}" for key, value in changes.items())])
             rows.append(Row(full, cfg, (*overrides, *as_overrides(changes), *plan.overrides)))
-    names = [row.name for row in rows]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(row.name for row in rows).items():
+        if count > 1:
             raise UserError(f"{plan.path}: two rows are called {name!r}; give them names of their own under rows:")
+        if (length := len(name.encode())) > LONGEST:
+            raise UserError(
+                f"{plan.path}: row '{name[:40]}...': a name of {length} bytes, too long for a folder; give it a name "
+                f"of at most {LONGEST} under rows:"
+            )
     return rows
 
 
@@ -124,11 +130,11 @@ def _cfg(plan: Plan, cfg: str) -> str:
     return str(beside) if beside.is_file() and not (CONFIGS / f"{cfg}.yaml").is_file() else cfg
 
 
-def _name_of(plan: Plan, cfg: str) -> str:
+def _name_of(plan: Plan, cfg: str, key: str) -> str:
     try:
         return load_settings(_cfg(plan, cfg)).name
     except UserError as error:
-        raise UserError(f"{plan.path}: configs: {error}") from None
+        raise UserError(f"{plan.path}: {key}: {error}") from None
 
 
 def _seeds(plan: Plan) -> list[int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from engine.settings.types import FreeKey
 from models.settings import Settings
 
 NAME = r"^[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*$"  # as of a run: it names a folder
+FORM = "no slash, no dot or blank at its start"  # of a name
 Overrides = dict[FreeKey, Any]  # dotted keys or sections -> values
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fold = Annotated[int, Field(ge=0, le=99)]
@@ -55,7 +57,7 @@ class SearchSettings(Settings):
 class PlanSettings(Settings):
     """A study: configs x overrides x seeds x folds."""
 
-    name: str = Field(pattern=NAME, description="the study's name")
+    name: str = Field(pattern=NAME, description=f"the study's name, which names its folder: {FORM}")
     out: str | None = Field(None, min_length=1, description="the study folder; null: runs/NAME")
     cfg: str | None = Field(None, description="the config of rows that name none")
     configs: list[str] = Field([], description="configs, each of which is a row under its own name")
@@ -82,6 +84,8 @@ class PlanSettings(Settings):
         if not (self.configs or self.rows or self.cfg):
             raise ValueError("configs: missing; give a list of configs, or named rows under rows:")
         for name, row in self.rows.items():
+            if not re.match(NAME, name):
+                raise ValueError(f"rows: {name!r}: names a folder; {FORM}")
             if row.cfg is None and self.cfg is None:
                 raise ValueError(f"rows.{name}.cfg: missing; give the row a config, or all rows the plan's cfg:")
         for key in ("seeds", "folds"):

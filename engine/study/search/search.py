@@ -9,6 +9,7 @@ from typing import Any
 from engine.files import write_text_atomic
 from engine.runs.folder import RunFolder
 from engine.settings.changes import decisive
+from engine.settings.schema import RunSettings
 from engine.study.execute.pool import Failure, Job, Wait, run_jobs
 from engine.study.execute.progress import Progress
 from engine.study.execute.study import Study, training
@@ -16,7 +17,7 @@ from engine.study.plan.folders import RUNS, Placed, again
 from engine.study.plan.reading import as_overrides
 from engine.study.plan.rows import PlannedRun, paths_of
 from engine.study.search.scores import final_score, scores_of
-from engine.study.search.space import base_of, metric_of, settings_of, suggest
+from engine.study.search.space import checked, settings_of, suggest
 from engine.tables import Column, markdown
 from engine.tasks import title_of
 from models.settings import UserError
@@ -54,9 +55,7 @@ class Search:
         assert plan.settings.search is not None
         self.study, self.plan, self.search = study, plan, plan.settings.search
         self.optuna = demand_optuna()
-        self.row = base_of(plan)
-        base = settings_of(plan, self.row, {})
-        self.metric = metric_of(plan, self.search, base)
+        self.row, base, self.metric = checked(plan)
         self.epochs = base.train.epochs
         backend = self.optuna.storages.journal.JournalFileBackend(str(study.folder / JOURNAL))
         self.trials = self.optuna.create_study(
@@ -122,19 +121,21 @@ class Search:
                     "give the search another name= or out="
                 ) from None
             try:
-                return self._job(trial, values)
+                settings = settings_of(self.plan, self.row, values)
             except UserError as error:  # values that are not allowed together
                 self.trials.tell(trial, state=self.optuna.trial.TrialState.FAIL)
                 print(f"trial_{trial.number:04d}: {' '.join(as_overrides(values))}: {error}", flush=True)
+                continue
+            return self._job(trial, values, settings)
 
     def _trial(self, number: int) -> Any:
         """Returns a trial that an earlier session began."""
         return self.optuna.trial.Trial(self.trials, self.trials.trials[number]._trial_id)
 
-    def _job(self, trial: Any, values: dict[str, Any]) -> Job:
+    def _job(self, trial: Any, values: dict[str, Any], settings: RunSettings) -> Job:
         name = f"trial_{trial.number:04d}"
         out = str(self.study.folder / RUNS)
-        settings = settings_of(self.plan, self.row, values).model_copy(update={"name": name, "out": out})
+        settings = settings.model_copy(update={"name": name, "out": out})
         run = RunFolder(Path(out) / name)
         placed = again(Placed(PlannedRun(name, settings, ()), run, "new"))
         job = training(self.study.folder, placed)

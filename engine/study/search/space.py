@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import islice, product
 from typing import Any
 
 from engine.settings.layers import load_settings
 from engine.settings.schema import RunSettings
-from engine.study.plan.reading import Plan, as_overrides, plain
+from engine.study.plan.reading import NOT_IN_SETS, Plan, as_overrides, plain
 from engine.study.plan.rows import Row, rows_of
 from engine.study.plan.schema import RangeSettings, SearchSettings
 from models.settings import UserError, nearest
 
+POINTS = 64  # of a space that are looked at before it is refused
 ALONE = ("vary", "folds", "sweep")  # keys of a plan that are not beside a search
+
+
+def checked(plan: Plan) -> tuple[Row, RunSettings, str]:
+    """Returns the row that a search changes, its settings, and the metric.
+
+    Raises:
+        UserError: the plan does not fit a search.
+    """
+    search = plan.settings.search
+    assert search is not None
+    row = base_of(plan)
+    base = settings_of(plan, row, {})
+    metric = metric_of(plan, search, base)
+    check_space(plan, row, search)
+    return row, base, metric
 
 
 def base_of(plan: Plan) -> Row:
@@ -61,6 +78,32 @@ def metric_of(plan: Plan, search: SearchSettings, settings: RunSettings) -> str:
     if metric not in task.titles:
         raise UserError(f"{plan.path}: search.metric = {metric!r}: {nearest(metric, [*task.titles])}")
     return metric
+
+
+def check_space(plan: Plan, row: Row, search: SearchSettings) -> None:
+    """Checks, before hours of training, that the space has points that are allowed: no key is misspelt.
+
+    Values that are not allowed with some others are left to the trials that meet them.
+
+    Raises:
+        UserError: a key that the study sets itself, or no point is allowed.
+    """
+    values_of = {
+        key: [*entry] if isinstance(entry, list) else [entry.low, entry.high] for key, entry in search.space.items()
+    }
+    for key, instead in NOT_IN_SETS.items():
+        if key in values_of:
+            raise UserError(f"{plan.path}: search.space.{key}: not here; {instead}")
+    points = list(islice(product(*values_of.values()), POINTS))
+    points += [tuple(values[at % len(values)] for values in values_of.values()) for at in range(POINTS)]
+    error = None
+    for point in points:
+        try:
+            settings_of(plan, row, dict(zip(values_of, point, strict=True)))
+            return
+        except UserError as found:
+            error = error or found
+    raise UserError(f"{plan.path}: search.space: no values are allowed, since {error}")
 
 
 def suggest(trial: Any, search: SearchSettings) -> dict[str, Any]:

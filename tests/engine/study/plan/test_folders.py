@@ -129,3 +129,6 @@ def test_damaged_folders_are_named(study):
     assert states(placing)[1] == ("b", "b_s0-2", "new")
     [(path, problem)] = placing.damaged.items()
     assert path.name == "b_s0" and "settings.yaml" in problem and RunFolder(path).is_run
+    b.folder.settings_file.write_text("{}")
+    [(path, problem)] = study.place().damaged.items()
+    assert problem.startswith(f"{path}: name: missing")

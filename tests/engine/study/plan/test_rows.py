@@ -85,7 +85,7 @@ def test_a_study_folder_stands_for_the_plan_in_it(tmp_path):
 
 
 def test_a_study_folder_goes_on_as_it_was_started_from_anywhere(tmp_path, monkeypatch):
-    """Neither `out=`, nor the overrides, nor the folder of the plan's configs is forgotten: no run would be repeated."""
+    """Neither `out=`, nor the overrides, nor the folder of the configs is forgotten: no run is repeated."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "mine.yaml").write_text("name: mine\nmodel: {name: lenet5}\ndata: {name: digits}\n")
     write_plan(tmp_path / "sub", "name: s\nconfigs: [mine.yaml]\n")
@@ -137,6 +137,11 @@ VIT = "name: s\nconfigs: [digits/vit]\n"
         ("name: s\nrows: {a: {cgf: digits/vit}}\n", "plan.yaml: rows.a.cgf: unknown key; did you mean cfg?"),
         ("name: s\nrows: {a: digits/vit}\n", "plan.yaml: rows.a = 'digits/vit': must be a section"),
         ("name: s\nrows: {a: {}}\n", "plan.yaml: rows.a.cfg: missing"),
+        ("name: s\ncfg: digits/vti\n", "plan.yaml: cfg: 'digits/vti': no such file"),
+        ("name: s\ncfg: digits/vit\nrows: {a/b: {}}\n", "plan.yaml: rows: 'a/b': names a folder; no slash, no dot"),
+        ("name: s\ncfg: digits/vit\nrows: {..: {}}\n", "plan.yaml: rows: '..': names a folder; no slash, no dot"),
+        ("name: s\ncfg: digits/vit\nrows: {%s: {}}\n" % (300 * "x"), "xxx...': a name of 300 bytes, too long"),
+        ("name: a/b\ncfg: digits/vit\n", "plan.yaml: name = 'a/b': must be the study's name, which names its folder"),
         ("name: s\nmodel: {name: vit}\n", "plan.yaml: holds the settings of one run"),
     ],
 )

@@ -12,6 +12,7 @@ from engine.study.execute import child
 from engine.study.execute.study import Study
 from engine.study.plan.rows import planned_runs
 from engine.study.search.search import Search
+from engine.study.search.space import checked
 from models.settings import UserError
 from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, plan_of
@@ -135,6 +136,31 @@ def test_values_that_are_not_allowed_together_are_no_end(searching, capsys):
 def test_what_does_not_fit_a_search(searching, text, arguments, says):
     with pytest.raises(UserError, match=re.escape(says)):
         searching(2, *arguments, text=text.replace("merge.r", "augment.crop"))
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ("{train.lrr: [1, 2], train.batch_size: [8, 16]}", "search.space: no values are allowed, since train.lrr: "),
+        ("{seed: [1, 2]}", "search.space.seed: not here; use the plan's seeds:"),
+    ],
+)
+def test_a_misspelt_key_is_found_before_the_first_trial(tmp_path, space, says):
+    plan = plan_of(tmp_path, TINY + f"search: {{space: {space}, trials: 30}}\n")
+    with pytest.raises(UserError, match=re.escape(says)):
+        checked(plan)
+
+
+def test_a_full_disk_is_not_taken_for_settings_that_are_not_allowed(searching, monkeypatch):
+    search = searching(5)
+
+    def full(*_):
+        raise UserError("settings/trial_0000.yaml: cannot be written, no space left on device")
+
+    monkeypatch.setattr("engine.study.execute.study.write_text_atomic", full)
+    with pytest.raises(UserError, match="no space left"):
+        search.execute()
+    assert states(search) == ["RUNNING"]
 
 
 def test_scores_of_other_settings_are_not_mixed(searching):
