@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .images import check_images
 from .merging import Tokens, effective_schedule, initial_tokens, size_bias
 from .merging.contract import Grid
-from .merging.layer import Attended, MergeLayer, Scores, attend
+from .merging.layer import Attended, MergeLayer, Scores, attend, split_heads
 from .merging.schedule import Plan
 from .settings.vit import EncoderSettings, ViTSettings
 from .stem import PatchStem
@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries and keys (B, heads, T, head_dim)."""
-        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         return self.proj(attend(q, k, v, bias)), q, k
 
 

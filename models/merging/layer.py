@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .contract import Merger
-from .tokens import Tokens, merge
+from .tokens import Tokens, merge, without_autocast
 
 METRICS = ("keys", "tokens", "learned")
 # Exporting needs a torch version that has this function.
@@ -88,7 +87,7 @@ class MergeLayer(nn.Module):
             attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
         metric = self.compared(x, attended.source, scores.k)
         if self.training and self.merger.soft is not None:
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x.device.type):
                 softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
                 return softened
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth)
@@ -111,13 +110,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     """
     dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else v.dtype
     mask = None if bias is None else bias.to(dtype)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout)
     out = out.to(v.dtype)
     if _exporting():  # the operator that a converter substitutes for the fused kernel returns strides without this view
         out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
-    joined: Tensor = rearrange(out, "b h t d -> b t (h d)")
-    return joined
+    return out.transpose(1, 2).flatten(2)
+
+
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, T, 3 x heads x head_dim) -> q, k, v, each (B, heads, T, head_dim)."""
+    batch, count, width = qkv.shape
+    parts = qkv.view(batch, count, 3, num_heads, width // (3 * num_heads))
+    return parts.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ Shapes: B images, P prefix tokens (class token), N input patches, T current toke
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -111,12 +112,17 @@ def merge(
     if r == 0:
         return x, tokens
     # Matched in fp32 even under autocast: bf16 scores tie and swap pairs, and fp16 cannot count above 2,048.
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         context = merge_context(tokens, merger, prefix, attention, depth)
         # The choice of pairs has no derivative, so it is not recorded for the backward pass.
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             assignment = merger.assign(metric[:, prefix:].float(), r, context)
         return apply_assignment(x, tokens, assignment, prefix)
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """A context in which no autocast is active. At batch size 1, entering one for nothing takes longer than a matmul."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: int) -> tuple[Tensor, Tokens]:
@@ -125,12 +131,13 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
     A token's weight is its size, multiplied by the weight in the assignment if there is one.
     """
     batch, channels, count = x.shape[0], x.shape[2], prefix + assignment.count
-    protected = torch.arange(prefix, device=x.device).expand(batch, prefix)
-    index = torch.cat([protected, assignment.index + prefix], dim=1)  # (B, T)
+    index = assignment.index
+    if prefix:  # prefix tokens are never merged, so their entries in the state are always 0, 1, ..., prefix - 1
+        index = torch.cat([tokens.index[:, :prefix], index + prefix], dim=1)  # (B, T)
 
     kept = weight = tokens.size
     if assignment.weight is not None:
-        factor = torch.cat([torch.ones_like(protected, dtype=weight.dtype), assignment.weight], dim=1)
+        factor = torch.cat([assignment.weight.new_ones(batch, prefix), assignment.weight], dim=1)
         kept, weight = tokens.size * (factor > 0), tokens.size * factor
     size = _sum_by_index(kept, index, count)
     total = size if assignment.weight is None else _sum_by_index(weight, index, count)
@@ -138,8 +145,7 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
     # token that merges with no other stays as it is. index_add over all rows of the batch takes a tenth of the time of
     # a scatter_add along dimension 1 (docs/merging.md).
     parts = x * (weight / total.gather(1, index)).unsqueeze(-1)  # float32, whatever x is
-    rows = (index + count * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()
-    mean = parts.new_zeros(batch * count, channels).index_add(0, rows, parts.flatten(0, 1))
+    mean = parts.new_zeros(batch * count, channels).index_add_(0, _rows(index, count), parts.flatten(0, 1))
     mean = mean.view(batch, count, channels).to(x.dtype)
     state = Tokens(index.gather(1, tokens.index), size, assignment.grid, input_grid=tokens.input_grid)
     return mean, state
@@ -147,7 +153,15 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
 
 def _sum_by_index(value: Tensor, index: Tensor, count: int) -> Tensor:
     """Sums the values that share an index: (B, T) -> (B, count)."""
-    return value.new_zeros(value.shape[0], count).scatter_add(1, index, value)
+    return value.new_zeros(value.shape[0], count).scatter_add_(1, index, value)
+
+
+def _rows(index: Tensor, count: int) -> Tensor:
+    """Turns positions (B, K) in images of `count` tokens into rows of x.flatten(0, 1), (B x K,)."""
+    batch = index.shape[0]
+    if batch > 1:
+        index = index + count * torch.arange(batch, device=index.device).unsqueeze(1)
+    return index.flatten()
 
 
 def unmerge(x: Tensor, tokens: Tokens, prefix: int = 0) -> Tensor:
@@ -165,8 +179,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
     The same as x.gather(1, ...), but faster: whole rows are copied, and added up in the backward pass.
     """
-    rows = index + x.shape[1] * torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    return x.flatten(0, 1).index_select(0, rows.flatten()).view(*index.shape, x.shape[2])
+    return x.flatten(0, 1).index_select(0, _rows(index, x.shape[1])).view(*index.shape, x.shape[2])
 
 
 def log_size(tokens: Tokens) -> Tensor:
@@ -179,4 +192,7 @@ def size_bias(tokens: Tokens) -> Tensor | None:
 
     softmax(q k^T / sqrt(d) + log size) is attention over the duplicated tokens (Bolya et al., 2023, eq. 1).
     """
-    return log_size(tokens)[:, None, None, :] if tokens.merged else None
+    if not tokens.merged:
+        return None
+    batch, count = tokens.size.shape
+    return log_size(tokens).view(batch, 1, 1, count)

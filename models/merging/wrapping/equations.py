@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layer import Attended, MergeLayer, Scores, attend
+from ..layer import Attended, MergeLayer, Scores, attend, split_heads
 from ..tokens import Tokens
 
 
@@ -59,19 +59,13 @@ def _timm_attention(
 
 
 def _timm_qkv(attn: Any, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = _heads(attn.qkv(source), attn.num_heads)
+    q, k, v = split_heads(attn.qkv(source), attn.num_heads)
     return attn.q_norm(q), attn.k_norm(k), v
 
 
 def _scores(qkv: tuple[Tensor, ...], bias: Tensor | None) -> Scores:
     q, k, _ = qkv
     return Scores(q, k, bias)
-
-
-def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """(B, T, 3 x heads x head_dim) -> q, k, v, each (B, heads, T, head_dim)."""
-    parts: Tensor = rearrange(qkv, "b t (three h d) -> three b h t d", three=3, h=num_heads)
-    return parts.unbind(0)
 
 
 def torchvision_block(
@@ -89,7 +83,7 @@ def _torchvision_attention(attn: Any, source: Tensor, bias: Tensor | None, own: 
     """nn.MultiheadAttention of source (B, T, C). Like its own forward, this uses the weights of its projections."""
 
     def qkv() -> tuple[Tensor, ...]:
-        return _heads(F.linear(source, attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
+        return split_heads(F.linear(source, attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
 
     if own:
         out, _ = attn(source, source, source, need_weights=False)
@@ -118,7 +112,7 @@ def _beit_attention(
     """Beit's attention of source (B, T, C); `options` may hold the shared position bias."""
 
     def qkv() -> tuple[Tensor, ...]:
-        return _heads(_beit_qkv(attn, source), attn.num_heads)
+        return split_heads(_beit_qkv(attn, source), attn.num_heads)
 
     if own:
         out = attn(source, **options)
