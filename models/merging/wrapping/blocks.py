@@ -86,8 +86,9 @@ class MergingBlocks(nn.Module):
 
     def run(self, position: int, x: Tensor, tokens: Tokens, r: int, **options: Any) -> tuple[Tensor, Tokens]:
         """Runs one block: with its own attention as long as nothing is merged, with its kind's equations afterwards."""
-        block = self[position]
-        kind = kind_of(block, f"block {self.names[position]}")
+        name = self.names[position]
+        block: nn.Module = getattr(self, name)  # faster than self[position], which splits a path
+        kind = kind_of(block, f"block {name}")
         options = {key: value for key, value in options.items() if value is not None and value is not False}
         own = r == 0 and not tokens.merged
         if not own and (unsupported := sorted(options.keys() - kind.options)):

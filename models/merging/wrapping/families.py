@@ -134,7 +134,8 @@ def kind_of(block: nn.Module, name: str) -> Kind:
         raise UserError(
             f"{name}.{where} is a {type(attn).__name__}; wrap supports {expected.__module__}.{expected.__name__}"
         )
-    check_by_weight(attn, f"{name}.{where}", kind)
+    if kind.by_weight(attn):
+        check_by_weight(attn, f"{name}.{where}", kind)
     return kind
 
 
