@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.study.execute.study import Study, training
 from engine.study.plan.folders import RUNS, Placed, again
 from engine.study.plan.reading import as_overrides
 from engine.study.plan.rows import PlannedRun, paths_of
+from engine.study.search.journal import storage_of
 from engine.study.search.scores import final_score, scores_of
 from engine.study.search.space import checked, settings_of, suggest
 from engine.tables import Column, markdown
@@ -47,7 +49,7 @@ class Search:
 
     Raises:
         UserError: the plan does not fit a search, its settings are others than those of the trials that are there, or
-            optuna is not installed.
+            optuna is not installed, or the file of its trials is damaged.
     """
 
     def __init__(self, study: Study) -> None:
@@ -57,9 +59,8 @@ class Search:
         self.optuna = demand_optuna()
         self.row, base, self.metric = checked(plan)
         self.epochs = base.train.epochs
-        backend = self.optuna.storages.journal.JournalFileBackend(str(study.folder / JOURNAL))
         self.trials = self.optuna.create_study(
-            storage=self.optuna.storages.JournalStorage(backend),
+            storage=storage_of(self.optuna, study.folder / JOURNAL),
             study_name="search",
             direction="maximize",
             load_if_exists=True,
@@ -196,10 +197,10 @@ class Search:
             return ["no trial has come to its end"]
         best = max(complete, key=lambda trial: (trial.value, -trial.number))
         values = suggest(self.optuna.trial.FixedTrial(best.params), self.search)
-        settings = " ".join(as_overrides(values))
-        overrides = " ".join(self.row.overrides)
+        settings = as_overrides(values)
+        command = ["tools/train.py", "--cfg", self.row.cfg, *self.row.overrides, *settings, "seed=1", "name=best"]
         return [
-            f"best            trial {best.number}: {settings}",
+            f"best            trial {best.number}: {' '.join(settings)}",
             "The best was chosen by this score, so it is too high for other images; no test image was looked at.",
-            f"train it        tools/train.py --cfg {self.row.cfg} {overrides} {settings} seed=1 name=best",
+            f"train it        {shlex.join(command)}",
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from engine.runs.folder import RunFolder
 from engine.study.execute import child
 from engine.study.execute.study import Study
 from engine.study.plan.rows import planned_runs
-from engine.study.search.search import Search
+from engine.study.search.search import JOURNAL, Search
 from engine.study.search.space import checked
 from models.settings import UserError
 from tests.engine.study import stand_in
@@ -161,6 +162,35 @@ def test_a_full_disk_is_not_taken_for_settings_that_are_not_allowed(searching, m
     with pytest.raises(UserError, match="no space left"):
         search.execute()
     assert states(search) == ["RUNNING"]
+
+
+@pytest.mark.parametrize("lost", [1, 20])
+def test_a_journal_whose_last_line_was_cut_off_goes_on(searching, lost):
+    """As a full disk leaves it. Optuna alone would append to the line, and never read it again."""
+    searching(2).execute()
+    journal = Path("runs/tiny") / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-lost])
+    (journal.parent / f"{JOURNAL}.lock").touch()
+    for trials in (2, 3, 3):
+        search = searching(trials)
+        search.execute()
+    assert states(search) == ["COMPLETE"] * 3
+
+
+def test_a_damaged_journal_is_named(searching):
+    searching(1).execute()
+    journal = Path("runs/tiny") / JOURNAL
+    for content in (b"\xff\xfe\n", b"{}\n", b"x\ny\n", journal.read_bytes().replace(b'"op_code"', b'"op', 1)):
+        journal.write_bytes(content)
+        with pytest.raises(UserError, match=f"^runs/tiny/{JOURNAL}: damaged, "):
+            searching(1)
+
+
+def test_the_command_of_the_best_can_be_pasted(searching):
+    search = searching(1, "data.name=npz", "data.path=my file.npz")
+    search.execute()
+    words = shlex.split(search.report()[-1].removeprefix("train it"))
+    assert "data.path=my file.npz" in words and words[:3] == ["tools/train.py", "--cfg", "digits/lenet5"]
 
 
 def test_scores_of_other_settings_are_not_mixed(searching):
