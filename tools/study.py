@@ -100,10 +100,12 @@ def dry_run(study: Study, *, timing: bool) -> None:
     check_room(study.folder)
     placing = place(study.runs, study.folder)
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if sys.stderr.isatty() else (lambda text: None)
-    measured = cost.measure_all(placing.runs, say) if timing else {}
+    measured = cost.measure_all(placing.runs, say, study.plan.settings.jobs) if timing else {}
     print_table(*cost.table(placing.runs, measured))
     for line in [*cost.summary(placing.runs, measured, study.plan.settings.jobs), *others(placing)]:
         print(line)
+    if study.plan.settings.sweep and measured:
+        print("sweeps come on top of this time")
     if (searched := study.plan.settings.search) is not None:
         print(f"a search of {counted(searched.trials, 'trial')} like this one, less those that are stopped early")
     print(f"study folder    {study.folder}")

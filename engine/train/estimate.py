@@ -42,6 +42,8 @@ class Estimate:
         timed_steps: how many steps `step_seconds` is the mean of.
         kept_features: whether the run may compute the frozen part's output once, and then takes less than this.
         device: that it was measured on.
+        threads: of the CPU.
+        took_seconds: for this estimate itself.
     """
 
     train_images: int
@@ -58,6 +60,8 @@ class Estimate:
     timed_steps: int
     kept_features: bool
     device: str
+    threads: int
+    took_seconds: float
 
     @property
     def seconds(self) -> float:
@@ -109,6 +113,8 @@ def estimate(settings: RunSettings) -> Estimate:
         timed_steps=timed,
         kept_features=keeps,
         device=device_name(device),
+        threads=torch.get_num_threads(),
+        took_seconds=time.perf_counter() - started,
     )
 
 

@@ -143,7 +143,7 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, inside):
     assert (code, errors) == (0, "") and sorted(tmp_path.rglob("*")) == before
     titles, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if "| " in line]
     assert titles == ["row", "seed", "GMACs/image", "images x epochs", "GMACs x images", "time", "state"]
-    assert rows[0][:4] == ["a", "0", "0.0000666", "259 x 2"] and re.fullmatch(r"\d+ s", rows[0][5])
+    assert rows[0][:4] == ["a", "0", "0.0000666", "259 x 2"] and re.fullmatch(r"\d+ (s|min)", rows[0][5])
     assert rows[1][:2] == ["b", "0"] and "cannot start: " in rows[1][6] and "missing.npz" in rows[1][6]
     assert "4 runs, 0 done, 4 left" in said and "2 at a time" in said
 

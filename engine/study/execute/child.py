@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.files import writing
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
+THREADS = "OMP_NUM_THREADS"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -73,6 +74,22 @@ class Child:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def threads_of(settings: int | None, jobs: int) -> dict[str, str]:
+    """Returns the variable that says how many CPU threads a process has; {}: as many as it finds processors.
+
+    Without it, each of several processes would start as many threads as there are processors, and all would wait.
+
+    Args:
+        settings: the setting `threads` of a run.
+        jobs: number of processes at a time.
+    """
+    from engine.data.loading.workers import processors  # imports torch, which a job of a cluster is to do without
+
+    if settings is None and (jobs == 1 or THREADS in os.environ):
+        return {}
+    return {THREADS: str(settings or max(1, processors() // jobs))}
 
 
 def _when_parent_dies():

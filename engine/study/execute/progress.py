@@ -97,7 +97,8 @@ class Progress:
             return None
         slope = sum(seconds for seconds, _ in self.slope) / (sum(work for _, work in self.slope) or 1.0)
         known = {kind: mean(seconds) for kind, seconds in self.seconds.items()}
-        return sum(known.get(kind, START + slope * work) for kind, work in self.left) / self.slots
+        seconds = sum(known.get(kind, START + slope * work) for kind, work in self.left)
+        return seconds / min(self.slots, len(self.left))
 
     def _counts(self) -> str:
         of = "" if self.count is None else f"/{self.count}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.files import write_text_atomic, writing
 from engine.runs.lock import LOCK, Lock, in_use, take_lock
 from engine.settings.layers import to_yaml
-from engine.study.execute.child import tool
+from engine.study.execute.child import threads_of, tool
 from engine.study.execute.pool import Failure, Job, Wait, run_jobs
 from engine.study.execute.progress import Progress, fraction_done
 from engine.study.execute.sweeps import SWEEPS, check_sweep, entry_of, merges, sweep_job, sweep_size
@@ -83,11 +83,12 @@ class Study:
 
     def training(self, placed: Placed) -> Job:
         """Returns the job that trains a run, or continues it."""
-        return training(self.folder, placed)
+        return training(self.folder, placed, self.plan.settings.jobs)
 
     def sweep(self, placed: Placed) -> Job | None:
         """Returns the job that evaluates the plan's sweep of a finished run; None if there is nothing to do."""
-        return sweep_job(self.folder, placed, self.plan.settings.sweep) if self.plan.settings.sweep else None
+        plan = self.plan.settings
+        return sweep_job(self.folder, placed, plan.sweep, plan.jobs) if plan.sweep else None
 
 
 def check_room(folder: Path) -> None:
@@ -104,15 +105,15 @@ def check_room(folder: Path) -> None:
         raise UserError(f"{folder}: holds files, but no study ({PLAN_FILE}); give the study another name= or out=")
 
 
-def training(study: Path, placed: Placed) -> Job:
+def training(study: Path, placed: Placed, jobs: int) -> Job:
     """Returns the job that trains a run of a study, or continues it.
 
     Args:
         study: the study folder.
         placed: the run.
+        jobs: number of runs at a time, which share the processors.
     """
     command = training_command(study, placed)
-    threads = placed.run.settings.threads
 
     def ended() -> str:
         now = again(placed)
@@ -128,7 +129,7 @@ def training(study: Path, placed: Placed) -> Job:
         kind=kind(placed.run),
         work=work_of(placed.run),
         fraction=lambda: fraction_done(placed.folder),
-        environment={"OMP_NUM_THREADS": str(threads)} if threads else None,
+        environment=threads_of(placed.run.settings.threads, jobs),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.runs.folder import RunFolder
 from engine.settings.layers import load_settings
-from engine.study.execute.child import tool
+from engine.study.execute.child import threads_of, tool
 from engine.study.execute.pool import Job
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import Placed
@@ -57,13 +57,14 @@ def check_sweep(plan: Plan, runs: Sequence[PlannedRun]) -> None:
                 raise UserError(f"{plan.path}: sweep: row {row!r}: {error}") from None
 
 
-def sweep_job(study: Path, placed: Placed, item: str) -> Job | None:
+def sweep_job(study: Path, placed: Placed, item: str, jobs: int = 1) -> Job | None:
     """Returns the job that evaluates a finished run with each value of a sweep; None if there is nothing to do.
 
     Args:
         study: the study folder.
         placed: the run.
         item: the sweep, such as "merge.r=[0,2,4]".
+        jobs: number of processes at a time.
     """
     file = study / entry_of(study, placed).sweep
     if not merges(placed.run) or is_done(file, placed.folder, item):
@@ -78,7 +79,8 @@ def sweep_job(study: Path, placed: Placed, item: str) -> Job | None:
     arguments = ["--run", str(placed.folder.path), "--sweep", item, "--json", str(file)]
     file_of_log = study / "logs" / f"{placed.run.title}.sweep.txt"
     kind_of, work = sweep_size(placed)
-    return Job(title, tool("eval", *arguments), file_of_log, ended, kind=kind_of, work=work)
+    environment = threads_of(placed.run.settings.threads, jobs)
+    return Job(title, tool("eval", *arguments), file_of_log, ended, kind_of, work, environment=environment)
 
 
 def sweep_size(placed: Placed) -> tuple[str, float]:

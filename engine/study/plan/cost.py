@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.cost.table import cost_of
+from engine.data.loading.workers import processors
 from engine.settings.changes import decisive
 from engine.settings.layers import to_yaml
 from engine.settings.schema import RunSettings
@@ -72,18 +75,25 @@ def kind(run: PlannedRun) -> str:
     return repr({key: value for key, value in values.items() if key not in ("seed", "split.fold")})
 
 
-def measure(run: PlannedRun) -> Measured:
-    """Times a few training steps of a run in a process of its own; see `engine.train.estimate`."""
-    from engine.study.execute.child import Child, reason, tool
+def measure(run: PlannedRun, jobs: int = 1) -> Measured:
+    """Times a few training steps of a run in a process of its own; see `engine.train.estimate`.
+
+    The time that the process takes to start and to end is added, since each run is such a process.
+
+    Args:
+        run: the run.
+        jobs: number of runs at a time, whose share of the processors it has.
+    """
+    from engine.study.execute.child import Child, reason, threads_of, tool
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "run.yaml").write_text(to_yaml(run.settings), encoding="utf-8")
-        threads = run.settings.threads
+        started = time.monotonic()
         child = Child(
             tool("train", "--cfg", str(folder / "run.yaml"), "--estimate", "--json", str(folder / "estimate.json")),
             folder / "log.txt",
-            {"OMP_NUM_THREADS": str(threads)} if threads else None,
+            threads_of(run.settings.threads, jobs),
         )
         try:
             code = child.wait()
@@ -91,16 +101,18 @@ def measure(run: PlannedRun) -> Measured:
             child.kill()
         if code:
             return Measured({}, reason(code, folder / "log.txt"))
-        return Measured(json.loads((folder / "estimate.json").read_text(encoding="utf-8")))
+        took = time.monotonic() - started
+        values = json.loads((folder / "estimate.json").read_text(encoding="utf-8"))
+        return Measured({**values, "seconds": values["seconds"] + max(0.0, took - values["took_seconds"])})
 
 
-def measure_all(runs: list[Placed], say: Callable[[str], None]) -> dict[str, Measured]:
+def measure_all(runs: list[Placed], say: Callable[[str], None], jobs: int = 1) -> dict[str, Measured]:
     """Measures one run of each kind that is not done; `say` is told before each."""
     first = {kind(placed.run): placed.run for placed in reversed(runs) if placed.state != "done"}
     measured = {}
     for number, (text, run) in enumerate(reversed(first.items()), 1):
         say(f"measuring the first steps of {run.row} ({number} of {len(first)})")
-        measured[text] = measure(run)
+        measured[text] = measure(run, jobs)
     return measured
 
 
@@ -145,6 +157,14 @@ def _state(placed: Placed) -> str:
     return {"done": "done", "started": "to be continued", "new": "to be run"}[placed.state] + where
 
 
+def at_once(runs: Sequence[Mapping[str, Any]], jobs: int) -> float:
+    """Returns the seconds of all runs where each of `jobs` processes takes the next one when it is free."""
+    free = [0.0] * jobs
+    for values in runs:
+        heapq.heapreplace(free, free[0] + values["seconds"])
+    return max(free)
+
+
 def summary(runs: list[Placed], measured: Mapping[str, Measured], jobs: int) -> list[str]:
     """Returns lines on how much is left of a study, and how long it takes.
 
@@ -169,7 +189,14 @@ def summary(runs: list[Placed], measured: Mapping[str, Measured], jobs: int) -> 
             "kind of run; a run that is to be continued is counted whole"
         )
     if known and jobs > 1:
-        lines.append(f"{jobs} at a time: {duration(seconds / jobs)} if they do not slow each other down")
+        jobs = min(jobs, len(known))
+        lines.append(f"{jobs} at a time: {duration(at_once(known, jobs))} if they do not slow each other down")
+        threads = max(values["threads"] for values in known)
+        if device.startswith("cpu") and threads * jobs > processors():
+            lines.append(
+                f"they will: {jobs} x {counted(threads, 'thread')} on {counted(processors(), 'processor')}; "
+                "give fewer jobs= or threads="
+            )
     if any(values["kept_features"] for values in known):
         lines.append("runs that train only a head may keep features, and then take less")
     return lines

@@ -139,7 +139,7 @@ class Search:
         settings = settings.model_copy(update={"name": name, "out": out})
         run = RunFolder(Path(out) / name)
         placed = again(Placed(PlannedRun(name, settings, ()), run, "new"))
-        job = training(self.study.folder, placed)
+        job = training(self.study.folder, placed, self.plan.settings.jobs)
         pruned = False
 
         def unwanted() -> bool:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 
-from engine.study.execute.child import Child, reason
+from engine.study.execute.child import Child, reason, threads_of
 from engine.study.execute.pool import Job, Pool, Wait
 from engine.study.execute.progress import START, Progress
 from models.settings import UserError
@@ -159,6 +159,24 @@ def test_the_time_of_much_larger_jobs_is_not_guessed():
     progress = Progress([("lenet5", 0.01), ("vit", 10.0)], slots=1)
     progress.ended(("lenet5", 0.01), START + 1, "a")
     assert progress.seconds_left() is None
+
+
+def test_the_last_job_has_no_other_to_share_its_time_with():
+    progress = Progress([("vit", 10.0)] * 5, slots=4)
+    progress.ended(("vit", 10.0), 100.0, "a")
+    assert progress.seconds_left() == 100
+    for title in "bcd":
+        progress.ended(("vit", 10.0), 100.0, title)
+    assert progress.seconds_left() == 100
+
+
+def test_jobs_at_a_time_share_the_processors(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("engine.data.loading.workers.processors", lambda: 8)
+    shares = [threads_of(*case).get("OMP_NUM_THREADS") for case in ((None, 1), (None, 3), (None, 99), (6, 1), (6, 4))]
+    assert shares == [None, "2", "1", "6", "6"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's own
+    assert threads_of(None, 4) == {}
 
 
 def test_children_are_out_of_reach_of_the_terminal(tmp_path):
