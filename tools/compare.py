@@ -121,6 +121,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Refuses files that cannot be written, or must not be, before anything is read."""
     from engine.files import demand_writable
     from engine.runs.folder import RunFolder
+    from engine.study.compare.reading import OF_STUDIES, is_study
 
     for option, needed in (("cost", "pareto"), ("over", "plot")):
         if getattr(args, option) and not getattr(args, needed):
@@ -145,6 +146,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         demand_writable(f"--{option}", path, example)
         if RunFolder(path.parent).owns(path):
             raise UserError(f"--{option} {path}: is a file of a run; give another name")
+        if is_study(path.parent) and path.name in OF_STUDIES:
+            raise UserError(f"--{option} {path}: is a file of the study, which it goes on from; give another name")
         if path.resolve() in taken:
             raise UserError(f"--{option} {path}: is the file of --{taken[path.resolve()]}; give another")
         if path.resolve() in {given.resolve() for given in args.runs}:

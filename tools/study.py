@@ -114,7 +114,7 @@ def dry_run(study: Study, *, timing: bool) -> None:
 def others(placing: Placing) -> list[str]:
     """Returns lines on run folders that are not used, and on runs with damaged results."""
     lines = [f"damaged, not used: {problem}" for problem in placing.damaged.values()]
-    lines += [f"damaged, tested again: {placed.problem}" for placed in placing.runs if placed.problem]
+    lines += [f"damaged, not done: {placed.problem}" for placed in placing.runs if placed.problem]
     if placing.others:
         names = ", ".join(path.name for path in placing.others)
         lines.append(f"not in the plan: {names}")

@@ -69,6 +69,24 @@ MISTAKES: list[Mistake] = [
         ),
     ),
     Mistake(
+        "A row whose name is no folder's",
+        "tools/study.py plan.yaml --dry-run",
+        "plan.yaml: rows: 'lr 1/2': names a folder; no slash, no dot or blank at its start",
+        _plan("name: mine\ncfg: digits/vit\nrows: {lr 1/2: {set: {train.lr: 0.5}}}\n"),
+    ),
+    Mistake(
+        "A sweep that a model cannot be evaluated with",
+        "tools/study.py plan.yaml --dry-run",
+        "plan.yaml: sweep: row 'digits_vit': model.merge.rr: unknown key; did you mean r?",
+        _plan(PLAN + "sweep: merge.rr=[0, 4]\n"),
+    ),
+    Mistake(
+        "A search for a setting that does not exist",
+        "tools/study.py plan.yaml --dry-run",
+        "plan.yaml: search.space: no values are allowed, since train.lrr: unknown key; did you mean lr?",
+        _plan(PLAN + "search: {trials: 30, space: {train.lrr: [1e-3, 1e-4]}}\n"),
+    ),
+    Mistake(
         "A study in a folder with other files",
         "tools/study.py plan.yaml out=thesis",
         "thesis: holds files, but no study (study.yaml); give the study another name= or out=",

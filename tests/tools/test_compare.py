@@ -60,6 +60,16 @@ def test_without_validation_nothing_is_drawn(make_run, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize(("option", "name"), [("--json", "runs.json"), ("--csv", "study.yaml")])
+def test_the_files_that_a_study_goes_on_from_are_not_replaced(tmp_path, option, name):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "study.yaml").write_text("{}")
+    write_run(tmp_path / "runs", "vit_s0", 0, 0.9)
+    with pytest.raises(UserError, match=f"^{option} {tmp_path}/{name}: is a file of the study"):
+        tool.main([str(tmp_path), option, str(tmp_path / name)])
+    assert (tmp_path / "study.yaml").read_text() == "{}" and not (tmp_path / "runs.json").exists()
+
+
 def test_every_output_of_a_study(tmp_path, capsys):
     """What is left out is named on the terminal and in the files, and all files are of the same rows."""
     (tmp_path / "runs").mkdir()

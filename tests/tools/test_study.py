@@ -180,7 +180,7 @@ def test_damaged_results_are_named(tmp_path, inside, monkeypatch):
     assert inside("plan.yaml")[0] == 0
     (STUDY / "runs" / "digits_lenet5_s0" / "results.json").write_text("{")
     for arguments, says in (
-        (("--dry-run", "--no-timing"), "damaged, tested again: "),
+        (("--dry-run", "--no-timing"), "damaged, not done: "),
         (("--report",), "left out, damaged: "),
     ):
         code, said, _ = inside("plan.yaml", *arguments)

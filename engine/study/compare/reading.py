@@ -10,13 +10,14 @@ from pathlib import Path
 from engine.study.compare.lines import unique
 from engine.study.compare.runs import points_of_runs
 from engine.study.compare.sweeps import points_of_sweeps
-from engine.study.plan.index import read_index
+from engine.study.plan.index import INDEX, read_index
 from engine.study.points import Point
 from engine.study.table import Skip, common_name
 from engine.study.zeroshot.points import is_zeroshot, points_of_zeroshot
 from models.settings import UserError
 
 PLAN = "study.yaml"  # a folder with this file is a study
+OF_STUDIES = (PLAN, INDEX, "search.journal")  # files of a study folder that no comparison may replace
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _when_parent_dies():
 def reason(code: int, log: Path) -> str:
     """Returns why a tool failed: the last error that it printed, or the signal that ended it."""
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception|Interrupt)\b", line)]
+    errors = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
     if code < 0 or code > 128:
         name = signal.Signals(abs(code) % 128).name if abs(code) % 128 in iter(signal.Signals) else str(code)
         hint = "; was there too little memory?" if name == "SIGKILL" else ""

@@ -116,7 +116,7 @@ def _known(file: Path) -> dict[str, str]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {title: job for title, job in found.items() if isinstance(job, str)} if isinstance(found, dict) else {}
 
 
 def _executor(submitit: Any, folder: Path, local: bool, parameters: dict[str, Any], jobs: int) -> Any:

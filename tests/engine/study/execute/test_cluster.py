@@ -112,6 +112,15 @@ def test_slurm_gets_one_array_and_nothing_twice(study, slurm):
     assert "--array" not in slurm.read_text() or "--array=0-0" in slurm.read_text()
 
 
+def test_a_damaged_file_of_jobs_is_no_end(study, slurm):
+    jobs = study.folder / cluster.FOLDER / cluster.JOBS
+    jobs.parent.mkdir()
+    for text in ('{"a_s0": 5, "b_s0": "77_1"}', "[1]", "{"):
+        jobs.write_text(text)
+        lines = submit(study.folder, "tiny", study.place().runs, [], jobs=1)
+        assert lines[-1].startswith(f"submitted       {2 if 'b_s0' in text else 3} as array 77")
+
+
 def test_without_slurm(study, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="--slurm: no sbatch on this machine"):

@@ -140,6 +140,8 @@ def test_why_a_tool_failed(tmp_path):
     assert reason(143, file) == "ended by SIGTERM" and reason(-15, file) == "ended by SIGTERM"
     file.write_text("RuntimeError: CUDA error\nFor debugging consider\n")
     assert reason(1, file) == "RuntimeError: CUDA error"
+    file.write_text("error: of the session before\ntorch.OutOfMemoryError: CUDA out of memory\n")
+    assert reason(1, file) == "torch.OutOfMemoryError: CUDA out of memory"
 
 
 def test_the_time_left_goes_by_jobs_of_the_same_kind(capsys):
