@@ -1,15 +1,18 @@
-"""Solves the budget in a model's settings: `merge.target_gmacs` or `merge.target_ratio` becomes `merge.r`.
+"""Solves the budget in a model's settings: `merge.target_gmacs`, `target_ratio` or `target_ms` becomes `merge.r`.
 
-Our own models are solved by formula, without being built; those of other libraries by tracing, built without data.
+Our own models are solved by formula, without being built; those of other libraries by tracing, built without data. For
+milliseconds a model is built and timed.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from .formulas import FORMULAS, formula_macs
 from .interface import merge_settings
 from .merging.budget import Cost, macs_of_target, solve_budget
+from .merging.latency import solve_time
 from .merging.wrapping import blocks_of
 from .merging.wrapping.cost import count
 from .settings import UserError
@@ -37,6 +40,8 @@ def solve(settings: Any) -> Any:
     merge = merge_settings(settings)
     if merge is None or merge.solved:
         return settings
+    if merge.target == "target_ms":
+        return with_r(settings, _schedule_in_time(settings))
     if isinstance(settings, ZooSettings):
         return with_r(settings, list(blocks_of(without_data(lambda: build_zoo(settings))).plan))
     if settings.name not in FORMULAS:
@@ -47,13 +52,13 @@ def solve(settings: Any) -> Any:
 
 
 def target_macs(settings: Any) -> float | None:
-    """Returns the MACs of one image that the settings' target asks for; None if they have no target.
+    """Returns the MACs of one image that the settings' target asks for; None if they have no target, or a time.
 
     Args:
         settings: a model's checked options, not yet solved.
     """
     merge = merge_settings(settings)
-    if merge is None or merge.solved:
+    if merge is None or merge.solved or merge.target == "target_ms":
         return None
     if isinstance(settings, ZooSettings):
         image = (settings.in_chans, settings.img_size, settings.img_size)
@@ -66,6 +71,18 @@ def target_macs(settings: Any) -> float | None:
 def with_r(settings: Any, r: int | list[int]) -> Any:
     """Returns a model's settings with this `merge.r`, in place of whatever says how many tokens are removed."""
     return settings.model_copy(update={"merge": settings.merge.with_r(r)})
+
+
+def _schedule_in_time(settings: Any) -> list[int]:
+    """Returns the schedule that meets `merge.target_ms` on the CPU, with random weights."""
+    if isinstance(settings, ZooSettings):
+        return list(blocks_of(build_zoo(settings)).plan)
+    from .registry import MODELS  # its models import this module
+
+    model = MODELS[settings.name][1](with_r(settings, 0))
+    image = (settings.in_chans, settings.img_size, settings.img_size)
+    set_schedule = partial(setattr, model, "schedule")
+    return solve_time(settings.merge, model, set_schedule, image, settings.depth, settings.grid, "model.merge")
 
 
 def _formula_cost(settings: Any) -> Cost:

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     prepare()
 
 import argparse
+import logging
 import sys
 
 from engine.cli import cli, parser_of, take_overrides
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> None:
     from engine.files import write_json_atomic
     from engine.settings.layers import load_settings
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hybridmerge").setLevel(logging.INFO)  # which r meets a budget
     all_settings = [load_settings(cfg, args.overrides) for cfg in args.cfg]  # a mistake in any is found first
     models = [table.cost_of(settings.name, settings.model) for settings in all_settings]
     if args.by_module:

@@ -10,6 +10,7 @@ from engine.train.experiment import run_experiment
 from engine.train.folds import run_folds
 from engine.train.folds_report import summarise
 from engine.train.report import print_folds, print_run
+from models.interface import merge_settings
 from models.settings import UserError
 
 
@@ -25,6 +26,7 @@ def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: boo
     Raises:
         UserError: settings, data, model and an earlier run that do not fit together, in one line.
     """
+    _refuse_time(settings)
     run = stored or RunFolder(Path(settings.out) / settings.name)
     if settings.split.folds:
         train_folds(settings, folder_of_folds(stored, settings) if stored else run, resume=resume, command=command)
@@ -32,6 +34,16 @@ def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: boo
     with run.lock(resume=resume):
         results = run_experiment(settings, run.path, resume=resume, command=command)
     print_run(results, run.path)
+
+
+def _refuse_time(settings: RunSettings) -> None:
+    """Raises UserError if the settings say how long a forward pass takes: another machine would train another model."""
+    merge = merge_settings(settings.model)
+    if merge is not None and merge.target_ms is not None:
+        raise UserError(
+            f"model.merge.target_ms = {merge.target_ms:g}: means another r on every machine; train with the r that "
+            f"tools/flops.py prints for it, with the same --cfg and merge.target_ms={merge.target_ms:g}"
+        )
 
 
 def folder_of_folds(run: RunFolder, settings: RunSettings) -> RunFolder:

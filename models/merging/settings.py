@@ -18,6 +18,7 @@ BUDGETS = (
     "keep",
     "target_gmacs",
     "target_ratio",
+    "target_ms",
 )  # ways to say how many tokens to remove; they exclude each other
 
 
@@ -130,6 +131,13 @@ class CommonSettings(Settings):
         le=1e9,
         json_schema_extra={"minimum": 1},
     )
+    target_ms: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="instead of r: milliseconds of a forward pass on this machine, which are measured",
+    )
+    target_batch: int = Field(1, ge=1, le=100_000, description="for target_ms: images in the forward pass")
     metric: Literal[METRICS] | None = Field(None, description="what tokens are compared by; null: the method's own")  # type: ignore[valid-type]
     prop_attn: bool = Field(True, description="weight attention by token size")
 
@@ -173,6 +181,8 @@ class MergeSettings(WithOptions):
         if len(budgets) > 1:
             first, second = (f"merge.{key} = {self.model_dump()[key]}" for key in budgets[:2])
             raise ValueError(f"{second}: cannot be combined with {first}; give one of them")
+        if self.target_batch != 1 and self.target_ms is None:
+            raise ValueError(f"merge.target_batch = {self.target_batch}: is for merge.target_ms; give that too")
         if (conflict := conflict_of_blocks(self)) is not None:
             key, says = conflict
             raise ValueError(f"merge.{key} = {getattr(self, key)}: merge.{says} says which blocks merge; omit one")
@@ -189,8 +199,10 @@ class MergeSettings(WithOptions):
 
     @property
     def target(self) -> str | None:
-        """The key of a budget that has not been solved yet, "target_gmacs" or "target_ratio"; None if there is none."""
-        return next((key for key in ("target_gmacs", "target_ratio") if getattr(self, key) is not None), None)
+        """The key of a budget that has not been solved yet, such as "target_gmacs"; None if there is none."""
+        return next(
+            (key for key in ("target_gmacs", "target_ratio", "target_ms") if getattr(self, key) is not None), None
+        )
 
     @property
     def solved(self) -> bool:
@@ -245,7 +257,7 @@ class MergeSettings(WithOptions):
     def with_r(self, r: int | list[int]) -> MergeSettings:
         """The same settings with this `r` in place of whatever says how many tokens are removed."""
         blocks = {"first_block": 1, "blocks": None} if isinstance(r, list) else {}
-        return self.model_copy(update={**dict.fromkeys(BUDGETS), "r": r, **blocks})
+        return self.model_copy(update={**dict.fromkeys(BUDGETS), "target_batch": 1, "r": r, **blocks})
 
     def merging_blocks(self, depth: int) -> list[int]:
         """The blocks, of `depth`, that may merge where `r` is no list: their numbers counted from 0, ascending.

@@ -22,6 +22,7 @@ PLACEHOLDERS = {
     "RSSCN7": "rsscn7",
     "NAME": "name",
     "K": "12",
+    "MS": "1e9",
 }
 # A stand-in for every tool: it writes its arguments down.
 STAND_IN = """#!/usr/bin/env python3

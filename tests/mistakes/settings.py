@@ -28,6 +28,12 @@ MISTAKES: list[Mistake] = [
         _duplicate_key,
     ),
     Mistake(
+        "A time as the budget of a training run",
+        "tools/train.py --cfg digits/hybrid merge.target_ms=5",
+        "model.merge.target_ms = 5: means another r on every machine; train with the r that tools/flops.py prints for "
+        "it, with the same --cfg and merge.target_ms=5",
+    ),
+    Mistake(
         "Weights of classes in another form",
         "tools/train.py --cfg digits/hybrid train.class_weights=inverse --print",
         "train.class_weights = 'inverse': use none, balanced, {name: weight}, or a list of weights in the order of the "

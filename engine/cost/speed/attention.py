@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.cost.speed.model.kernels import AUTO, choosing, kernels_of
-from engine.cost.speed.timing import Times, timed
+from models.timing import Times, timed
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, bias -> weighted values
 

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from engine.cost.speed.timing import timed
 from engine.data import Arrays, AugmentSettings, SplitSettings, build_data
 from engine.data.augmentation.transforms import compose
 from engine.data.loading.loader import TrainLoader
 from engine.data.sources.cifar import CIFAR10_MEAN, CIFAR10_STD
 from engine.data.sources.folder import FolderSettings
 from models.settings import check
+from models.timing import timed
 
 CPU = torch.device("cpu")
 CLASSES = 4  # folders of write_photographs

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.cost.speed.merging import HEAD_DIM
-from engine.cost.speed.timing import Times, timed
 from models.merging import MERGERS, Assignment, MergeContext, Tokens, apply_assignment
+from models.timing import Times, timed
 
 # x (B, T, C), size (B, T), index (B, T) into `count` tokens -> means (B, count, C)
 Mean = Callable[[Tensor, Tensor, Tensor, int], Tensor]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.cost.speed.timing import Times, timed
 from models.merging import (
     MERGERS,
     Assignment,
@@ -20,6 +19,7 @@ from models.merging import (
 )
 from models.merging.layer import attention_received
 from models.merging.tokens import merge_context
+from models.timing import Times, timed
 
 HEAD_DIM = 64
 

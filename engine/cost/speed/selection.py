@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.cost.speed.merging import HEAD_DIM
-from engine.cost.speed.timing import Times, timed
 from models.merging import MergeContext
 from models.merging.methods.facility_location import facility_location
+from models.timing import Times, timed
 
 FORMS = ("greedy", "elimination", "stochastic")
 

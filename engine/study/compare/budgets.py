@@ -34,6 +34,8 @@ def _amount(merge: MergeSettings) -> str:
         return f"{merge.target_gmacs:g} GMACs"
     if merge.target_ratio is not None:
         return f"{merge.target_ratio:g} times fewer MACs"
+    if merge.target_ms is not None:
+        return f"{merge.target_ms:g} ms" + (f" for {merge.target_batch} images" if merge.target_batch > 1 else "")
     if merge.keep is not None:
         return f"keep {merge.keep.rate:g} at {_listed(merge.keep.blocks)}"
     if isinstance(merge.r, LinearSettings):

@@ -36,6 +36,8 @@ class Budget(Settings):
     keep: KeepSettings | None = Field(None, description="the share of patches that some blocks keep")
     target_gmacs: float | None = Field(None, gt=0, le=1e9, description="GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(None, ge=1, le=1e9, description="MACs without merging divided by MACs with it")
+    target_ms: float | None = Field(None, gt=0, le=1e9, description="milliseconds of a forward pass on this machine")
+    target_batch: int = Field(1, ge=1, le=100_000, description="for target_ms: images in the forward pass")
     first_block: int = Field(1, ge=1, le=1000, description="the first block that merges, counted from 1")
     blocks: Blocks | None = Field(None, min_length=1, description="the blocks that merge, counted from 1; null: all")
 

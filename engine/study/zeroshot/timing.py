@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from engine.cost.speed.timing import Times, time_models
 from engine.machine import pick_autocast, pick_device, to_device
 from engine.study.zeroshot.evaluate import merged, pretrained, solved
 from engine.study.zeroshot.images import LabelledImages, batches
 from engine.study.zeroshot.rows import ZeroshotRow
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
+from models.timing import Times, time_models
 
 
 def time_rows(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[ZeroshotRow], rounds: int) -> Times:

@@ -21,7 +21,7 @@ from ..schedule import Plan
 from ..settings import MergeSettings
 from ..tokens import Tokens
 from .blocks import MergingBlocks
-from .cost import meet_budget
+from .budget import meet_budget
 from .families import FAMILIES, KINDS, attention_width, family_of, kind_of
 from .kinds import Family, Kind
 from .refusals import check_block, check_container, check_hooks, check_needs
@@ -58,9 +58,11 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         model: the model, or peft's model around it.
         method: a key of MERGERS.
         r: tokens that each block removes: n, a list, {"first": n, "last": n}; of {"train": [a, b]} the middle.
-        others: other keys of the `merge:` section. In place of r: `keep`, `target_gmacs` (GMACs of one image) or
-            `target_ratio` (MACs without merging divided by MACs with it), which are met within 0.5 %. Besides:
-            first_block, blocks, metric, prop_attn, and a method's own options.
+        others: other keys of the `merge:` section. In place of r: `keep`; `target_gmacs` (GMACs of one image) or
+            `target_ratio` (MACs without merging divided by MACs with it), which are met within 0.5 %; or `target_ms`
+            (milliseconds of a forward pass of `target_batch` images, 1 if not given), which is measured on the
+            model's device, with the precision of its weights. Besides: first_block, blocks, metric, prop_attn, and a
+            method's own options.
 
     Returns:
         The same model.

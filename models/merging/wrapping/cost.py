@@ -22,16 +22,12 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...settings import UserError
-from ..budget import Cost, CountError, Schedule, solve_budget
+from ..budget import Cost, CountError, Schedule
 from ..contract import Grid, Merger
 from ..layer import MergeLayer
 from ..tokens import Tokens
-from .blocks import MergingBlocks
 from .families import kind_of
-from .kinds import Family
 
-PREDICTION = 1e-3  # share by which a predicted cost may differ from the traced one
 aten = torch.ops.aten
 
 
@@ -219,36 +215,3 @@ def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], g
         return round(total)
 
     return cost
-
-
-def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
-    """Sets the plan of a wrapped model that meets the budget in its settings.
-
-    Args:
-        vit: the wrapped model, whose blocks remove nothing yet.
-        family: its family.
-        blocks: its blocks.
-
-    Raises:
-        UserError: the budget cannot be met, or the model was built for no image size.
-    """
-    grid, _ = blocks.layout()
-    budget = f"merge.{blocks.settings.target} = {getattr(blocks.settings, str(blocks.settings.target))}"
-    if grid is None:
-        raise UserError(f"{budget}: this {type(vit).__name__} was built for no image size; build it for one, or give r")
-    convolution = next((module for module in vit.modules() if isinstance(module, nn.Conv2d)), None)
-    if convolution is None:
-        raise UserError(
-            f"{budget}: this {type(vit).__name__} has no convolution that tells the channels of its images; give r"
-        )
-    image = (convolution.in_channels, *family.image_size(vit))
-    try:
-        cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
-        plan = solve_budget(blocks.settings, cost, len(blocks), grid)
-        blocks.plan = plan
-        expected, traced = cost(tuple(plan)), count(vit, image)
-    except CountError as error:
-        raise UserError(f"{budget}: this {type(vit).__name__} cannot be counted ({error}); give r") from error
-    if abs(expected - traced) > PREDICTION * traced:
-        counts = f"{expected / 1e9:.4g} GMACs expected, {traced / 1e9:.4g} counted"
-        raise UserError(f"{budget}: the cost of {blocks.settings.method} is no polynomial here ({counts}); give r")

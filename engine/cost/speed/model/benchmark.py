@@ -17,8 +17,8 @@ from engine.cost.speed.model.kernels import AUTO, NONE
 from engine.cost.speed.model.memory import Job, peak_of
 from engine.cost.speed.model.share import Clock
 from engine.cost.speed.model.variants import UNMERGED, Variant
-from engine.cost.speed.timing import timed
 from models.settings import UserError
+from models.timing import timed
 
 LEAST_MS = 20.0  # shorter steps are called several times in a round
 

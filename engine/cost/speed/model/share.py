@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from engine.cost.speed.timing import synchronise
 from models.merging.layer import MergeLayer
+from models.timing import synchronise
 
 
 class Clock:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.cost.speed import timing
-from engine.cost.speed.timing import MOST_CALLS, time_models, timed
+from models import timing
+from models.timing import MOST_CALLS, time_models, timed
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,53 @@
+"""Meets the budget of a wrapped model: multiply-adds, which are counted, or milliseconds, which are measured."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from ...settings import UserError
+from ..budget import CountError, solve_budget
+from ..latency import solve_time
+from .blocks import MergingBlocks
+from .cost import count, traced_cost
+from .kinds import Family
+
+PREDICTION = 1e-3  # share by which a predicted cost may differ from the traced one
+
+
+def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
+    """Sets the plan of a wrapped model that meets the budget in its settings.
+
+    Args:
+        vit: the wrapped model, whose blocks remove nothing yet.
+        family: its family.
+        blocks: its blocks.
+
+    Raises:
+        UserError: the budget cannot be met, or the model was built for no image size.
+    """
+    settings = blocks.settings
+    grid, _ = blocks.layout()
+    budget = f"merge.{settings.target} = {getattr(settings, str(settings.target))}"
+    if grid is None:
+        raise UserError(f"{budget}: this {type(vit).__name__} was built for no image size; build it for one, or give r")
+    convolution = next((module for module in vit.modules() if isinstance(module, nn.Conv2d)), None)
+    if convolution is None:
+        raise UserError(
+            f"{budget}: this {type(vit).__name__} has no convolution that tells the channels of its images; give r"
+        )
+    image = (convolution.in_channels, *family.image_size(vit))
+    if settings.target == "target_ms":
+        blocks.plan = solve_time(settings, vit, partial(setattr, blocks, "plan"), image, len(blocks), grid)
+        return
+    try:
+        cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
+        plan = solve_budget(settings, cost, len(blocks), grid)
+        blocks.plan = plan
+        expected, traced = cost(tuple(plan)), count(vit, image)
+    except CountError as error:
+        raise UserError(f"{budget}: this {type(vit).__name__} cannot be counted ({error}); give r") from error
+    if abs(expected - traced) > PREDICTION * traced:
+        counts = f"{expected / 1e9:.4g} GMACs expected, {traced / 1e9:.4g} counted"
+        raise UserError(f"{budget}: the cost of {settings.method} is no polynomial here ({counts}); give r")
