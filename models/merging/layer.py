@@ -108,14 +108,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     On a CPU it is computed in fp32 during training: in bf16 the fused kernel's backward pass takes up to four times as
     long (docs/performance.md).
     """
-    dtype = torch.float32 if q.requires_grad and q.device.type == "cpu" else v.dtype
-    mask = None if bias is None else bias.to(dtype)
-    with without_autocast(q.device.type):
-        out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, dropout_p=dropout)
-    out = out.to(v.dtype)
+    device, result = q.device.type, v.dtype
+    dtype = torch.float32 if q.requires_grad and device == "cpu" else result
+    mask = None if bias is None else _cast(bias, dtype)
+    with without_autocast(device):
+        out = F.scaled_dot_product_attention(
+            _cast(q, dtype), _cast(k, dtype), _cast(v, dtype), attn_mask=mask, dropout_p=dropout
+        )
+    out = _cast(out, result)
     if _exporting():  # the operator that a converter substitutes for the fused kernel returns strides without this view
         out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
     return out.transpose(1, 2).flatten(2)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), without the call of an operator where x has this dtype."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
