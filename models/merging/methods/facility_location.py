@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from ..contract import Assignment, Counts, MergeContext, Merger, Option, all_pairs_macs
 from ..tokens import take
-from .selection import select
+from .selection import select_directly
 from .topk import LEAST_ATTENTION
 
 Form = Literal["auto", "greedy", "elimination", "stochastic"]
@@ -70,14 +70,14 @@ def facility_location(
     """
     patches = metric.shape[1]
     unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: similarity 1/2 to everything
-    similarity = (unit @ unit.transpose(1, 2) + 1) / 2
+    similarity = (unit @ unit.transpose(1, 2)).add_(1).div_(2)  # in place: allocating takes longer than adding
     weight = context.size
     if importance == "attention":
         assert context.attention is not None
         # Divided by its mean, so that ties are decided as they are by sizes alone; none at all is equal attention.
         attended = context.attention.clamp(min=LEAST_ATTENTION)
         weight = weight * attended / attended.mean(dim=1, keepdim=True)
-    kept = select(similarity, weight, patches - r, chosen_form(form, patches, r))  # (B, N - r), ascending
+    kept = select_directly(similarity, weight, patches - r, chosen_form(form, patches, r))  # (B, N - r), ascending
 
     stays = torch.zeros_like(context.size).scatter(1, kept, 1.0)
     gone = stays.argsort(dim=1, stable=True)[:, :r]  # patches that are not selected, in order

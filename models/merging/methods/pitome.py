@@ -6,6 +6,7 @@ Spectrum-Preserving Token Merging (PiToMe). NeurIPS 2024, section 3.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,8 +57,10 @@ def pitome(metric: Tensor, r: int, context: MergeContext) -> Assignment:
 
 def energy(similarity: Tensor, margin: float) -> Tensor:
     """The energy E of each patch, (B, N), from all similarities (B, N, N)."""
-    below = ALPHA * (torch.exp(similarity - margin) - 1)
-    return torch.where(similarity >= margin, similarity, below).mean(dim=-1)
+    # f_m as a sum of two parts, each 0 where the other applies: `where` with a condition takes several times longer.
+    under = float(np.nextafter(np.float32(margin), np.float32(-1)))  # `threshold` keeps what is greater than this
+    below = (similarity - margin).clamp_(max=0).exp_().sub_(1).mul_(ALPHA)
+    return F.threshold(similarity, under, 0.0).add_(below).mean(dim=-1)
 
 
 PITOME = Merger(pitome, half, all_pairs_macs)
