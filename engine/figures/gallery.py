@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.data import Split
+from engine.figures.sheet import GAP, Sheet, height_of
 from engine.measure.evaluate import Mistake
 
 MOST = 8  # largest number of pictures in a row
+CELL, PICTURE = 1.7, 1.55  # inches: width of a column, and side of a picture
+SIZE = 8  # of the titles, points
 
 
 def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = "", empty: str = "") -> Figure:
@@ -27,18 +29,19 @@ def gallery(images: Tensor, titles: Sequence[str], columns: int, title: str = ""
         empty: the text to show if there are no pictures.
     """
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows + (0.3 if title else 0.0)), layout="constrained")  # inches
+    lines = max((text.count("\n") + 1 for text in titles), default=1)
+    words, head = height_of(lines, SIZE), 0.3 if title else 0.0
+    width, step = CELL * columns, PICTURE + words + 2 * GAP
+    sheet = Sheet(width, rows * step + head + GAP)
     if title:
-        figure.suptitle(title, fontsize=9, color="0.35", parse_math=False)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+        sheet.text(width / 2, GAP, title, 9, colour="0.35")
     if not len(images):
-        axes[0, 0].text(0.5, 0.5, empty, ha="center")
-    for axis, image, text in zip(axes.flat, images, titles):
-        axis.imshow(as_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(text, fontsize=8, parse_math=False)
-    return figure
+        sheet.text(width / 2, head + step / 2, empty, 10, vertical="center")
+    for i, (image, text) in enumerate(zip(images, titles)):
+        row, column = divmod(i, columns)
+        left, top = CELL * column + (CELL - PICTURE) / 2, head + row * step + words + 2 * GAP
+        sheet.picture(image, left, top, PICTURE, text, SIZE)
+    return sheet.figure
 
 
 def wrong_pictures_figure(
@@ -73,12 +76,6 @@ def mistakes_figure(mistakes: Sequence[Mistake], images: Split, classes: Sequenc
         [classes[mistake.predicted] for mistake in mistakes],
         [mistake.confidence for mistake in mistakes],
     )
-
-
-def as_picture(image: Tensor) -> np.ndarray:
-    """Converts an image for matplotlib: (C, H, W) -> (H, W, 3) for three channels, else (H, W), the channels' mean."""
-    pixels = image.cpu().numpy()
-    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0)
 
 
 def shown(name: str, most: int = 16) -> str:

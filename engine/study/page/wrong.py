@@ -18,7 +18,7 @@ from engine.data.arrays import Split
 from engine.data.images import open_rgb
 from engine.data.settings import FileSettings
 from engine.data.split import with_test_set
-from engine.figures.gallery import as_picture
+from engine.figures.sheet import as_picture
 from engine.measure.predictions import Predictions, read_tested
 from engine.study.page.run_parts import Run
 from models.settings import UserError

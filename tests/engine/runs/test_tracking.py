@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import time
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -148,8 +149,8 @@ def test_wrong_pictures_are_drawn_whatever_they_are_called(tmp_path, shape):
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     names = ["$cat_{$", "a very long name of a class\nin two lines", "1", r"\alpha", "猫"] * 4
     figure = wrong_pictures_figure(images, names, names[1:], [0.99] * len(images))
-    drawn = [axis.images[0].get_array() for axis in figure.axes if axis.images]
-    assert len(drawn) == len(images)
+    (axes,) = figure.axes
+    assert len(axes.images) == len(images)
     with Tracker(tmp_path) as tracker:
         tracker.figure(3, "val/wrong", figure)
     (event,) = board(tmp_path).Images("val/wrong")
@@ -161,8 +162,26 @@ def test_wrong_pictures_are_drawn_whatever_they_are_called(tmp_path, shape):
 def test_the_pictures_pixels_are_the_images(tmp_path):
     colour = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
     figure = wrong_pictures_figure(colour, ["a"], ["b"], [0.5])
-    assert (figure.axes[0].images[0].get_array() == colour[0].permute(1, 2, 0).numpy()).all()
-    assert figure.axes[0].get_title() == "a\nas b 50 %"
+    (axes,) = figure.axes
+    assert (axes.images[0].get_array() == colour[0].permute(1, 2, 0).numpy()).all()
+    assert [text.get_text() for text in axes.texts] == ["a\nas b 50 %"]
+
+
+@pytest.mark.parametrize("height, width", [(4, 4), (9, 3), (2, 7)])
+def test_pictures_keep_their_proportions_and_lie_beside_each_other(height, width):
+    figure = wrong_pictures_figure(
+        torch.zeros(5, 3, height, width, dtype=torch.uint8), list("abcde"), "b" * 5, [1.0] * 5
+    )
+    (axes,) = figure.axes
+    assert axes.get_xlim() == (0, figure.get_figwidth()) and axes.get_ylim() == (figure.get_figheight(), 0), "inches"
+    boxes = [image.get_extent() for image in axes.images]
+    for left, right, bottom, top in boxes:
+        assert (right - left) / (bottom - top) == pytest.approx(width / height)
+        assert 0 <= left < right <= figure.get_figwidth() and 0 <= top < bottom <= figure.get_figheight()
+    assert all(
+        one[1] <= other[0] or other[1] <= one[0] or one[2] <= other[3] or other[2] <= one[3]
+        for one, other in combinations(boxes, 2)
+    )
 
 
 @pytest.mark.filterwarnings("error")  # a traceback from a thread would be one
