@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .contract import Merger
 from .tokens import Tokens, merge, without_autocast
 
+QUERIES = 64  # tokens whose attention is computed at a time, where all attention is needed
 METRICS = ("keys", "tokens", "learned")
 # Exporting needs a torch version that has this function.
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -141,12 +142,17 @@ def attention_received(q: Tensor, k: Tensor, bias: Tensor | None, of: str) -> Te
         q, k: queries and keys, (B, heads, T, head_dim).
         bias: added to the scores, broadcastable to (B, heads, T, T).
         of: "class": from the first token alone, T x head_dim MACs per head; "all": averaged over all T tokens, which
-            costs T times as much.
+            costs T times as much. Computed for QUERIES tokens at a time: (B, heads, T, T) scores never exist at once.
     """
-    if of == "class":
-        q = q[:, :, :1]
-        bias = bias if bias is None else bias[..., :1, :]
-    scores: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
-    if bias is not None:
-        scores = scores + bias
-    return scores.softmax(dim=-1).mean(dim=(1, 2))
+    heads, rows = q.shape[1], 1 if of == "class" else q.shape[2]
+    scale, keys = q.shape[-1] ** -0.5, k.transpose(-2, -1)
+    total: Tensor | None = None
+    for first in range(0, rows, QUERIES):
+        part = slice(first, min(first + QUERIES, rows))
+        scores = ((q[:, :, part] * scale) @ keys).float()
+        if bias is not None:
+            scores = scores + (bias if bias.shape[-2] == 1 else bias[..., part, :])
+        received = scores.softmax(dim=-1).sum(dim=(1, 2))
+        total = received if total is None else total + received
+    assert total is not None
+    return total / (heads * rows)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.merging import MERGERS, MergeContext, Tokens, apply_assignment, initial_tokens, merge, unmerge
+from models.merging import MERGERS, MergeContext, Tokens, apply_assignment, initial_tokens, layer, merge, unmerge
 from models.merging.layer import attention_received
 
 PRUNE = MERGERS["topk"].bind(prune=True)
@@ -56,7 +56,9 @@ def test_no_attention_at_all_is_the_plain_mean(name, patches):
 
 @pytest.mark.parametrize("of", ["class", "all"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_received_is_the_softmax_written_out(of, biased):
+@pytest.mark.parametrize("at_a_time", [1, 2, 64])
+def test_attention_received_is_the_softmax_written_out(of, biased, at_a_time, monkeypatch):
+    monkeypatch.setattr(layer, "QUERIES", at_a_time)
     rng = np.random.default_rng(0)
     q, k, log_size = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 3, 5, 4)), rng.uniform(0, 2, (2, 5))
     expected = np.zeros((2, 5))
@@ -68,6 +70,8 @@ def test_attention_received_is_the_softmax_written_out(of, biased):
                 exponentials = np.exp(scores + log_size[image] * biased)
                 expected[image] += exponentials / exponentials.sum() / 3 / len(queries)
     bias = torch.from_numpy(log_size)[:, None, None] if biased else None
+    if biased and at_a_time == 2:
+        bias = bias.expand(2, 3, 5, 5)  # a bias for each query, such as Beit's
     received = attention_received(torch.from_numpy(q).float(), torch.from_numpy(k).float(), bias, of)
     np.testing.assert_allclose(received.numpy(), expected, rtol=1e-5)
 
