@@ -20,7 +20,8 @@ demo: $(STAMP)
 	$(BIN)/python tools/train.py --cfg digits/hybrid name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=10 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 test-bf16:
 	HYBRIDMERGE_PRECISION=bf16 $(MAKE) test ARGS='-m precision $(ARGS)'

@@ -55,7 +55,7 @@ setup(
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
         "dev": [
             "pytest>=8.0",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "ruff>=0.6",
             "mypy>=2.0",

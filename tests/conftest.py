@@ -23,3 +23,9 @@ def log_ended():
     logging would say so on the stderr of another test."""
     yield
     end_log()
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left alone with them when the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

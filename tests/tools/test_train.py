@@ -74,6 +74,7 @@ def run_inside(tool, *args: str, monkeypatch) -> int:
     return cli(tool.main)
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_then_refuse(tmp_path):
     """From a folder that is not the project's: names under configs/ are found, the run folder is made here."""
     trained = finish("train.py", "--cfg", "digits/hybrid", *QUICK, cwd=tmp_path)
@@ -103,6 +104,7 @@ def test_train_then_evaluate_then_refuse(tmp_path):
 
 
 @pytest.mark.precision
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """A real process, kill -9 in the middle of an epoch, and the same weights in the end."""
     args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=4", "log.every_steps=1", "checkpoint.every_steps=7"]
@@ -123,6 +125,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         assert all(torch.equal(one[key], other[key]) for key in one), name
 
 
+@pytest.mark.slow
 def test_folds_killed_and_resumed_equal_uninterrupted(tmp_path, monkeypatch, capsys):
     """kill -9 in the second of two folds; the first is passed over, the second goes on from its checkpoint."""
     monkeypatch.chdir(tmp_path)

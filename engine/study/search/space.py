@@ -86,7 +86,7 @@ def check_space(plan: Plan, row: Row, search: SearchSettings) -> None:
     Values that are not allowed with some others are left to the trials that meet them.
 
     Raises:
-        UserError: a key that the study sets itself, or no point is allowed.
+        UserError: a key that the study sets itself or that is given on the command line too, or no point is allowed.
     """
     values_of = {
         key: [*entry] if isinstance(entry, list) else [entry.low, entry.high] for key, entry in search.space.items()
@@ -94,6 +94,10 @@ def check_space(plan: Plan, row: Row, search: SearchSettings) -> None:
     for key, instead in NOT_IN_SETS.items():
         if key in values_of:
             raise UserError(f"{plan.path}: search.space.{key}: not here; {instead}")
+    given = {_whole(override.partition("=")[0]): override for override in plan.overrides}
+    for key in values_of:
+        if (override := given.get(_whole(key))) is not None:
+            raise UserError(f"{override}: search.space has other values for {key}; leave one of the two out")
     points = list(islice(product(*values_of.values()), POINTS))
     points += [tuple(values[at % len(values)] for values in values_of.values()) for at in range(POINTS)]
     error = None
@@ -104,6 +108,11 @@ def check_space(plan: Plan, row: Row, search: SearchSettings) -> None:
         except UserError as found:
             error = error or found
     raise UserError(f"{plan.path}: search.space: no values are allowed, since {error}")
+
+
+def _whole(key: str) -> str:
+    """Returns a dotted key without its short form: "merge.r" is "model.merge.r"."""
+    return f"model.{key}" if key.startswith("merge.") else key
 
 
 def suggest(trial: Any, search: SearchSettings) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_without_pruning_all_come_to_their_end(searching):
 
 def test_a_failed_trial_is_told_and_passed_over(searching):
     text = TINY.replace("name: tiny", "name: tiny\nseeds: [3]")
-    search = searching(3, "train.lr=1", text=text)
+    search = searching(3, text=text)
     search.search.space["train.lr"] = search.search.space["train.lr"].model_copy(update={"low": 150.0, "high": 900.0})
     failures = search.execute()
     assert states(search) == ["FAIL"] * 3 and len(failures) == 3 and "diverged" in failures[0].error
@@ -131,6 +131,7 @@ def test_values_that_are_not_allowed_together_are_no_end(searching, capsys):
         (TINY + "rows: {a: {}, b: {set: {train.lr: 1}}}\n", [], "search: changes one row, and there are 2"),
         (TINY + "vary: {merge.r: [1]}\n", [], "vary: not beside search"),
         (TINY, ["seeds=2"], "seeds = 2: a search has one seed"),
+        (TINY, ["train.lr=0.1"], "train.lr=0.1: search.space has other values for train.lr; leave one of the two out"),
         (TINY, ["split.val=0"], "search: needs validation images"),
     ],
 )
