@@ -23,8 +23,9 @@ from .zoo import build_zoo, without_data
 def solve(settings: Any) -> Any:
     """Returns a model's settings with `merge.r`, one number per block, in place of the target that it meets.
 
-    MACs include matching; a ratio is MACs without merging over MACs with it. Where a method keeps a grid and the grid
-    allows nothing within 0.5 %, the nearest schedule is taken, with a warning in the log.
+    MACs include matching; a ratio is MACs without merging over MACs with it; a time is measured on the CPU. Where a
+    method keeps a grid and the grid allows nothing within 0.5 %, the nearest schedule is taken, with a warning in the
+    log.
 
     Args:
         settings: a model's checked options (ViTSettings, TimmSettings ...).

@@ -21,6 +21,7 @@ from engine.cost.ops import ACTIVATIONS, HANDLES, KINDS, uncounted
 from models.formulas import FORMULAS, formula_macs, token_counts
 from models.interface import tokens_per_block
 from models.merging.budget import CountError
+from models.modes import in_evaluation_mode
 from models.settings import Settings
 
 __all__ = ["Complexity", "CountError", "NotCounted", "check_agreement", "measure", "measure_or_say"]
@@ -161,19 +162,17 @@ def _images(model: nn.Module, input_size: tuple[int, int, int] | None) -> Tensor
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Disables training mode, gradients, autocast and fused encoder layers, and restores them at the end."""
-    modes = {module: module.training for module in model.modules()}
-    hooks = {module: (set(module._forward_pre_hooks), set(module._forward_hooks)) for module in modes}
+    hooks = {module: (set(module._forward_pre_hooks), set(module._forward_hooks)) for module in model.modules()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # otherwise a whole layer appears as one op
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            model.eval()
+        without_autocast = torch.autocast(device.type, enabled=False)
+        with torch.random.fork_rng(devices), torch.no_grad(), without_autocast, in_evaluation_mode(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, training in modes.items():
-            module.training = training
-            for now, before in zip((module._forward_pre_hooks, module._forward_hooks), hooks[module], strict=True):
+        for module, known in hooks.items():
+            for now, before in zip((module._forward_pre_hooks, module._forward_hooks), known, strict=True):
                 for key in set(now) - before:  # fvcore leaves its hooks behind if the forward raises
                     del now[key]

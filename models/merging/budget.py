@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import islice
 from math import prod
 
 from ..settings import UserError
 from .contract import Grid, Merger
-from .schedule import effective_schedule
+from .schedule import effective_schedule, spread_evenly
 from .settings import MergeSettings
 
 log = logging.getLogger("hybridmerge")
@@ -149,8 +149,7 @@ class _Search:
         """Bisects the number of removals, spread evenly over the first `blocks` that merge; more of them cost less."""
 
         def evenly(total: int) -> list[int]:
-            marks = [total * i // blocks for i in range(blocks + 1)]
-            return self._in_all([after - before for before, after in pairwise(marks)])
+            return spread_evenly(total, self.blocks[:blocks], self.depth)
 
         low, high = 0, blocks * self.patches
         while high - low > 1:

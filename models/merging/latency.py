@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import prod
 from statistics import median
 
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..modes import in_evaluation_mode
 from ..settings import UserError
 from ..timing import timed
 from .budget import Schedule
 from .contract import Grid, Merger
-from .schedule import effective_schedule
+from .schedule import effective_schedule, spread_evenly
 from .settings import MergeSettings
 
 log = logging.getLogger("hybridmerge")
@@ -52,7 +53,7 @@ def solve_time(
     Args:
         merge: merge settings with `target_ms`.
         model: the model, on the device that it is to be fast on. It is run in evaluation mode, without autocast of
-            its own, on random images, and left in the mode that it was in.
+            its own, on random images; each of its modules then has its own mode again.
         set_schedule: sets the model's schedule.
         image: shape of an image, (C, H, W).
         depth: number of blocks.
@@ -62,8 +63,16 @@ def solve_time(
     Raises:
         UserError: no schedule of this method is as fast.
     """
-    assert merge.target_ms is not None
     run, device = _forward(model, set_schedule, (merge.target_batch, *image))
+    with in_evaluation_mode(model):
+        return _fastest_enough(merge, run, device, depth, grid, section)
+
+
+def _fastest_enough(
+    merge: MergeSettings, run: Callable[[Schedule], None], device: torch.device, depth: int, grid: Grid, section: str
+) -> list[int]:
+    """Returns the schedule, from the times of `run`; see `solve_time`."""
+    assert merge.target_ms is not None
     asked = f"{section}.target_ms = {merge.target_ms:g}"
     nothing = (0,) * depth
     if (unmerged := _times(run, [nothing], device)[nothing]) <= merge.target_ms:
@@ -107,13 +116,8 @@ def _forward(
 
     def run(schedule: Schedule) -> None:
         set_schedule(list(schedule))
-        training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                model(images)
-        finally:
-            model.train(training)
+        with torch.inference_mode():
+            model(images)
 
     return run, weight.device
 
@@ -129,11 +133,7 @@ def _sets(merge: MergeSettings, depth: int) -> list[Schedule]:
 
 def _spread(blocks: Schedule, share: float, *, depth: int, grid: Grid, merger: Merger) -> Schedule:
     """Returns a schedule that is asked to remove this share of the patches, spread evenly over the blocks."""
-    total = round(share * prod(grid))
-    marks = [total * i // len(blocks) for i in range(len(blocks) + 1)]
-    asked = [0] * depth
-    for block, (before, after) in zip(blocks, pairwise(marks)):
-        asked[block] = after - before
+    asked = spread_evenly(round(share * prod(grid)), blocks, depth)
     return tuple(effective_schedule(asked, prod(grid), merger, grid))
 
 

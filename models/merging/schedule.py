@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil, prod
 
 from ..settings import UserError
@@ -22,6 +23,21 @@ def check_plan(plan: Plan) -> None:
             f"plan = {plan!r}: give a list with, for each block, the number of patches to remove (an int, at "
             "least 0) or the share of them to keep (a float, above 0 and at most 1)"
         )
+
+
+def spread_evenly(total: int, blocks: Sequence[int], depth: int) -> list[int]:
+    """What each block is asked to remove if `total` patches are to be removed, as many in each of some blocks.
+
+    Args:
+        total: number of patches to remove in all.
+        blocks: the blocks that remove any, counted from 0.
+        depth: number of blocks.
+    """
+    marks = [total * i // len(blocks) for i in range(len(blocks) + 1)]
+    asked = [0] * depth
+    for block, (before, after) in zip(blocks, pairwise(marks)):
+        asked[block] = after - before
+    return asked
 
 
 def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[int]:

@@ -99,7 +99,10 @@ def _key(settings: ZeroshotSettings, weights: str, images: LabelledImages, merge
     """Returns a fingerprint of everything that decides a row's predictions, its name not included."""
     of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
     way = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
-    return of_values(of_model, weights, images.fingerprint, images.mean, images.std, settings.precision, way)
+    values = of_model, weights, images.fingerprint, images.mean, images.std, settings.precision, way
+    if merge is not None and merge.target_ms is not None:  # what is merged depends on how fast the machine is
+        values = (*values, device_name(pick_device(settings.device)))
+    return of_values(*values)
 
 
 def _evaluated(

@@ -124,6 +124,16 @@ def test_a_wrapped_model(monkeypatch):
     assert sum(schedule_of(model)) > 0, "the model is as it was"
 
 
+def test_a_part_that_is_frozen_stays_in_its_mode(monkeypatch):
+    monkeypatch.setattr(latency, "timed", partial(_by_tokens, patches=16))
+    model = MODELS["deit"]().train()
+    model.blocks[1].eval()
+    before = {name: module.training for name, module in model.blocks[1].named_modules()}
+    wrap(model, method="tome", target_ms=35)
+    assert {name: module.training for name, module in model.blocks[1].named_modules()} == before
+    assert model.training and model.blocks[0].training and not model.blocks[1].training
+
+
 def _by_tokens(calls, repeats, device, *, patches, **others):
     times = {}
     for name, call in calls.items():
