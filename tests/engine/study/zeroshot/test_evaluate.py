@@ -53,6 +53,17 @@ def test_rows_are_what_timm_and_wrap_predict(load, session_files, tmp_path):
     assert rows[2].removed == [4, 4, 4, 2, 1, 0] and rows[4].removed == [4, 4, 4, 3, 0, 0]
 
 
+def test_a_row_of_milliseconds_belongs_to_its_machine(load, tmp_path, monkeypatch):
+    """Another machine merges more or less to be as fast; the row of one is not taken for that of the other."""
+    settings = load("methods=[tome]", "budgets=[{r: 4}, {target_ms: 1e9}]")
+    files = []
+    for machine in ("cpu (one)", "cpu (one)", "cpu (another)"):
+        monkeypatch.setattr(evaluate, "device_name", lambda device, machine=machine: machine)
+        evaluate_rows(settings, tmp_path, report=lambda line: None)
+        files.append(len(list((tmp_path / "rows").iterdir())))
+    assert files == [3, 3, 4]
+
+
 def test_targets_follow_the_folders(load, tmp_path):
     images, _ = evaluate_rows(load("methods=[tome]", "budgets=[{r: 1}]"), tmp_path, report=lambda line: None)
     assert [CLASSES[name.split("/")[0]] for name in images.names] == images.targets.tolist()
