@@ -15,7 +15,8 @@ import torch
 from engine.runs.checkpoints import checkpoint
 from tests.engine.data.conftest import save_image
 from tests.paths import ROOT
-from tests.tools.test_train import ENVIRONMENT, QUICK, command, finish, training
+from tests.processes import ENVIRONMENT, command, finish
+from tests.tools.test_train import QUICK, training
 
 FILES = [
     "data.name=folder",

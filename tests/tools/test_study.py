@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from engine.runs.lock import in_use
 from engine.study.execute import child
 from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, write_plan
-from tests.tools.test_train import ENVIRONMENT, command, run_inside
+from tests.processes import ENVIRONMENT, Process
+from tests.tools.test_train import run_inside
 from tools import study as study_tool
 from tools import train as train_tool
 
@@ -50,19 +50,14 @@ def inside(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]
 
 
 @contextmanager
-def studying(*args: str, cwd: Path, until: list[Path]) -> Iterator[subprocess.Popen]:
+def studying(*args: str, cwd: Path, until: list[Path]) -> Iterator[Process]:
     """A study in a process that has come so far that files are there. It is killed where a test fails."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command("study.py", *args), cwd=cwd, env=ENVIRONMENT, **pipes) as process:
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not all(path.exists() for path in until) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert process.poll() is None, process.communicate(timeout=10)
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
+    with Process("study.py", *args, cwd=cwd) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not all(path.exists() for path in until) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate(timeout=10)
+        yield process
 
 
 def weights_of(folder: Path) -> dict:

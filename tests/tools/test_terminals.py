@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.data.conftest import save_image
-from tests.tools.test_train import ENVIRONMENT, QUICK, command
+from tests.processes import ENVIRONMENT, command
+from tests.tools.test_train import QUICK
 
 ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}  # Python would take names for ASCII, too
 LATIN = {"PYTHONIOENCODING": "latin-1"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from engine.runs.records.results import Results
 from engine.train.report import print_run
 from engine.wording import shown
 from tests.engine.data.conftest import save_image
-from tests.paths import OF_RUNS, ROOT
+from tests.paths import OF_RUNS
+from tests.processes import ENVIRONMENT, Process, command, finish
 from tests.results import FIRST_VERSION
 from tools import compare as compare_tool
 from tools import eval as eval_tool
@@ -41,31 +41,16 @@ QUICK = [
     "model.merge.r=2",
     "device=cpu",
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def command(tool: str, *args: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / tool), *args]
-
-
-def finish(tool: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(command(tool, *args), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
 @contextmanager
-def training(*args: str, cwd: Path, until: Path) -> Iterator[subprocess.Popen]:
+def training(*args: str, cwd: Path, until: Path) -> Iterator[Process]:
     """A training process that has come so far that the file `until` is there. It is killed where a test fails."""
-    with subprocess.Popen(
-        command("train.py", *args), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not until.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
+    with Process("train.py", *args, cwd=cwd) as process:
+        deadline = time.monotonic() + 60
+        while not until.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield process
 
 
 def run_inside(tool, *args: str, monkeypatch) -> int:

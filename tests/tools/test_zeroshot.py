@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from engine.runs.lock import take_lock
 from engine.study.zeroshot.rows import ZeroshotRow
 from models.settings import UserError
 from tests.engine.study.zeroshot.conftest import make_files
-from tests.tools.test_train import ENVIRONMENT, command
+from tests.processes import Process, finish
 from tools import zeroshot
 
 ARGS = ["--cfg", "small.yaml", "methods=[tome]", "budgets=[{r: 1}, {r: 2}, {r: 3}, {r: 4}, {r: 4, first_block: 3}]"]
@@ -31,9 +30,7 @@ def test_a_comparison_that_was_killed_goes_on_where_it_was(tmp_path):
         assert len(ZeroshotRow.checked(json.loads(content)).predicted) == 18  # whole, for every image
     assert not (folder / "zeroshot.json").exists()
 
-    again = subprocess.run(
-        command("zeroshot.py", *ARGS), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=LONG
-    )
+    again = finish("zeroshot.py", *ARGS, cwd=tmp_path, timeout=LONG)
     assert again.returncode == 0 and again.stderr == ""
     after = _rows(folder)
     assert len(after) == ROWS
@@ -66,13 +63,8 @@ def _rows(folder: Path) -> dict[str, str]:
 
 def _killed_after(number: int, folder: Path, cwd: Path) -> dict[str, str]:
     """Starts the comparison and kills it when so many rows are there; returns what they hold."""
-    with subprocess.Popen(
-        command("zeroshot.py", *ARGS), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL
-    ) as process:
-        try:
-            deadline = time.monotonic() + LONG
-            while process.poll() is None and len(_rows(folder)) < number and time.monotonic() < deadline:
-                time.sleep(0.01)
-        finally:
-            process.kill()
+    with Process("zeroshot.py", *ARGS, cwd=cwd) as process:
+        deadline = time.monotonic() + LONG
+        while process.poll() is None and len(_rows(folder)) < number and time.monotonic() < deadline:
+            time.sleep(0.01)
     return _rows(folder)

@@ -1,0 +1,176 @@
+"""The tools as real processes that begin at once: each is forked from a process that has imported their libraries.
+
+Importing torch and what goes with it takes a tool some seconds, longer than what most tests then do with it. A process
+made here runs the tool's file as a script, with its own working directory, environment, standard streams and exit code,
+and can be signalled and killed like any other. What a fork cannot show is tested with `command` and `subprocess`: how
+Python starts (encodings, closed streams, `nohup`), and signals while libraries are imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from functools import cache
+from pathlib import Path
+
+from tests.paths import ROOT
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+IMPORTED = (  # what the tools import as they go
+    "engine.cost.speed",
+    "engine.measure.evaluate",
+    "engine.study",
+    "engine.study.zeroshot",
+    "engine.train.session",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "torchvision.datasets",
+    "torchvision.transforms.v2",
+)
+
+
+def command(tool: str, *args: str) -> list[str]:
+    """The command line that starts a tool in a Python of its own."""
+    return [sys.executable, str(ROOT / "tools" / tool), *args]
+
+
+class Process:
+    """A tool that was started; what it prints is kept in files, so that nobody needs to read it meanwhile.
+
+    Attributes:
+        pid: the number of the process.
+        returncode: the exit code, negative for a signal; None until `poll` or `wait` has seen the end.
+    """
+
+    def __init__(self, tool: str, *args: str, cwd: Path, environment: dict[str, str] = ENVIRONMENT) -> None:
+        self.returncode: int | None = None
+        wanted = {"argv": [str(ROOT / "tools" / tool), *args], "cwd": str(cwd), "environment": environment}
+        with ExitStack() as files:
+            self._out = files.enter_context(tempfile.TemporaryFile("w+"))
+            self._err = files.enter_context(tempfile.TemporaryFile("w+"))
+            self._keeper = files.enter_context(_server().request(wanted, self._out.fileno(), self._err.fileno()))
+            self._files = files.pop_all()
+        self.pid = int(self._keeper.recv(100))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            with suppress(BlockingIOError):
+                self.returncode = int(self._keeper.recv(100, socket.MSG_DONTWAIT))
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Waits for the end; returns what was printed on stdout and on stderr."""
+        self.wait(timeout)
+        for file in (self._out, self._err):
+            file.seek(0)
+        return self._out.read(), self._err.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait(60)
+        self._files.close()
+
+
+def finish(tool: str, *args: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Runs a tool to its end."""
+    with Process(tool, *args, cwd=cwd) as process:
+        out, err = process.communicate(timeout)
+    return subprocess.CompletedProcess([tool, *args], process.returncode, out, err)
+
+
+class _Server:
+    """The process that has imported everything. It ends when its socket is closed, at the latest with this process."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        code = [sys.executable, "-m", "tests.processes", str(theirs.fileno())]
+        self._process = subprocess.Popen(
+            code, cwd=ROOT, env=ENVIRONMENT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        atexit.register(self._end)
+
+    def request(self, wanted: dict, out: int, err: int) -> socket.socket:
+        """Starts a tool; returns where the process's number comes from and, when it has ended, its exit code."""
+        keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self._ours, [json.dumps(wanted).encode()], [out, err, theirs.fileno()])
+        return keeper
+
+    def _end(self) -> None:
+        self._ours.close()
+        self._process.wait()
+
+
+@cache
+def _server() -> _Server:
+    return _Server()
+
+
+def _serve(server: socket.socket) -> None:
+    """Forks a tool for each request. Returns in the processes that are to run a tool, and there alone."""
+    for module in IMPORTED:
+        __import__(module)
+    gc.collect()
+    gc.freeze()  # so that the garbage collection of a fork does not write into, and so copy, all of its memory
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers need nobody to wait for them
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(server, 2**20, 3)
+        if not message:
+            os._exit(0)
+        if os.fork():
+            for descriptor in descriptors:
+                os.close(descriptor)
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        server.close()
+        out, err, report = descriptors
+        if pid := os.fork():
+            os.write(report, str(pid).encode())
+            _, status = os.waitpid(pid, 0)
+            os.write(report, str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        wanted = json.loads(message)
+        os.chdir(wanted["cwd"])
+        os.environ.clear()
+        os.environ.update(wanted["environment"])
+        sys.argv = wanted["argv"]
+        sys.path[0] = str(Path(sys.argv[0]).parent)  # as where Python is started with a script
+        return
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+    runpy.run_path(sys.argv[0], run_name="__main__")
