@@ -1,12 +1,14 @@
-"""Convolutional blocks, whose residual branches are small at initialisation, and LeNet-5."""
+"""Convolutional blocks, whose residual branches are small at initialisation, a plain CNN of them, and LeNet-5."""
 
 from __future__ import annotations
 
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .images import check_images
+from .settings.cnn import CNNModelSettings
 from .settings.lenet5 import LeNet5Settings
 
 
@@ -55,6 +57,44 @@ class ResidualBlock(nn.Module):
 
 
 CONV_BLOCKS: dict[str, type[nn.Module]] = {"convnext": ConvNeXtBlock, "residual": ResidualBlock}
+
+
+class CNN(nn.Module):
+    """A residual network for small images, after Section 4.2 of He et al. (2016).
+
+    A 3x3 convolution at full resolution, then stages of residual blocks. Each stage but the first begins with a 3x3
+    convolution of stride 2 that doubles the channels, so that a block costs the same in every stage.
+    """
+
+    head_names = ("head",)
+
+    def __init__(self, settings: CNNModelSettings) -> None:
+        super().__init__()
+        s = settings
+        self.img_size, self.in_chans, self.num_classes = s.img_size, s.in_chans, s.classes
+        stages, chans = [], s.in_chans
+        for number, depth in enumerate(s.depths):
+            width = s.width * 2**number
+            enter = [
+                nn.Conv2d(chans, width, 3, stride=2 if number else 1, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            stages.append(nn.Sequential(*enter, *(ResidualBlock(width, s.layer_scale) for _ in range(depth))))
+            chans = width
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(chans)
+        self.head = nn.Linear(chans, s.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes).
+
+        Raises:
+            ValueError: images of another size than the model's.
+        """
+        check_images(images, self)
+        x = F.relu(self.norm(self.stages(images)))
+        return self.head(x.mean(dim=(2, 3)))
 
 
 class LeNet5(nn.Module):

@@ -138,6 +138,16 @@ def _conformer(s: Any) -> Counter:
     return Counter(convolution=conv, linear=(s.embed_dim + width) * s.classes) + _transformer(s)
 
 
+def _cnn(s: Any) -> Counter:
+    """The 3x3 convolution into each stage, its residual blocks, and the linear head."""
+    conv, chans = 0, s.in_chans
+    for number, depth in enumerate(s.depths):
+        width, cells = s.width * 2**number, (s.img_size // 2**number) ** 2
+        conv += cells * (9 * chans * width + depth * _entry(CONV_BLOCKS, "residual", "CONV_BLOCKS")(width))
+        chans = width
+    return Counter(convolution=conv, linear=chans * s.classes)
+
+
 def _lenet5(s: Any) -> Counter:
     """Two 5x5 convolutions at each of their positions, and three linear layers."""
     first, second = s.sides
@@ -149,6 +159,7 @@ FORMULAS: dict[str, Callable[[Any], Counter]] = {
     "vit": _vit,
     "hybrid": _hybrid,
     "conformer": _conformer,
+    "cnn": _cnn,
     "lenet5": _lenet5,
 }
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .settings import Settings
+from .settings.cnn import CNNModelSettings
 from .settings.conformer import ConformerSettings
 from .settings.hybrid import HybridSettings
 from .settings.lenet5 import LeNet5Settings
@@ -40,6 +41,7 @@ MODELS: dict[str, tuple[type[Settings], Callable[[Any], nn.Module]]] = {
     "vit": (ViTSettings, imported("vit", "build_vit")),
     "hybrid": (HybridSettings, imported("hybrid", "build_hybrid")),
     "conformer": (ConformerSettings, imported("conformer", "Conformer")),
+    "cnn": (CNNModelSettings, imported("cnn", "CNN")),
     "lenet5": (LeNet5Settings, imported("cnn", "LeNet5")),
     "timm": (TimmSettings, imported("zoo", "build_zoo")),
     "torchvision": (TorchvisionSettings, imported("zoo", "build_zoo")),

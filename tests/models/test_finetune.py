@@ -199,6 +199,7 @@ def layers_of(name, **options):
         (lambda: layers_of("torchvision:squeezenet1_1"), "features.0", "features.3 features.12 classifier", 10),
         (lambda: layers_of("torchvision:resnet18"), "conv1 bn1", "layer1 layer2 layer3 layer4 fc", 6),
         (lambda: layers_of("lenet5"), "conv1", "conv2 fc1 fc2 head", 5),
+        (lambda: layers_of("cnn"), "stages.0", "stages.1 stages.2 head", 4),
     ],
     ids=[
         "vit",
@@ -213,6 +214,7 @@ def layers_of(name, **options):
         "squeezenet",
         "torchvision-resnet",
         "lenet5",
+        "cnn",
     ],
 )
 def test_layers_are_counted_from_the_input(make, first, order, most):

@@ -59,7 +59,7 @@ def test_unwrapped(name):
     assert trace_tokens(built(name), images()) is None
 
 
-@pytest.mark.parametrize("name", ["lenet5", "timm:resnet18", "torchvision:squeezenet1_1"])
+@pytest.mark.parametrize("name", ["cnn", "lenet5", "timm:resnet18", "torchvision:squeezenet1_1"])
 def test_convolutional(name):
     with torch.device("meta"):
         model = build_model(name, num_classes=5)
@@ -98,6 +98,7 @@ PROTOCOLS = {
     "vit": {MergingModel, NamedHeads, ExemptFromWeightDecay},
     "hybrid": {MergingModel, NamedHeads},  # its ViT exempts parameters
     "conformer": {MergingModel, NamedHeads, ExemptFromWeightDecay, SeveralHeads, LayerGroups},
+    "cnn": {NamedHeads},
     "lenet5": {NamedHeads},
     "timm:resnet18": {LayerGroups, NamedHeads},  # `build_model` names the heads of other libraries' models
     "timm:vit_tiny_patch16_224": {ExemptFromWeightDecay, LayerGroups, NamedHeads},
