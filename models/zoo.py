@@ -41,7 +41,9 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
         model = _create(settings, settings.img_size)
     except _Refused as error:
         raise UserError(f"model.arch = {settings.arch!r}: {settings.name} cannot build it ({error})") from None
-    paths = head_paths(model, settings)
+    paths = head_paths(model)
+    if not paths:
+        raise UserError(f"model.arch = {settings.arch!r}: timm knows no classifier in it; choose another model")
     if settings.head != "linear":
         for path in paths:
             _replace_head(model, path, settings)
@@ -55,22 +57,16 @@ def build_zoo(settings: ZooSettings) -> nn.Module:
     return model
 
 
-def head_paths(model: nn.Module, settings: ZooSettings) -> tuple[str, ...]:
-    """Returns the paths of the modules that turn features into logits.
+def head_paths(model: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of the modules that turn features into logits; none where a model of timm has no classifier.
 
     timm names them (a distilled DeiT has two). In torchvision's models it is the last linear layer, or in SqueezeNet
     the classifier around the last convolution.
-
-    Raises:
-        UserError: the model has no classifier.
     """
-    if settings.name == "timm":
+    if hasattr(model, "pretrained_cfg"):  # timm
         named = model.pretrained_cfg.get("classifier") or "head"
-        learn = {name for name, module in model.named_modules() if any(p.requires_grad for p in module.parameters())}
-        paths = tuple(name for name in ((named,) if isinstance(named, str) else named) if name in learn)
-        if not paths:
-            raise UserError(f"model.arch = {settings.arch!r}: timm knows no classifier in it; choose another model")
-        return paths
+        learn = {name for name, module in model.named_modules() if any(True for _ in module.parameters())}
+        return tuple(name for name in ((named,) if isinstance(named, str) else named) if name in learn)
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     return (last if isinstance(model.get_submodule(last), nn.Linear) else last.rpartition(".")[0],)
 
