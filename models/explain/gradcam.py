@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..settings import UserError
 from ..zoo import head_paths
-from .recording import VisibleAttention, recording
+from .recording import VisibleAttention, recording, score
 
 AT = ("map", "tokens")
 
@@ -51,7 +51,7 @@ def _on_tokens(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     with torch.enable_grad(), recording(model) as blocks:
         logits = model(images)
         block = blocks[-1]
-        (gradient,) = torch.autograd.grad(_score(logits, target), block.source)
+        (gradient,) = torch.autograd.grad(score(logits, target), block.source)
     patches = block.before.index.shape[1] - block.prefix
     weights = gradient[:, block.prefix :].sum(1, keepdim=True) / patches  # (B, 1, C)
     cam = (block.source.detach() * weights).sum(2, keepdim=True).clamp(min=0)
@@ -64,7 +64,7 @@ def _on_map(model: nn.Module, images: Tensor, target: Tensor) -> Tensor | None:
         if not found:
             return None
         (feature_map,) = found
-        (gradient,) = torch.autograd.grad(_score(logits, target), feature_map)
+        (gradient,) = torch.autograd.grad(score(logits, target), feature_map)
     space = (1, 2) if _channels_last(model, feature_map) else (2, 3)
     channels = 3 if space == (1, 2) else 1
     return (feature_map.detach() * gradient.mean(space, keepdim=True)).sum(channels).clamp(min=0)
@@ -108,8 +108,3 @@ def _channels_last(model: nn.Module, feature_map: Tensor) -> bool:
     inside = model.get_submodule(_heads(model)[-1]).modules()
     reads = next(module.weight.shape[1] for module in inside if isinstance(module, nn.Linear | nn.Conv2d))
     return feature_map.shape[3] == reads and feature_map.shape[1] != reads
-
-
-def _score(logits: Tensor, target: Tensor) -> Tensor:
-    """The sum of the images' logits of their targets: images do not depend on each other."""
-    return logits.gather(1, target.unsqueeze(1)).sum()

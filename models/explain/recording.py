@@ -35,6 +35,7 @@ class Block(NamedTuple):
 
     attention: Tensor  # (B, heads, T, T): rows sum to one; a part of the graph, so that it has a gradient
     source: Tensor  # (B, T, C): the attention's input; a part of the graph
+    merged: Tensor  # (B, S, C): what the merge layer returned; a part of the graph
     before: Tokens  # the state of the T tokens
     after: Tokens  # the state of the S tokens
     assignment: Assignment | None  # what the method answered; None where nothing was merged
@@ -89,6 +90,11 @@ def recording(model: nn.Module) -> Iterator[list[Block]]:
         yield blocks
 
 
+def score(logits: Tensor, target: Tensor) -> Tensor:
+    """The sum of the images' logits of their targets: images do not depend on each other."""
+    return logits.gather(1, target.unsqueeze(1)).sum()
+
+
 def _merge_layers(model: nn.Module) -> list[MergeLayer]:
     return [module for module in model.modules() if isinstance(module, MergeLayer)]
 
@@ -118,7 +124,7 @@ def _after(
                 "scaled_dot_product_attention, and can be followed if it does so once"
             )
         answer = assigned.pop() if assigned else None
-        blocks.append(Block(attention.pop(), attended.source, before, output[1], answer, layer.prefix))
+        blocks.append(Block(attention.pop(), attended.source, output[0], before, output[1], answer, layer.prefix))
 
     return hook
 
