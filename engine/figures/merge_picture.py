@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.data import FileSettings
 from engine.data.loading.inputs import read_images, reading_settings
-from engine.figures.merge_drawing import Row, draw_rows
+from engine.figures.merge_drawing import EXPLAINED, Row, draw_rows
 from engine.figures.merge_tracing import LEARNED, STEPS, THUMBNAIL, UNTRAINED, Merged, merged_by_colour, merged_by_run
 from engine.figures.photographs import credit_line, path_of
 from engine.runs.restore import TrainedModel, load_model
@@ -20,7 +20,6 @@ from models.settings import UserError, nearest
 
 SIZE, PATCH, KEEP = 224, 16, 0.25  # without a run: pixels per side, pixels per patch, share of the patches that remain
 MOST = 4096  # pixels per side, and patches
-EXPLAINED = "Every patch has the mean colour of the token that it was merged into; lines separate different tokens."
 
 
 def picture_by_colour(
