@@ -1,0 +1,143 @@
+"""Explains a run's answers on image files, which are read as the run reads them: the maps of each method, and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from engine.data.loading.inputs import read_images, reading_settings
+from engine.data.loading.loader import Normalise
+from engine.explain.drawing import Heat
+from engine.runs.restore import TrainedModel
+from engine.wording import few
+from models.explain import EXPLAINERS, explain
+from models.settings import UserError, nearest
+
+BATCH = 8  # images at a time; a method keeps the graph of all of them
+
+
+@dataclass(frozen=True)
+class Explained:
+    """N images, explained by one method with one model.
+
+    Attributes:
+        method: a key of EXPLAINERS.
+        relevance: (N, rows, columns), on the CPU.
+        target: (N,) int64: the classes that are explained.
+        probabilities: (N, classes).
+        classes: their names.
+        notes: what the method says about each image besides.
+    """
+
+    method: str
+    relevance: Tensor
+    target: Tensor
+    probabilities: Tensor
+    classes: Sequence[str]
+    notes: Sequence[Mapping[str, Any]]
+
+    def heat(self, position: int, title: str = "") -> Heat:
+        """One image's map, to be drawn."""
+        name = self.classes[int(self.target[position])]
+        signed = EXPLAINERS[self.method].signed
+        note = ", ".join(f"{key} {_short(value)}" for key, value in self.notes[position].items())
+        return Heat(title or f"{self.method}: {name}", self.relevance[position], signed, note)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def split_options(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Separates options of methods, such as `lime.samples=200`, from overrides of a run, such as `merge.r=4`.
+
+    Returns:
+        The overrides of the run, and the options of each method.
+
+    Raises:
+        UserError: an option that the method does not have.
+    """
+    rest: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
+    for item in overrides:
+        key, _, value = item.partition("=")
+        method, _, option = key.partition(".")
+        if method not in EXPLAINERS:
+            rest.append(item)
+        elif option not in EXPLAINERS[method].options:
+            known = ", ".join(EXPLAINERS[method].options) or "none"
+            raise UserError(f"{key}: not an option of {method}; known: {known}")
+        else:
+            options.setdefault(method, {})[option] = yaml.safe_load(value)
+    return rest, options
+
+
+def class_number(classes: Sequence[str], text: str) -> int:
+    """The number of a class that is given by its name or by its number.
+
+    Raises:
+        UserError: there is no such class; the message names the nearest ones.
+    """
+    if text in classes:
+        return list(classes).index(text)
+    if text.isdigit() and int(text) < len(classes):
+        return int(text)
+    if text.lstrip("-").isdigit():
+        raise UserError(f"--target {text}: no such class; the run has 0 to {len(classes) - 1}: {few(list(classes))}")
+    raise UserError(f"--target {text}: no such class; {nearest(text, list(classes))}")
+
+
+def read(run: TrainedModel, files: Mapping[str, Path]) -> Tensor:
+    """Reads image files as tools/predict.py does: uint8 (N, C, size, size).
+
+    Raises:
+        UserError: a file that cannot be read; the message names the first.
+    """
+    reading = reading_settings(run.settings.data, run.settings.model)
+    images, unreadable = read_images(list(files.values()), reading, run.settings.model.in_chans)
+    for position, why in unreadable.items():
+        raise UserError(f"--images {list(files.values())[position]}: cannot be read ({why}); leave it out")
+    return images
+
+
+def explained(
+    run: TrainedModel,
+    images: Tensor,
+    method: str,
+    target: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Explained:
+    """Explains images with a run's model.
+
+    Args:
+        run: the run; its model computes in fp32.
+        images: uint8 (N, C, H, W), from `read`.
+        method: a key of EXPLAINERS.
+        target: the class; None: for each image the class that the model predicts.
+        options: the method's own.
+        progress: called with the number of images that are done.
+
+    Raises:
+        UserError: of `models.explain.explain`.
+    """
+    device, parts = next(run.model.parameters()).device, []
+    normalise, task = Normalise(run.mean, run.std), run.settings.data.task
+    for start in range(0, len(images), BATCH):
+        batch = normalise(images[start : start + BATCH]).to(device)
+        parts.append(explain(run.model, batch, method, target, **(options or {})))
+        progress(min(start + BATCH, len(images)))
+    return Explained(
+        method=method,
+        relevance=torch.cat([part.relevance for part in parts]).cpu(),
+        target=torch.cat([part.target for part in parts]).cpu(),
+        probabilities=task.probabilities(torch.cat([part.logits for part in parts]).cpu()),
+        classes=run.classes,
+        notes=[note for part in parts for note in part.notes],
+    )
