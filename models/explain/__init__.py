@@ -21,16 +21,12 @@ from torch import Tensor, nn
 from ..modes import in_evaluation_mode
 from ..settings import UserError, nearest
 from .attention import gradient_rollout, rollout
+from .found import Found
 from .gradcam import gradcam
+from .lime import lime
+from .perturbation import integrated_gradients, occlusion, rise
 
 __all__ = ["EXPLAINERS", "Explainer", "Explanation", "Found", "explain"]
-
-
-class Found(NamedTuple):
-    """What a method may answer in place of a map, where it has more to say."""
-
-    relevance: Tensor  # (B, rows, columns)
-    notes: Sequence[Mapping[str, Any]]  # for each image, such as {"r2": 0.8}
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,12 @@ EXPLAINERS: dict[str, Explainer] = {
     "gradcam": Explainer(gradcam, "Grad-CAM on the last feature map, or on the last block's tokens"),
     "rollout": Explainer(rollout, "attention rollout, through merging; the same for every class"),
     "gradient_rollout": Explainer(gradient_rollout, "attention times its gradient, rolled out through merging"),
+    "integrated_gradients": Explainer(
+        integrated_gradients, "gradients on the way from the image's mean colour to the image", signed=True
+    ),
+    "occlusion": Explainer(occlusion, "how far the logit falls without each square of pixels", signed=True),
+    "rise": Explainer(rise, "the expected probability where a pixel is shown, over random masks"),
+    "lime": Explainer(lime, "the weights of a linear model of which regions are shown", signed=True),
 }
 
 
