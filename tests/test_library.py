@@ -94,6 +94,7 @@ def test_the_wheel_requires_what_models_import_and_no_more(wheel):
     assert set(metadata.get_all("Provides-Extra")) == {
         "lora",
         "export",
+        "explain",
         "workbench",
         "page",
         "slurm",

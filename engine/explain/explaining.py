@@ -19,6 +19,7 @@ from engine.wording import few
 from models.explain import EXPLAINERS, explain
 from models.settings import UserError, nearest
 
+GOOD_FIT = 0.5  # of LIME's surrogate: below, its weights say little about the model
 BATCH = 8  # images at a time; a method keeps the graph of all of them
 
 
@@ -46,12 +47,17 @@ class Explained:
         """One image's map, to be drawn."""
         name = self.classes[int(self.target[position])]
         signed = EXPLAINERS[self.method].signed
-        note = ", ".join(f"{key} {_short(value)}" for key, value in self.notes[position].items())
-        return Heat(title or f"{self.method}: {name}", self.relevance[position], signed, note)
+        return Heat(title or f"{self.method}: {name}", self.relevance[position], signed, in_words(self.notes[position]))
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def in_words(note: Mapping[str, Any]) -> str:
+    """A method's note about an image, in words; a surrogate that fits badly is said to."""
+    parts = []
+    for key, value in note.items():
+        number = f"{value:.2f}" if isinstance(value, float) else str(value)
+        poor = ", a poor fit" if key == "r2" and value < GOOD_FIT else ""
+        parts.append(f"{'R²' if key == 'r2' else key} {number}{poor}")
+    return ", ".join(parts)
 
 
 def split_options(overrides: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -112,7 +118,7 @@ def explained(
     method: str,
     target: int | None = None,
     options: Mapping[str, Any] | None = None,
-    progress: Callable[[int], object] = lambda count: None,
+    progress: Callable[[float], object] = lambda done: None,
 ) -> Explained:
     """Explains images with a run's model.
 
@@ -122,7 +128,7 @@ def explained(
         method: a key of EXPLAINERS.
         target: the class; None: for each image the class that the model predicts.
         options: the method's own.
-        progress: called with the number of images that are done.
+        progress: called with how many images are done, where a method reports it also with parts of a batch.
 
     Raises:
         UserError: of `models.explain.explain`.
@@ -131,8 +137,12 @@ def explained(
     normalise, task = Normalise(run.mean, run.std), run.settings.data.task
     for start in range(0, len(images), BATCH):
         batch = normalise(images[start : start + BATCH]).to(device)
-        parts.append(explain(run.model, batch, method, target, **(options or {})))
-        progress(min(start + BATCH, len(images)))
+
+        def report(done: int, total: int, start: int = start, count: int = len(batch)) -> None:
+            progress(start + count * done / total)
+
+        parts.append(explain(run.model, batch, method, target, report, **(options or {})))
+        progress(start + len(batch))
     return Explained(
         method=method,
         relevance=torch.cat([part.relevance for part in parts]).cpu(),

@@ -92,7 +92,7 @@ def report(wanted: Wanted, out: Path) -> Iterator[str]:
 
 
 def _names(folders: Sequence[Path], runs: Sequence[TrainedModel]) -> list[str]:
-    """What tells runs apart: nothing for one run, otherwise their names, or their folders where two names are the same."""
+    """What tells runs apart: nothing for one run; their names, or their folders where two names are the same."""
     names = [run.settings.name for run in runs]
     if len(runs) == 1:
         return [""]
@@ -113,7 +113,8 @@ def _with_bar(
     run: TrainedModel, images: Tensor, method: str, target: int | None, options: Mapping[str, Mapping[str, Any]]
 ) -> Explained:
     """Explains images behind a progress bar, which a terminal shows."""
-    with tqdm(total=len(images), desc=method, unit="image", disable=None, leave=False) as bar:
+    line = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=len(images), desc=method, disable=None, leave=False, bar_format=line) as bar:
         return explained(run, images, method, target, options.get(method), lambda done: bar.update(done - bar.n))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..modes import in_evaluation_mode
 from ..settings import UserError, nearest
 from .attention import gradient_rollout, rollout
+from .evaluating import Progress
 from .found import Found
 from .gradcam import gradcam
 from .lime import lime
@@ -35,19 +36,25 @@ class Explainer:
 
     Args:
         compute: (model in evaluation mode, images (B, C, H, W) normalised, target (B,), **options) -> a map (B, rows,
-            columns), or `Found`. Its keyword-only arguments are the method's options.
+            columns), or `Found`. Its keyword-only arguments are the method's options, except `progress`.
         line: what it shows, in one line.
         signed: whether negative relevance means evidence against the class.
+
+    Attributes:
+        options: name -> default of the method's options.
+        reports: whether the method takes `progress`.
     """
 
     compute: Callable[..., Tensor | Found]
     line: str
     signed: bool = False
     options: Mapping[str, Any] = field(init=False)
+    reports: bool = field(init=False)
 
     def __post_init__(self) -> None:
         parameters = signature(self.compute).parameters.values()
         options = {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+        object.__setattr__(self, "reports", options.pop("progress", ...) is not ...)
         object.__setattr__(self, "options", options)
 
 
@@ -81,7 +88,12 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    model: nn.Module, images: Tensor, method: str = "gradcam", target: Tensor | int | None = None, **options: Any
+    model: nn.Module,
+    images: Tensor,
+    method: str = "gradcam",
+    target: Tensor | int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Explanation:
     """Explains a model's answers.
 
@@ -90,6 +102,7 @@ def explain(
         images: (B, C, H, W), normalised as the model expects, on its device.
         method: a key of EXPLAINERS.
         target: the class of each image (B,), or one class for all; None: the class that the model predicts.
+        progress: called with how much is done, and of how much, by methods that take long.
         options: the method's own, such as at="tokens" of gradcam.
 
     Returns:
@@ -104,6 +117,8 @@ def explain(
     if strange := next((name for name in options if name not in explainer.options), None):
         known = ", ".join(explainer.options) or "none"
         raise UserError(f"{strange}: not an option of {method}; known: {known}")
+    if explainer.reports:
+        options["progress"] = progress
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with in_evaluation_mode(model):
         with torch.no_grad():

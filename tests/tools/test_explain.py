@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.cli import cli
+from engine.explain.explaining import in_words
 from engine.runs.restore import load_model
 from models.explain import EXPLAINERS, explain
 from tests.tools.runs import folder_run
@@ -116,6 +117,20 @@ def test_mistakes_are_one_line(runs, tmp_path, call, args, line):
     code, _, errors = call(*rest, *args)
     assert code == 2 and errors.count("\n") == 1 and errors.startswith(line), errors
     assert not (tmp_path / "out").exists()
+
+
+def test_lime_says_how_well_it_fits(runs, tmp_path, call):
+    image = runs["hybrid"].parent / "images" / "a" / "0.png"
+    args = ["--run", runs["hybrid"], "--images", image, "--method", "lime", "lime.samples=60", "lime.segments=clusters"]
+    saved = []
+    for out in ("one", "two"):
+        code, _, errors = call(*args, "--out", tmp_path / out)
+        assert (code, errors) == (0, ""), errors
+        with np.load(tmp_path / out / "explanations.npz") as arrays:
+            saved.append(arrays["lime"])
+    assert np.array_equal(*saved) and len(np.unique(saved[0])) <= 8  # the 8 tokens that are left
+    assert in_words({"r2": 0.81, "regions": 8}) == "R² 0.81, regions 8"
+    assert in_words({"r2": 0.31}) == "R² 0.31, a poor fit"
 
 
 def test_a_model_without_attention(runs, tmp_path, call):
