@@ -17,7 +17,8 @@ FLOORS = (
     ("runs",),
     ("measure",),
     ("figures", "submit"),
-    ("train", "study", "explain"),
+    ("train", "study"),
+    ("explain",),
 )
 EVERYWHERE = {"cli", "files", "machine", "tables", "tasks", "wording"}  # import nothing of the rooms
 ON_TOP = {"export"}

@@ -21,17 +21,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cli import add_runs, cli, parser_of, take_overrides
+from engine.cli import cli, parser_of, take_overrides
 
 EXAMPLE = "example: tools/explain.py --run runs/x --images cat.jpg --method gradcam lime lime.samples=200 --out cat"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__, EXAMPLE)
-    add_runs(parser, "put their explanations beside each other")
     parser.add_argument(
-        "--images", type=Path, nargs="+", required=True, metavar="PATH", help="image files and folders of images"
+        "--run",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a run folder; give it several times to put explanations beside each other",
     )
+    parser.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="image files and folders of images")
+    parser.add_argument(
+        "--evaluate",
+        metavar="CFG",
+        help="instead of --run and --images: how faithful the methods are for a pretrained model, by deletion and "
+        "insertion, for each way of merging of a config of tools/zeroshot.py",
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="with --evaluate: so many of its images (default: all)")
+    parser.add_argument("--steps", type=int, metavar="N", help="with --evaluate: steps of the curves (default: 28)")
     parser.add_argument(
         "--method",
         nargs="+",
@@ -49,18 +61,47 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="changed settings of every run, such as merge.r=4, and options of methods, such as lime.samples=200",
     )
     args = take_overrides(parser.parse_intermixed_args(argv), "images", "method")
-    if not args.images:
-        parser.error("give --images at least one file or folder")
+    if args.evaluate and (args.run or args.images or args.target):
+        parser.error("--evaluate has a model and images of its own: leave --run, --images and --target out")
+    if not args.evaluate and not (args.run and args.images):
+        parser.error("give --run DIR, and --images with at least one file or folder; or --evaluate CFG")
+    for name in ("count", "steps"):
+        value = getattr(args, name)
+        if value is not None and (not args.evaluate or value < 1):
+            parser.error(f"--{name} {value}: only with --evaluate, and at least 1")
     return args
 
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
+    if args.evaluate:
+        evaluate(args)
+        return
     from engine.explain.report import Wanted, report
 
     wanted = Wanted(args.run, args.images, args.method, args.target, args.overrides, args.smooth)
     for line in report(wanted, args.out):
         print(line)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates methods on a pretrained model, and writes the tables."""
+    import torch
+
+    from engine.explain.evaluation import Plan, write_results
+    from engine.explain.evaluation import evaluate as evaluate_plan
+    from engine.explain.explaining import split_options
+    from engine.explain.faithfulness import STEPS
+    from engine.settings.layers import load_file
+    from engine.study.zeroshot.settings import ZeroshotSettings
+
+    rest, options = split_options(args.overrides)
+    settings = load_file(ZeroshotSettings, args.evaluate, rest, "zeroshot")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    plan = Plan(settings, args.method, options, args.count, args.steps or STEPS)
+    print(write_results(plan, evaluate_plan(plan, args.out), args.out))
+    print(f"{args.out}: table.md, faithfulness.json")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Block(NamedTuple):
     after: Tokens  # the state of the S tokens
     assignment: Assignment | None  # what the method answered; None where nothing was merged
     prefix: int  # P
+    sides: tuple[int, int]  # height and width of the images, pixels
 
     def carry(self, x: Tensor) -> Tensor:
         """What the block's merging makes of values x (B, T, C) of its tokens: (B, S, C), as it does with tokens."""
@@ -52,12 +53,16 @@ class Block(NamedTuple):
     def on_grid(self, values: Tensor) -> Tensor:
         """Values (B, N) of the input patches -> (B, rows, columns).
 
+        A model for images of any size does not know its grid; it then follows from the shape of the images.
+
         Raises:
-            UserError: a model that does not know its grid.
+            UserError: the patches form no such grid, as where some were dropped.
         """
-        if self.before.input_grid is None:
-            raise UserError("the rows and columns of the patches are not known; give the model a fixed img_size")
-        return rearrange(values, "b (h w) -> b h w", h=self.before.input_grid[0])
+        count, (height, width) = values.shape[1], self.sides
+        rows, columns = self.before.input_grid or (round((count * height / width) ** 0.5), 0)
+        if count % rows or (columns and rows * columns != count):
+            raise UserError(f"{count} patches of images of {height} x {width} pixels form no grid")
+        return rearrange(values, "b (h w) -> b h w", h=rows)
 
 
 @contextmanager
@@ -81,11 +86,17 @@ def recording(model: nn.Module) -> Iterator[list[Block]]:
         blocks: list[Block] = []
         attention: list[Tensor] = []  # of the block that is running
         stack.enter_context(VisibleAttention(attention.append))
+        sides: list[tuple[int, int]] = []
+
+        def entered(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sides[:] = [(inputs[0].shape[-2], inputs[0].shape[-1])]
+
+        stack.callback(model.register_forward_pre_hook(entered).remove)
         for layer in layers:
             assigned: list[Assignment] = []
             stack.callback(setattr, layer, "merger", layer.merger)
             layer.merger = _remembering(layer.merger, assigned.append)
-            hook = layer.register_forward_hook(_after(layer, blocks, attention, assigned))
+            hook = layer.register_forward_hook(_after(layer, blocks, attention, assigned, sides))
             stack.callback(hook.remove)
         yield blocks
 
@@ -112,7 +123,11 @@ def _remembering(merger: Merger, remember: Callable[[Assignment], None]) -> Merg
 
 
 def _after(
-    layer: MergeLayer, blocks: list[Block], attention: list[Tensor], assigned: list[Assignment]
+    layer: MergeLayer,
+    blocks: list[Block],
+    attention: list[Tensor],
+    assigned: list[Assignment],
+    sides: list[tuple[int, int]],
 ) -> Callable[..., None]:
     """A hook that adds a block to the list when its merge layer has been called."""
 
@@ -124,7 +139,8 @@ def _after(
                 "scaled_dot_product_attention, and can be followed if it does so once"
             )
         answer = assigned.pop() if assigned else None
-        blocks.append(Block(attention.pop(), attended.source, output[0], before, output[1], answer, layer.prefix))
+        x, after = output
+        blocks.append(Block(attention.pop(), attended.source, x, before, after, answer, layer.prefix, sides[0]))
 
     return hook
 

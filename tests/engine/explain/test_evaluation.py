@@ -1,0 +1,106 @@
+"""The table of methods and ways of merging: numbers of a direct computation, continued, and the same in every file."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file as load_weights
+
+from engine.cli import cli
+from engine.data.loading.loader import Normalise
+from engine.explain import evaluation
+from engine.explain.evaluation import Plan, evaluate, interval, write_results
+from engine.explain.faithfulness import deletion_and_insertion
+from engine.settings.layers import load_file
+from engine.study.zeroshot.images import labelled_images
+from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
+from models.explain import explain
+from models.merging import wrap
+from tests.engine.study.zeroshot.conftest import make_files
+from tools import explain as tool
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch) -> Plan:
+    """Six of 18 images of noise, the unmerged model and tome with r = 4, two methods."""
+    make_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    settings = load_file(ZeroshotSettings, "small.yaml", ["methods=[tome]", "budgets=[{r: 4}]"], "zeroshot")
+    return Plan(settings, ["rollout", "gradcam"], {}, 6, 4)
+
+
+def test_the_numbers_are_those_of_a_direct_computation(plan, tmp_path):
+    pairs = evaluate(plan, tmp_path / "out", lambda line: None)
+    ways = [UNMERGED, "tome, r = 4"]
+    methods = ["random map", "centre blob", "rollout", "gradcam"]
+    assert [(pair.way, pair.method) for pair in pairs] == [(way, method) for way in ways for method in methods]
+
+    model = timm.create_model("test_vit", img_size=64).eval()
+    model.load_state_dict(load_weights("vit.safetensors"))
+    wrap(model, method="tome", r=4)
+    found = labelled_images(plan.settings)
+    (split,) = found.splits
+    pixels = split.read(torch.tensor([0, 3, 6, 9, 12, 15]))
+    images = Normalise(found.mean, found.std)(pixels)  # the model is so steep that rounding merges other patches
+    explained = explain(model, images, "gradcam")
+    expected = deletion_and_insertion(model, images, explained.relevance, explained.target, steps=4).areas
+    np.testing.assert_allclose(pairs[-1].areas, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_done_is_not_done_again(plan, tmp_path, monkeypatch):
+    first = evaluate(plan, tmp_path / "out", lambda line: None)
+    monkeypatch.setattr(evaluation, "_curves", None)
+    again = evaluate(plan, tmp_path / "out", lambda line: None)
+    assert all(np.array_equal(a.areas, b.areas) for a, b in zip(first, again, strict=True))
+    other = Plan(plan.settings, plan.methods, {"gradcam": {"at": "tokens"}}, plan.images, plan.steps)
+    with pytest.raises(TypeError):  # another option is another number
+        evaluate(other, tmp_path / "out", lambda line: None)
+
+
+def test_table_and_json_have_the_same_numbers(plan, tmp_path):
+    pairs = evaluate(plan, tmp_path / "out", lambda line: None)
+    table = write_results(plan, pairs, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
+    assert record["images"] == 6 and len(record["rows"]) == len(pairs)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    for pair, row, line in zip(pairs, record["rows"], cells, strict=True):
+        assert line[:2] == [pair.way, pair.method] == [row["way"], row["method"]]
+        assert [float(line[2]), float(line[4])] == pytest.approx(pair.areas.mean(0), abs=6e-4)
+        assert row["insertion_interval"][0] <= row["insertion"] <= row["insertion_interval"][1]
+    assert record["rows"][0]["lead"] == 0 and record["rows"][2]["lead"] == pytest.approx(
+        (pairs[2].areas - pairs[0].areas)[:, 1].mean()
+    )
+
+
+def test_the_interval_is_scipys():
+    scipy = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(1).normal(size=200)
+    found = scipy.bootstrap((values,), np.mean, method="percentile", random_state=0).confidence_interval
+    assert interval(values) == pytest.approx((found.low, found.high), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--method", "merge"], "error: --method merge: cannot be evaluated; known: gradcam, rollout"),
+        (["model.weights=missing.safetensors"], "error: model.weights = "),
+        (["rollout.at=map"], "error: rollout.at: not an option of rollout; known: none"),
+    ],
+)
+def test_mistakes_are_one_line(plan, tmp_path, monkeypatch, capsys, args, line):
+    monkeypatch.setattr(sys, "argv", ["explain.py", "--evaluate", "small.yaml", "--out", "out", *args])
+    assert cli(tool.main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(line) and error.count("\n") == 1, error
+
+
+def test_run_and_evaluate_do_not_go_together(capsys):
+    for args in (["--out", "x"], ["--evaluate", "a", "--run", "b", "--out", "x"], ["--run", "a", "--out", "x"]):
+        with pytest.raises(SystemExit):
+            tool.parse(args)
+    assert capsys.readouterr().err.count("error: ") == 3
