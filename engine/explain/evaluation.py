@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.data.loading.loader import Normalise, resized
 from engine.explain.faithfulness import centre_map, deletion_and_insertion, random_map
-from engine.files import replacing, write_json_atomic, write_text_atomic
+from engine.files import replacing, write_json_atomic, write_text_atomic, writing
 from engine.machine import pick_device
 from engine.study.zeroshot.evaluate import merged, pretrained
 from engine.study.zeroshot.fingerprints import of_merging, of_values
@@ -29,7 +29,7 @@ from models.merging.settings import MergeSettings
 from models.settings import UserError
 
 TO_BEAT: dict[str, Callable[[int], Tensor]] = {"random map": random_map, "centre blob": centre_map}
-BATCH = 8
+BATCH = 4
 RESAMPLES = 2000  # of the bootstrap over images
 
 
@@ -78,7 +78,8 @@ def evaluate(plan: Plan, out: Path, report: Callable[[str], None] = print) -> li
     images, fingerprint = _images(plan)
     ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
     total, pairs = len(ways) * (len(plan.methods) + len(TO_BEAT)), []
-    (out / "areas").mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        (out / "areas").mkdir(parents=True, exist_ok=True)
     for way, merge in ways.items():
         given = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
         merged(model, way, merge)

@@ -20,7 +20,7 @@ from models.explain import EXPLAINERS, explain
 from models.settings import UserError, nearest
 
 GOOD_FIT = 0.5  # of LIME's surrogate: below, its weights say little about the model
-BATCH = 8  # images at a time; a method keeps the graph of all of them
+BATCH = 1  # images at a time: a method keeps the graph, whose attention matrices take 1.6 GB for ViT-L at 512 px
 
 
 @dataclass(frozen=True)

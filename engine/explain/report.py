@@ -17,7 +17,7 @@ from engine.explain.depth import animation, strip, trace
 from engine.explain.drawing import Row, contact_sheet, figure_of
 from engine.explain.explaining import Explained, class_number, explained, read, split_options
 from engine.figures.drawing import save_figure
-from engine.files import replacing
+from engine.files import replacing, writing
 from engine.runs.restore import TrainedModel, load_model
 from engine.submit.images import images_of
 from engine.wording import counted
@@ -76,7 +76,8 @@ def report(wanted: Wanted, out: Path) -> Iterator[str]:
         run.model.eval()
     targets = [None if wanted.target is None else class_number(run.classes, wanted.target) for run in runs]
     pixels = [read(run, files) for run in runs]
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     columns: list[_Column] = []
     for name, run, images, target in zip(_names(wanted.runs, runs), runs, pixels, targets, strict=True):
         if MERGE in methods:

@@ -140,6 +140,13 @@ def test_a_model_without_attention(runs, tmp_path, call):
         assert code == 2 and errors.count("\n") == 1 and "attention" in errors, errors
 
 
+def test_a_folder_that_cannot_be_made(runs, tmp_path, call):
+    (tmp_path / "taken").touch()
+    image = runs["cnn"].parent / "images" / "a" / "0.png"
+    code, _, errors = call("--run", runs["cnn"], "--images", image, "--out", tmp_path / "taken")
+    assert code == 2 and errors.count("\n") == 1 and "taken" in errors, errors
+
+
 def test_an_image_that_cannot_be_read(runs, tmp_path, call):
     (tmp_path / "broken.png").write_bytes(b"no image")
     code, _, errors = call("--run", runs["cnn"], "--images", tmp_path / "broken.png", "--out", tmp_path / "out")
