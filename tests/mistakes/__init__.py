@@ -8,6 +8,7 @@ from __future__ import annotations
 from tests.mistakes import (
     comparing,
     data,
+    explaining,
     running,
     runs,
     settings,
@@ -29,6 +30,7 @@ SECTIONS: dict[str, list[Mistake]] = {
     "While a run is running": running.MISTAKES,
     "Studies": studies.MISTAKES,
     "Predictions and submissions": submissions.MISTAKES,
+    "Explanations": explaining.MISTAKES,
     "Comparisons": comparing.MISTAKES,
     "Speed": speed.MISTAKES,
     "Merging in a pretrained model": zeroshot.MISTAKES,

@@ -1,0 +1,65 @@
+"""Mistakes in what is to be explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.mistakes.mistake import Mistake
+from tests.tools.colours import COLOURS, colour_run, save_colour
+
+CNN = {"name": "cnn", "img_size": 8, "width": 4, "depths": [1]}
+EXPLAIN = "tools/explain.py --run run --images photo.png --out out"
+
+
+def _vit(folder: Path) -> None:
+    colour_run(folder / "run")
+    save_colour(folder / "photo.png", COLOURS["1"])
+
+
+def _cnn(folder: Path) -> None:
+    colour_run(folder / "run", model=CNN, sharp=0)
+    save_colour(folder / "photo.png", COLOURS["1"])
+
+
+def _broken(folder: Path) -> None:
+    colour_run(folder / "run")
+    (folder / "photo.png").write_bytes(b"not an image")
+
+
+MISTAKES: list[Mistake] = [
+    Mistake(
+        "A class that the run does not have",
+        f"{EXPLAIN} --target 3",
+        "--target 3: no such class; the run has 0 to 2: 1, 10, 2",
+        _vit,
+    ),
+    Mistake(
+        "A misspelt method", f"{EXPLAIN} --method gradcan", "--method gradcan: unknown; did you mean gradcam?", _vit
+    ),
+    Mistake(
+        "Attention rollout of a model without attention",
+        f"{EXPLAIN} --method rollout",
+        "its attention cannot be followed: CNN is not a model that wrap supports; wrap takes timm's VisionTransformer, "
+        "timm's Beit, torchvision's VisionTransformer",
+        _cnn,
+    ),
+    Mistake(
+        "What was merged, of a model that merges nothing",
+        f"{EXPLAIN} --method merge",
+        "the model merges no tokens in any block; turn merging on with merge.method=tome merge.r=8",
+        _vit,
+    ),
+    Mistake(
+        "LIME over merged regions, of a model that merges nothing",
+        f"{EXPLAIN} --method lime lime.segments=clusters",
+        "segments = clusters: the model merges no tokens; use slic",
+        _vit,
+    ),
+    Mistake("An image that is none", EXPLAIN, "--images photo.png: cannot be read (...); leave it out", _broken),
+    Mistake(
+        "An option that a method does not have",
+        f"{EXPLAIN} gradcam.at=map rollout.at=map",
+        "rollout.at: not an option of rollout; known: none",
+        _vit,
+    ),
+]
