@@ -37,6 +37,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="image files and folders of images")
     parser.add_argument(
+        "--wrong",
+        type=int,
+        metavar="N",
+        help="instead of --images: the first run's N most confident mistakes in its test",
+    )
+    parser.add_argument(
         "--evaluate",
         metavar="CFG",
         help="instead of --run and --images: how faithful the methods are for a pretrained model, by deletion and "
@@ -61,14 +67,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="changed settings of every run, such as merge.r=4, and options of methods, such as lime.samples=200",
     )
     args = take_overrides(parser.parse_intermixed_args(argv), "images", "method")
-    if args.evaluate and (args.run or args.images or args.target):
-        parser.error("--evaluate has a model and images of its own: leave --run, --images and --target out")
-    if not args.evaluate and not (args.run and args.images):
-        parser.error("give --run DIR, and --images with at least one file or folder; or --evaluate CFG")
-    for name in ("count", "steps"):
+    if args.evaluate and (args.run or args.images or args.target or args.wrong):
+        parser.error("--evaluate has a model and images of its own: leave --run, --images, --wrong and --target out")
+    if not args.evaluate and not (args.run and bool(args.images) != bool(args.wrong)):
+        parser.error("give --run DIR, and either --images PATH or --wrong N; or --evaluate CFG")
+    for name in ("count", "steps", "wrong"):
         value = getattr(args, name)
-        if value is not None and (not args.evaluate or value < 1):
-            parser.error(f"--{name} {value}: only with --evaluate, and at least 1")
+        if value is not None and (value < 1 or (name != "wrong" and not args.evaluate)):
+            parser.error(f"--{name} {value}: at least 1" + ("" if name == "wrong" else ", and only with --evaluate"))
     return args
 
 
@@ -79,7 +85,7 @@ def main(argv: list[str]) -> None:
         return
     from engine.explain.report import Wanted, report
 
-    wanted = Wanted(args.run, args.images, args.method, args.target, args.overrides, args.smooth)
+    wanted = Wanted(args.run, args.images, args.method, args.target, args.overrides, args.smooth, args.wrong or 0)
     for line in report(wanted, args.out):
         print(line)
 

@@ -12,9 +12,10 @@ import yaml
 from torch import Tensor
 
 from engine.data.loading.inputs import read_images, reading_settings
-from engine.data.loading.loader import Normalise
+from engine.data.loading.loader import Normalise, resized
 from engine.explain.drawing import Heat
-from engine.runs.restore import TrainedModel
+from engine.measure.ensembles import evaluate_run
+from engine.runs.restore import FinishedRun, TrainedModel
 from engine.wording import few
 from models.explain import EXPLAINERS, explain
 from models.settings import UserError, nearest
@@ -110,6 +111,37 @@ def read(run: TrainedModel, files: Mapping[str, Path]) -> Tensor:
     for position, why in unreadable.items():
         raise UserError(f"--images {list(files.values())[position]}: cannot be read ({why}); leave it out")
     return images
+
+
+def mistaken(runs: Sequence[FinishedRun], count: int) -> tuple[list[str], list[Tensor]]:
+    """The test images that the first run gets wrong, the most confident first.
+
+    Args:
+        runs: with their data; all have the same test images.
+        count: how many at most.
+
+    Returns:
+        A name of each, which says what it is and what it was taken for; and for each run the images, uint8
+        (N, C, H, W).
+
+    Raises:
+        UserError: there are no test images, none is wrong, images have several labels, or the runs' images differ.
+    """
+    first = runs[0]
+    if not first.settings.data.task.one_class:
+        raise UserError("--wrong: for images with one class each; give --images")
+    if any(not torch.equal(run.data.test.labels, first.data.test.labels) for run in runs):
+        raise UserError("--wrong: the runs have different test images; give --images")
+    mistakes = evaluate_run(first, "test", keep_mistakes=count).mistakes
+    if not mistakes:
+        raise UserError(f"--wrong: {first.run} gets all of its {len(first.data.test)} test images right")
+    classes, positions = first.classes, torch.tensor([mistake.position for mistake in mistakes])
+    names = [f"{m.position} {classes[m.label]} as {classes[m.predicted]} {100 * m.confidence:.0f}%" for m in mistakes]
+    pixels = [run.data.test.read(positions) for run in runs]
+    return names, [
+        images if run.data.resize is None else resized(images.float(), run.data.resize).round().clamp(0, 255).byte()
+        for run, images in zip(runs, pixels, strict=True)
+    ]
 
 
 def explained(

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from engine.data.loading.loader import Normalise
 from engine.explain.depth import animation, strip, trace
 from engine.explain.drawing import Row, contact_sheet, figure_of
-from engine.explain.explaining import Explained, class_number, explained, read, split_options
+from engine.explain.explaining import Explained, class_number, explained, mistaken, read, split_options
 from engine.figures.drawing import save_figure
 from engine.files import replacing, writing
-from engine.runs.restore import TrainedModel, load_model
+from engine.runs.restore import TrainedModel, load_model, load_run
 from engine.submit.images import images_of
 from engine.wording import counted
 from models.explain import EXPLAINERS
@@ -34,11 +34,12 @@ class Wanted:
 
     Attributes:
         runs: run folders.
-        images: image files and folders of images.
+        images: image files and folders of images; none: the test images that the first run gets wrong.
         methods: keys of EXPLAINERS, "merge", or "all".
         target: a class's name or number; None: the class that each run predicts.
         overrides: of the runs, and options of methods.
         smooth: draw maps interpolated.
+        wrong: without images: how many mistakes, the most confident first.
     """
 
     runs: Sequence[Path]
@@ -47,6 +48,7 @@ class Wanted:
     target: str | None = None
     overrides: Sequence[str] = ()
     smooth: bool = False
+    wrong: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,26 +72,30 @@ def report(wanted: Wanted, out: Path) -> Iterator[str]:
     """
     overrides, options = split_options(wanted.overrides)
     methods = _methods(wanted.methods)
-    files = images_of(wanted.images)
-    runs = [load_model(folder, overrides) for folder in wanted.runs]
+    if wanted.wrong:
+        runs: Sequence[TrainedModel] = [load_run(folder, overrides) for folder in wanted.runs]
+        names, pixels = mistaken(runs, wanted.wrong)
+    else:
+        files = images_of(wanted.images)
+        runs = [load_model(folder, overrides) for folder in wanted.runs]
+        names, pixels = list(files), [read(run, files) for run in runs]
     for run in runs:
         run.model.eval()
     targets = [None if wanted.target is None else class_number(run.classes, wanted.target) for run in runs]
-    pixels = [read(run, files) for run in runs]
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     columns: list[_Column] = []
     for name, run, images, target in zip(_names(wanted.runs, runs), runs, pixels, targets, strict=True):
         if MERGE in methods:
-            yield from _merges(run, images, list(files), out, name)
+            yield from _merges(run, images, names, out, name)
         for method in methods:
             if method != MERGE:
                 columns.append(_Column(name, _with_bar(run, images, method, target, options)))
     if columns:
         seen = pixels[0].expand(-1, 3, -1, -1)
-        yield from _figures(columns, seen, list(files), out, wanted.smooth)
-        yield from _sheets(columns, seen, list(files), out, wanted.smooth)
-        yield _arrays(columns, list(files), out / "explanations.npz")
+        yield from _figures(columns, seen, names, out, wanted.smooth)
+        yield from _sheets(columns, seen, names, out, wanted.smooth)
+        yield _arrays(columns, names, out / "explanations.npz")
 
 
 def _names(folders: Sequence[Path], runs: Sequence[TrainedModel]) -> list[str]:

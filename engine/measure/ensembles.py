@@ -109,7 +109,13 @@ def _same(one: Split, other: Split, order: torch.Tensor, task: Task, *, one_sour
 
 
 def evaluate_run(
-    run: FinishedRun, split: str, *, first: int | None = None, keep_logits: bool = False, mirror: bool = False
+    run: FinishedRun,
+    split: str,
+    *,
+    first: int | None = None,
+    keep_logits: bool = False,
+    keep_mistakes: int = 0,
+    mirror: bool = False,
 ) -> Evaluation:
     """Evaluates the model of a finished run on its test or validation images.
 
@@ -118,6 +124,7 @@ def evaluate_run(
         split: "test" or "val".
         first: number of batches to evaluate; None: all.
         keep_logits: whether to return the logits of every image.
+        keep_mistakes: the number of most confident mistakes to return; only for tasks with one class per image.
         mirror: whether to average the probabilities over each image and its mirror image.
 
     Raises:
@@ -129,4 +136,5 @@ def evaluate_run(
     autocast = pick_autocast(settings.train.precision, next(run.model.parameters()).device)
     model = Mirrored(run.model, run.data.task) if mirror else run.model
     size = settings.train.batch_size
-    return evaluate_split(model, run.data, split, size, autocast, first=first, keep_logits=keep_logits)
+    kept = {"keep_logits": keep_logits, "keep_mistakes": keep_mistakes}
+    return evaluate_split(model, run.data, split, size, autocast, first=first, **kept)

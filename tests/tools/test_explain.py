@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 
 import numpy as np
@@ -138,6 +139,34 @@ def test_a_model_without_attention(runs, tmp_path, call):
     for method in ("rollout", "merge"):
         code, _, errors = call("--run", runs["cnn"], "--images", image, "--out", tmp_path, "--method", method)
         assert code == 2 and errors.count("\n") == 1 and "attention" in errors, errors
+
+
+def test_the_most_confident_mistakes(runs, tmp_path, call):
+    """Those of the run's own predictions.csv, in their order."""
+    run = runs["hybrid"]
+    code, said, errors = call("--run", run, "--wrong", "3", "--out", tmp_path)
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wrong = sorted(
+        (row for row in rows if row["label"] != row["predicted"]), key=lambda row: -float(row["probability"])
+    )
+    if not wrong:
+        assert code == 2 and errors.endswith("test images right\n")
+        return
+    assert (code, errors) == (0, ""), errors
+    with np.load(tmp_path / "explanations.npz") as arrays:
+        assert arrays["gradcam_target"].tolist() == [row["predicted"] for row in wrong[:3]]
+        names = arrays["images"].tolist()
+    expected = [f"{row['label']} as {row['predicted']} {100 * float(row['probability']):.0f}%" for row in wrong[:3]]
+    assert [name.split(" ", 1)[1] for name in names] == expected
+    assert len(list(tmp_path.glob("*_gradcam.png"))) == len(names) and "sheet.png" in said
+
+
+def test_wrong_and_images_do_not_go_together(runs, capsys):
+    for args in (["--wrong", "2", "--images", "a.png"], ["--wrong", "0"], []):
+        with pytest.raises(SystemExit):
+            tool.parse(["--run", str(runs["cnn"]), "--out", "x", *args])
+    assert capsys.readouterr().err.count("error: ") == 3
 
 
 def test_a_folder_that_cannot_be_made(runs, tmp_path, call):
