@@ -12,7 +12,9 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
+from models.explain import EXPLAINERS
 from tests.paths import ROOT
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
@@ -123,3 +125,11 @@ def test_it_works_in_a_project_with_packages_of_the_same_names(wheel, tmp_path):
     for folder in ("engine", "models", "tools"):
         assert not [line for line in lines if Path(line).is_relative_to(ROOT / folder)]
     assert not {"fvcore", "matplotlib", "peft", "scipy", "sklearn", "tensorboard", "torchmetrics"} & set(lines)
+
+
+def test_the_citation_can_be_read():
+    """Of every explanation and merging method that comes from a paper there is a reference."""
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]
+    assert all(reference["title"] and reference["authors"] and reference["year"] for reference in references)
+    notes = " ".join(reference.get("notes", "") for reference in references)
+    assert not [name for name in EXPLAINERS if name not in notes]

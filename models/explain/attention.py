@@ -31,7 +31,7 @@ def rollout(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 
 def gradient_rollout(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """Relevance by attention and its gradient (Chefer, Gur and Wolf, Transformer Interpretability, ICCV 2021).
+    """Relevance by attention and its gradient (Chefer, Gur and Wolf, Generic Attention-model Explainability, 2021).
 
     R <- R + A' R in each block, where A' is the mean over heads of the positive part of attention times the gradient of
     the target's logit by attention; merging carries rows of R as it carries tokens. A merged token's row has the
