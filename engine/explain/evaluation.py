@@ -18,6 +18,7 @@ from engine.data.loading.loader import Normalise, resized
 from engine.explain.faithfulness import centre_map, deletion_and_insertion, random_map
 from engine.files import replacing, write_json_atomic, write_text_atomic, writing
 from engine.machine import pick_device
+from engine.measure.paired import paired_bootstrap
 from engine.study.zeroshot.evaluate import merged, pretrained
 from engine.study.zeroshot.fingerprints import of_merging, of_values
 from engine.study.zeroshot.images import labelled_images
@@ -30,7 +31,6 @@ from models.settings import UserError
 
 TO_BEAT: dict[str, Callable[[int], Tensor]] = {"random map": random_map, "centre blob": centre_map}
 BATCH = 4
-RESAMPLES = 2000  # of the bootstrap over images
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,11 @@ def _curves(
     """The areas of all images (N, 2), and the mean probability of the explained class."""
     device = next(model.parameters()).device
     areas, starts = [], []
+    to_beat = TO_BEAT[method](len(all_images)) if method in TO_BEAT else None
     for start in range(0, len(all_images), BATCH):
         images = all_images[start : start + BATCH].to(device)
-        if method in TO_BEAT:
-            maps = TO_BEAT[method](len(images)).to(device)
+        if to_beat is not None:  # of all images at once: a random map of its own for each
+            maps = to_beat[start : start + BATCH].to(device)
             with torch.inference_mode():
                 target = model(images).argmax(1)
         else:
@@ -136,12 +137,11 @@ def _save(file: Path, areas: np.ndarray, start: float) -> None:
         np.savez(stream, areas=areas, start=np.array(start))
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over images."""
-    generator = np.random.default_rng(seed)
-    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over images, values (N,)."""
+    found = paired_bootstrap(values, np.zeros_like(values))
+    assert found.low is not None and found.high is not None
+    return found.low, found.high
 
 
 def write_results(plan: Plan, pairs: Sequence[Pair], out: Path) -> str:

@@ -52,6 +52,15 @@ def test_the_numbers_are_those_of_a_direct_computation(plan, tmp_path):
     np.testing.assert_allclose(pairs[-1].areas, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_each_image_has_a_random_map_of_its_own(plan, tmp_path, monkeypatch):
+    """The numbers do not depend on how many images are computed at a time."""
+    found = []
+    for batch in (1, 6):
+        monkeypatch.setattr(evaluation, "BATCH", batch)
+        found.append(evaluate(plan, tmp_path / str(batch), lambda line: None)[0].areas)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_done_is_not_done_again(plan, tmp_path, monkeypatch):
     first = evaluate(plan, tmp_path / "out", lambda line: None)
     monkeypatch.setattr(evaluation, "_curves", None)
