@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="instead of --run and --images: how faithful the methods are for a pretrained model, by deletion and "
         "insertion, for each way of merging of a config of tools/zeroshot.py",
     )
-    parser.add_argument("--count", type=int, metavar="N", help="with --evaluate: so many of its images (default: all)")
+    parser.add_argument("--count", type=int, metavar="N", help="with --evaluate: so many of its images (default: 500)")
     parser.add_argument("--steps", type=int, metavar="N", help="with --evaluate: steps of the curves (default: 28)")
     parser.add_argument(
         "--method",
@@ -94,7 +94,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluates methods on a pretrained model, and writes the tables."""
     import torch
 
-    from engine.explain.evaluation import Plan, write_results
+    from engine.explain.evaluation import COUNT, Plan, write_results
     from engine.explain.evaluation import evaluate as evaluate_plan
     from engine.explain.explaining import split_options
     from engine.explain.faithfulness import STEPS
@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> None:
     settings = load_file(ZeroshotSettings, args.evaluate, rest, "zeroshot")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    plan = Plan(settings, args.method, options, args.count, args.steps or STEPS)
+    plan = Plan(settings, args.method, options, args.count or COUNT, args.steps or STEPS)
     print(write_results(plan, evaluate_plan(plan, args.out), args.out))
     print(f"{args.out}: table.md, faithfulness.json")
 

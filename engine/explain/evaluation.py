@@ -31,6 +31,7 @@ from models.settings import UserError
 
 TO_BEAT: dict[str, Callable[[int], Tensor]] = {"random map": random_map, "centre blob": centre_map}
 BATCH = 4
+COUNT = 500  # images, unless another number is asked for
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Plan:
         settings: the model, the images and the ways of merging.
         methods: keys of EXPLAINERS.
         options: of the methods.
-        images: how many images, evenly spaced over the folder; None: all.
+        images: how many images at most, evenly spaced over the folder; they are held in memory.
         steps: steps of the curves.
     """
 
     settings: ZeroshotSettings
     methods: Sequence[str]
     options: Mapping[str, Mapping[str, Any]]
-    images: int | None
+    images: int
     steps: int
 
 
@@ -100,7 +101,7 @@ def _images(plan: Plan) -> tuple[Tensor, str]:
     """The images that are evaluated, normalised (N, C, H, W), and a fingerprint of all that there are."""
     found = labelled_images(plan.settings)
     count = len(found.targets)
-    wanted = min(plan.images or count, count)
+    wanted = min(plan.images, count)
     chosen = torch.arange(wanted) * count // wanted
     normalise, parts, start = Normalise(found.mean, found.std), [], 0
     for split in found.splits:

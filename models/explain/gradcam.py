@@ -89,8 +89,9 @@ def _last_map(model: nn.Module) -> Iterator[list[Tensor]]:
     with ExitStack() as stack:
         stack.enter_context(VisibleAttention(lambda _: last.clear()))
         heads = _heads(model)
+        inside = tuple(f"{head}." for head in heads)
         for name, module in model.named_modules():
-            if name and not name.startswith(heads):
+            if name and name not in heads and not name.startswith(inside):
                 stack.callback(module.register_forward_hook(seen).remove)
             if name in heads:
                 stack.callback(module.register_forward_pre_hook(classified).remove)
