@@ -61,9 +61,17 @@ def save(path: str | Path, state: dict[str, Any], before: Sequence[Path] = ()) -
 
 
 def _move_on(files: Sequence[Path]) -> None:
-    """Renames each file to the next, from the end. A process that is killed here leaves no gap that matters."""
+    """Gives each file the name of the next, from the end; the first keeps its own too, so that it is always there."""
     for newer, older in reversed(list(pairwise(files))):
-        if newer.is_file():
+        if not newer.is_file():
+            continue
+        if newer != files[0]:
+            os.replace(newer, older)
+            continue
+        older.unlink(missing_ok=True)
+        try:
+            os.link(newer, older)
+        except OSError:  # a file system without hard links
             os.replace(newer, older)
 
 

@@ -320,3 +320,37 @@ def test_weights_that_do_not_fit_change_nothing(change, message):
     with pytest.raises(UserError, match=message):
         checkpoint.load_model_state(target, state, "x.pt")
     assert same(dict(target.state_dict()), before)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_checkpoint_keeps_its_name_until_the_new_one_has_it(tmp_path, monkeypatch, keep):
+    """Killed after the older ones have moved on, twice: last.pt is there, and the next save does what it should."""
+    path, before = tmp_path / "last.pt", [tmp_path / f"last-{i + 1}.pt" for i in range(keep)]
+    for step in range(3):
+        checkpoint.save(path, {"step": step}, before)
+
+    move = os.replace
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda old, new: fail() if Path(new) == path else move(old, new))
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(path, {"step": 3}, before)
+        assert [checkpoint.load(file)["step"] for file in (path, before[0])] == [2, 2]
+    checkpoint.save(path, {"step": 3}, before)
+    assert [checkpoint.load(file)["step"] for file in (path, before[0])] == [3, 2]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in [path, *before])
+
+
+def test_checkpoints_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path, before = tmp_path / "last.pt", [tmp_path / "last-1.pt"]
+    for step in range(3):
+        checkpoint.save(path, {"step": step}, before)
+    assert [checkpoint.load(file)["step"] for file in (path, *before)] == [2, 1]
+
+
+def fail():
+    raise KeyboardInterrupt
