@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def timed(
 
 def time_models(
     models: Mapping[str, nn.Module],
-    images: Tensor,
+    images: Mapping[str, Tensor],
     repeats: int,
     device: torch.device,
     autocast: AbstractContextManager,
@@ -60,7 +61,7 @@ def time_models(
 
     Args:
         models: name -> a model on `device`, in evaluation mode.
-        images: what each of them is called with, (B, C, H, W), on `device`.
+        images: name -> what that model is called with, (B, C, H, W), on `device`.
         repeats: timed rounds.
         device: the device.
         autocast: a context in which the models run, such as `engine.machine.pick_autocast` returns.
@@ -69,11 +70,11 @@ def time_models(
         Milliseconds of each pass, `repeats` for each name.
     """
 
-    def forward(model: nn.Module) -> None:
+    def forward(name: str) -> None:
         with torch.inference_mode(), autocast:
-            model(images)
+            models[name](images[name])
 
-    calls = {name: lambda model=model: forward(model) for name, model in models.items()}
+    calls = {name: partial(forward, name) for name in models}
     return timed(calls, repeats, device, warmup=2)
 
 

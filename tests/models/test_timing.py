@@ -57,12 +57,12 @@ def test_models_are_timed_in_rounds_without_gradients():
 
         def forward(self, images):
             logits = self.linear(images.mean((2, 3)))
-            seen.append((self.name, len(images), logits.requires_grad, logits.dtype))
+            seen.append((self.name, images.shape[2], logits.requires_grad, logits.dtype))
             return logits
 
-    images = torch.zeros(5, 3, 4, 4)
+    images = {"a": torch.zeros(5, 3, 4, 4), "b": torch.zeros(5, 3, 2, 2)}
     times = time_models({"a": Model("a"), "b": Model("b")}, images, 3, CPU, nullcontext())
-    assert seen == [("a", 5, False, torch.float32), ("b", 5, False, torch.float32)] * 5
+    assert seen == [("a", 4, False, torch.float32), ("b", 2, False, torch.float32)] * 5
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
     time_models({"a": Model("a")}, images, 1, CPU, torch.autocast("cpu", torch.bfloat16))
     assert seen[-1][3] == torch.bfloat16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from engine.study.compare.budgets import budget_in_words
 from engine.study.zeroshot.fingerprints import of_merging, of_values, of_weights
 from engine.study.zeroshot.images import LabelledImages, batches, labelled_images
 from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
-from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
+from engine.study.zeroshot.settings import Way, ZeroshotSettings
 from engine.wording import NOT_COUNTED, counted
 from models.merging import unwrap, wrap
 from models.merging.settings import MergeSettings
@@ -70,20 +71,23 @@ def evaluate_rows(
     """
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
-    ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
+    ways = settings.ways()
     images = labelled_images(settings)
-    keys = {name: _key(settings, weights, images, merge) for name, merge in ways.items()}
+    keys = {name: _key(settings, weights, images, way) for name, way in ways.items()}
     found = {name: read_row(folder, key) for name, key in keys.items()}
-    stale = [name for name, row in found.items() if row is not None and ways[name] and row.code != of_merging()]
+    stale = [name for name, row in found.items() if row is not None and ways[name].merge and row.code != of_merging()]
     found.update(dict.fromkeys(stale) if again else {})
-    removed = {name: merged(model, name, ways[name]) for name, row in found.items() if row is None}
+    missing = [name for name, row in found.items() if row is None]
+    models = {size: at_size(settings, size, device) for name in missing if (size := ways[name].size) is not None}
+    removed = {name: merged(model, name, ways[name].merge) for name in missing}
     with writing(folder):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, (name, merge) in enumerate(ways.items(), 1):
+    for number, (name, way) in enumerate(ways.items(), 1):
         row = found[name]
         if row is None:
-            row = _evaluated(settings, model, images, keys[name], name, merge, removed[name])
+            own = model if way.size is None else models[way.size]
+            row = _evaluated(settings, own, images, keys[name], name, way, removed[name])
             write_row(folder, row)
         rows.append(row.model_copy(update={"name": name}))
         right = (row.predictions == images.targets.numpy()).mean()
@@ -95,13 +99,28 @@ def evaluate_rows(
     return images, rows
 
 
-def _key(settings: ZeroshotSettings, weights: str, images: LabelledImages, merge: MergeSettings | None) -> str:
+def at_size(settings: ZeroshotSettings, size: int, device: torch.device) -> nn.Module:
+    """Returns the model without merging for images of another size, with its weights loaded.
+
+    Raises:
+        UserError: the model does not take such images, or has no weights for them.
+    """
+    try:
+        return pretrained(settings.at(size), device)[0]
+    except UserError as error:
+        raise UserError(f"smaller = {settings.smaller}: {size} px: {error}") from None
+
+
+def _key(settings: ZeroshotSettings, weights: str, images: LabelledImages, row: Way) -> str:
     """Returns a fingerprint of everything that decides a row's predictions, its name not included."""
     of_model = settings.model.model_dump(mode="json", exclude={"merge", "weights"})
+    merge = row.merge
     way = None if merge is None else merge.model_dump(mode="json", exclude_defaults=True)
     values = of_model, weights, images.fingerprint, images.mean, images.std, settings.precision, way
     if merge is not None and merge.target_ms is not None:  # what is merged depends on how fast the machine is
         values = (*values, device_name(pick_device(settings.device)))
+    if row.size is not None:
+        values = (*values, row.size)
     return of_values(*values)
 
 
@@ -111,10 +130,12 @@ def _evaluated(
     images: LabelledImages,
     key: str,
     name: str,
-    merge: MergeSettings | None,
+    way: Way,
     removed: list[int],
 ) -> ZeroshotRow:
     """Evaluates one row."""
+    merge = way.merge
+    images = images if way.size is None else replace(images, resize=way.size)
     start, device = time.perf_counter(), next(model.parameters()).device
     # The schedule is known: a budget is not solved once more.
     merged(model, name, solved(merge, removed))

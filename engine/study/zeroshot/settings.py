@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +28,19 @@ Method = Literal[tuple(name for name, merger in MERGERS.items() if name != "none
 SEPARATOR = ", "  # between a row's line in a figure and its budget
 UNMERGED = "unmerged"  # the name of the first row
 ROWS = 10_000  # the most that a comparison may have
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a row changes in the pretrained model.
+
+    Attributes:
+        merge: how it merges; None: not at all.
+        size: the height and width of its images, pixels; None: those of the comparison.
+    """
+
+    merge: MergeSettings | None = None
+    size: int | None = None
 
 
 class Budget(Settings):
@@ -78,10 +92,22 @@ class ZeroshotSettings(Settings):
         description='further rows, as in {"tome by tokens, r = 8": {method: tome, metric: tokens, r: 8}}; a figure '
         "joins rows whose names begin alike, up to the comma",
     )
+    smaller: list[int] = Field(
+        [],
+        description="image sizes, pixels, at which the model is evaluated without merging too: the same model at "
+        "the cost of a merged one, as in [192, 176]",
+    )
     batch_size: int = Field(50, ge=1, le=100_000, description="images in a batch")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int | None = Field(None, ge=1, le=1024, description="threads of torch; null: as many as torch chooses")
+
+    @field_validator("smaller")
+    @classmethod
+    def _sizes(cls, sizes: list[int]) -> list[int]:
+        if any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
+            raise ValueError(f"{sizes}: must be different numbers of pixels, at least 1")
+        return sizes
 
     @field_validator("rows")
     @classmethod
@@ -100,16 +126,30 @@ class ZeroshotSettings(Settings):
         if bool(self.methods) != bool(self.budgets):
             missing = "budgets" if self.methods else "methods"
             raise ValueError(f"{missing}: none; every method is evaluated with every budget, so give both or neither")
-        if not self.methods and not self.rows:
+        if not self.methods and not self.rows and not self.smaller:
             raise ValueError("methods: none, and no rows; give methods=[tome] budgets=[{r: 8}]")
+        for size in self.smaller:
+            if size >= self.model.img_size:
+                raise ValueError(f"smaller = {self.smaller}: must be less than the model's {self.model.img_size}")
+            if f"{size} px" in self.rows:
+                raise ValueError(f"rows.{size} px: the name of a smaller image; give another")
         if self.model.weights is None:
             raise ValueError("model.weights: missing; give timm:NAME, torchvision:NAME or a file of pretrained weights")
-        if len(self.all_rows()) > ROWS:
-            raise ValueError(f"methods: {len(self.all_rows()):,} rows with these budgets; at most {ROWS:,}")
+        if len(self.ways()) > ROWS:
+            raise ValueError(f"methods: {len(self.ways()):,} rows with these budgets; at most {ROWS:,}")
         return self
 
+    def ways(self) -> dict[str, Way]:
+        """The rows by name: unmerged, then at smaller sizes, then merged."""
+        smaller = {f"{size} px": Way(size=size) for size in self.smaller}
+        return {UNMERGED: Way(), **smaller, **{name: Way(merge) for name, merge in self.all_rows().items()}}
+
+    def at(self, size: int) -> ZeroshotSettings:
+        """The same comparison with a model for images of another size, pixels."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"img_size": size})})
+
     def all_rows(self) -> dict[str, MergeSettings]:
-        """The rows by name, without the unmerged one: methods x budgets, then the named ones.
+        """The rows that merge, by name: methods x budgets, then the named ones.
 
         Raises:
             UserError: a method does not take the keys that all methods share.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from engine.data.loading.loader import resized
 from engine.machine import pick_autocast, pick_device, to_device
-from engine.study.zeroshot.evaluate import merged, pretrained, solved
+from engine.study.zeroshot.evaluate import at_size, merged, pretrained, solved
 from engine.study.zeroshot.images import LabelledImages, batches
 from engine.study.zeroshot.rows import ZeroshotRow
-from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
+from engine.study.zeroshot.settings import ZeroshotSettings
 from models.timing import Times, time_models
 
 
@@ -29,12 +30,15 @@ def time_rows(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence
     """
     device = pick_device(settings.device)
     model, _ = pretrained(settings, device)
-    ways = {UNMERGED: None, **settings.all_rows()}
+    ways = settings.ways()
     batch = to_device(next(iter(batches(images, settings.batch_size)))[0], device)
-    models = {row.name: _with_shared_weights(model) for row in rows}
+    models, inputs = {}, {}
     for row in rows:
-        merged(models[row.name], row.name, solved(ways[row.name], row.removed))
-    times = time_models(models, batch, rounds, device, pick_autocast(settings.precision, device))
+        way = ways[row.name]
+        models[row.name] = _with_shared_weights(model) if way.size is None else at_size(settings, way.size, device)
+        inputs[row.name] = resized(batch, way.size)
+        merged(models[row.name], row.name, solved(way.merge, row.removed))
+    times = time_models(models, inputs, rounds, device, pick_autocast(settings.precision, device))
     return {name: [taken / len(batch) for taken in values] for name, values in times.items()}
 
 

@@ -30,13 +30,13 @@ def files_of(images):
     return [f"images/{name}" for name in images.names]
 
 
-def plain_predictions(model, names):
-    """Predictions by nothing but timm, in the order of `names`, from files that need no resizing."""
+def plain_predictions(model, names, size=None):
+    """Predictions by nothing but timm, in the order of `names`, of images that are resized to `size` pixels."""
     cfg = model.pretrained_cfg
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(name))) for name in names]).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
     with torch.inference_mode():
-        return model((pixels - mean) / std).argmax(-1).numpy()
+        return model(resized((pixels - mean) / std, size)).argmax(-1).numpy()
 
 
 def test_rows_are_what_timm_and_wrap_predict(load, session_files, tmp_path):
@@ -51,6 +51,25 @@ def test_rows_are_what_timm_and_wrap_predict(load, session_files, tmp_path):
         assert (row.predictions == plain_predictions(model, files_of(images))).all()
         assert (row.predictions != unmerged).any()  # something was merged
     assert rows[2].removed == [4, 4, 4, 2, 1, 0] and rows[4].removed == [4, 4, 4, 3, 0, 0]
+
+
+def test_smaller_images_are_what_timm_predicts_for_them(load, session_files, tmp_path):
+    """The model of timm for 48 px, its position embedding resized by timm, on images resized as everywhere here."""
+    images, rows = evaluate_rows(load("methods=[tome]", "smaller=[48, 32]"), tmp_path, report=lambda line: None)
+    assert [row.name for row in rows[:4]] == ["unmerged", "48 px", "32 px", "tome, r = 0"]
+    model = timm.create_model("test_vit", img_size=64)
+    model.load_state_dict(read_tensors(session_files.parent / "vit.safetensors"))
+    model.set_input_size(img_size=48)
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files_of(images)]).permute(
+        0, 3, 1, 2
+    )
+    mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = model.eval()(resized((pixels / 255 - mean) / std, 48)).argmax(-1).numpy()
+    assert (rows[1].predictions == expected).all() and (rows[1].predictions != rows[0].predictions).any()
+    assert rows[0].gmacs > rows[1].gmacs > rows[2].gmacs and rows[1].method is None
+    _, alone = evaluate_rows(load("methods=[]", "budgets=[]", "smaller=[32]"), tmp_path, report=lambda line: None)
+    assert (alone[1].predictions == rows[2].predictions).all() and len(list((tmp_path / "rows").iterdir())) == 5
 
 
 def test_a_row_of_milliseconds_belongs_to_its_machine(load, tmp_path, monkeypatch):

@@ -56,6 +56,9 @@ def test_a_shared_budget_gives_way_to_the_rows_own(load):
         ("rows={unmerged: {method: tome, r: 4}}", "'unmerged': not a name for a row"),
         ("rows={x: {method: dtem, r: 4}}", "learns its metric in training"),
         ("rows={'tome, r = 4': {method: tome, r: 4}}", "the name of a method with a budget"),
+        ("smaller=[64]", "smaller = [64]: must be less than the model's 64"),
+        ("smaller=[48, 48]", "must be different numbers of pixels"),
+        ("smaller=[48]; rows={'48 px': {method: tome, r: 4}}", "the name of a smaller image"),
         ("model.weights=null", "model.weights: missing"),
         ("model.name=vit", "model.name"),
         ("metods=[tome]", "did you mean methods?"),
@@ -63,7 +66,7 @@ def test_a_shared_budget_gives_way_to_the_rows_own(load):
 )
 def test_mistakes(load, override, message):
     with pytest.raises(UserError) as raised:
-        load(override)
+        load(*override.split("; "))
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
