@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a model from a settings file, tests it once at the end, and writes a run folder, runs/NAME.
 
-  tools/train.py --cfg hybrid_merge.yaml model.merge.r=4 train.lr=5e-4 name=r4
+  tools/train.py --cfg hybrid_merge.yaml data.path=FOLDER train.lr=5e-4 name=slower
 
 Any setting can be overridden by section.key=value. With split.folds=5 five models are trained, each tested on a
 different fifth of the images; split.fold=2 trains one of them. Ctrl-C saves the run; --resume continues it.

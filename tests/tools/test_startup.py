@@ -56,4 +56,4 @@ def test_importing_the_models_package_imports_no_model():
 
 
 def test_checking_settings_imports_neither_timm_nor_torchvision():
-    assert run("tools/train.py", "--print", "--cfg", "hybrid_merge")[-1] == "heavy torch"
+    assert run("tools/train.py", "--print", "--cfg", "cifar10/hybrid")[-1] == "heavy torch"

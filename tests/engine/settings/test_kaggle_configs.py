@@ -21,6 +21,7 @@ KNOWN = {
     "convnext_t": (224, 28.2, 28.4),
     "beit_l384_lora": (384, 304, 306),
     "deit_tiny": (224, 5.5, 5.6),
+    "deit_tiny_full": (224, 5.5, 5.6),
     "squeezenet": (224, 0.77, 0.78),
     "squeezenet_gradual": (224, 0.77, 0.78),
 }

@@ -40,7 +40,7 @@ def test_merging_changes_neither_side_and_the_upper_wins(below, above):
 
 
 def test_another_name_drops_what_only_the_old_one_knows():
-    run = load_settings("hybrid_merge", ["model.name=vit", "data.name=npz", "data.path=x.npz"])
+    run = load_settings("cifar10/hybrid", ["model.name=vit", "data.name=npz", "data.path=x.npz"])
     assert isinstance(run.model, ViTSettings) and run.model.merge.r == 8 and run.model.embed_dim == 96
     assert run.data == NpzSettings(path="x.npz")
     assert refusal("cifar10/vit", "data.root=x", "data.name=npz", "data.path=x").startswith("data.root: unknown key")
@@ -57,7 +57,7 @@ def test_a_child_file_drops_them_too_and_may_come_back(tmp_path):
 
 @pytest.mark.parametrize("overrides", [["model.name=vit", "model.cnn.depth=2"], ["model.cnn=null", "model.name=vit"]])
 def test_a_key_beside_the_new_name_must_be_its_own(overrides):
-    assert refusal("hybrid_merge", *overrides).startswith("model.cnn: unknown key")
+    assert refusal("cifar10/hybrid", *overrides).startswith("model.cnn: unknown key")
 
 
 def test_a_key_that_neither_knows_is_not_dropped_quietly(tmp_path):
@@ -86,7 +86,7 @@ def test_a_key_of_the_old_one_above_the_new_name_is_an_error(tmp_path):
     ],
 )
 def test_a_budget_takes_the_place_of_the_file_s(overrides, merge):
-    assert load_settings("hybrid_merge", overrides).model.merge == check(MergeSettings, {"method": "tome", **merge})
+    assert load_settings("cifar10/hybrid", overrides).model.merge == check(MergeSettings, {"method": "tome", **merge})
 
 
 def test_a_budget_goes_when_a_layer_above_names_another(tmp_path):
@@ -113,7 +113,7 @@ def test_a_budget_goes_when_a_layer_above_names_another(tmp_path):
     ["merge.target_gmacs=0.05", "merge.keep={rate: 0.5, blocks: [1]}", "merge.kth=3", "merge.r={train: [0, 4]}"],
 )
 def test_a_written_file_s_budget_and_options_are_dropped_too(tmp_path, stored):
-    path = write(tmp_path, "settings.yaml", to_yaml(load_settings("hybrid_merge", [stored])))
+    path = write(tmp_path, "settings.yaml", to_yaml(load_settings("cifar10/hybrid", [stored])))
     assert load_settings(path, ["merge.r=5"]).model.merge.r == 5
     assert load_settings(path, ["merge.method=random", "merge.target_ratio=1.3"]).model.merge == check(
         MergeSettings, {"method": "random", "target_ratio": 1.3}
@@ -122,12 +122,12 @@ def test_a_written_file_s_budget_and_options_are_dropped_too(tmp_path, stored):
 
 def test_two_budgets_in_one_layer_or_a_stranger_s_option_stay_errors(tmp_path):
     said = "model.merge.target_gmacs = 1.0: cannot be combined with merge.r = 4; give one of them"
-    assert refusal("hybrid_merge", "merge.r=4", "merge.target_gmacs=1") == said
-    assert refusal("hybrid_merge", "merge.prune=true") == "model.merge.prune = True: tome has no such option, topk has"
-    assert refusal("hybrid_merge", "merge.method=tome", "merge.prune=true").startswith("model.merge.prune = True")
-    assert refusal("hybrid_merge", "merge.method=nothing", "merge.kth=3").startswith("model.merge.method = 'nothing'")
-    assert refusal("hybrid_merge", "merge=3").startswith("model.merge = 3: must be a section")
-    assert refusal("hybrid_merge", "merge.x=3").startswith("model.merge.x: unknown key")
+    assert refusal("cifar10/hybrid", "merge.r=4", "merge.target_gmacs=1") == said
+    assert refusal("cifar10/hybrid", "merge.prune=true") == "model.merge.prune = True: tome has no such option, topk has"
+    assert refusal("cifar10/hybrid", "merge.method=tome", "merge.prune=true").startswith("model.merge.prune = True")
+    assert refusal("cifar10/hybrid", "merge.method=nothing", "merge.kth=3").startswith("model.merge.method = 'nothing'")
+    assert refusal("cifar10/hybrid", "merge=3").startswith("model.merge = 3: must be a section")
+    assert refusal("cifar10/hybrid", "merge.x=3").startswith("model.merge.x: unknown key")
 
 
 @QUICK

@@ -72,7 +72,7 @@ NASTY = [
 STARTS = [
     "digits/hybrid",
     "digits/vit",
-    "hybrid_merge",
+    "cifar10/hybrid",
     "zoo/resnet18",
     "finetune/squeezenet_gradual",
     "kaggle/beit_l384_lora",

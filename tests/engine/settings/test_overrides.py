@@ -18,9 +18,9 @@ def test_overrides_reach_through_a_section_that_is_null(tmp_path):
     top = write(tmp_path, "a.yaml", "name: a\nmodel: {name: hybrid, cnn: null}\ndata: {name: digits}\n")
     assert load_settings(top).model.cnn is None
     assert load_settings(top, ["model.cnn.depth=5"]).model.cnn.depth == 5
-    assert load_settings("hybrid_merge", ["model.cnn=null"]).model.cnn is None
-    assert load_settings("hybrid_merge", ["model.cnn=null", "model.cnn.depth=5"]).model.cnn.depth == 5
-    assert load_settings("hybrid_merge", ["model.cnn.depth=5", "model.cnn=null"]).model.cnn is None
+    assert load_settings("cifar10/hybrid", ["model.cnn=null"]).model.cnn is None
+    assert load_settings("cifar10/hybrid", ["model.cnn=null", "model.cnn.depth=5"]).model.cnn.depth == 5
+    assert load_settings("cifar10/hybrid", ["model.cnn.depth=5", "model.cnn=null"]).model.cnn is None
 
 
 @pytest.mark.parametrize(
