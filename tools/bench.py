@@ -31,7 +31,7 @@ EXAMPLE = (
     "example: tools/bench.py model timm:deit_tiny_patch16_224 merge.r=13 --methods tome dpc_knn --batch-size 1 8 32"
 )
 IMAGES, SHAPE = 50_000, (3, 32, 32)  # CIFAR's training set
-HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): cifar10/hybrid; ViT-B, 224 and 384
+HEADS = ((64, 3, 57, 32), (8, 12, 197, 64), (4, 12, 577, 64))  # (B, heads, T, width): 32 px; ViT-B, 224 and 384
 TOKENS = (((8, 197, 768), 14), ((64, 65, 192), 8), ((4, 1025, 1024), 64))  # (B, T, C), r: a row or two of the grid
 SELECTION = (32, 196, 98)  # batch, patches, kept
 FILES, SIDE, SIZE = 1000, 200, 160  # JPEG files, their width and height in pixels, and what they are resized to

@@ -66,7 +66,7 @@ def test_pretrained_weights_without_a_finetune_section_have_the_recipe_of_full(t
 
 
 def test_the_number_of_classes_is_the_dataset_s_where_it_is_published(tmp_path):
-    for name, classes in (("digits/hybrid", 10), ("cifar10/hybrid", 10), ("cifar100/vit", 100), ("transfer/dtd_vit", 47)):
+    for name, classes in (("cifar10/hybrid", 10), ("cifar100/vit", 100), ("transfer/dtd_vit", 47)):
         assert load_settings(name).model.num_classes == classes
     assert load_settings("zoo/squeezenet").model.num_classes is None, "the images say how many"
     assert load_settings("cifar10/hybrid", ["data.name=npz", "data.path=x.npz"]).model.num_classes is None
