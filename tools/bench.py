@@ -105,6 +105,14 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="its settings, such as merge.r=8")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="merging methods (default: merge.method)")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="other models in the same rounds, without merging: a name, settings of this one such as "
+        "model.img_size=192, or both in quotes; this option comes last",
+    )
     for option, default, text in LISTS:
         parser.add_argument(
             f"--{option}",
@@ -150,13 +158,14 @@ def model(args: argparse.Namespace, device: torch.device) -> None:
     from engine.cost.speed.model.table import failures, table
     from engine.cost.speed.model.variants import Asked, variants
     from engine.files import demand_writable, write_json_atomic
-    from engine.settings.models import load_models
+    from engine.settings.models import load_beside, load_models
 
     if args.json:
         demand_writable("--json", args.json, "speed.json")
     asked = Asked(*(getattr(args, option.replace("-", "_")) for option, *_ in LISTS))
     variants([], asked, device)  # a mistake is found before models are built
-    models = candidates(load_models(args.model, args.overrides, args.methods))
+    beside = load_beside(args.beside, args.model, args.overrides)
+    models = candidates(load_models(args.model, args.overrides, args.methods), beside)
     wanted = variants(models, asked, device)
     rows = measure(models, wanted, args.repeats, device, warmup=args.warmup, memory=args.memory, progress=say)
     values = record(args.model, args.overrides, rows, device, repeats=args.repeats, warmup=args.warmup)

@@ -39,6 +39,33 @@ def load_models(name: str, overrides: Iterable[str], methods: Sequence[str] | No
     return {merging_method(one): one for one in several or [_load_model(name, overrides)]}
 
 
+def load_beside(texts: Iterable[str], name: str, overrides: Iterable[str]) -> dict[str, ModelSettings]:
+    """Loads the settings of models that stand beside another one.
+
+    Args:
+        texts: each a name, as `load_models` takes it, overrides, or both, such as "timm:deit_tiny_patch16_224
+            model.img_size=192". Without a name it is that other model, without its merging.
+        name: the other model.
+        overrides: its overrides.
+
+    Returns:
+        Text -> settings.
+
+    Raises:
+        UserError: as of `load_models`, or a text that is given twice, or is empty.
+    """
+    found: dict[str, ModelSettings] = {}
+    own = [item for item in overrides if parse_override(item)[0][:2] != ["model", "merge"]]
+    for text in texts:
+        words = text.split()
+        if not words or text in found:
+            raise UserError(f"--beside {text!r}: {'given twice' if words else 'empty'}; leave it out")
+        named = "=" not in words[0]
+        overrides_of = words[1:] if named else [*own, *words]
+        (found[text],) = load_models(words[0] if named else name, overrides_of, None).values()
+    return found
+
+
 def _load_model(name: str, overrides: Sequence[str]) -> ModelSettings:
     named = split_name({"name": name})
     if named["name"] not in MODELS:

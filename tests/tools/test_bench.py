@@ -130,6 +130,33 @@ def test_several_methods_in_a_model_of_timm(threads, capsys):
     assert all(float(row["MAC ratio"]) > 1 and float(row["merging, %"]) > 0 for row in rows[1:])
 
 
+def test_other_models_in_the_same_rounds(threads, capsys, tmp_path):
+    """By its name, at another size, or both; each is compared with the unmerged model, and none has a merging share."""
+    beside = ["lenet5", "model.img_size=32", "timm:test_vit model.img_size=64 model.num_classes=10"]
+    file = tmp_path / "speed.json"
+    bench.main(["model", *TINY, "merge.r=4", "--repeats", "2", "--json", str(file), "--beside", *beside])
+    rows = rows_of(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == ["unmerged", "tome", *beside]
+    assert float(rows[3]["MAC ratio"]) > 3 and float(rows[2]["MAC ratio"]) > 1
+    assert all(row["merging, %"] == "-" and float(row["speed-up over MAC ratio"]) > 0 for row in rows[2:])
+    record = json.loads(file.read_text())["rows"]
+    assert all(len(row["ms"]) == 2 and row["failed"] is None for row in record)
+
+
+@pytest.mark.parametrize(
+    ("beside", "line"),
+    [
+        (["lenet5", "lenet5"], "--beside 'lenet5': given twice; leave it out"),
+        ([""], "--beside '': empty; leave it out"),
+        (["lenet6"], "'lenet6': no such file, and no such name under configs"),
+        (["train.lr=3"], "train: has no effect on a model"),
+    ],
+)
+def test_mistakes_in_other_models(threads, beside, line):
+    with pytest.raises(UserError, match=line):
+        bench.main(["model", *TINY, "--beside", *beside])
+
+
 @pytest.mark.parametrize(
     ("arguments", "methods", "attention"),
     [

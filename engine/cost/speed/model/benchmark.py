@@ -16,7 +16,8 @@ from engine.cost.speed.model.candidates import Candidate
 from engine.cost.speed.model.kernels import AUTO, NONE
 from engine.cost.speed.model.memory import Job, peak_of
 from engine.cost.speed.model.share import Clock
-from engine.cost.speed.model.variants import UNMERGED, Variant
+from engine.cost.speed.model.variants import Variant
+from models.merging import MERGERS
 from models.settings import UserError
 from models.timing import timed
 
@@ -71,7 +72,7 @@ def measure(
     """Times all variants in rounds, so that a machine that slows down slows all of them alike.
 
     Args:
-        models: method -> its model.
+        models: method, or name of another model -> the model.
         wanted: the variants.
         repeats: timed rounds.
         device: the device to compute on.
@@ -123,7 +124,7 @@ def title(variant: Variant) -> str:
 
 
 def _has_share(variant: Variant) -> bool:
-    return variant.method != UNMERGED and variant.step == "forward" and variant.runtime == "eager"
+    return variant.method in MERGERS and variant.step == "forward" and variant.runtime == "eager"
 
 
 def _export(
@@ -131,11 +132,12 @@ def _export(
 ) -> dict[str, Path]:
     """Exports the models that ONNX Runtime runs; the rows of one that cannot be exported say why."""
     files: dict[str, Path] = {}
-    for method in dict.fromkeys(row.variant.method for row in rows if row.variant.runtime == "onnx"):
+    wanted = dict.fromkeys(row.variant.method for row in rows if row.variant.runtime == "onnx")
+    for number, method in enumerate(wanted):
         from models.export import export_model
 
         progress(f"exporting {method} to ONNX")
-        settings, path = models[method].settings, folder / f"{method}.onnx"
+        settings, path = models[method].settings, folder / f"{number}.onnx"
         with _failing(*(row for row in rows if (row.variant.method, row.variant.runtime) == (method, "onnx"))):
             size = (settings.in_chans, settings.img_size, settings.img_size)
             export_model(models[method].model, "onnx", path, size, {"method": method})

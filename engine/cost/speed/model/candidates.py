@@ -33,14 +33,17 @@ class Candidate:
     gmacs: float | None
 
 
-def candidates(asked: Mapping[str | None, ModelSettings]) -> dict[str, Candidate]:
-    """Builds a model without merging and with it.
+def candidates(
+    asked: Mapping[str | None, ModelSettings], beside: Mapping[str, ModelSettings] | None = None
+) -> dict[str, Candidate]:
+    """Builds a model without merging and with it, and others to compare it with.
 
     Args:
         asked: merging method that the user asks for -> settings of the model with it; None: what the settings say.
+        beside: name -> settings of another model, as they are.
 
     Returns:
-        UNMERGED, then the methods that remove tokens -> the model. All have the same random weights.
+        UNMERGED, then the methods that remove tokens -> the model. All have the same random weights. Then the others.
 
     Raises:
         UserError: the model cannot merge, or a method that was asked for removes no token.
@@ -59,6 +62,9 @@ def candidates(asked: Mapping[str | None, ModelSettings]) -> dict[str, Candidate
     for _, model in merging.values():  # a learned metric has weights that `unmerged` does not have
         model.load_state_dict(unmerged.state_dict(), strict=False)
     built = {UNMERGED: (plain, unmerged), **merging}
+    for name, settings in (beside or {}).items():
+        solved = solve(settings)
+        built[name] = solved, build(solved)
     return {name: Candidate(settings, model, _gmacs(settings, model)) for name, (settings, model) in built.items()}
 
 

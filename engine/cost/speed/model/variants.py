@@ -33,7 +33,7 @@ class Variant:
     """One row of the table: a model, and how it is run.
 
     Attributes:
-        method: the merging method, or UNMERGED.
+        method: the merging method, UNMERGED, or the name of another model.
         step: one of STEPS. train: the forward pass, the loss, the backward pass and AdamW's update.
         batch_size: images of a batch.
         runtime: a key of RUNTIMES.
@@ -66,7 +66,7 @@ def variants(methods: Iterable[str], asked: Asked, device: torch.device) -> list
     Files of ONNX are in fp32, and their runtime has its own attention: they are timed once for each batch size.
 
     Args:
-        methods: the models: merging methods, UNMERGED among them.
+        methods: the models: UNMERGED, merging methods, names of other models.
         asked: what is asked for.
         device: the device to compute on.
 
