@@ -22,7 +22,7 @@ from engine.measure.paired import paired_bootstrap
 from engine.study.zeroshot.evaluate import merged, pretrained
 from engine.study.zeroshot.fingerprints import of_merging, of_values
 from engine.study.zeroshot.images import labelled_images
-from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
+from engine.study.zeroshot.settings import ZeroshotSettings
 from engine.tables import Column, markdown
 from engine.wording import counted
 from models.explain import EXPLAINERS, explain
@@ -77,7 +77,7 @@ def evaluate(plan: Plan, out: Path, report: Callable[[str], None] = print) -> li
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
     images, fingerprint = _images(plan)
-    ways: dict[str, MergeSettings | None] = {UNMERGED: None, **settings.all_rows()}
+    ways = _merging(settings)
     total, pairs = len(ways) * (len(plan.methods) + len(TO_BEAT)), []
     with writing(out):
         (out / "areas").mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,16 @@ def evaluate(plan: Plan, out: Path, report: Callable[[str], None] = print) -> li
             deletion, insertion = pairs[-1].areas.mean(0)
             report(f"{len(pairs)}/{total}  {way}, {method}: deletion {deletion:.3f}, insertion {insertion:.3f}")
     return pairs
+
+
+def _merging(settings: ZeroshotSettings) -> dict[str, MergeSettings | None]:
+    """The ways of merging by name. All explanations are of images of one size, so that their areas can be compared."""
+    ways = settings.ways()
+    if (name := next((name for name, way in ways.items() if way.size is not None), None)) is not None:
+        raise UserError(
+            f"{name!r}: has another image size, and explanations are compared at one; give sizes=[] or omit it"
+        )
+    return {name: way.merge for name, way in ways.items()}
 
 
 def _images(plan: Plan) -> tuple[Tensor, str]:

@@ -79,15 +79,14 @@ def evaluate_rows(
     found.update(dict.fromkeys(stale) if again else {})
     missing = [name for name, row in found.items() if row is None]
     models = {size: at_size(settings, size, device) for name in missing if (size := ways[name].size) is not None}
-    removed = {name: merged(model, name, ways[name].merge) for name in missing}
+    removed = {name: merged(models.get(ways[name].size, model), name, ways[name].merge) for name in missing}
     with writing(folder):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, (name, way) in enumerate(ways.items(), 1):
         row = found[name]
         if row is None:
-            own = model if way.size is None else models[way.size]
-            row = _evaluated(settings, own, images, keys[name], name, way, removed[name])
+            row = _evaluated(settings, models.get(way.size, model), images, keys[name], name, way, removed[name])
             write_row(folder, row)
         rows.append(row.model_copy(update={"name": name}))
         right = (row.predictions == images.targets.numpy()).mean()
@@ -108,7 +107,7 @@ def at_size(settings: ZeroshotSettings, size: int, device: torch.device) -> nn.M
     try:
         return pretrained(settings.at(size), device)[0]
     except UserError as error:
-        raise UserError(f"smaller = {settings.smaller}: {size} px: {error}") from None
+        raise UserError(f"{size} px: {error}") from None
 
 
 def _key(settings: ZeroshotSettings, weights: str, images: LabelledImages, row: Way) -> str:

@@ -72,6 +72,17 @@ class Budget(Settings):
         return self.model_dump(exclude_none=True, exclude_defaults=True)
 
 
+class RowSettings(MergeSettings):
+    """A row by name: how it merges, and the size of its images."""
+
+    img_size: int | None = Field(None, ge=1, le=10_000, description="of the row's images, pixels; null: the model's")
+
+    def way(self) -> Way:
+        """Returns what the row changes."""
+        values = self.model_dump(exclude={"img_size"}, exclude_unset=True)
+        return Way(MergeSettings.model_validate(values), self.img_size)
+
+
 class ZeroshotSettings(Settings):
     """A comparison: every method with every budget, and further rows by name."""
 
@@ -87,22 +98,22 @@ class ZeroshotSettings(Settings):
     )
     methods: list[Method] = Field([], description="merging methods, each with every budget")
     budgets: list[Budget] = Field([], description="how much is merged, as in [{r: 8}, {target_gmacs: 0.9}]")
-    rows: dict[FreeKey, MergeSettings] = Field(
+    rows: dict[FreeKey, RowSettings] = Field(
         {},
-        description='further rows, as in {"tome by tokens, r = 8": {method: tome, metric: tokens, r: 8}}; a figure '
-        "joins rows whose names begin alike, up to the comma",
+        description='further rows, as in {"tome by tokens, r = 8": {method: tome, metric: tokens, r: 8}}, with '
+        "img_size for images of another size; a figure joins rows whose names begin alike, up to the comma",
     )
-    smaller: list[int] = Field(
+    sizes: list[int] = Field(
         [],
-        description="image sizes, pixels, at which the model is evaluated without merging too: the same model at "
-        "the cost of a merged one, as in [192, 176]",
+        description="other image sizes, pixels, at which the model is evaluated without merging: among them those that "
+        "cost as much as merged rows, as in [192, 176]",
     )
     batch_size: int = Field(50, ge=1, le=100_000, description="images in a batch")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int | None = Field(None, ge=1, le=1024, description="threads of torch; null: as many as torch chooses")
 
-    @field_validator("smaller")
+    @field_validator("sizes")
     @classmethod
     def _sizes(cls, sizes: list[int]) -> list[int]:
         if any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
@@ -111,7 +122,7 @@ class ZeroshotSettings(Settings):
 
     @field_validator("rows")
     @classmethod
-    def _named(cls, rows: dict[str, MergeSettings]) -> dict[str, MergeSettings]:
+    def _named(cls, rows: dict[str, RowSettings]) -> dict[str, RowSettings]:
         for name, merge in rows.items():
             if name == UNMERGED or not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r}: not a name for a row; give another")
@@ -126,13 +137,13 @@ class ZeroshotSettings(Settings):
         if bool(self.methods) != bool(self.budgets):
             missing = "budgets" if self.methods else "methods"
             raise ValueError(f"{missing}: none; every method is evaluated with every budget, so give both or neither")
-        if not self.methods and not self.rows and not self.smaller:
+        if not self.methods and not self.rows and not self.sizes:
             raise ValueError("methods: none, and no rows; give methods=[tome] budgets=[{r: 8}]")
-        for size in self.smaller:
-            if size >= self.model.img_size:
-                raise ValueError(f"smaller = {self.smaller}: must be less than the model's {self.model.img_size}")
+        for size in self.sizes:
+            if size == self.model.img_size:
+                raise ValueError(f"sizes = {self.sizes}: {size} px is the model's own; leave it out")
             if f"{size} px" in self.rows:
-                raise ValueError(f"rows.{size} px: the name of a smaller image; give another")
+                raise ValueError(f"rows.{size} px: the name of a row of sizes; give another")
         if self.model.weights is None:
             raise ValueError("model.weights: missing; give timm:NAME, torchvision:NAME or a file of pretrained weights")
         if len(self.ways()) > ROWS:
@@ -140,31 +151,35 @@ class ZeroshotSettings(Settings):
         return self
 
     def ways(self) -> dict[str, Way]:
-        """The rows by name: unmerged, then at smaller sizes, then merged."""
-        smaller = {f"{size} px": Way(size=size) for size in self.smaller}
-        return {UNMERGED: Way(), **smaller, **{name: Way(merge) for name, merge in self.all_rows().items()}}
+        """The rows by name: unmerged, then at other sizes, then merged.
+
+        Raises:
+            UserError: a method does not take the keys that all methods share.
+        """
+        sizes = {f"{size} px": Way(size=size) for size in self.sizes}
+        return {UNMERGED: Way(), **sizes, **self.merged_ways()}
 
     def at(self, size: int) -> ZeroshotSettings:
         """The same comparison with a model for images of another size, pixels."""
         return self.model_copy(update={"model": self.model.model_copy(update={"img_size": size})})
 
-    def all_rows(self) -> dict[str, MergeSettings]:
+    def merged_ways(self) -> dict[str, Way]:
         """The rows that merge, by name: methods x budgets, then the named ones.
 
         Raises:
             UserError: a method does not take the keys that all methods share.
         """
         shared = {} if self.model.merge is None else self.model.merge.model_dump(exclude_defaults=True)
-        rows = {}
+        rows: dict[str, Way] = {}
         for method in self.methods:
             for budget in self.budgets:
                 values = {**{key: value for key, value in shared.items() if key not in BUDGETS}, **budget.given()}
                 merge = check(MergeSettings, {**values, "method": method}, where="model.merge")
                 # The block belongs to the line: a figure joins budgets that are spent from the same block on.
                 amount, begins, block = budget_in_words(merge).partition(" from ")
-                rows[f"{method}{begins}{block}{SEPARATOR}{amount}"] = merge
-        for name, merge in self.rows.items():
+                rows[f"{method}{begins}{block}{SEPARATOR}{amount}"] = Way(merge)
+        for name, row in self.rows.items():
             if name in rows:
                 raise UserError(f"rows.{name}: the name of a method with a budget; give another")
-            rows[name] = merge
+            rows[name] = row.way()
         return rows

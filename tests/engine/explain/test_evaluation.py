@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from engine.study.zeroshot.images import labelled_images
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
 from models.explain import explain
 from models.merging import wrap
+from models.settings import UserError
 from tests.engine.study.zeroshot.conftest import make_files
 from tools import explain as tool
 
@@ -50,6 +52,12 @@ def test_the_numbers_are_those_of_a_direct_computation(plan, tmp_path):
     explained = explain(model, images, "gradcam")
     expected = deletion_and_insertion(model, images, explained.relevance, explained.target, steps=4).areas
     np.testing.assert_allclose(pairs[-1].areas, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_images_of_another_size_are_refused(plan, tmp_path):
+    other = replace(plan, settings=plan.settings.model_copy(update={"sizes": [48]}))
+    with pytest.raises(UserError, match=r"'48 px': has another image size, .* give sizes=\[\] or omit it"):
+        evaluate(other, tmp_path / "out", lambda line: None)
 
 
 def test_each_image_has_a_random_map_of_its_own(plan, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from engine.cost.macs import measure
 from engine.data.loading.loader import resized
 from engine.study.zeroshot import evaluate, fingerprints
 from engine.study.zeroshot.evaluate import evaluate_rows
+from engine.study.zeroshot.timing import time_rows
 from models.merging import wrap
 from models.settings import UserError
 from tests.engine.study.zeroshot.conftest import CLASSES
@@ -53,23 +54,35 @@ def test_rows_are_what_timm_and_wrap_predict(load, session_files, tmp_path):
     assert rows[2].removed == [4, 4, 4, 2, 1, 0] and rows[4].removed == [4, 4, 4, 3, 0, 0]
 
 
-def test_smaller_images_are_what_timm_predicts_for_them(load, session_files, tmp_path):
+def test_images_of_another_size_are_what_timm_predicts_for_them(load, session_files, tmp_path):
     """The model of timm for 48 px, its position embedding resized by timm, on images resized as everywhere here."""
-    images, rows = evaluate_rows(load("methods=[tome]", "smaller=[48, 32]"), tmp_path, report=lambda line: None)
+    images, rows = evaluate_rows(load("methods=[tome]", "sizes=[48, 32]"), tmp_path, report=lambda line: None)
     assert [row.name for row in rows[:4]] == ["unmerged", "48 px", "32 px", "tome, r = 0"]
     model = timm.create_model("test_vit", img_size=64)
     model.load_state_dict(read_tensors(session_files.parent / "vit.safetensors"))
     model.set_input_size(img_size=48)
-    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files_of(images)]).permute(
-        0, 3, 1, 2
-    )
-    mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
-    with torch.inference_mode():
-        expected = model.eval()(resized((pixels / 255 - mean) / std, 48)).argmax(-1).numpy()
+    expected = plain_predictions(model.eval(), files_of(images), 48)
     assert (rows[1].predictions == expected).all() and (rows[1].predictions != rows[0].predictions).any()
     assert rows[0].gmacs > rows[1].gmacs > rows[2].gmacs and rows[1].method is None
-    _, alone = evaluate_rows(load("methods=[]", "budgets=[]", "smaller=[32]"), tmp_path, report=lambda line: None)
+    _, alone = evaluate_rows(load("methods=[]", "budgets=[]", "sizes=[32]"), tmp_path, report=lambda line: None)
     assert (alone[1].predictions == rows[2].predictions).all() and len(list((tmp_path / "rows").iterdir())) == 5
+
+
+def test_a_merged_row_of_larger_images(load, session_files, tmp_path):
+    """Merged, they cost what unmerged ones of the model's own size cost."""
+    row = "rows={'tome at 80 px, cost of 64': {method: tome, target_gmacs: TARGET, img_size: 80}}"
+    _, (own, *_) = evaluate_rows(load("methods=[tome]", "budgets=[{r: 0}]"), tmp_path, report=lambda line: None)
+    settings = load("methods=[]", "budgets=[]", "sizes=[80]", row.replace("TARGET", f"{own.gmacs:.6f}"))
+    images, (_, larger, merged) = evaluate_rows(settings, tmp_path, report=lambda line: None)
+    model = timm.create_model("test_vit", img_size=64)
+    model.load_state_dict(read_tensors(session_files.parent / "vit.safetensors"))
+    model.set_input_size(img_size=80)
+    assert (larger.predictions == plain_predictions(model.eval(), files_of(images), 80)).all()
+    wrap(model, method="tome", r=merged.removed)
+    assert (merged.predictions == plain_predictions(model, files_of(images), 80)).all()
+    assert sum(merged.removed) and abs(merged.gmacs / own.gmacs - 1) < 0.005 and larger.gmacs > 1.2 * own.gmacs
+    times = time_rows(settings, images, [larger, merged], rounds=2)
+    assert {name: len(values) for name, values in times.items()} == {larger.name: 2, merged.name: 2}
 
 
 def test_a_row_of_milliseconds_belongs_to_its_machine(load, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from engine.settings.layers import CONFIGS, load_file
-from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.study.zeroshot.settings import Way, ZeroshotSettings
 from models.merging.settings import MergeSettings
 from models.settings import UserError
 from models.settings.zoo import normalisation
@@ -13,15 +13,15 @@ from tests.paths import ROOT
 
 
 def test_rows_are_methods_times_budgets_and_named_ones(load):
-    rows = load("rows={late: {method: tome, r: [0, 0, 0, 2, 2, 2]}}", "model.merge.prop_attn=false").all_rows()
+    rows = load("rows={late: {method: tome, r: [0, 0, 0, 2, 2, 2]}}", "model.merge.prop_attn=false").merged_ways()
     assert list(rows) == ["tome, r = 0", "tome, r = 4", "dpc_knn, r = 0", "dpc_knn, r = 4", "late"]
-    assert rows["dpc_knn, r = 4"] == MergeSettings(method="dpc_knn", r=4, prop_attn=False)
-    assert rows["late"].prop_attn  # a named row says all of it
+    assert rows["dpc_knn, r = 4"] == Way(MergeSettings(method="dpc_knn", r=4, prop_attn=False))
+    assert rows["late"].merge.prop_attn  # a named row says all of it
 
 
 def test_budgets_from_another_block_on_are_another_line():
     settings = load_file(ZeroshotSettings, "deit_small", ["methods=[tome]"], "zeroshot")
-    names = [name for name in settings.all_rows() if "1.5" in name]
+    names = [name for name in settings.merged_ways() if "1.5" in name]
     assert names == ["tome, 1.5 times fewer MACs", "tome from block 3, 1.5 times fewer MACs"]
 
 
@@ -31,13 +31,13 @@ def test_budgets_from_another_block_on_are_another_line():
 def test_rows_are_named_as_documented(load, text):
     """A name with a comma is quoted in braces."""
     (example,) = re.findall(r'\{"[^"]*": \{method: [^}]*\}\}', text)
-    rows = load("methods=[]", "budgets=[]", f"rows={example}").all_rows()
+    rows = load("methods=[]", "budgets=[]", f"rows={example}").merged_ways()
     assert [name.count(", r = ") for name in rows] == [1]
 
 
 def test_a_shared_budget_gives_way_to_the_rows_own(load):
-    rows = load("model.merge={method: tome, target_ratio: 1.2, metric: tokens}").all_rows()
-    assert rows["tome, r = 4"] == MergeSettings(method="tome", r=4, metric="tokens")
+    rows = load("model.merge={method: tome, target_ratio: 1.2, metric: tokens}").merged_ways()
+    assert rows["tome, r = 4"] == Way(MergeSettings(method="tome", r=4, metric="tokens"))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,10 @@ def test_a_shared_budget_gives_way_to_the_rows_own(load):
         ("rows={unmerged: {method: tome, r: 4}}", "'unmerged': not a name for a row"),
         ("rows={x: {method: dtem, r: 4}}", "learns its metric in training"),
         ("rows={'tome, r = 4': {method: tome, r: 4}}", "the name of a method with a budget"),
-        ("smaller=[64]", "smaller = [64]: must be less than the model's 64"),
-        ("smaller=[48, 48]", "must be different numbers of pixels"),
-        ("smaller=[48]; rows={'48 px': {method: tome, r: 4}}", "the name of a smaller image"),
+        ("sizes=[64]", "sizes = [64]: 64 px is the model's own; leave it out"),
+        ("sizes=[48, 48]", "must be different numbers of pixels"),
+        ("sizes=[48]; rows={'48 px': {method: tome, r: 4}}", "the name of a row of sizes"),
+        ("rows={x: {method: tome, r: 4, img_size: 0}}", "rows.x.img_size = 0"),
         ("model.weights=null", "model.weights: missing"),
         ("model.name=vit", "model.name"),
         ("metods=[tome]", "did you mean methods?"),
@@ -80,6 +81,6 @@ def test_mae_is_normalised_as_its_authors_did():
 @pytest.mark.parametrize("path", sorted((CONFIGS / "zeroshot").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_loads_by_its_name(path):
     settings = load_file(ZeroshotSettings, path.stem, (), "zeroshot")
-    assert settings.name == path.stem and len(settings.all_rows()) > 2
+    assert settings.name == path.stem and len(settings.merged_ways()) > 2
     commands = (f"# tools/zeroshot.py --cfg {path.stem} ", f"# tools/explain.py --evaluate {path.stem} ")
     assert path.read_text().startswith(commands)
