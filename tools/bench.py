@@ -105,14 +105,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="its settings, such as merge.r=8")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="merging methods (default: merge.method)")
-    parser.add_argument(
-        "--beside",
-        nargs="+",
-        default=[],
-        metavar="MODEL",
-        help="other models in the same rounds, without merging: a name, settings of this one such as "
-        "model.img_size=192, or both in quotes; this option comes last",
-    )
+    text = "other models in the same rounds: a name, settings such as model.img_size=192, or both in quotes; comes last"
+    parser.add_argument("--beside", nargs="+", default=[], metavar="MODEL", help=text)
     for option, default, text in LISTS:
         parser.add_argument(
             f"--{option}",
