@@ -99,7 +99,7 @@ def animation(image: Tensor, depth: Sequence[Merged], path: Path, scale: int | N
     frames = [_frame(_enlarged(image.permute(1, 2, 0).numpy(), scale), f"photograph: {counted(patches, 'patch')}")]
     for step, merges in zip(depth, merging(depth)):
         words = f"{step.title}: {counted(step.tokens, 'token')}" + ("" if merges else ", merges nothing")
-        frames.append(_frame(_regions(image, step, scale), words))
+        frames.append(_frame(regions(image, step, scale), words))
     first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     times = [FRAME] * len(others) + [LAST]
     with replacing(path) as file:
@@ -124,8 +124,14 @@ def _enlarged(pixels: np.ndarray, rows: int, columns: int | None = None) -> np.n
     return pixels.repeat(rows, 0).repeat(columns or rows, 1)
 
 
-def _regions(image: Tensor, step: Merged, scale: int) -> np.ndarray:
-    """Draws tokens in their mean colours with lines between them, uint8 (H * scale, W * scale, 3)."""
+def regions(image: Tensor, step: Merged, scale: int) -> np.ndarray:
+    """Draws tokens in their mean colours with lines between them, uint8 (H * scale, W * scale, 3).
+
+    Args:
+        image: uint8 (3, H, W); the rows and columns of patches divide its sides.
+        step: the token of each patch.
+        scale: pixels of the picture for each pixel of the image.
+    """
     rows, columns = step.index.shape
     height, width = (scale * image.shape[1] // rows, scale * image.shape[2] // columns)  # of a patch
     colours = (255 * painted(image, step.index)).round().byte().numpy()

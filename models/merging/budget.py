@@ -27,6 +27,18 @@ Schedule = tuple[int, ...]  # patches that each block removes
 Cost = Callable[[Schedule], int]  # MACs of one image with a schedule
 
 
+class TooCoarse(UserError):
+    """No schedule of a small model meets a target within 0.5 %.
+
+    Attributes:
+        schedule: the one that comes nearest to it.
+    """
+
+    def __init__(self, message: str, schedule: Schedule) -> None:
+        super().__init__(message)
+        self.schedule = schedule
+
+
 class CountError(RuntimeError):
     """A count that cannot be trusted: an operator that multiplies was not counted, or two counts disagree."""
 
@@ -48,8 +60,8 @@ def solve_budget(merge: MergeSettings, cost: Cost, depth: int, grid: Grid, secti
         Patches that each block removes, one number per block.
 
     Raises:
-        UserError: the target cannot be reached with this method, or the model is too small for any schedule within
-            0.5 % of it.
+        UserError: the target cannot be reached with this method.
+        TooCoarse: the model is too small for any schedule within 0.5 % of it.
     """
     search = _Search(cost, depth, grid, merge.merger(), tuple(merge.merging_blocks(depth)))
     target = macs_of_target(merge, search.macs([0] * depth))
@@ -67,9 +79,10 @@ def solve_budget(merge: MergeSettings, cost: Cost, depth: int, grid: Grid, secti
     else:
         below = max(macs for macs in search.costs.values() if macs <= target)
         above = min(macs for macs in search.costs.values() if macs >= target)
-        raise UserError(
+        raise TooCoarse(
             f"{asked}: this model is too small to meet it within 0.5 %; the nearest budgets are "
-            f"{below / 1e9:.4g} and {above / 1e9:.4g} GMACs"
+            f"{below / 1e9:.4g} and {above / 1e9:.4g} GMACs",
+            schedule,
         )
     return list(schedule)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def class_numbers(classes: Sequence[str], num_classes: int, mapping: str = "auto
         twice = next(name for i, name in enumerate(classes) if numbers[i] in numbers[:i])
         raise UserError(f"{where}: {twice!r} is the same class of the model as another class; correct one of them")
     return numbers
+
+
+def class_names(num_classes: int) -> list[str]:
+    """Returns a name for each class of a model: ImageNet's first name where it has as many classes, else its number.
+
+    A name that two classes share, such as "crane", has the class's number behind it.
+    """
+    if num_classes not in SUBSETS:
+        return [str(number) for number in range(num_classes)]
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(SUBSETS[num_classes])
+    described = (info.label_name_to_description(wnid, detailed=False) for wnid in info.label_names())
+    names = [description.split(",")[0] for description in described]
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _read(mapping: str) -> dict[str, str]:
