@@ -15,6 +15,7 @@ ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 PAGE = ["altair>=5.5", "vl-convert-python>=1.7", "Jinja2>=3.1"]
 SLURM = ["submitit>=1.5"]
 SEARCH = ["optuna>=4.0"]
+EXPLORE = ["gradio>=6.31,<7"]
 EXPLAIN = ["captum>=0.8", "scikit-image>=0.22"]
 
 setup(
@@ -37,6 +38,7 @@ setup(
     extras_require={
         "lora": LORA,  # finetune.mode=lora
         "export": ["torch>=2.13", *ONNX],  # hybridmerge.export, tools/export.py
+        "explore": EXPLORE,  # tools/explore.py
         "explain": EXPLAIN,  # hybridmerge.explain: lime, integrated_gradients, occlusion
         "workbench": [  # engine/ and tools/
             "fvcore>=0.1.5.post20221221",
@@ -71,6 +73,7 @@ setup(
             *SLURM,
             *SEARCH,
             *EXPLAIN,
+            *EXPLORE,
         ],
     },
 )

@@ -1,4 +1,5 @@
-"""The distribution's Chromium without a window, for tests of pages. It finds no host, so that nothing is downloaded."""
+"""The distribution's Chromium without a window, for tests of pages. It finds no host but this one,
+so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-background-networking",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--window-size=1280,900",
 )
 

@@ -76,6 +76,10 @@ class Process:
             time.sleep(0.005)
         return self.returncode
 
+    def printed(self) -> str:
+        """What was printed on stdout so far."""
+        return os.pread(self._out.fileno(), 2**20, 0).decode()  # the tool writes where the file's position is
+
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Waits for the end; returns what was printed on stdout and on stderr."""
         self.wait(timeout)
@@ -166,6 +170,7 @@ def _serve(server: socket.socket) -> None:
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["environment"])
+        tempfile.tempdir = None  # TMPDIR is looked up again
         sys.argv = wanted["argv"]
         sys.path[0] = str(Path(sys.argv[0]).parent)  # as where Python is started with a script
         return
