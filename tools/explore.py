@@ -66,8 +66,6 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     from importlib.util import find_spec
 
-    if find_spec("gradio") is None:
-        raise UserError("tools/explore.py: needs gradio; pip install -e '.[explore]'")
     from engine.explain.explaining import split_options
     from engine.explain.exploring.looking import Explorer
     from engine.explain.exploring.page import free_port, served
@@ -77,6 +75,8 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # uploads are removed at the end
     logging.getLogger("hybridmerge").setLevel(logging.ERROR)  # the page says what a budget came to
     port = free_port(args.host, args.port)
+    if find_spec("gradio") is None:
+        raise UserError("tools/explore.py: needs gradio; pip install -e '.[explore]'")
     overrides, options = split_options(args.overrides)
     subject = of_run(args.run, overrides) if args.run else of_name(args.model, args.weights, overrides)
     explorer = Explorer(subject, options)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from tests.engine.study.run_folders import write_run
-from tests.mistakes.mistake import Mistake
+from tests.mistakes.mistake import Hidden, Mistake
 
 
 def _runs(folder: Path) -> None:
@@ -30,22 +29,9 @@ def _old_sweep(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps([{"value": 4, "top1": 0.5}]))
 
 
-class _Hidden:
-    """Makes a library look as if it was not installed, until this is deleted."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.module = name, sys.modules.get(name)
-        sys.modules[name] = None
-
-    def __del__(self) -> None:
-        del sys.modules[self.name]
-        if self.module is not None:
-            sys.modules[self.name] = self.module
-
-
-def _without_altair(folder: Path) -> _Hidden:
+def _without_altair(folder: Path) -> Hidden:
     _runs(folder)
-    return _Hidden("altair")
+    return Hidden("altair")
 
 
 MISTAKES: list[Mistake] = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
-from tests.mistakes.mistake import Mistake
+from tests.mistakes.mistake import Hidden, Mistake
 from tests.tools.colours import COLOURS, colour_run, save_colour
 
 CNN = {"name": "cnn", "img_size": 8, "width": 4, "depths": [1]}
@@ -24,6 +25,15 @@ def _cnn(folder: Path) -> None:
 def _broken(folder: Path) -> None:
     colour_run(folder / "run")
     (folder / "photo.png").write_bytes(b"not an image")
+
+
+def _port_in_use(folder: Path) -> socket.socket:
+    return socket.create_server(("127.0.0.1", 8765))
+
+
+def _without_gradio(folder: Path) -> Hidden:
+    colour_run(folder / "run")
+    return Hidden("gradio")
 
 
 MISTAKES: list[Mistake] = [
@@ -61,5 +71,22 @@ MISTAKES: list[Mistake] = [
         f"{EXPLAIN} gradcam.at=map rollout.at=map",
         "rollout.at: not an option of rollout; known: none",
         _vit,
+    ),
+    Mistake(
+        "A page without the library that serves it",
+        "tools/explore.py --run run --port 0",
+        "tools/explore.py: needs gradio; pip install -e '.[explore]'",
+        _without_gradio,
+    ),
+    Mistake(
+        "A page at a port that another program uses",
+        "tools/explore.py --run run --port 8765",
+        "--port 8765: in use; give another, or 0 for one that is free",
+        _port_in_use,
+    ),
+    Mistake(
+        "A page at an address that is another machine's",
+        "tools/explore.py --run run --host 192.0.2.1",
+        "--host 192.0.2.1: not an address of this machine; give 127.0.0.1",
     ),
 ]

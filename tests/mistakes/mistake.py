@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,3 +27,16 @@ class Mistake:
     says: str
     make: Callable[[Path], object] | None = None
     code: int = 2
+
+
+class Hidden:
+    """Makes a library look as if it was not installed, until this is deleted."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.module = name, sys.modules.get(name)
+        sys.modules[name] = None
+
+    def __del__(self) -> None:
+        del sys.modules[self.name]
+        if self.module is not None:
+            sys.modules[self.name] = self.module

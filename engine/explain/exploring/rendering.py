@@ -57,7 +57,7 @@ def pictures(seen: Seen, explainer: str) -> str:
     figures = [_figure("photograph", seen.photograph, "<b>Photograph</b>, as the model sees it")]
     if seen.regions is not None and seen.patches is not None and seen.left is not None:
         left = f"<b>Regions</b>: {counted(seen.left, 'token')} of {counted(seen.patches, 'patch')}"
-        words = f"{left}. Each has the mean colour of its patches; lines separate tokens."
+        words = f"{left}, after the last block. Each has the mean colour of its patches; lines separate tokens."
         figures.append(_figure("regions", seen.regions, words))
     signed = EXPLAINERS[explainer].signed
     key = "red: for the class, blue: against it" if signed else "the brighter, the more relevant"
