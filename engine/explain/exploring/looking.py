@@ -106,7 +106,7 @@ class Explorer:
             model, images = self.merging.model, self.subject.input_of(image)
             found = explain(model, images, explainer, **self._options.get(explainer, {}))
             merged = self._merged(images)
-            times = time_models({"model": model}, images, PASSES, self.subject.device, nullcontext())
+            times = time_models({"model": model}, {"model": images}, PASSES, self.subject.device, nullcontext())
         seen, scale = image.expand(3, -1, -1), max(1, SIDE // max(image.shape[1:]))
         relevance = found.relevance[0].cpu()
         heat = overlay(seen, relevance, EXPLAINERS[explainer].signed)
