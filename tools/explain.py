@@ -51,6 +51,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--count", type=int, metavar="N", help="with --evaluate: so many of its images (default: 500)")
     parser.add_argument("--steps", type=int, metavar="N", help="with --evaluate: steps of the curves (default: 28)")
     parser.add_argument(
+        "--measure",
+        nargs="+",
+        metavar="NAME",
+        help="with --evaluate: areas (deletion and insertion, default), road, infidelity",
+    )
+    parser.add_argument(
         "--method",
         nargs="+",
         default=["gradcam"],
@@ -66,7 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="key=value",
         help="changed settings of every run, such as merge.r=4, and options of methods, such as lime.samples=200",
     )
-    args = take_overrides(parser.parse_intermixed_args(argv), "images", "method")
+    args = take_overrides(parser.parse_intermixed_args(argv), "images", "method", "measure")
     if args.evaluate and (args.run or args.images or args.target or args.wrong):
         parser.error("--evaluate has a model and images of its own: leave --run, --images, --wrong and --target out")
     if not args.evaluate and not (args.run and bool(args.images) != bool(args.wrong)):
@@ -75,6 +81,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and (value < 1 or (name != "wrong" and not args.evaluate)):
             parser.error(f"--{name} {value}: at least 1" + ("" if name == "wrong" else ", and only with --evaluate"))
+    if args.measure and not args.evaluate:
+        parser.error("--measure: only with --evaluate")
     return args
 
 
@@ -94,10 +102,11 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluates methods on a pretrained model, and writes the tables."""
     import torch
 
-    from engine.explain.evaluation import COUNT, Plan, write_results
-    from engine.explain.evaluation import evaluate as evaluate_plan
     from engine.explain.explaining import split_options
-    from engine.explain.faithfulness import STEPS
+    from engine.explain.faithful.areas import STEPS
+    from engine.explain.faithful.evaluation import COUNT, Plan
+    from engine.explain.faithful.evaluation import evaluate as evaluate_plan
+    from engine.explain.faithful.results import write_results
     from engine.settings.layers import load_file
     from engine.study.zeroshot.settings import ZeroshotSettings
 
@@ -105,7 +114,8 @@ def evaluate(args: argparse.Namespace) -> None:
     settings = load_file(ZeroshotSettings, args.evaluate, rest, "zeroshot")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    plan = Plan(settings, args.method, options, args.count or COUNT, args.steps or STEPS)
+    measures = list(dict.fromkeys(args.measure)) or ["areas"]
+    plan = Plan(settings, args.method, options, args.count or COUNT, args.steps or STEPS, measures)
     print(write_results(plan, evaluate_plan(plan, args.out), args.out))
     print(f"{args.out}: table.md, faithfulness.json")
 

@@ -1,4 +1,4 @@
-"""How good an explanation is: what happens to the probability as the cells that it names are deleted, or inserted."""
+"""Deletion and insertion: what happens to the probability as the cells that an explanation names go, or come."""
 
 from __future__ import annotations
 
@@ -47,21 +47,26 @@ def deletion_and_insertion(
     Returns:
         The curves.
     """
-    order = _on_cells(relevance, cells).flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1).view(-1, 1, cells, cells).float()  # 0: the most relevant cell
-    rank = F.interpolate(rank, size=images.shape[2:], mode="nearest-exact")
+    rank = ranks(relevance, (images.shape[2], images.shape[3]), cells)
     plain = images.mean((2, 3), keepdim=True).expand_as(images)
     sigma = BLUR * images.shape[3] / 224
     blurred = gaussian_blur(images, kernel_size=2 * int(3 * sigma) + 1, sigma=sigma)
     deleted, inserted = [], []
     for step in range(steps + 1):
         named = rank < cells * cells * step / steps
-        deleted.append(_probability(model, torch.where(named, plain, images), target))
-        inserted.append(_probability(model, torch.where(named, images, blurred), target))
+        deleted.append(probability(model, torch.where(named, plain, images), target))
+        inserted.append(probability(model, torch.where(named, images, blurred), target))
     return Curves(torch.stack(deleted, dim=1), torch.stack(inserted, dim=1))
 
 
-def _on_cells(relevance: Tensor, cells: int) -> Tensor:
+def ranks(relevance: Tensor, sides: tuple[int, int], cells: int = CELLS) -> Tensor:
+    """Maps (B, rows, columns) -> the rank of each pixel's cell (B, 1, *sides), from 0, the most relevant one."""
+    order = on_cells(relevance, cells).flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).view(-1, 1, cells, cells).float()
+    return F.interpolate(rank, size=sides, mode="nearest-exact")
+
+
+def on_cells(relevance: Tensor, cells: int = CELLS) -> Tensor:
     """A map (B, rows, columns) as (B, cells, cells): means of what is finer, interpolation of what is coarser."""
     finer = min(relevance.shape[1:]) >= cells
     maps = relevance.unsqueeze(1).float()
@@ -70,7 +75,8 @@ def _on_cells(relevance: Tensor, cells: int) -> Tensor:
     return F.interpolate(maps, size=(cells, cells), mode="bilinear", align_corners=False).squeeze(1)
 
 
-def _probability(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+def probability(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Images (B, C, H, W) and their classes (B,) -> the probability of each image's class, (B,)."""
     logits: Tensor = model(images)
     return logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
 

@@ -14,10 +14,15 @@ from safetensors.torch import load_file as load_weights
 
 from engine.cli import cli
 from engine.data.loading.loader import Normalise
-from engine.explain import evaluation
-from engine.explain.evaluation import Plan, evaluate, interval, write_results
-from engine.explain.faithfulness import deletion_and_insertion
+from engine.explain.faithful import evaluation, measures
+from engine.explain.faithful.areas import deletion_and_insertion
+from engine.explain.faithful.evaluation import Plan, evaluate
+from engine.explain.faithful.infidelity import infidelity
+from engine.explain.faithful.results import interval, write_results
+from engine.explain.faithful.road import road
 from engine.settings.layers import load_file
+from engine.study.zeroshot.evaluate import pretrained
+from engine.study.zeroshot.fingerprints import of_merging, of_values
 from engine.study.zeroshot.images import labelled_images
 from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
 from models.explain import explain
@@ -51,7 +56,7 @@ def test_the_numbers_are_those_of_a_direct_computation(plan, tmp_path):
     images = Normalise(found.mean, found.std)(pixels)  # the model is so steep that rounding merges other patches
     explained = explain(model, images, "gradcam")
     expected = deletion_and_insertion(model, images, explained.relevance, explained.target, steps=4).areas
-    np.testing.assert_allclose(pairs[-1].areas, expected.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(pairs[-1].scores, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_images_of_another_size_are_refused(plan, tmp_path):
@@ -65,15 +70,15 @@ def test_each_image_has_a_random_map_of_its_own(plan, tmp_path, monkeypatch):
     found = []
     for batch in (1, 6):
         monkeypatch.setattr(evaluation, "BATCH", batch)
-        found.append(evaluate(plan, tmp_path / str(batch), lambda line: None)[0].areas)
+        found.append(evaluate(plan, tmp_path / str(batch), lambda line: None)[0].scores)
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_done_is_not_done_again(plan, tmp_path, monkeypatch):
     first = evaluate(plan, tmp_path / "out", lambda line: None)
-    monkeypatch.setattr(evaluation, "_curves", None)
+    monkeypatch.setattr(evaluation, "_compute", None)
     again = evaluate(plan, tmp_path / "out", lambda line: None)
-    assert all(np.array_equal(a.areas, b.areas) for a, b in zip(first, again, strict=True))
+    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(first, again, strict=True))
     other = Plan(plan.settings, plan.methods, {"gradcam": {"at": "tokens"}}, plan.images, plan.steps)
     with pytest.raises(TypeError):  # another option is another number
         evaluate(other, tmp_path / "out", lambda line: None)
@@ -87,10 +92,10 @@ def test_table_and_json_have_the_same_numbers(plan, tmp_path):
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     for pair, row, line in zip(pairs, record["rows"], cells, strict=True):
         assert line[:2] == [pair.way, pair.method] == [row["way"], row["method"]]
-        assert [float(line[2]), float(line[4])] == pytest.approx(pair.areas.mean(0), abs=6e-4)
+        assert [float(line[2]), float(line[4])] == pytest.approx(pair.scores.mean(0), abs=6e-4)
         assert row["insertion_interval"][0] <= row["insertion"] <= row["insertion_interval"][1]
     assert record["rows"][0]["lead"] == 0 and record["rows"][2]["lead"] == pytest.approx(
-        (pairs[2].areas - pairs[0].areas)[:, 1].mean()
+        (pairs[2].scores - pairs[0].scores)[:, 1].mean()
     )
 
 
@@ -106,6 +111,7 @@ def test_the_interval_is_scipys():
     [
         (["--method", "merge"], "error: --method merge: cannot be evaluated; known: gradcam, rollout"),
         (["model.weights=missing.safetensors"], "error: model.weights = "),
+        (["--measure", "road", "infidelty"], "error: --measure infidelty: unknown; did you mean infidelity?"),
         (["rollout.at=map"], "error: rollout.at: not an option of rollout; known: none"),
     ],
 )
@@ -116,8 +122,60 @@ def test_mistakes_are_one_line(plan, tmp_path, monkeypatch, capsys, args, line):
     assert error.startswith(line) and error.count("\n") == 1, error
 
 
+RUN = ["--run", "a", "--images", "b", "--out", "x"]
+
+
 def test_run_and_evaluate_do_not_go_together(capsys):
-    for args in (["--out", "x"], ["--evaluate", "a", "--run", "b", "--out", "x"], ["--run", "a", "--out", "x"]):
+    for args in (
+        ["--out", "x"],
+        ["--evaluate", "a", "--run", "b", "--out", "x"],
+        ["--run", "a", "--out", "x"],
+        [*RUN, "--measure", "road"],
+    ):
         with pytest.raises(SystemExit):
             tool.parse(args)
-    assert capsys.readouterr().err.count("error: ") == 3
+    assert capsys.readouterr().err.count("error: ") == 4
+
+
+def all_measures(plan: Plan) -> Plan:
+    return replace(plan, methods=["rollout"], measures=("areas", "road", "infidelity"))
+
+
+def test_another_measure_continues_a_folder(plan, tmp_path, monkeypatch):
+    """Files of deletion and insertion have the names that they had before there were other measures."""
+    pytest.importorskip("captum")
+    plan = replace(plan, methods=["rollout"])
+    first = evaluate(plan, tmp_path / "out", lambda line: None)
+    model, weights = pretrained(plan.settings, torch.device("cpu"))
+    given = labelled_images(plan.settings).fingerprint, None, of_merging(), "rollout", {}, plan.steps, plan.images
+    assert (tmp_path / "out" / "areas" / f"{of_values(weights, *given)[:16]}.npz").is_file()
+
+    monkeypatch.setattr(measures, "deletion_and_insertion", None)
+    pairs = evaluate(all_measures(plan), tmp_path / "out", lambda line: None)
+    assert all(np.array_equal(a.scores, b.scores[:, :2]) for a, b in zip(first, pairs, strict=True))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"areas", "road", "infidelity"}
+
+    found = labelled_images(plan.settings)
+    images = Normalise(found.mean, found.std)(found.splits[0].read(torch.tensor([0, 3, 6, 9, 12, 15])))
+    explained = explain(model, images, "rollout")
+    asked = model, images, explained.relevance, explained.target
+    expected = torch.cat([road(*asked), infidelity(*asked).unsqueeze(1)], dim=1)
+    np.testing.assert_allclose(pairs[2].scores[:, 2:], expected.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_every_measure_has_columns_and_leads(plan, tmp_path):
+    pytest.importorskip("captum")
+    plan = all_measures(plan)
+    pairs = evaluate(plan, tmp_path / "out", lambda line: None)
+    table = write_results(plan, pairs, tmp_path / "out")
+    heads = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+    assert heads[2::2] == ["deletion", "insertion", "ROAD MoRF", "ROAD LeRF", "infidelity"]
+    note = (tmp_path / "out" / "table.md").read_text().splitlines()[-1]
+    assert note == "6 images, 4 steps. A good explanation has " + (
+        "a small deletion, ROAD MoRF and infidelity, and a large insertion and ROAD LeRF."
+    )
+    record = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
+    assert record["measures"] == ["areas", "road", "infidelity"]
+    row, (low, high) = record["rows"][2], record["rows"][2]["road_morf_lead_interval"]
+    assert row["road_morf_lead"] == pytest.approx((pairs[2].scores - pairs[0].scores)[:, 2].mean())
+    assert low <= row["road_morf_lead"] <= high and record["rows"][0]["infidelity_lead"] == 0
