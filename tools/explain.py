@@ -6,6 +6,7 @@ and the maps as numbers, in explanations.npz. Images are read exactly as by tool
 
   tools/explain.py --run runs/x --images photos --method gradcam rollout lime --out explained
   tools/explain.py --run runs/x --run runs/y --images cat.jpg --out side_by_side     (several runs beside each other)
+  tools/explain.py --run runs/x --images cat.jpg --budgets unmerged 1.0 0.8 --out budgets   (several ways of merging)
 
 An option of a method is set as METHOD.option=value: lime.samples=200. merge.r=8 merges otherwise than the run did.
 """
@@ -65,6 +66,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--target", metavar="CLASS", help="a class's name or number (default: the predicted class)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write into")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        metavar="GMACS",
+        help="each run with several ways of merging beside each other: GMACs of one image, such as 0.8, unmerged, or "
+        "trained, which is what the run says",
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the pictures for TensorBoard, too: --logdir DIR of --out"
+    )
     parser.add_argument("--smooth", action="store_true", help="draw maps interpolated instead of cell by cell")
     parser.add_argument(
         "overrides",
@@ -72,7 +83,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="key=value",
         help="changed settings of every run, such as merge.r=4, and options of methods, such as lime.samples=200",
     )
-    args = take_overrides(parser.parse_intermixed_args(argv), "images", "method", "measure")
+    args = take_overrides(parser.parse_intermixed_args(argv), "images", "method", "measure", "budgets")
+    check_together(parser, args)
+    return args
+
+
+def check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses options that do not go together, and numbers below 1."""
     if args.evaluate and (args.run or args.images or args.target or args.wrong):
         parser.error("--evaluate has a model and images of its own: leave --run, --images, --wrong and --target out")
     if not args.evaluate and not (args.run and bool(args.images) != bool(args.wrong)):
@@ -83,7 +100,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} {value}: at least 1" + ("" if name == "wrong" else ", and only with --evaluate"))
     if args.measure and not args.evaluate:
         parser.error("--measure: only with --evaluate")
-    return args
+    if args.evaluate and (args.budgets or args.tensorboard):
+        parser.error("--budgets and --tensorboard: with --run; the config of --evaluate says how much is merged")
 
 
 def main(argv: list[str]) -> None:
@@ -91,9 +109,20 @@ def main(argv: list[str]) -> None:
     if args.evaluate:
         evaluate(args)
         return
-    from engine.explain.report import Wanted, report
+    from engine.explain.opening import Wanted
+    from engine.explain.report import report
 
-    wanted = Wanted(args.run, args.images, args.method, args.target, args.overrides, args.smooth, args.wrong or 0)
+    wanted = Wanted(
+        args.run,
+        args.images,
+        args.method,
+        args.target,
+        args.overrides,
+        args.smooth,
+        args.wrong or 0,
+        args.budgets,
+        args.tensorboard,
+    )
     for line in report(wanted, args.out):
         print(line)
 

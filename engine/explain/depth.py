@@ -46,6 +46,14 @@ def trace(model: nn.Module, image: Tensor) -> list[Merged]:
     Raises:
         UserError: the model merges nothing, has no attention, or its rows and columns of patches are not known.
     """
+    steps = blocks_of(model, image)
+    if not any(merging(steps)):
+        raise UserError("the model merges no tokens in any block; turn merging on with merge.method=tome merge.r=8")
+    return steps
+
+
+def blocks_of(model: nn.Module, image: Tensor) -> list[Merged]:
+    """As `trace`, also of a model that merges nothing."""
     device = next(model.parameters()).device
     with in_evaluation_mode(model), torch.no_grad(), recording(model) as blocks:
         model(image[None].to(device))
@@ -53,8 +61,6 @@ def trace(model: nn.Module, image: Tensor) -> list[Merged]:
     for number, block in enumerate(blocks, 1):
         index = block.on_grid(block.after.index[:, block.prefix :] - block.prefix)[0].cpu()
         steps.append(Merged(f"block {number}", index, block.after.size.shape[1] - block.prefix))
-    if not any(merging(steps)):
-        raise UserError("the model merges no tokens in any block; turn merging on with merge.method=tome merge.r=8")
     return steps
 
 

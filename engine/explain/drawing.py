@@ -45,12 +45,26 @@ class Heat(NamedTuple):
     note: str = ""
 
 
+class Picture(NamedTuple):
+    """A picture that stands on a contact sheet beside maps, such as what was merged.
+
+    Attributes:
+        title: what it is.
+        pixels: uint8 (3, H, W).
+        note: what stands above it.
+    """
+
+    title: str
+    pixels: Tensor
+    note: str = ""
+
+
 class Row(NamedTuple):
     """A row of a contact sheet: the label of a photograph, uint8 (3 or 1, H, W), and its explanations."""
 
     label: str
     image: Tensor
-    heats: Sequence[Heat]
+    heats: Sequence[Heat | Picture]
 
 
 def overlay(image: Tensor, relevance: Tensor, signed: bool = False, smooth: bool = False) -> Tensor:
@@ -143,7 +157,7 @@ def contact_sheet(rows: Sequence[Row], caption: str = "", smooth: bool = False) 
 
     Args:
         rows: one row or more, all with explanations by the same methods. A note, or in words that a map shows nothing,
-            stands above its map.
+            stands above its map. A title that is too long for one line takes two.
         caption: a paragraph below.
         smooth: as of `overlay`.
     """
@@ -152,15 +166,16 @@ def contact_sheet(rows: Sequence[Row], caption: str = "", smooth: bool = False) 
     above = [[fill(row.label, _letters(PICTURE, SIZE)), *(_remarks(heat) for heat in row.heats)] for row in rows]
     words = [height_of(max(text.count("\n") + 1 for text in texts), SIZE) for texts in above]
     below = fill(caption, _letters(width, SIZE))
-    head = height_of(1, SIZE + 1) + 2 * GAP
+    titles = [_titled(heat.title) for heat in rows[0].heats]
+    head = height_of(max([title.count("\n") + 1 for title in titles], default=1), SIZE + 1) + 2 * GAP
     foot = height_of(below.count("\n") + 1, SIZE) + 2 * GAP if caption else 0
     sheet = Sheet(width, head + sum(words) + len(rows) * (PICTURE + 2 * GAP) + foot + GAP)
-    for column, title in enumerate(["photograph", *(heat.title for heat in rows[0].heats)]):
-        sheet.text(CELL * (column + 0.5), GAP, _cut(title, PICTURE, SIZE + 1), SIZE + 1)
+    for column, title in enumerate(["photograph", *titles]):
+        sheet.text(CELL * (column + 0.5), GAP, title, SIZE + 1)
     top = head
     for row, texts, lines in zip(rows, above, words):
         top += lines + 2 * GAP
-        maps = [overlay(row.image, heat.relevance, heat.signed, smooth).permute(2, 0, 1) for heat in row.heats]
+        maps = [_drawn(row.image, heat, smooth) for heat in row.heats]
         for column, (picture, text) in enumerate(zip([row.image, *maps], texts)):
             sheet.picture(picture, CELL * column + (CELL - PICTURE) / 2, top, PICTURE, text, SIZE)
         top += PICTURE
@@ -198,9 +213,26 @@ def _draw_answer(axes: Axes, probabilities: Tensor, names: Sequence[str], target
     axes.spines["left"].set(visible=True, color="0.7")
 
 
-def _remarks(heat: Heat) -> str:
+def _remarks(heat: Heat | Picture) -> str:
     """What stands above a map of a contact sheet."""
-    return "\n".join(fill(text, _letters(PICTURE, SIZE)) for text in (heat.note, nothing_shown(heat.relevance)) if text)
+    nothing = nothing_shown(heat.relevance) if isinstance(heat, Heat) else ""
+    return "\n".join(fill(text, _letters(PICTURE, SIZE)) for text in (heat.note, nothing) if text)
+
+
+def _drawn(image: Tensor, heat: Heat | Picture, smooth: bool) -> Tensor:
+    """What a contact sheet shows, uint8 (3, H, W)."""
+    if isinstance(heat, Picture):
+        return heat.pixels
+    return overlay(image, heat.relevance, heat.signed, smooth).permute(2, 0, 1)
+
+
+def _titled(title: str) -> str:
+    """A column's title on one line, or on two where a colon is a place to break it."""
+    whole = _cut(title, PICTURE, SIZE + 1)
+    first, mark, second = title.rpartition(": ")
+    if not whole.endswith("…") or not mark:
+        return whole
+    return f"{_cut(first + ':', PICTURE, SIZE + 1)}\n{_cut(second, PICTURE, SIZE + 1)}"
 
 
 def _letters(width: float, size: float) -> int:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -16,6 +17,7 @@ from engine.files import replacing
 
 EVENTS = "events.out.tfevents."  # how the names of event files begin
 ENDING = ".end"  # and how that of the last one ends
+EXPLAINED = ".explained"  # likewise, one with pictures of explanations
 
 
 class Board:
@@ -59,16 +61,25 @@ def next_events(folder: Path, end: str = "") -> Path:
     return folder / f"{EVENTS}{stamp:010d}.{socket.gethostname()}.{os.getpid()}{end}"
 
 
-def remove_ends(folder: Path) -> None:
+def picture_of(tag: str, file: Path) -> Summary:
+    """A picture for TensorBoard from an image file, PNG or GIF, as it is."""
+    with Image.open(file) as image:
+        width, height = image.size
+        channels = len(image.getbands())
+    picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes())
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])
+
+
+def remove_ends(folder: Path, ending: str = ENDING) -> None:
     """Removes event files that were the last of a run that goes on."""
-    for old in folder.glob(f"{EVENTS}*{ENDING}"):
+    for old in folder.glob(f"{EVENTS}*{ending}"):
         old.unlink()
 
 
-def write_end(folder: Path, content: bytes) -> None:
-    """Writes the last event file of a run, completely or not at all.
+def write_end(folder: Path, content: bytes, ending: str = ENDING) -> None:
+    """Writes the last event file of a run, or one with another ending, completely or not at all.
 
     TensorBoard reads every file that has tfevents in its name, so that the temporary file has none.
     """
-    with replacing(next_events(folder, ENDING), temporary=".end-of-run.tmp") as file:
+    with replacing(next_events(folder, ending), temporary=".end-of-run.tmp") as file:
         file.write(content)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.cli import cli
+from engine.cost.macs import measure_or_say
 from engine.explain.explaining import in_words
+from engine.explain.opening import Wanted, opened
 from engine.runs.restore import load_model
 from models.explain import EXPLAINERS, explain
 from tests.tools.runs import folder_run
@@ -188,3 +191,72 @@ def test_the_help_names_every_method(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for name in EXPLAINERS:
         assert f" {name}," in said or f" {name} (default)," in said
+
+
+def test_budgets_beside_each_other(runs, tmp_path, call):
+    """Each is the run with these overrides; a sheet has the same method with every budget side by side."""
+    image = runs["hybrid"].parent / "images" / "a" / "0.png"
+    _, models = opened(Wanted([runs["hybrid"]], [image], [], budgets=("unmerged", "trained")), ())
+    most, least = (measure_or_say(model.run.model).gmacs for model in models)
+    middle = f"{(most + least) / 2:.6g}"
+    args = ["--run", runs["hybrid"], "--images", image, "--method", "gradient_rollout", "merge"]
+    code, said, errors = call(*args, "--budgets", "unmerged", "trained", middle, "--target", "b", "--out", tmp_path)
+    assert (code, errors) == (0, ""), errors
+    assert "sheet.png: 1 image, 6 explanations of each" in said
+    labels = ["unmerged", "trained", f"{float(middle):g}-GMACs"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "sheet.png",
+        "explanations.npz",
+        *(f"0_{label}_gradient_rollout.png" for label in labels),
+        *(f"0_{label}_merge.{kind}" for label in labels[1:] for kind in ("png", "gif")),
+    }
+    with np.load(tmp_path / "explanations.npz") as arrays:
+        maps = [arrays[f"{label}_gradient_rollout"] for label in labels]
+    for label, given, found in zip(labels, ("merge.r=0", None, f"merge.target_gmacs={middle}"), maps, strict=True):
+        alone = ["--run", runs["hybrid"], "--images", image, "--method", "gradient_rollout", "--target", "b"]
+        assert call(*alone, "--out", tmp_path / label, *([given] if given else []))[0] == 0
+        with np.load(tmp_path / label / "explanations.npz") as arrays:
+            np.testing.assert_array_equal(arrays["gradient_rollout"], found)
+    assert not np.allclose(maps[0], maps[1]) and not np.allclose(maps[1], maps[2])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "line"),
+    [
+        (["half"], "error: --budgets half: give unmerged, trained, or GMACs of one image, as in 0.8"),
+        (["unmerged", "-1"], "error: --budgets -1: give unmerged"),
+        (["nan"], "error: --budgets nan: give unmerged"),
+        (["99"], "error: "),
+    ],
+)
+def test_mistakes_in_budgets_are_one_line(runs, tmp_path, call, budgets, line):
+    image = runs["hybrid"].parent / "images" / "a" / "0.png"
+    args = ["--run", runs["hybrid"], "--images", image, "--out", tmp_path / "out", "--budgets", *budgets]
+    code, _, errors = call(*args)
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith(line), errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_merge_has_no_budgets(runs, tmp_path, call):
+    image = runs["cnn"].parent / "images" / "a" / "0.png"
+    code, _, errors = call("--run", runs["cnn"], "--images", image, "--out", tmp_path, "--budgets", "unmerged")
+    assert code == 2 and errors.count("\n") == 1 and "merge" in errors, errors
+
+
+def test_pictures_for_tensorboard(runs, tmp_path, call):
+    """Those of the folder, once, however often they were drawn; without the option there are none."""
+    image = runs["hybrid"].parent / "images" / "a" / "0.png"
+    args = ["--run", runs["hybrid"], "--images", image, "--method", "gradcam", "merge", "--out", tmp_path]
+    assert call(*args)[0] == 0 and not list(tmp_path.glob("events*"))
+    for _ in range(2):
+        code, said, errors = call(*args, "--tensorboard")
+        assert (code, errors) == (0, "") and f"tensorboard --logdir {tmp_path}" in said
+    assert len(list(tmp_path.glob("events*"))) == 1
+    board = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    files = {"0/gradcam": "0_gradcam.png", "0/merge": "0_merge.png", "0/merge in motion": "0_merge.gif"}
+    files["sheet"] = "sheet.png"
+    assert set(board.Tags()["images"]) == set(files)
+    for tag, name in files.items():
+        (event,) = board.Images(tag)
+        assert event.encoded_image_string == (tmp_path / name).read_bytes()
+        assert (event.width, event.height) == Image.open(tmp_path / name).size
