@@ -9,8 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.explain.explaining import class_number, mistaken, read
+from engine.runs.folder import RunFolder
 from engine.runs.restore import FinishedRun, TrainedModel, load_model, load_run
 from engine.submit.images import images_of
+from models.interface import SettingsWithMerging
 from models.settings import UserError
 
 UNMERGED, TRAINED = "unmerged", "trained"
@@ -70,6 +72,8 @@ def opened(wanted: Wanted, overrides: Sequence[str]) -> tuple[list[str], list[Op
         UserError: a budget or a class that is none, a folder that is no run, or an image that cannot be read.
     """
     budgets = [budget(text) for text in dict.fromkeys(wanted.budgets)] or [("", [])]
+    if wanted.budgets:
+        _check_that_they_merge(wanted.runs)
     changes = [[*overrides, *changed] for _, changed in budgets]
     if wanted.wrong:
         finished = [run for folder in wanted.runs for run in _finished(folder, changes)]
@@ -107,6 +111,14 @@ def budget(text: str) -> tuple[str, list[str]]:
     if not 0 < value < float("inf"):
         raise UserError(f"--budgets {text}: give {UNMERGED}, {TRAINED}, or GMACs of one image, as in 0.8")
     return f"{value:g} GMACs", [f"merge.target_gmacs={value!r}"]
+
+
+def _check_that_they_merge(folders: Sequence[Path]) -> None:
+    """Refuses budgets of models without a `merge:` section."""
+    for folder in folders:
+        model = RunFolder.at(folder).settings.model
+        if not isinstance(model, SettingsWithMerging):
+            raise UserError(f"--budgets: {folder} is a {model.name}, which cannot merge tokens; leave --budgets out")
 
 
 def _finished(folder: Path, changes: Sequence[Sequence[str]]) -> list[FinishedRun]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from tests.engine.study.zeroshot.conftest import make_files
 from tests.mistakes.mistake import Hidden, Mistake
 from tests.tools.colours import COLOURS, colour_run, save_colour
 
 CNN = {"name": "cnn", "img_size": 8, "width": 4, "depths": [1]}
+EVALUATE = "tools/explain.py --evaluate small.yaml --out out"
 EXPLAIN = "tools/explain.py --run run --images photo.png --out out"
 
 
@@ -20,6 +22,10 @@ def _vit(folder: Path) -> None:
 def _cnn(folder: Path) -> None:
     colour_run(folder / "run", model=CNN, sharp=0)
     save_colour(folder / "photo.png", COLOURS["1"])
+
+
+def _pretrained(folder: Path) -> None:
+    make_files(folder)
 
 
 def _broken(folder: Path) -> None:
@@ -88,5 +94,23 @@ MISTAKES: list[Mistake] = [
         "A page at an address that is another machine's",
         "tools/explore.py --run run --host 192.0.2.1",
         "--host 192.0.2.1: not an address of this machine; give 127.0.0.1",
+    ),
+    Mistake(
+        "A budget that is not in GMACs",
+        f"{EXPLAIN} --budgets unmerged half",
+        "--budgets half: give unmerged, trained, or GMACs of one image, as in 0.8",
+        _vit,
+    ),
+    Mistake(
+        "Budgets of a model that cannot merge",
+        f"{EXPLAIN} --budgets unmerged",
+        "--budgets: run is a cnn, which cannot merge tokens; leave --budgets out",
+        _cnn,
+    ),
+    Mistake(
+        "A measure of explanations that does not exist",
+        f"{EVALUATE} --measure insertion",
+        "--measure insertion: unknown; known: areas, road, infidelity",
+        _pretrained,
     ),
 ]
