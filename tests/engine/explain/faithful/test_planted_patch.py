@@ -15,15 +15,16 @@ from tests.engine.explain.faithful.patches import BUILT, GRID, pictures, trained
 
 pytest.importorskip("captum")
 pytest.importorskip("skimage")
+pytestmark = pytest.mark.slow  # half a minute of one core for all of them
 
 R = 4  # of 16 patches, in each block
 FOUND = 0.7  # of the images, at least
 TOP = 2  # cells of 16 among which the patch has to be; a tie counts, as where it is merged with another
 OPTIONS = {
-    "lime": {"samples": 150, "regions": GRID * GRID},
-    "rise": {"samples": 400, "cells": 8, "keep": 0.2},
+    "lime": {"samples": 100, "regions": GRID * GRID},
+    "rise": {"samples": 250, "cells": 8, "keep": 0.2},
     "occlusion": {"window": 8, "stride": 4},
-    "integrated_gradients": {"steps": 20},
+    "integrated_gradients": {"steps": 16},
 }
 CASES = [(name, merged) for name in BUILT for merged in (False, True) if not (merged and name == "cnn")]
 
@@ -50,7 +51,7 @@ def models():
 @pytest.fixture(scope="module")
 def planted():
     """Images of the class with stripes, other ones than those of training."""
-    images, labels, cells = pictures(32, seed=1)
+    images, labels, cells = pictures(20, seed=1)
     return images[labels > 0], labels[labels > 0], cells[labels > 0]
 
 
@@ -87,7 +88,7 @@ def test_every_method_finds_the_patch(models, planted, name, merged):
 def measured(model, images, relevance, labels):
     """Every measure's mean over the images."""
     asked = model, images, relevance, labels
-    deletion, insertion = deletion_and_insertion(*asked, cells=GRID, steps=16).areas.mean(0).tolist()
+    deletion, insertion = deletion_and_insertion(*asked, cells=GRID, steps=8).areas.mean(0).tolist()
     morf, lerf = road(*asked, cells=GRID).mean(0).tolist()
     unfaithful = float(infidelity(*asked, cells=GRID, samples=25).mean())
     return {"deletion": deletion, "insertion": insertion, "MoRF": morf, "LeRF": lerf, "infidelity": unfaithful}
