@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws larger_images.png from the two folders beside it: python docs/results/larger_images/figure.py"""
+"""Draws larger_images.png from the folders beside it: python docs/results/larger_images/figure.py"""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).resolve().parent
 COLOURS = {"no merging": "black", "facility location by attention": "#D55E00", "tome": "#0072B2"}
 TITLES = {
-    "imagenet500": "500 ImageNet validation images",
-    "imagenette": "3,925 images of Imagenette, most of them seen at 224 px",
+    "imagenet500": "500 unseen images, whole",
+    "cropped": "500 unseen images, the middle 87.5 %",
+    "imagenette": "3,925 images, most of them seen in training",
 }
 
 
 def main() -> None:
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
         draw(ax, json.loads((HERE / name / "zeroshot.json").read_text())["rows"], title)
     axes[0].set_ylabel("top-1 accuracy minus that of 224 px unmerged,\npoints, with 95 % interval")
