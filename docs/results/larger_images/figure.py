@@ -20,8 +20,8 @@ TITLES = {
 
 
 def main() -> None:
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    figure = Figure(figsize=(14, 5.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
     for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
         draw(ax, json.loads((HERE / name / "zeroshot.json").read_text())["rows"], title)
     axes[0].set_ylabel("top-1 accuracy minus that of 224 px unmerged,\npoints, with 95 % interval")
@@ -33,6 +33,8 @@ def draw(axes, rows: list[dict], title: str) -> None:
     """Change of accuracy against GMACs; each point is labelled with the images' size."""
     for name, colour in COLOURS.items():
         points = sorted(point for row in rows if (point := point_of(row)) and point[0] == name)
+        if not points:
+            continue
         merges = name != "no merging"
         _, gmacs, sizes, changes, lows, highs = zip(*points, strict=True)
         shift = {"no merging": 0, "facility location by attention": -0.006, "tome": 0.006}[name]
