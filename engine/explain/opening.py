@@ -71,7 +71,7 @@ def opened(wanted: Wanted, overrides: Sequence[str]) -> tuple[list[str], list[Op
     Raises:
         UserError: a budget or a class that is none, a folder that is no run, or an image that cannot be read.
     """
-    budgets = [budget(text) for text in dict.fromkeys(wanted.budgets)] or [("", [])]
+    budgets = [*dict(map(budget, wanted.budgets)).items()] or [("", [])]  # 0.8 and 0.80 are one
     if wanted.budgets:
         _check_that_they_merge(wanted.runs)
     changes = [[*overrides, *changed] for _, changed in budgets]
@@ -110,7 +110,7 @@ def budget(text: str) -> tuple[str, list[str]]:
         value = 0
     if not 0 < value < float("inf"):
         raise UserError(f"--budgets {text}: give {UNMERGED}, {TRAINED}, or GMACs of one image, as in 0.8")
-    return f"{value:g} GMACs", [f"merge.target_gmacs={value!r}"]
+    return f"{value!r} GMACs", [f"merge.target_gmacs={value!r}"]
 
 
 def _check_that_they_merge(folders: Sequence[Path]) -> None:

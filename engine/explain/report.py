@@ -70,7 +70,7 @@ def report(wanted: Wanted, out: Path) -> Iterator[str]:
                 columns.append(_merges(model, names, album, lenient=bool(wanted.budgets)))
             else:
                 columns.append(_with_bar(model, method, options))
-    if MERGE in methods:
+    if album.merges:
         yield f"{out}/*_merge.png, *_merge.gif: what each block merged, {counted(len(names), 'image')}"
     maps = [column for column in columns if column.found is not None]
     yield from _figures(maps, seen, names, album, wanted.smooth)
@@ -96,6 +96,7 @@ class _Album:
 
     def __init__(self, out: Path, tensorboard: bool) -> None:
         self.out = out
+        self.merges = 0  # strips of what blocks merged
         self._events = io.BytesIO()
         self._board = Board(self._events) if tensorboard else None
 
@@ -141,6 +142,11 @@ def _on_sheet(found: Explained, position: int, label: str) -> Heat:
     return heat._replace(note=", ".join(filter(None, [answer, heat.note])))
 
 
+def _without_ending(name: str) -> str:
+    """An image's path as its pictures are called: images of one name in two folders stay apart."""
+    return Path(name).with_suffix("").as_posix()
+
+
 def _merges(model: Opened, names: Sequence[str], album: _Album, lenient: bool) -> _Column:
     """Writes what each block merged, as a strip and as an animation; lenient: unless nothing is merged."""
     device, shown = next(model.run.model.parameters()).device, []
@@ -150,10 +156,11 @@ def _merges(model: Opened, names: Sequence[str], album: _Album, lenient: bool) -
         depth = (blocks_of if lenient else trace)(model.run.model, normalised)
         shown.append(Picture(title, _left(image, depth), f"{depth[-1].tokens} of {depth[0].index.numel()} tokens"))
         if any(merging(depth)):
-            album.figure(strip(image, depth), Path(name).stem, model.label, MERGE)
-            moving = album.out / f"{_file_name(Path(name).stem, model.label, MERGE)}.gif"
+            album.merges += 1
+            album.figure(strip(image, depth), _without_ending(name), model.label, MERGE)
+            moving = album.out / f"{_file_name(_without_ending(name), model.label, MERGE)}.gif"
             animation(image, depth, moving)
-            album.file(moving, Path(name).stem, model.label, MERGE, "in motion")
+            album.file(moving, _without_ending(name), model.label, MERGE, "in motion")
     return _Column(model.label, MERGE, shown)
 
 
@@ -180,7 +187,7 @@ def _figures(
                 int(found.target[position]),
                 smooth=smooth,
             )
-            album.figure(figure, Path(name).stem, column.label, found.method)
+            album.figure(figure, _without_ending(name), column.label, found.method)
         yield f"{album.out}/*_{_file_name(column.label, found.method)}.png: {counted(len(names), 'figure')}"
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from engine.settings.layers import layered, load_settings, parse_override, parse_overrides
-from models.interface import SettingsWithMerging, merging_method
+from models.interface import SettingsWithMerging, merging_method, model_name
+from models.merging.settings import MergeSettings
 from models.registry import MODELS
 from models.settings import ModelSettings, UserError, check
 from models.settings.zoo import split_name
@@ -40,11 +43,11 @@ def load_models(name: str, overrides: Iterable[str], methods: Sequence[str] | No
 
 
 def load_beside(texts: Iterable[str], name: str, overrides: Iterable[str]) -> dict[str, ModelSettings]:
-    """Loads the settings of models that stand beside another one.
+    """Loads the settings of models that stand beside another one, without merging unless the text asks for it.
 
     Args:
         texts: each a name, as `load_models` takes it, overrides, or both, such as "timm:deit_tiny_patch16_224
-            model.img_size=192". Without a name it is that other model, without its merging.
+            model.img_size=192". Without a name it is that other model.
         name: the other model.
         overrides: its overrides.
 
@@ -52,18 +55,33 @@ def load_beside(texts: Iterable[str], name: str, overrides: Iterable[str]) -> di
         Text -> settings.
 
     Raises:
-        UserError: as of `load_models`, or a text that is given twice, or is empty.
+        UserError: as of `load_models`, or a text that is given twice, is empty, or has an open quote.
     """
     found: dict[str, ModelSettings] = {}
     own = [item for item in overrides if parse_override(item)[0][:2] != ["model", "merge"]]
     for text in texts:
-        words = text.split()
-        if not words or text in found:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise UserError(f"--beside {text!r}: {str(error).lower()}; close it") from None
+        key = " ".join(words)
+        if not words or key in found:
             raise UserError(f"--beside {text!r}: {'given twice' if words else 'empty'}; leave it out")
         named = "=" not in words[0]
-        overrides_of = words[1:] if named else [*own, *words]
-        (found[text],) = load_models(words[0] if named else name, overrides_of, None).values()
+        changes = words[1:] if named else [*own, *words]
+        merges = any(parse_override(item)[0][:2] == ["model", "merge"] for item in changes)
+        (settings,) = load_models(words[0] if named else name, changes, None).values()
+        found[key] = settings if merges else without_merging(settings)
     return found
+
+
+def without_merging(settings: ModelSettings) -> ModelSettings:
+    """Returns the settings of the same model without merging."""
+    if not isinstance(settings, SettingsWithMerging) or settings.merge is None:
+        return settings
+    ours = model_name(settings) == settings.name
+    changed: dict[str, Any] = {"merge": MergeSettings(method="none") if ours else None}
+    return settings.model_copy(update=changed)
 
 
 def _load_model(name: str, overrides: Sequence[str]) -> ModelSettings:

@@ -11,6 +11,7 @@ from engine.cost.speed.attention import FORMS, forms_on
 from engine.cost.speed.means import MEANS
 from engine.cost.speed.model.table import table
 from engine.settings.layers import load_settings
+from engine.settings.models import load_beside
 from models.formulas import formula_macs
 from models.merging import MERGERS
 from models.settings import UserError
@@ -143,11 +144,21 @@ def test_other_models_in_the_same_rounds(threads, capsys, tmp_path):
     assert all(len(row["ms"]) == 2 and row["failed"] is None for row in record)
 
 
+def test_other_models_do_not_merge_unless_asked():
+    """Although their configs do."""
+    texts = ["model.img_size=48", "digits/hybrid", "digits/hybrid merge.r=3"]
+    own, other, merged = load_beside(texts, "cifar10/hybrid", ["merge.r=4", "model.depth=3"]).values()
+    assert (own.img_size, own.depth, own.merge.method, other.merge.method) == (48, 3, "none", "none")
+    assert (merged.merge.method, merged.merge.r) == ("tome", 3)
+
+
 @pytest.mark.parametrize(
     ("beside", "line"),
     [
         (["lenet5", "lenet5"], "--beside 'lenet5': given twice; leave it out"),
+        (["lenet5", "lenet5  "], "--beside 'lenet5  ': given twice; leave it out"),
         ([""], "--beside '': empty; leave it out"),
+        (["'lenet5"], "no closing quotation; close it"),
         (["lenet6"], "'lenet6': no such file, and no such name under configs"),
         (["train.lr=3"], "train: has no effect on a model"),
     ],

@@ -58,7 +58,11 @@ def take(path: Path, reading: FileSettings, limits: Limits) -> tuple[Tensor, str
 
 def _read(path: Path, reading: FileSettings, limits: Limits) -> tuple[Tensor, str]:
     name = shown(path.name)
-    if (size := path.stat().st_size) > limits.bytes:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({reason(error)}); give it again") from None
+    if size > limits.bytes:
         raise UserError(f"{name}: {size / 2**20:.1f} MB, more than {limits.megabytes} MB; give a smaller file")
     reading = reading.model_copy(update={"max_pixels": limits.megapixels * 10**6})
     try:

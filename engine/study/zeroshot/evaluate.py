@@ -78,7 +78,7 @@ def evaluate_rows(
     stale = [name for name, row in found.items() if row is not None and ways[name].merge and row.code != of_merging()]
     found.update(dict.fromkeys(stale) if again else {})
     missing = [name for name, row in found.items() if row is None]
-    models = {size: at_size(settings, size, device) for name in missing if (size := ways[name].size) is not None}
+    models = {size: at_size(settings, name, size, device) for name in missing if (size := ways[name].size) is not None}
     removed = {name: merged(models.get(ways[name].size, model), name, ways[name].merge) for name in missing}
     with writing(folder):
         (folder / "rows").mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def evaluate_rows(
     return images, rows
 
 
-def at_size(settings: ZeroshotSettings, size: int, device: torch.device) -> nn.Module:
+def at_size(settings: ZeroshotSettings, row: str, size: int, device: torch.device) -> nn.Module:
     """Returns the model without merging for images of another size, with its weights loaded.
 
     Raises:
@@ -107,7 +107,7 @@ def at_size(settings: ZeroshotSettings, size: int, device: torch.device) -> nn.M
     try:
         return pretrained(settings.at(size), device)[0]
     except UserError as error:
-        raise UserError(f"{size} px: {error}") from None
+        raise UserError(f"row {row!r} of {size} px: {error}") from None
 
 
 def _key(settings: ZeroshotSettings, weights: str, images: LabelledImages, row: Way) -> str:

@@ -103,7 +103,7 @@ class ZeroshotSettings(Settings):
         description='further rows, as in {"tome by tokens, r = 8": {method: tome, metric: tokens, r: 8}}, with '
         "img_size for images of another size; a figure joins rows whose names begin alike, up to the comma",
     )
-    sizes: list[int] = Field(
+    sizes: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
         [],
         description="other image sizes, pixels, at which the model is evaluated without merging: among them those that "
         "cost as much as merged rows, as in [192, 176]",
@@ -116,8 +116,8 @@ class ZeroshotSettings(Settings):
     @field_validator("sizes")
     @classmethod
     def _sizes(cls, sizes: list[int]) -> list[int]:
-        if any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
-            raise ValueError(f"{sizes}: must be different numbers of pixels, at least 1")
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"{sizes}: must be different numbers of pixels")
         return sizes
 
     @field_validator("rows")

@@ -35,7 +35,9 @@ def time_rows(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence
     models, inputs = {}, {}
     for row in rows:
         way = ways[row.name]
-        models[row.name] = _with_shared_weights(model) if way.size is None else at_size(settings, way.size, device)
+        models[row.name] = (
+            _with_shared_weights(model) if way.size is None else at_size(settings, row.name, way.size, device)
+        )
         inputs[row.name] = resized(batch, way.size)
         merged(models[row.name], row.name, solved(way.merge, row.removed))
     times = time_models(models, inputs, rounds, device, pick_autocast(settings.precision, device))

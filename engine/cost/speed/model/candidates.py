@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from engine.cost.macs import measure_or_say
 from engine.cost.speed.model.variants import UNMERGED
+from engine.settings.models import without_merging
 from models.budget import solve
 from models.builders import build
 from models.formulas import FORMULAS, formula_macs
-from models.interface import SettingsWithMerging, merging_method, model_name, removed_per_block
-from models.merging.settings import MergeSettings
+from models.interface import merging_method, removed_per_block
 from models.settings import ModelSettings, UserError
 
 
@@ -66,15 +65,6 @@ def candidates(
         solved = solve(settings)
         built[name] = solved, build(solved)
     return {name: Candidate(settings, model, _gmacs(settings, model)) for name, (settings, model) in built.items()}
-
-
-def without_merging(settings: ModelSettings) -> ModelSettings:
-    """Returns the settings of the same model without merging."""
-    if not isinstance(settings, SettingsWithMerging) or settings.merge is None:
-        return settings
-    ours = model_name(settings) == settings.name
-    changed: dict[str, Any] = {"merge": MergeSettings(method="none") if ours else None}
-    return settings.model_copy(update=changed)
 
 
 def _gmacs(settings: ModelSettings, model: nn.Module) -> float | None:
