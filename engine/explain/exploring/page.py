@@ -41,20 +41,23 @@ def served(explorer: Explorer, limits: Limits, host: str, port: int) -> Iterator
         gradio = _gradio(folder, host)
         page = build(explorer, limits)
         try:
-            _, address, _ = page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                inbrowser=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                run_history=False,
-                footer_links=[],
-                max_file_size=limits.bytes,
-                theme=gradio.themes.Base(**FONTS),
-                css=STYLE,
-            )
+            try:
+                _, address, _ = page.launch(
+                    server_name=host,
+                    server_port=port,
+                    share=False,
+                    inbrowser=False,
+                    quiet=True,
+                    prevent_thread_lock=True,
+                    ssr_mode=False,
+                    run_history=False,
+                    footer_links=[],
+                    max_file_size=limits.bytes,
+                    theme=gradio.themes.Base(**FONTS),
+                    css=STYLE,
+                )
+            except OSError:  # it was free before the model was loaded
+                raise UserError(f"--port {port}: in use; give another, or 0 for one that is free") from None
             yield address
         finally:
             page.close(verbose=False)

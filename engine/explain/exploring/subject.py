@@ -91,9 +91,13 @@ def of_name(name: str, weights: str, overrides: Sequence[str] = ()) -> Subject:
     (settings,) = load_models(name, overrides, None).values()
     if not isinstance(settings, ZooSettings):
         raise UserError(f"--model {name}: give timm:NAME or torchvision:NAME; for a model of ours, --run DIR")
+    if settings.weights is not None:
+        raise UserError(f"model.weights = {settings.weights!r}: given beside --weights {weights}; leave it out")
+    if settings.in_chans not in CHANNELS:
+        raise UserError(f"model.in_chans = {settings.in_chans}: images have 1 or 3 channels; leave it out")
     settings = settings.model_copy(update={"weights": weights})
     statistics = normalisation(settings)
-    if settings.in_chans not in CHANNELS or statistics is None:
+    if statistics is None:
         raise UserError(f"--weights {weights}: no mean and std are known for them; give a file, or timm:NAME")
     model = build_zoo(settings)
     report = load_weights(model, weights)

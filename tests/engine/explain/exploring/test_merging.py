@@ -132,3 +132,15 @@ def test_a_name_that_is_none(weights):
             of_name(name, str(weights))
     with pytest.raises(UserError, match="--weights .*: the classifier does not fit"):
         of_name(ARCH, str(weights), [SMALL[0], SMALL[2]])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.in_chans=4", "model.in_chans = 4: images have 1 or 3 channels; leave it out"),
+        ("model.weights=other.pth", "model.weights = 'other.pth': given beside --weights"),
+    ],
+)
+def test_settings_that_a_page_does_not_take(weights, override, message):
+    with pytest.raises(UserError, match=message):
+        of_name(ARCH, str(weights), [*SMALL, override])
