@@ -100,6 +100,15 @@ def merge_settings(settings: object) -> MergeSettings | None:
     return settings.merge if isinstance(settings, SettingsWithMerging) else None
 
 
+def without_merging(settings: ModelSettings) -> ModelSettings:
+    """Returns the settings of the same model without merging."""
+    if not isinstance(settings, SettingsWithMerging) or settings.merge is None:
+        return settings
+    ours = model_name(settings) == settings.name
+    changed: dict[str, Any] = {"merge": MergeSettings(method="none") if ours else None}
+    return settings.model_copy(update=changed)
+
+
 def merging_method(settings: ModelSettings) -> str | None:
     """The name of the merging method, possibly "none"; None for settings without a `merge:` section."""
     merge = merge_settings(settings)

@@ -97,6 +97,7 @@ def test_the_wheel_requires_what_models_import_and_no_more(wheel):
         "lora",
         "export",
         "explain",
+        "explore",
         "workbench",
         "page",
         "slurm",

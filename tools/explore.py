@@ -22,6 +22,8 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.cli import cli, parser_of
@@ -62,6 +64,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Leaves notes out: the page says what a budget came to."""
+    log = logging.getLogger("hybridmerge")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 def main(argv: list[str]) -> None:
     args = parse(argv)
     from importlib.util import find_spec
@@ -73,18 +87,18 @@ def main(argv: list[str]) -> None:
     from engine.explain.exploring.upload import Limits
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # uploads are removed at the end
-    logging.getLogger("hybridmerge").setLevel(logging.ERROR)  # the page says what a budget came to
     port = free_port(args.host, args.port)
     if find_spec("gradio") is None:
         raise UserError("tools/explore.py: needs gradio; pip install -e '.[explore]'")
     overrides, options = split_options(args.overrides)
-    subject = of_run(args.run, overrides) if args.run else of_name(args.model, args.weights, overrides)
-    explorer = Explorer(subject, options)
-    with served(explorer, Limits(args.max_mb, args.max_megapixels), args.host, port) as address:
-        if args.host not in (LOCAL, "localhost", "::1"):
-            print("note: whoever reaches this machine can use the page; it has no password")
-        print(f"{subject.title}: {address}  (Ctrl-C ends)", flush=True)
-        threading.Event().wait()
+    with errors_only():
+        subject = of_run(args.run, overrides) if args.run else of_name(args.model, args.weights, overrides)
+        explorer = Explorer(subject, options)
+        with served(explorer, Limits(args.max_mb, args.max_megapixels), args.host, port) as address:
+            if args.host not in (LOCAL, "localhost", "::1"):
+                print("note: whoever reaches this machine can use the page; it has no password")
+            print(f"{subject.title}: {address}  (Ctrl-C ends)", flush=True)
+            threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from engine.settings.layers import layered, load_settings, parse_override, parse_overrides
-from models.interface import SettingsWithMerging, merging_method, model_name
-from models.merging.settings import MergeSettings
+from models.interface import SettingsWithMerging, merging_method, without_merging
 from models.registry import MODELS
 from models.settings import ModelSettings, UserError, check
 from models.settings.zoo import split_name
@@ -73,15 +71,6 @@ def load_beside(texts: Iterable[str], name: str, overrides: Iterable[str]) -> di
         (settings,) = load_models(words[0] if named else name, changes, None).values()
         found[key] = settings if merges else without_merging(settings)
     return found
-
-
-def without_merging(settings: ModelSettings) -> ModelSettings:
-    """Returns the settings of the same model without merging."""
-    if not isinstance(settings, SettingsWithMerging) or settings.merge is None:
-        return settings
-    ours = model_name(settings) == settings.name
-    changed: dict[str, Any] = {"merge": MergeSettings(method="none") if ours else None}
-    return settings.model_copy(update=changed)
 
 
 def _load_model(name: str, overrides: Sequence[str]) -> ModelSettings:

@@ -9,11 +9,10 @@ from torch import nn
 
 from engine.cost.macs import measure_or_say
 from engine.cost.speed.model.variants import UNMERGED
-from engine.settings.models import without_merging
 from models.budget import solve
 from models.builders import build
 from models.formulas import FORMULAS, formula_macs
-from models.interface import merging_method, removed_per_block
+from models.interface import merging_method, removed_per_block, without_merging
 from models.settings import ModelSettings, UserError
 
 
