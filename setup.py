@@ -38,7 +38,7 @@ setup(
     extras_require={
         "lora": LORA,  # finetune.mode=lora
         "export": ["torch>=2.13", *ONNX],  # hybridmerge.export, tools/export.py
-        "explore": EXPLORE,  # tools/explore.py
+        "explore": EXPLORE,  # tools/explore.py; gradio needs Pillow below 13
         "explain": EXPLAIN,  # hybridmerge.explain: lime, integrated_gradients, occlusion
         "workbench": [  # engine/ and tools/
             "fvcore>=0.1.5.post20221221",
