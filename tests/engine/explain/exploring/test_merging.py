@@ -138,7 +138,7 @@ def test_a_name_that_is_none(weights):
     ("override", "message"),
     [
         ("model.in_chans=4", "model.in_chans = 4: images have 1 or 3 channels; leave it out"),
-        ("model.weights=other.pth", "model.weights = 'other.pth': given beside --weights"),
+        ("model.weights=other.pth", "model.weights = '.*other.pth': given beside --weights"),
     ],
 )
 def test_settings_that_a_page_does_not_take(weights, override, message):
