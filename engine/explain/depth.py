@@ -100,9 +100,9 @@ def animation(image: Tensor, depth: Sequence[Merged], path: Path, scale: int | N
         UserError: the file cannot be written.
     """
     image = image.expand(3, -1, -1)
-    scale = scale or max(1, SIDE // max(image.shape[1:]))
+    scale = scale or scale_of(image)
     patches = depth[0].index.numel()
-    frames = [_frame(_enlarged(image.permute(1, 2, 0).numpy(), scale), f"photograph: {counted(patches, 'patch')}")]
+    frames = [_frame(enlarged(image.permute(1, 2, 0).numpy(), scale), f"photograph: {counted(patches, 'patch')}")]
     for step, merges in zip(depth, merging(depth)):
         words = f"{step.title}: {counted(step.tokens, 'token')}" + ("" if merges else ", merges nothing")
         frames.append(_frame(regions(image, step, scale), words))
@@ -125,7 +125,12 @@ def _idle(numbers: Sequence[int]) -> str:
     return verb.format(", ".join(texts)) if texts else ""
 
 
-def _enlarged(pixels: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
+def scale_of(image: Tensor) -> int:
+    """Pixels of a picture for each pixel of an image (C, H, W), so that its longer side has about `SIDE`."""
+    return max(1, SIDE // max(image.shape[1:]))
+
+
+def enlarged(pixels: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
     """Repeats each pixel (h, w, 3) `rows` times downwards and `columns` times to the right, by default as often."""
     return pixels.repeat(rows, 0).repeat(columns or rows, 1)
 
@@ -141,7 +146,7 @@ def regions(image: Tensor, step: Merged, scale: int) -> np.ndarray:
     rows, columns = step.index.shape
     height, width = (scale * image.shape[1] // rows, scale * image.shape[2] // columns)  # of a patch
     colours = (255 * painted(image, step.index)).round().byte().numpy()
-    picture = Image.fromarray(_enlarged(colours, height, width))
+    picture = Image.fromarray(enlarged(colours, height, width))
     draw = ImageDraw.Draw(picture)
     for (left, top), (right, bottom) in borders(step.index):
         for away, colour in zip((1, 0), LINES):

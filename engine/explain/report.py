@@ -16,14 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.data.loading.loader import Normalise
-from engine.explain.depth import SIDE, animation, blocks_of, merging, regions, strip, trace
+from engine.explain.depth import animation, blocks_of, merging, regions, scale_of, strip, trace
 from engine.explain.drawing import Heat, Picture, Row, contact_sheet, figure_of
 from engine.explain.explaining import Explained, explained, split_options
 from engine.explain.opening import Opened, Wanted, opened
 from engine.figures.drawing import save_figure
 from engine.figures.merge_tracing import Merged
 from engine.files import replacing, writing
-from engine.runs.board import EXPLAINED, Board, picture_of, remove_ends, write_end
+from engine.runs.board import EXPLAINED_ENDING, Board, picture_of, remove_ends, write_end
 from engine.wording import counted
 from models.explain import EXPLAINERS
 from models.settings import UserError, nearest
@@ -114,8 +114,8 @@ class _Album:
     def close(self) -> Iterator[str]:
         if self._board is not None:
             self._board.flush()
-            remove_ends(self.out, EXPLAINED)
-            write_end(self.out, self._events.getvalue(), EXPLAINED)
+            remove_ends(self.out, EXPLAINED_ENDING)
+            write_end(self.out, self._events.getvalue(), EXPLAINED_ENDING)
             yield f"{self.out}: the same pictures for tensorboard --logdir {self.out}"
 
 
@@ -168,7 +168,7 @@ def _left(image: Tensor, depth: Sequence[Merged]) -> Tensor:
     """The tokens that are left after the last block, drawn in their colours; the photograph where nothing is merged."""
     if not any(merging(depth)):
         return image
-    drawn = regions(image, depth[-1], max(1, SIDE // max(image.shape[1:])))
+    drawn = regions(image, depth[-1], scale_of(image))
     return torch.from_numpy(drawn.copy()).permute(2, 0, 1)
 
 

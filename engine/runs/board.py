@@ -17,7 +17,7 @@ from engine.files import replacing
 
 EVENTS = "events.out.tfevents."  # how the names of event files begin
 ENDING = ".end"  # and how that of the last one ends
-EXPLAINED = ".explained"  # likewise, one with pictures of explanations
+EXPLAINED_ENDING = ".explained"  # likewise, one with pictures of explanations
 
 
 class Board:

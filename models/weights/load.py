@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..settings import UserError
 from .caveats import caveats
 from .faults import demand_same_function
 from .files import State, read_path
 from .fit import best_fit
 from .hubs import HUBS
 from .report import Report
+
+
+def load_with_classifier(model: nn.Module, source: str, key: str) -> Report:
+    """As `load_weights`, for a model that is used as it is: the classifier must be among the weights, and fit.
+
+    Args:
+        model: as of `load_weights`.
+        source: as of `load_weights`.
+        key: where the user named the weights, such as "--weights FILE", for the message.
+
+    Raises:
+        UserError: as of `load_weights`, or the classifier does not fit.
+    """
+    report = load_weights(model, source)
+    if report.replaced:
+        raise UserError(
+            f"{key}: its classifier does not fit ({report.replaced[0]}); give weights with the classifier, or "
+            "model.num_classes as in the weights"
+        )
+    return report
 
 
 def load_weights(model: nn.Module, source: str, state: State | None = None) -> Report:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.explain.depth import regions
+from engine.explain.depth import enlarged, regions, scale_of
 from engine.explain.drawing import TOP, nothing_shown, overlay
 from engine.explain.explaining import in_words
 from engine.explain.exploring.merging import Budget, Merging
@@ -26,7 +26,6 @@ from models.settings import UserError
 from models.timing import time_models
 
 PASSES = 5  # timed, of which the median is shown
-SIDE = 448  # pixels: about as large are pictures on the page
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Explorer:
             found = explain(model, images, explainer, **self._options.get(explainer, {}))
             merged = self._merged(images)
             times = time_models({"model": model}, {"model": images}, PASSES, self.subject.device, nullcontext())
-        seen, scale = image.expand(3, -1, -1), max(1, SIDE // max(image.shape[1:]))
+        seen, scale = image.expand(3, -1, -1), scale_of(image)
         relevance = found.relevance[0].cpu()
         heat = overlay(seen, relevance, EXPLAINERS[explainer].signed)
         probabilities = self.subject.task.probabilities(found.logits)[0].cpu()
@@ -118,11 +117,11 @@ class Explorer:
             whole=self.merging.whole,
             milliseconds=statistics.median(times["model"]),
             device=device_name(self.subject.device),
-            photograph=_enlarged(seen.permute(1, 2, 0), scale),
+            photograph=torch.from_numpy(enlarged(seen.permute(1, 2, 0).numpy(), scale)),
             regions=None if merged is None else torch.from_numpy(regions(seen, merged, scale).copy()),
             patches=None if merged is None else merged.index.numel(),
             left=None if merged is None else merged.tokens,
-            heat=_enlarged(heat, scale),
+            heat=torch.from_numpy(enlarged(heat.numpy(), scale)),
             note=nothing_shown(relevance) or in_words(found.notes[0]),
         )
 
@@ -156,8 +155,3 @@ def _window(size: int) -> dict[str, int]:
     """The window of occlusion that suits small images, too; the method's own from 128 pixels on."""
     window = max(1, min(EXPLAINERS["occlusion"].options["window"], size // 4))
     return {"window": window, "stride": max(1, window // 2)}
-
-
-def _enlarged(picture: Tensor, scale: int) -> Tensor:
-    """Repeats each pixel of a picture (H, W, 3)."""
-    return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)

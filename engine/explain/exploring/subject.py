@@ -20,7 +20,7 @@ from engine.tasks import ONE_LABEL, Task
 from models.interface import model_name
 from models.settings import ModelSettings, UserError
 from models.settings.zoo import ZooSettings, normalisation
-from models.weights import load_weights
+from models.weights.load import load_with_classifier
 from models.zoo import build_zoo
 
 
@@ -100,12 +100,7 @@ def of_name(name: str, weights: str, overrides: Sequence[str] = ()) -> Subject:
     if statistics is None:
         raise UserError(f"--weights {weights}: no mean and std are known for them; give a file, or timm:NAME")
     model = build_zoo(settings)
-    report = load_weights(model, weights)
-    if report.replaced:
-        raise UserError(
-            f"--weights {weights}: the classifier does not fit ({report.replaced[0]}); give weights with the "
-            "classifier, or model.num_classes as in the weights"
-        )
+    load_with_classifier(model, weights, f"--weights {weights}")
     return Subject(
         title=model_name(settings),
         model=model.to(pick_device("auto")).eval(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ def infidelity(
     for image, values, label in zip(images.unsqueeze(1), maps.unsqueeze(1), target.tolist(), strict=True):
         rest = iter(every)
 
-        def perturbed(shown: Tensor, rest=rest) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        def perturbed(shown: Tensor, rest: Iterator[Tensor] = rest) -> tuple[Tensor, Tensor]:
             hidden = torch.stack([next(rest) for _ in shown])
             return hidden, shown - hidden
 

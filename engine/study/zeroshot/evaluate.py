@@ -25,7 +25,7 @@ from models.merging import unwrap, wrap
 from models.merging.settings import MergeSettings
 from models.merging.wrapping import schedule_of
 from models.settings import UserError
-from models.weights.load import load_weights
+from models.weights.load import load_with_classifier
 from models.zoo import build_zoo
 
 log = logging.getLogger("hybridmerge.zeroshot")
@@ -39,12 +39,7 @@ def pretrained(settings: ZeroshotSettings, device: torch.device) -> tuple[nn.Mod
     """
     model = build_zoo(settings.model.model_copy(update={"merge": None}))
     assert settings.model.weights is not None
-    report = load_weights(model, settings.model.weights)
-    if report.replaced:
-        raise UserError(
-            f"model.weights = {settings.model.weights!r}: its classifier does not fit ({report.replaced[0]}); give "
-            "weights with the classifier, or model.num_classes as in the weights"
-        )
+    report = load_with_classifier(model, settings.model.weights, f"model.weights = {settings.model.weights!r}")
     for caveat in report.caveats:
         log.warning(caveat)
     digest = of_weights(model.state_dict())

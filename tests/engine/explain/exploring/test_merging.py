@@ -130,7 +130,7 @@ def test_a_name_that_is_none(weights):
     for name, says in (("lenet5", "--model lenet5: give timm:NAME"), ("timm:vit_tinny", "did you mean")):
         with pytest.raises(UserError, match=says):
             of_name(name, str(weights))
-    with pytest.raises(UserError, match="--weights .*: the classifier does not fit"):
+    with pytest.raises(UserError, match="--weights .*: its classifier does not fit"):
         of_name(ARCH, str(weights), [SMALL[0], SMALL[2]])
 
 
