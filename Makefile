@@ -2,6 +2,7 @@
 # make test    runs the tests, on the CPU, in two processes; ARGS="-k merge" for some of them, JOBS=8 for more processes
 #              HYBRIDMERGE_PRECISION=bf16 make test runs them in bf16, on any processor
 # make test-bf16 runs the tests that depend on precision in bf16
+# make test-cuda runs the tests of CUDA, on a machine that has it
 # make lint    checks the code and its format with ruff, and types with mypy
 # make install makes the environment in .venv; PYTHON=python3.12 chooses the interpreter
 # make clean   deletes the environment and caches; runs/ and data/ stay
@@ -12,7 +13,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-bf16 lint clean
+.PHONY: install demo test test-bf16 test-cuda lint clean
 
 install: $(STAMP)
 
@@ -25,6 +26,9 @@ test: $(STAMP)
 
 test-bf16:
 	HYBRIDMERGE_PRECISION=bf16 $(MAKE) test ARGS='-m precision $(ARGS)'
+
+test-cuda: $(STAMP)
+	$(BIN)/python -m pytest -q -n 8 tests/cuda $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

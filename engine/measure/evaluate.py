@@ -154,10 +154,10 @@ def evaluate_split(
         keep_logits: whether to return the logits of every image.
         keep_mistakes: the number of most confident mistakes to return; only for tasks with one class per image.
     """
-    batches = islice(eval_batches(getattr(data, split), batch_size, data.mean, data.std, data.resize), first)
     device = next(model.parameters()).device
+    of_split = eval_batches(getattr(data, split), batch_size, data.mean, data.std, data.resize, device)
     kept = {"keep_logits": keep_logits, "keep_mistakes": keep_mistakes}
-    return evaluate(model, batches, data.task, len(data.classes), device, autocast, **kept)
+    return evaluate(model, islice(of_split, first), data.task, len(data.classes), device, autocast, **kept)
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, task: Task) -> Evaluation:

@@ -82,7 +82,8 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
             that would begin to learn after the last epoch.
     """
     t = settings.train
-    batches = build_batches(data, settings)
+    device = next(model.parameters()).device
+    batches = build_batches(data, settings, device)
     weights = class_weights(t.class_weights, data.task, data.classes, data.train.labels)
     tuning = Tuning(model, settings.finetune, t.lr)
     epochs = -(-batches.total_steps // batches.steps_per_epoch)
@@ -97,12 +98,12 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     average = MovingAverage(model, t.ema) if t.ema else None
     optimization = Optimization(model, optimizer, rate, t.clip_norm, average)
     checkpoints = Checkpoints(folder, model, data, settings, optimization, tuning.saved_names())
-    autocast = pick_autocast(t.precision, next(model.parameters()).device)
+    autocast = pick_autocast(t.precision, device)
     return Preparation(settings, model, data, cost, autocast, tuning, optimization, batches, weights, checkpoints)
 
 
-def build_batches(data: Data, settings: RunSettings) -> StepBatches:
-    """Builds the training batches of images; see `prepare` for what is refused."""
+def build_batches(data: Data, settings: RunSettings, device: torch.device) -> StepBatches:
+    """Builds the training batches of images on a device; see `prepare` for what is refused."""
     t, augment = settings.train, settings.augment
     workers = getattr(settings.data, "workers", None)
     loader = TrainLoader(
@@ -115,6 +116,7 @@ def build_batches(data: Data, settings: RunSettings) -> StepBatches:
         data.resize,
         workers,
         order_of(data, settings),
+        device,
     )
     steps_per_epoch = len(loader) // t.accumulate
     if steps_per_epoch == 0:
@@ -153,7 +155,7 @@ def build_trainer(
     """
     settings, model, data, t = prepared.settings, prepared.model, prepared.data, prepared.settings.train
     batches, autocast = prepared.batches, prepared.autocast
-    val_batches = partial(eval_batches, data.val, t.batch_size, data.mean, data.std, data.resize)
+    val_batches = partial(eval_batches, data.val, t.batch_size, data.mean, data.std, data.resize, prepared.device)
     network_of = _itself
     if progress.step < batches.total_steps:
         started = time.perf_counter()

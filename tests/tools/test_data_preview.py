@@ -44,7 +44,7 @@ def test_the_images_are_those_of_the_first_step(overrides, mixing):
     settings = load_settings("zoo/resnet18", [*overrides, *extra, "train.label_smoothing=0"])
     data = build_data(settings.data, settings.split, settings.seed)
     images, targets = preview.first_batch(data, settings, 0)
-    batches = build_batches(data, settings)
+    batches = build_batches(data, settings, torch.device("cpu"))
     seen, labels = next(batches.epoch(0, first_step=0))[0]
     assert images.equal(seen) and targets.equal(labels)
     batches.close()

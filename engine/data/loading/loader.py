@@ -34,6 +34,8 @@ class TrainLoader:
         workers: number of processes that read images and apply `augment.transforms`; None: one per processor, at most
             8. The result does not depend on it. Images in memory need no processes unless there are `transforms`.
         order: which images an epoch draws, in which order; None: every image once, shuffled.
+        device: where images are normalised, erased and resized, and where they are yielded; None: the CPU. They travel
+            there as uint8, and before they are resized.
 
     Raises:
         UserError: fewer images than one batch, a crop that can miss the image, quarter turns of images that are not
@@ -51,6 +53,7 @@ class TrainLoader:
         resize: int | None = None,
         workers: int | None = None,
         order: Order | None = None,
+        device: torch.device | None = None,
     ) -> None:
         _, height, width = split.shape
         if batch_size > len(split):
@@ -67,7 +70,7 @@ class TrainLoader:
         self.augment = augment
         self.seed = seed
         self.order = Shuffled(len(split), seed) if order is None else order
-        self._normalise, self.resize = Normalise(mean, std), resize
+        self._normalise, self.resize, self.device = Normalise(mean, std), resize, device
         self._workers = None
         if augment.transforms is not None or isinstance(split, Files):
             self._workers = Workers(Reader(split, augment.transforms, seed), workers)
@@ -77,7 +80,10 @@ class TrainLoader:
         return len(self.split) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images, float32 (B, C, H, W), and labels, (B, ...), of an epoch (from 0), from batch `start` on."""
+        """Yields images, float32 (B, C, H, W), and labels, (B, ...), of an epoch (from 0), from batch `start` on.
+
+        The labels stay on the CPU.
+        """
         draws = self.order(epoch)
         chosen = [draws[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
         indices = [batch % len(self.split) for batch in chosen]
@@ -92,22 +98,30 @@ class TrainLoader:
 
     def _images(self, pixels: Tensor, draws: Tensor, epoch: int) -> Tensor:
         images = augment_images(pixels.numpy(), draws.numpy(), self.augment, self.seed, epoch)
-        normalised = self._normalise(torch.from_numpy(images))
+        normalised = self._normalise(torch.from_numpy(images).to(self.device, non_blocking=True))
         if self.augment.erase > 0:
             erased = erased_pixels(images.shape[2:], draws.numpy(), self.augment.erase, self.seed, epoch)
             if erased is not None:
-                normalised.masked_fill_(torch.from_numpy(erased)[:, None], 0.0)  # the mean
+                normalised.masked_fill_(torch.from_numpy(erased)[:, None].to(self.device), 0.0)  # the mean
         return resized(normalised, self.resize)
 
 
 def eval_batches(
-    split: Split, batch_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None
+    split: Split,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize: int | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields all images, float32 (B, C, H, W), and labels, (B, ...), in order; the last batch may be smaller."""
+    """Yields all images, float32 (B, C, H, W), and labels, (B, ...), in order; the last batch may be smaller.
+
+    Images are normalised and resized on the device, and labels stay on the CPU, as by `TrainLoader`.
+    """
     normalise = Normalise(mean, std)
     for start in range(0, len(split), batch_size):
         part = torch.arange(start, min(start + batch_size, len(split)))
-        yield resized(normalise(split.read(part)), resize), split.labels[part]
+        yield resized(normalise(split.read(part).to(device, non_blocking=True)), resize), split.labels[part]
 
 
 def resized(images: Tensor, size: int | None) -> Tensor:
@@ -129,4 +143,4 @@ class Normalise:
         self.shift = (-mean / std).float()
 
     def __call__(self, images: Tensor) -> Tensor:
-        return images.float().mul_(self.scale).add_(self.shift)
+        return images.float().mul_(self.scale.to(images.device)).add_(self.shift.to(images.device))

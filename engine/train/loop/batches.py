@@ -47,7 +47,7 @@ class StepBatches:
         self.steps_per_epoch = len(loader) // accumulate
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[list[Batch]]:
-        """Yields the micro-batches of each step that is left in an epoch, on the CPU.
+        """Yields the micro-batches of each step that is left in an epoch, their targets on the CPU.
 
         Args:
             epoch: counted from 0.

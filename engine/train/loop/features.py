@@ -105,7 +105,7 @@ def keep_features(
     device = next(model.parameters()).device
     for name, split in (("train", data.train), ("val", data.val)):
         if not reason and len(split):
-            batches = eval_batches(split, batch_size, data.mean, data.std, data.resize)
+            batches = eval_batches(split, batch_size, data.mean, data.std, data.resize, device)
             file = folder / f".features.{name}.npy"
             features.append(extract(model, batches, len(split), device, autocast, finetune.cache, file))
             reason = "its head is not the last thing that it does" if features[-1] is None else ""

@@ -91,7 +91,8 @@ class MergingBlocks(nn.Module):
         kind = kind_of(block, f"block {name}")
         options = {key: value for key, value in options.items() if value is not None and value is not False}
         own = r == 0 and not tokens.merged
-        if not own and (unsupported := sorted(options.keys() - kind.options)):
+        # A loop, because torch.compile of torch 2.11 cannot subtract sets of keys.
+        if not own and (unsupported := sorted(key for key in options if key not in kind.options)):
             raise UserError(f"{unsupported[0]}: does not follow merged tokens; omit it, or unwrap the model")
         bias = size_bias(tokens) if self.settings.prop_attn else None
         return kind.run(block, x, tokens, r, self.merging[position], bias, own=own, **options)

@@ -1,4 +1,4 @@
-"""Makes a function of each variant, which runs one step of it, eager, compiled, in ONNX Runtime or as a graph."""
+"""Makes a function of each variant, which runs one step of it: eager, compiled, in ONNX Runtime, or as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from engine.cost.speed.model.variants import PRECISIONS, Variant
 from models.settings import ModelSettings
 
 Step = Callable[[], object]
+MODES = {"compiled": "default", "compiled-graph": "reduce-overhead"}  # of torch.compile, by runtime
 NUMBERS = count()  # of the functions that are compiled
 
 
@@ -49,7 +50,9 @@ def prepare(variant: Variant, model: nn.Module, images: Tensor, onnx: Path | Non
         seen = seen_in(model, images)
     if variant.runtime == "graph":
         return _graph(variant, model, images), seen
-    call = torch.compile(_own_code(model), dynamic=False) if variant.runtime == "compiled" else model
+    call = model
+    if variant.runtime in MODES:
+        call = torch.compile(_own_code(model), dynamic=False, mode=MODES[variant.runtime])
     if variant.step == "train":
         return _training_step(variant, model, call, images), seen
 
@@ -120,7 +123,8 @@ def _graph(variant: Variant, model: nn.Module, images: Tensor) -> Step:
     with torch.cuda.graph(graph), torch.inference_mode(), context(variant, device):
         kept = model(images)
 
-    def replay(kept: Tensor = kept) -> None:  # the output lives in the graph's memory
+    # The graph reads the images where they are, and writes the output into memory of its own.
+    def replay(kept: tuple[Tensor, Tensor] = (images, kept)) -> None:
         graph.replay()
 
     return replay

@@ -18,6 +18,7 @@ RUNTIMES: dict[str, tuple[bool, str | None]] = {
     "compiled": (True, None),
     "onnx": (False, "cpu"),
     "graph": (False, "cuda"),
+    "compiled-graph": (False, "cuda"),
 }
 # name -> the type of autocast, and the types of devices that it is for
 PRECISIONS: dict[str, tuple[torch.dtype | None, tuple[str, ...]]] = {
