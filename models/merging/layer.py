@@ -24,6 +24,7 @@ class Scores(NamedTuple):
     q: Tensor  # (B, heads, T, head_dim)
     k: Tensor  # (B, heads, T, head_dim)
     bias: Tensor | None  # broadcastable to (B, heads, T, T); None: no bias
+    unrotated: Tensor | None = None  # keys before their rotation by position; None: they are not rotated
 
 
 class Attended:
@@ -55,7 +56,8 @@ class MergeLayer(nn.Module):
 
     Args:
         merger: the method with its options.
-        metric: what tokens are compared by. "keys": the keys averaged over the heads (Bolya et al., 2023); "tokens":
+        metric: what tokens are compared by. "keys": the keys averaged over the heads (Bolya et al., 2023), before a
+            rotation by position; "tokens":
             the tokens themselves; "learned": a linear head on the attention's input, as wide as one attention head
             (Lee and Hong, 2024). The head learns only from a method with a soft form; with others it stays as it is.
         prefix: number of leading tokens that are protected.
@@ -86,7 +88,7 @@ class MergeLayer(nn.Module):
         scores, attention = attended.scores, None
         if self.merger.attends is not None:
             attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
-        metric = self.compared(x, attended.source, scores.k)
+        metric = self.compared(x, attended.source, scores.k if scores.unrotated is None else scores.unrotated)
         if self.training and self.merger.soft is not None:
             with without_autocast(x.device.type):
                 softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)

@@ -68,11 +68,29 @@ def mean_positions(tokens: Tokens, prefix: int) -> Tensor:
     rows, columns = tokens.input_grid
     number = torch.arange(rows * columns, device=tokens.index.device)
     place = torch.stack([number // columns, number % columns], dim=-1).float()  # (N, 2)
-    batch, count = tokens.size.shape[0], tokens.size.shape[1] - prefix
-    index = (tokens.index[:, prefix:] - prefix).unsqueeze(-1).expand(-1, -1, 3)
-    values = torch.cat([place, torch.ones_like(place[:, :1])], dim=1).expand(batch, -1, -1)
-    total = place.new_zeros(batch, count, 3).scatter_add(1, index, values)
-    return total[..., :2] / total[..., 2:]
+    return mean_over_members(place.unsqueeze(0), tokens, prefix)
+
+
+def mean_over_members(values: Tensor, tokens: Tokens, prefix: int) -> Tensor:
+    """The mean of values of the input patches over those that each patch stands for.
+
+    Args:
+        values: (B, N, C) float32, or (1, N, C) for all images alike.
+        tokens: the state. A pruned patch counts as a member of the token that it is shown as; in a soft state members
+            are weighted by their shares.
+        prefix: number of leading tokens that are not patches.
+
+    Returns:
+        (B, T - prefix, C) float32.
+    """
+    if tokens.soft is not None:
+        share = tokens.soft.share[:, prefix:, prefix:]  # (B, N, T - prefix)
+        return share.mT @ values / share.sum(1).clamp(min=1e-6).unsqueeze(-1)
+    batch, count, width = tokens.size.shape[0], tokens.size.shape[1] - prefix, values.shape[2] + 1
+    index = (tokens.index[:, prefix:] - prefix).unsqueeze(-1).expand(-1, -1, width)
+    counted = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1).expand(batch, -1, -1)
+    total = values.new_zeros(batch, count, width).scatter_add(1, index, counted)
+    return total[..., :-1] / total[..., -1:]
 
 
 def merge_context(

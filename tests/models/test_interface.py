@@ -41,7 +41,7 @@ def test_ours(name, options):
     assert grid == (4, 4) and traced.size.shape[1] == 8 and traced.index.shape == (1, 17)
 
 
-@pytest.mark.parametrize("name", ["deit", "distilled", "registers", "average", "torchvision", "beit"])
+@pytest.mark.parametrize("name", ["deit", "distilled", "registers", "average", "torchvision", "beit", "eva02"])
 def test_wrapped(name):
     model = wrap(built(name), method="tome", r=[3, 0, 20])
     prefix = prefix_of(model)

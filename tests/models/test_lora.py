@@ -25,6 +25,8 @@ LORA = [
     ("distilled", {}, ["fc2"], 2),
     ("beit", {}, None, 3),
     ("beit", MERGED, ["proj", "fc1"], 7),
+    ("eva", {}, None, 12),
+    ("eva", MERGED, ["v_proj", "fc2"], 6),
     ("resnet", {}, ["conv2"], 4),
     ("resnext", {}, ["conv1", "conv3"], 9),
     ("torchvision", {}, None, 3),

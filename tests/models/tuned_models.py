@@ -25,6 +25,7 @@ MODELS = {
     "distilled": lambda **o: build_model("timm:deit_tiny_distilled_patch16_224", **{**VIT, **o}),
     "torchvision": lambda **o: zoo_like(built("torchvision"), ("heads.head",), **o),
     "beit": lambda **o: zoo_like(built("beit"), ("head",), **o),
+    "eva": lambda **o: zoo_like(built("eva02"), ("head",), **o),
 }
 
 

@@ -41,7 +41,7 @@ __all__ = [
 
 
 def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> nn.Module:
-    """Adds token merging to a timm VisionTransformer or Beit, or a torchvision VisionTransformer, in place.
+    """Adds token merging to a timm VisionTransformer, Beit or Eva, or a torchvision VisionTransformer, in place.
 
     Parameters and their names stay as they are; a learned metric adds its heads, `<blocks>.merging.<i>.head`. Blocks
     call their own attention until something is merged: with r=0 the output of the model is the same to the last bit.
@@ -49,7 +49,8 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     too, and removed otherwise. Add LoRA before wrapping: peft freezes all parameters that it finds, learned heads
     included.
 
-    Relative position biases (Beit) between merged tokens are means, see `between_tokens` in equations.py.
+    Relative position biases (Beit) between merged tokens are means, see `between_tokens` in equations.py, and so are
+    rotations by position (Eva), see rotary.py.
     A hook on a block's merge layer, `<blocks>.merging[i]`, runs in every forward pass, with r=0 too; so do hooks on the
     block's parts. Hooks on a block itself do not run, and hooks on its attention only until something is merged. A
     patch that `topk` pruned becomes, after the last block, the kept patch that is most similar to it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from timm.models import beit, vision_transformer
+from timm.models import beit, eva, vision_transformer
 from torch import nn
 from torchvision.models import vision_transformer as torchvision_vit
 
@@ -18,6 +18,7 @@ from ..contract import Grid
 from .equations import beit_block, post_norm_block, torchvision_block, vit_block
 from .kinds import Family, Kind
 from .refusals import check_by_weight, why_not
+from .rotary import eva_block, eva_post_norm_block
 
 TimmAttention = vision_transformer.Attention  # type: ignore[attr-defined]  # newer versions re-export it
 
@@ -48,6 +49,14 @@ FAMILIES = {
         width=lambda model: model.embed_dim,
         prefix=lambda model: model.num_prefix_tokens,
         class_token=lambda model: True,
+        layout=lambda model: partial(_timm_layout, model.patch_embed),
+        image_size=lambda model: model.patch_embed.img_size,
+    ),
+    eva.Eva: Family(
+        blocks="blocks",
+        width=lambda model: model.embed_dim,
+        prefix=lambda model: model.num_prefix_tokens,
+        class_token=lambda model: model.cls_token is not None,
         layout=lambda model: partial(_timm_layout, model.patch_embed),
         image_size=lambda model: model.patch_embed.img_size,
     ),
@@ -83,6 +92,7 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES[base]
 
 
+_TIMM_ATTENTION = ("attn", (TimmAttention,))
 _TIMM = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
 
 
@@ -92,13 +102,43 @@ def _timm_head_dim(attn: Any) -> int:
     return width // heads
 
 
+_EVA = _TIMM | {"q_proj", "k_proj", "v_proj", "q_bias", "v_bias"}
+# Newer versions of timm have a second attention with rotary embeddings.
+_EVA_ATTENTIONS = tuple(getattr(eva, name) for name in ("EvaAttention", "AttentionRope") if hasattr(eva, name))
+
+
+def _eva_by_weight(attn: Any) -> str:
+    separate = getattr(attn, "q_bias", None) is None or getattr(attn, "qkv_bias_separate", False)
+    return "" if attn.qkv is None or separate else "qkv"
+
+
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
 KINDS = {
-    vision_transformer.Block: Kind(vit_block, ("attn", TimmAttention), _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim),
-    vision_transformer.ResPostBlock: Kind(post_norm_block, ("attn", TimmAttention), _BLOCK, _TIMM, _timm_head_dim),
+    vision_transformer.Block: Kind(vit_block, _TIMM_ATTENTION, _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim),
+    vision_transformer.ResPostBlock: Kind(post_norm_block, _TIMM_ATTENTION, _BLOCK, _TIMM, _timm_head_dim),
+    eva.EvaBlock: Kind(
+        eva_block,
+        ("attn", _EVA_ATTENTIONS),
+        _BLOCK | {"gamma_1", "gamma_2"},
+        _EVA,
+        _timm_head_dim,
+        frozenset({"rope"}),
+        by_weight=_eva_by_weight,
+        adaptable=("proj", "fc1", "fc2"),
+    ),
+    eva.EvaBlockPostNorm: Kind(
+        eva_post_norm_block,
+        ("attn", _EVA_ATTENTIONS),
+        _BLOCK,
+        _EVA,
+        _timm_head_dim,
+        frozenset({"rope"}),
+        by_weight=_eva_by_weight,
+        adaptable=("proj", "fc1", "fc2"),
+    ),
     beit.Block: Kind(
         beit_block,
-        ("attn", beit.Attention),
+        ("attn", (beit.Attention,)),
         _BLOCK | {"gamma_1", "gamma_2"},
         frozenset({"qkv", "q_bias", "v_bias", "relative_position_bias_table", "attn_drop", "proj", "proj_drop"}),
         _timm_head_dim,
@@ -108,7 +148,7 @@ KINDS = {
     ),
     torchvision_vit.EncoderBlock: Kind(
         torchvision_block,
-        ("self_attention", nn.MultiheadAttention),
+        ("self_attention", (nn.MultiheadAttention,)),
         frozenset({"ln_1", "self_attention", "dropout", "ln_2", "mlp"}),
         frozenset({"in_proj_weight", "in_proj_bias", "out_proj"}),
         lambda attn: attn.head_dim,
@@ -130,10 +170,9 @@ def kind_of(block: nn.Module, name: str) -> Kind:
         raise UserError(f"{name} is a {type(block).__name__}, which {why_not(type(block), 'wrap does not support')}")
     where, expected = kind.attention
     attn = getattr(block, where)
-    if type(attn) is not expected:
-        raise UserError(
-            f"{name}.{where} is a {type(attn).__name__}; wrap supports {expected.__module__}.{expected.__name__}"
-        )
+    if type(attn) not in expected:
+        known = " and ".join(f"{cls.__module__}.{cls.__name__}" for cls in expected)
+        raise UserError(f"{name}.{where} is a {type(attn).__name__}; wrap supports {known}")
     if kind.by_weight(attn):
         check_by_weight(attn, f"{name}.{where}", kind)
     return kind

@@ -32,7 +32,7 @@ class Kind:
     """A kind of block: its equations with merging, and the parts that these equations use."""
 
     run: Callable[..., tuple[Tensor, Tokens]]  # see equations.py
-    attention: tuple[str, type[nn.Module]]  # name and class of its attention
+    attention: tuple[str, tuple[type[nn.Module], ...]]  # name of its attention, and the classes that it may have
     parts: frozenset[str]
     attention_parts: frozenset[str]
     head_dim: Callable[[Any], int]  # width of a head, from the attention

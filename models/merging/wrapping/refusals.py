@@ -20,7 +20,6 @@ REASONS = {
     "torchvision.models.convnext": "convolves: there are no tokens to merge",
     "timm.models.resnet": "convolves: there are no tokens to merge",
     "torchvision.models.resnet": "convolves: there are no tokens to merge",
-    "timm.models.eva": "rotates queries and keys by their place on the grid, and merged tokens have none",
     "timm.models.vision_transformer_relpos": "has a relative position bias that is not supported",
     "timm.models.vision_transformer.ParallelScalingBlock": (
         "computes attention and MLP side by side, with no place for merging"

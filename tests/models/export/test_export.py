@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from sklearn.datasets import load_sample_images
-from timm.models import beit
+from timm.models import beit, eva
 from torch import nn
 
 from models import build_model, export
@@ -111,6 +111,17 @@ def test_beit_s_position_bias_goes_to_onnx(options, method, r, tmp_path):
     found = export_model(model, "onnx", tmp_path / "model.onnx", photographs(8), batch_sizes=(1, 8))
     assert found.same_prediction == 8 and found.difference <= 1e-4
     assert fused == [module.fused_attn for module in model.modules() if isinstance(module, beit.Attention)]
+
+
+@pytest.mark.parametrize("r", [[4, 0], [0, 4]])
+def test_rotary_positions_go_to_onnx(r, tmp_path):
+    torch.manual_seed(0)
+    model = eva.Eva(**SMALL, use_rot_pos_emb=True).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    wrap(model, method="tome", r=r)
+    found = export_model(model, "onnx", tmp_path / "model.onnx", photographs(8), batch_sizes=(1, 8))
+    assert found.same_prediction == 8 and found.difference <= 1e-4
 
 
 def test_what_the_converter_cannot_do_is_one_line(tmp_path, monkeypatch):

@@ -4,12 +4,22 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from models import build_model
 from models.merging import wrap
 from models.merging.layer import MergeLayer
-from tests.models.merging.wrapped_models import ALL, TINY, built, container, images
+from tests.models.merging.wrapped_models import (
+    ALL,
+    PATCHES,
+    TINY,
+    arguments_of_blocks,
+    built,
+    container,
+    images,
+    prefix_of,
+)
 
 OURS = {"vit": {}, "hybrid": {}, "conformer": {"base_channel": 8, "stem_stride": 1}}
 
@@ -31,7 +41,7 @@ def recorded(model):
 def expect_attention(inputs):
     """What a hook receives describes the block's attention: rows of attention weights that sum to one."""
     x, tokens, _, attended = inputs
-    q, k, bias = attended.scores
+    q, k, bias, _ = attended.scores
     assert attended.source.shape == x.shape and q.shape[2] == k.shape[2] == x.shape[1] == tokens.size.shape[1]
     weights = (q @ k.mT / q.shape[-1] ** 0.5 + (0 if bias is None else bias)).softmax(-1)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
@@ -59,15 +69,14 @@ def test_each_merge_layer_of_a_wrapped_model_is_called(name, r):
         expect_attention(inputs)
 
 
-@pytest.mark.parametrize("name", ["deit", "beit_both", "torchvision"])
+@pytest.mark.parametrize("name", ["deit", "beit_both", "eva02", "torchvision"])
 def test_each_merge_layer_is_called_in_a_loop_over_the_blocks(name):
     model = wrap(built(name))
     calls = []
     for layer in container(model).merging:
         layer.register_forward_hook(lambda *_: calls.append(1))
-    given = {} if getattr(model, "rel_pos_bias", None) is None else {"shared_rel_pos_bias": model.rel_pos_bias()}
-    x = torch.randn(2, 17, 32)
-    for block in container(model):
+    x = torch.randn(2, prefix_of(model) + PATCHES, 32)
+    for block, given in zip(container(model), arguments_of_blocks(model), strict=True):
         x = block(x, **given)
     assert len(calls) == 3
 
@@ -81,16 +90,16 @@ def test_what_a_hook_sees_gives_the_attention_s_output(name):
     attention = first.attn if hasattr(first, "attn") else first.self_attention
     attention.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     ((inputs, _),) = recorded(model)[0]
-    q, k, bias = inputs[3].scores
+    q, k, bias, _ = inputs[3].scores
     source = inputs[3].source
     if name == "torchvision":
         values = F.linear(source, attention.in_proj_weight, attention.in_proj_bias)[..., -32:]
         out, expected = attention.out_proj, outputs[0][0]
     else:
-        values = attention.qkv(source)[..., -32:]
+        values = attention.v_proj(source) if attention.qkv is None else attention.qkv(source)[..., -32:]
         if getattr(attention, "q_bias", None) is not None:
             values = values + attention.v_bias
-        out, expected = attention.proj, outputs[0]
+        out, expected = nn.Sequential(getattr(attention, "norm", nn.Identity()), attention.proj), outputs[0]
     v = values.view(2, -1, 4, 8).transpose(1, 2)
     weights = (q @ k.mT / 8**0.5 + (0 if bias is None else bias)).softmax(-1)
     torch.testing.assert_close(out((weights @ v).transpose(1, 2).flatten(2)), expected, atol=1e-5, rtol=1e-5)

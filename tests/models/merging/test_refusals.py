@@ -70,10 +70,11 @@ REFUSED = {
         img_size=32, patch_size=4, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4
     ),
     "ConvNeXt convolves": lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
-    "Eva rotates queries and keys": lambda: timm.models.Eva(**TINY, use_rot_pos_emb=True),
     "VisionTransformer merges by itself": lambda: build_model("vit", **TINY),
     "Linear is not a model that wrap supports; "
-    "wrap takes timm's VisionTransformer, timm's Beit, torchvision's VisionTransformer": lambda: nn.Linear(1, 1),
+    "wrap takes timm's VisionTransformer, timm's Beit, timm's Eva, torchvision's VisionTransformer": lambda: nn.Linear(
+        1, 1
+    ),
     "OptimizedModule holds the model already": lambda: torch.compile(built()),
     "blocks.0 is a ParallelScalingBlock, which computes attention and MLP side by side": lambda: with_blocks(
         vision_transformer.ParallelScalingBlock

@@ -19,7 +19,18 @@ from models.merging.wrapping.equations import between_tokens
 from models.merging.wrapping.families import KINDS, attention_width
 from models.settings import UserError, check
 from models.settings.vit import ViTSettings
-from tests.models.merging.wrapped_models import ALL, DROPOUT, MODELS, PATCHES, TINY, built, container, images, prefix_of
+from tests.models.merging.wrapped_models import (
+    ALL,
+    DROPOUT,
+    MODELS,
+    PATCHES,
+    TINY,
+    arguments_of_blocks,
+    built,
+    container,
+    images,
+    prefix_of,
+)
 
 
 @ALL
@@ -63,22 +74,32 @@ def forget_columns(model):
             table.data[:-3] = rows[:, :1].expand(7, 7, 4).reshape(49, 4)
 
 
+def paired_places(arguments):
+    """Gives the patches 2i and 2i + 1 one rotation, where patches are rotated."""
+    if "rope" not in arguments:
+        return arguments
+    return {"rope": arguments["rope"][..., ::2, :].repeat_interleave(2, dim=-2)}
+
+
 @ALL
 def test_merging_equal_tokens_changes_nothing(name):
     """Attention with the size bias is attention over the duplicates, for every kind of block."""
     model = built(name)
     forget_columns(model)
     x = tokens_in_pairs(prefix_of(model))
-    given = {}
-    if getattr(model, "rel_pos_bias", None) is not None:
-        given = {"shared_rel_pos_bias": model.rel_pos_bias()}
-    expected = x
-    for block in container(model):
-        expected = block(expected, **given)
+    given = [paired_places(arguments) for arguments in arguments_of_blocks(model)]
+
+    def through_blocks():
+        out = x
+        for block, arguments in zip(container(model), given, strict=True):
+            out = block(out, **arguments)
+        return out
+
+    expected = through_blocks()
     wrap(model, r=[5, 0, 0])
-    torch.testing.assert_close(container(model)(x, **given), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(through_blocks(), expected, atol=2e-5, rtol=1e-4)
     wrap(model, r=[5, 0, 0], prop_attn=False)
-    assert not torch.allclose(container(model)(x, **given), expected, atol=1e-3)
+    assert not torch.allclose(through_blocks(), expected, atol=1e-3)
 
 
 @ALL
@@ -86,9 +107,7 @@ def test_a_block_s_equations_are_the_block_with_its_dropout(name):
     model = built(name, **DROPOUT[name]).train()
     x = torch.randn(1, prefix_of(model) + PATCHES, 32)  # one image: torchvision drops out in an order of its own
     layer = MergeLayer(MERGERS["tome"], "keys", 1, 0.0, 32, 8)
-    shared = getattr(model, "rel_pos_bias", None)
-    given = {} if shared is None else {"shared_rel_pos_bias": shared()}
-    for block in container(model):
+    for block, given in zip(container(model), arguments_of_blocks(model), strict=True):
         torch.manual_seed(3)
         expected = block(x, **given)
         torch.manual_seed(3)
@@ -128,14 +147,14 @@ def test_costs_what_the_formula_says():
     assert measure(wrap(built(), r=3), (3, 32, 32)).by_kind == formula_macs(settings)
 
 
-@pytest.mark.parametrize("name", ["deit", "beit_both", "torchvision"])
+@pytest.mark.parametrize("name", ["deit", "beit_both", "eva02", "torchvision"])
 @pytest.mark.parametrize("method", MERGERS)
 def test_every_method_goes_through(method, name):
     model = wrap(built(name), method=method, r=5)
     expected = PATCHES - sum(schedule_of(model))
     out, tokens = trace(model, images())
     assert out.shape == (2, 5) and out.isfinite().all()
-    assert tokens.size.shape[1] == 1 + expected and (expected < PATCHES or method == "none")
+    assert tokens.size.shape[1] == prefix_of(model) + expected and (expected < PATCHES or method == "none")
     for image in range(2):
         torch.testing.assert_close(model(images()[image : image + 1])[0], out[image], atol=1e-5, rtol=1e-5)
     model.train()(images()).sum().backward()
