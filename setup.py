@@ -14,6 +14,7 @@ LORA = ["peft>=0.18"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 PAGE = ["altair>=5.5", "vl-convert-python>=1.7", "Jinja2>=3.1"]
 SLURM = ["submitit>=1.5"]
+TRANSFORMERS = ["transformers>=5.24"]
 SEARCH = ["optuna>=4.0"]
 EXPLORE = ["gradio>=6.31,<7"]
 EXPLAIN = ["captum>=0.8", "scikit-image>=0.22"]
@@ -38,6 +39,7 @@ setup(
     extras_require={
         "lora": LORA,  # finetune.mode=lora
         "export": ["torch>=2.13", *ONNX],  # hybridmerge.export, tools/export.py
+        "transformers": TRANSFORMERS,  # wrap on models of Hugging Face's transformers
         "explore": EXPLORE,  # tools/explore.py; gradio needs Pillow below 13
         "explain": EXPLAIN,  # hybridmerge.explain: lime, integrated_gradients, occlusion
         "workbench": [  # engine/ and tools/
@@ -71,6 +73,7 @@ setup(
             *ONNX,
             *PAGE,
             *SLURM,
+            *TRANSFORMERS,
             *SEARCH,
             *EXPLAIN,
             *EXPLORE,

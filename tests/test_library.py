@@ -101,6 +101,7 @@ def test_the_wheel_requires_what_models_import_and_no_more(wheel):
         "workbench",
         "page",
         "slurm",
+        "transformers",
         "search",
         "bench",
         "dev",

@@ -123,6 +123,10 @@ def explain(
     with in_evaluation_mode(model):
         with torch.no_grad():
             logits = model(images)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"--method {method}: the model returns a {type(logits).__name__}; give one that returns logits"
+            )
         classes = _target(target, logits)
         try:
             for parameter in frozen:  # gradients with respect to weights are not needed

@@ -14,10 +14,6 @@ from models.merging.wrapping.rotary import mean_rotation, rotated
 SIDE, HEADS, DIM = 14, 4, 64
 
 
-class Attention:
-    num_prefix_tokens, rotate_half = 0, False
-
-
 def rope(side: int = SIDE, temperature: float = 10000.0, reference: int = 16) -> torch.Tensor:
     """Axial rotary embeddings as in EVA-02: half of the angles follow the row, half the column."""
     bands = 1 / temperature ** (torch.arange(0, DIM // 2, 2) / (DIM // 2))
@@ -47,7 +43,7 @@ def error(index: torch.Tensor, how: str, scale: float, generator: torch.Generato
     q, k, v = (torch.randn(1, HEADS, count, DIM, generator=generator) for _ in range(3))
     q = q * scale
     full = rope()
-    queries, keys = (rotated(Attention, x[:, :, index], full) for x in (q, k))
+    queries, keys = (rotated(x[:, :, index], full, 0, False) for x in (q, k))
     truth = (queries @ keys.mT / DIM**0.5).softmax(-1) @ v[:, :, index]
     sizes = torch.bincount(index, minlength=count).float()
     mean = torch.zeros(1, HEADS, count, DIM).index_add_(2, index, truth) / sizes[:, None]
@@ -61,7 +57,7 @@ def error(index: torch.Tensor, how: str, scale: float, generator: torch.Generato
         rotation = full[first]
     elif how == "none":
         rotation = torch.cat([torch.zeros(count, DIM), torch.ones(count, DIM)], dim=-1)
-    queries, keys = (rotated(Attention, x, rotation) for x in (q, k))
+    queries, keys = (rotated(x, rotation, 0, False) for x in (q, k))
     out = (queries @ keys.mT / DIM**0.5 + sizes.log()).softmax(-1) @ v
     return 100 * float((out - mean).norm() / mean.norm())
 

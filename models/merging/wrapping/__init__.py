@@ -22,7 +22,7 @@ from ..settings import MergeSettings
 from ..tokens import Tokens
 from .blocks import MergingBlocks
 from .budget import meet_budget
-from .families import FAMILIES, KINDS, attention_width, family_of, kind_of
+from .families import FAMILIES, KINDS, attention_width, family_of, from_transformers, kind_of, read_transformers
 from .kinds import Family, Kind
 from .refusals import check_block, check_container, check_hooks, check_needs
 
@@ -172,8 +172,14 @@ class HasBaseModel(Protocol):
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The model inside peft's model, or the model itself."""
-    return model.get_base_model() if isinstance(model, HasBaseModel) else model
+    """The ViT that is wrapped: the model itself, the one inside peft's model, or the one vision tower that a model of
+    transformers holds."""
+    model = model.get_base_model() if isinstance(model, HasBaseModel) else model
+    if type(model) in FAMILIES or not from_transformers(type(model)):
+        return model
+    read_transformers()
+    towers = [part for part in model.modules() if type(part) in FAMILIES]
+    return towers[0] if len(towers) == 1 else model
 
 
 def _plan(settings: MergeSettings, depth: int) -> Plan:

@@ -17,6 +17,7 @@ from ..settings import MergeSettings
 from ..tokens import Tokens, initial_tokens, size_bias, unmerge
 from .families import kind_of
 from .kinds import Layout
+from .refusals import collects
 
 
 class Unmerge(nn.Module):
@@ -145,6 +146,13 @@ class MergingBlocks(nn.Module):
         return iter([Step(self, position, run) for position in range(len(self))])
 
 
+def record(block: nn.Module, entered: Tensor, out: Tensor) -> None:
+    """Tells a block's hooks that collect hidden states, as models of transformers set them, what went through it."""
+    for hook in block._forward_hooks.values():
+        if collects(hook):
+            hook(block, (entered,), out)
+
+
 @dataclass
 class Run:
     """The state of one loop over the blocks.
@@ -167,9 +175,11 @@ class Step:
     def __init__(self, blocks: MergingBlocks, position: int, run: Run) -> None:
         vars(self).update(_blocks=blocks, _position=position, _run=run, _block=blocks[position])
 
-    def __call__(self, x: Tensor, **options: Any) -> Tensor:
+    def __call__(self, x: Tensor, *given: Any, **options: Any) -> Tensor:
         blocks, position, run = self._blocks, self._position, self._run
         name = f"block {blocks.names[position]}"
+        options.update(zip(kind_of(self._block, name).positional, given, strict=False))
+        entered = x
         if position == 0:
             tokens, run.schedule = blocks.begin(x)
         elif position - 1 not in run.after:
@@ -190,6 +200,7 @@ class Step:
         x, tokens = blocks.run(position, x, tokens, run.schedule[position], **options)
         out: Tensor = blocks.unmerge(x, tokens)
         run.after.setdefault(position, (x, tokens, out))
+        record(self._block, entered, out)
         return out
 
     def __getattr__(self, name: str) -> Any:

@@ -34,7 +34,7 @@ def _fixed_layout(side: int) -> tuple[Grid, bool]:
     return (side, side), True
 
 
-FAMILIES = {
+FAMILIES: dict[type[nn.Module], Family] = {
     vision_transformer.VisionTransformer: Family(
         blocks="blocks",
         width=lambda model: model.embed_dim,
@@ -71,6 +71,21 @@ FAMILIES = {
 }
 
 
+def from_transformers(cls: type) -> bool:
+    """Whether a class is one of Hugging Face's transformers, or derived from one."""
+    return any(base.__module__.startswith("transformers.") for base in cls.__mro__)
+
+
+def read_transformers() -> None:
+    """Adds the models of transformers to the tables. It imports them, so it is called when one is to be wrapped."""
+    if any(from_transformers(known) for known in FAMILIES):
+        return
+    from .huggingface import tables
+
+    for model, family, layer, kind in tables():
+        FAMILIES[model], KINDS[layer] = family, kind
+
+
 def served() -> str:
     """Returns the classes in FAMILIES, each with the package that it is from."""
     return ", ".join(f"{cls.__module__.partition('.')[0]}'s {cls.__name__}" for cls in FAMILIES)
@@ -83,6 +98,8 @@ def family_of(model: nn.Module) -> Family:
         UserError: a model of no family, or of a class with a forward of its own.
     """
     cls = type(model)
+    if from_transformers(cls):
+        read_transformers()
     base = next((base for base in cls.__mro__ if base in FAMILIES), None)
     if base is None:
         raise UserError(f"{cls.__name__} {why_not(cls, 'is not a model that wrap supports')}; wrap takes {served()}")
@@ -113,7 +130,7 @@ def _eva_by_weight(attn: Any) -> str:
 
 
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
-KINDS = {
+KINDS: dict[type[nn.Module], Kind] = {
     vision_transformer.Block: Kind(vit_block, _TIMM_ATTENTION, _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim),
     vision_transformer.ResPostBlock: Kind(post_norm_block, _TIMM_ATTENTION, _BLOCK, _TIMM, _timm_head_dim),
     eva.EvaBlock: Kind(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from ...settings import UserError
@@ -68,11 +71,17 @@ def check_block(block: nn.Module, name: str, kind: Kind) -> None:
 
 def check_hooks(module: nn.Module, path: str) -> None:
     """Raises UserError if a module has hooks, or a forward that is not its class's."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    forward = [hook for hook in module._forward_hooks.values() if not collects(hook)]
+    hooks = forward or module._forward_pre_hooks or module._backward_hooks
     if hooks or module._backward_pre_hooks or "forward" in vars(module):
         raise UserError(
             f"{path} has hooks or a forward of its own, which would not run; remove them, or hook its parts"
         )
+
+
+def collects(hook: Callable[..., Any]) -> bool:
+    """Whether a hook is one by which a model of transformers collects hidden states; see `record` in blocks.py."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def check_by_weight(attn: nn.Module, path: str, kind: Kind) -> None:

@@ -75,7 +75,8 @@ def _attention(
             return Scores(q, _repeated(attn, unrotated), bias), v
         places = rope.unsqueeze(1) if rope.ndim == 3 and not OF_HEADS else rope
         rotation = mean_rotation(places, tokens, attn.num_prefix_tokens)
-        q, k = (rotated(attn, part, rotation).to(v.dtype) for part in (q, unrotated))
+        half = getattr(attn, "rotate_half", False)
+        q, k = (rotated(part, rotation, attn.num_prefix_tokens, half).to(v.dtype) for part in (q, unrotated))
         return Scores(q, _repeated(attn, k), bias, unrotated), v
 
     if own:
@@ -140,12 +141,18 @@ def mean_rotation(rope: Tensor, tokens: Tokens, prefix: int) -> Tensor:
     return mean.view(*mean.shape[:2], heads, -1).transpose(1, 2)
 
 
-def rotated(attn: Any, x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotates queries or keys, (B, heads, T, head_dim), except those of prefix tokens."""
-    prefix = attn.num_prefix_tokens
+def rotated(x: Tensor, rotation: Tensor, prefix: int, half: bool) -> Tensor:
+    """Rotates queries or keys.
+
+    Args:
+        x: (B, heads, T, head_dim).
+        rotation: as `mean_rotation` returns it.
+        prefix: number of leading tokens, which are not rotated.
+        half: the two numbers that form a pair are half a head apart; otherwise they are neighbours.
+    """
     patches = x[:, :, prefix:]
     sine, cosine = rotation.chunk(2, dim=-1)
-    if getattr(attn, "rotate_half", False):  # a pair of numbers is half a head apart
+    if half:
         first, second = patches.chunk(2, dim=-1)
         quarter = torch.cat([-second, first], dim=-1)
     else:

@@ -35,26 +35,24 @@ def state(groups, prefix=1):
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("half", [False, True])
 def test_the_score_between_merged_tokens_is_the_mean_of_their_members_scores(half, heads):
-    attention = eva.EvaAttention(24, num_heads=3, norm_layer=torch.nn.LayerNorm)
-    attention.rotate_half = half
     tokens, angle = state(GROUPS), torch.randn(heads, 8, 4)
     angle = torch.cat([angle, angle], -1) if half else angle.repeat_interleave(2, -1)
     rope = torch.cat([angle.sin(), angle.cos()], -1)
     rope = rope[0] if heads == 1 else rope
     q, k = torch.randn(2, 1, 3, 5, 8).unbind(0)
     rotation = mean_rotation(rope, tokens, prefix=1)
-    scores = rotated(attention, q, rotation) @ rotated(attention, k, rotation).mT
+    scores = rotated(q, rotation, 1, half) @ rotated(k, rotation, 1, half).mT
     for i, rows in enumerate(GROUPS):
         for j, columns in enumerate(GROUPS):
             pairs = []
             for a in rows:
                 for b in columns:
                     one, other = (x[:, :, [0, 1 + at]] for x, at in ((q, i), (k, j)))
-                    one = rotated(attention, one, rope[..., a : a + 1, :])
-                    other = rotated(attention, other, rope[..., b : b + 1, :])
+                    one = rotated(one, rope[..., a : a + 1, :], 1, half)
+                    other = rotated(other, rope[..., b : b + 1, :], 1, half)
                     pairs.append((one[0, :, 1] * other[0, :, 1]).sum(-1))
             torch.testing.assert_close(scores[0, :, 1 + i, 1 + j], torch.stack(pairs).mean(0), atol=1e-5, rtol=1e-5)
-    assert torch.equal(rotated(attention, q, rotation)[:, :, 0], q[:, :, 0])  # the class token has no position
+    assert torch.equal(rotated(q, rotation, 1, half)[:, :, 0], q[:, :, 0])  # the class token has no position
 
 
 def test_whole_shares_rotate_as_members_do():
