@@ -1,7 +1,8 @@
 """Converts weights to a model's layout: names first, then shapes (position embeddings, position tables, channels).
 
-A layout is recognised by its names, for the file and for the model. ViTs have three layouts: timm's, which DeiT, BEiT
-and our own files use; torchvision's, which its SWAG files use; and Google's (.npz).
+A layout is recognised by its names, for the file and for the model. ViTs have four layouts: timm's, which DeiT, BEiT
+and our own files use; torchvision's, which its SWAG files use; Google's (.npz); and that of Hugging Face's
+transformers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..interface import MergingModel
 from ..merging.contract import Grid
 from .files import State
 from .google import from_google, is_google
+from .huggingface import from_huggingface, is_huggingface
 
 # A ViT's names, timm's and torchvision's: {i} is a block's number, {p} is weight or bias.
 _BLOCK = "encoder.layers.encoder_layer_{i}"
@@ -56,6 +58,8 @@ def renamed(state: State, model: nn.Module) -> State:
     wanted = model.state_dict().keys()
     if is_google(state):
         state = from_google(state)
+    if is_huggingface(state):
+        state = from_huggingface(state)
     state = _rename(state, _OLD_TORCHVISION)
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     if _is_torchvision_vit(state.keys()) and _is_timm_vit(wanted):
