@@ -74,6 +74,7 @@ setup(
             *PAGE,
             *SLURM,
             *TRANSFORMERS,
+            "accelerate>=1.1",  # the Trainer of transformers
             *SEARCH,
             *EXPLAIN,
             *EXPLORE,

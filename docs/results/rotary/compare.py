@@ -14,16 +14,23 @@ from models.merging.wrapping.rotary import mean_rotation, rotated
 SIDE, HEADS, DIM = 14, 4, 64
 
 
-def rope(side: int = SIDE, temperature: float = 10000.0, reference: int = 16) -> torch.Tensor:
-    """Axial rotary embeddings as in EVA-02: half of the angles follow the row, half the column."""
+PLACES = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"), -1).view(-1, 2).float()
+
+
+def rope(places: torch.Tensor, temperature: float = 10000.0, reference: int = 16) -> torch.Tensor:
+    """Axial rotary embeddings as in EVA-02: half of the angles follow the row, half the column.
+
+    Args:
+        places: (N, 2) row and column.
+        temperature: of the lowest frequency.
+        reference: rows and columns of the grid that frequencies are made for.
+
+    Returns:
+        Sines and cosines, (N, 2 x DIM).
+    """
     bands = 1 / temperature ** (torch.arange(0, DIM // 2, 2) / (DIM // 2))
-    place = torch.arange(side) * reference / side
-    angle = place[:, None] * bands
-    both = torch.cat(
-        [angle[:, None].expand(side, side, -1), angle[None].expand(side, side, -1)], dim=-1
-    )  # (side, side, DIM / 2)
-    both = both.reshape(side * side, -1).repeat_interleave(2, dim=-1)
-    return torch.cat([both.sin(), both.cos()], dim=-1)
+    angle = (places[:, :, None] * reference / SIDE * bands).flatten(1).repeat_interleave(2, dim=-1)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 def groups(rows: int, columns: int) -> torch.Tensor:
@@ -42,16 +49,18 @@ def error(index: torch.Tensor, how: str, scale: float, generator: torch.Generato
     count = int(index.max()) + 1
     q, k, v = (torch.randn(1, HEADS, count, DIM, generator=generator) for _ in range(3))
     q = q * scale
-    full = rope()
+    full = rope(PLACES)
     queries, keys = (rotated(x[:, :, index], full, 0, False) for x in (q, k))
     truth = (queries @ keys.mT / DIM**0.5).softmax(-1) @ v[:, :, index]
     sizes = torch.bincount(index, minlength=count).float()
     mean = torch.zeros(1, HEADS, count, DIM).index_add_(2, index, truth) / sizes[:, None]
     tokens = Tokens(index[None], sizes[None])
     rotation = mean_rotation(full, tokens, 0)
-    if how == "mean position":  # the same length as a rotation's, at the angle of the mean
+    if how == "mean angle":  # of the mean rotation, made as long as a rotation is
         length = rotation.unflatten(-1, (2, -1)).norm(dim=-2, keepdim=True).clamp(min=1e-6)
         rotation = (rotation.unflatten(-1, (2, -1)) / length).flatten(-2)
+    elif how == "mean position":
+        rotation = rope(torch.zeros(count, 2).index_add_(0, index, PLACES) / sizes[:, None])
     elif how == "first member":
         first = torch.stack([(index == group).nonzero()[0, 0] for group in range(count)])
         rotation = full[first]
@@ -63,7 +72,7 @@ def error(index: torch.Tensor, how: str, scale: float, generator: torch.Generato
 
 
 def main() -> None:
-    ways = ("mean rotation", "mean position", "first member", "none")
+    ways = ("mean rotation", "mean angle", "mean position", "first member", "none")
     print("| groups | scale of the scores | " + " | ".join(ways) + " |")
     print("|---|---" + "|---" * len(ways) + "|")
     for name in ("1 x 2", "2 x 2", "3 x 3", "2 from anywhere", "4 from anywhere"):

@@ -189,7 +189,7 @@ def predictions(
     """Returns the predicted class of every image, int64 (N,), on the CPU."""
     found = []
     with eval_mode(model):
-        for batch, _ in batches(images, batch_size):
+        for batch, _ in batches(images, batch_size, device):
             with autocast:
                 logits = model(to_device(batch, device))
             found.append(logits.float().argmax(dim=-1).cpu())

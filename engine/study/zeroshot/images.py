@@ -84,7 +84,10 @@ def _check_shape(shape: tuple[int, int, int], resize: int | None, key: str, sett
         raise UserError(f"data.{key}: {images}; set data.{key}={size}")
 
 
-def batches(images: LabelledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields normalised images (B, C, H, W) and their labels in the dataset, in the order of the predictions."""
+def batches(
+    images: LabelledImages, batch_size: int, device: torch.device | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields normalised images (B, C, H, W), on a device, and their labels in the dataset, in the order of the
+    predictions."""
     for split in images.splits:
-        yield from eval_batches(split, batch_size, images.mean, images.std, images.resize)
+        yield from eval_batches(split, batch_size, images.mean, images.std, images.resize, device)

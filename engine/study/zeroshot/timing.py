@@ -31,7 +31,7 @@ def time_rows(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence
     device = pick_device(settings.device)
     model, _ = pretrained(settings, device)
     ways = settings.ways()
-    batch = to_device(next(iter(batches(images, settings.batch_size)))[0], device)
+    batch = to_device(next(iter(batches(images, settings.batch_size, device)))[0], device)
     models, inputs = {}, {}
     for row in rows:
         way = ways[row.name]

@@ -41,7 +41,8 @@ __all__ = [
 
 
 def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> nn.Module:
-    """Adds token merging to a timm VisionTransformer, Beit or Eva, or a torchvision VisionTransformer, in place.
+    """Adds token merging, in place, to timm's VisionTransformer, Beit or Eva, torchvision's VisionTransformer, or a
+    vision model of Hugging Face's transformers.
 
     Parameters and their names stay as they are; a learned metric adds its heads, `<blocks>.merging.<i>.head`. Blocks
     call their own attention until something is merged: with r=0 the output of the model is the same to the last bit.
@@ -179,7 +180,9 @@ def base_model(model: nn.Module) -> nn.Module:
         return model
     read_transformers()
     towers = [part for part in model.modules() if type(part) in FAMILIES]
-    return towers[0] if len(towers) == 1 else model
+    if len(towers) > 1:
+        raise UserError(f"{type(model).__name__} holds {len(towers)} vision towers that merge; wrap one of them")
+    return towers[0] if towers else model
 
 
 def _plan(settings: MergeSettings, depth: int) -> Plan:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...settings import UserError
@@ -62,6 +65,7 @@ class MergingBlocks(nn.Module):
         self.merging, self.unmerge = nn.ModuleList(layers), Unmerge()
         self.settings, self.merger, self.plan = settings, settings.merger(), plan
         self.prefix, self.layout, self.container = prefix, layout, container
+        self._warned = False
 
     @property
     def plan(self) -> Plan:
@@ -83,7 +87,20 @@ class MergingBlocks(nn.Module):
     def begin(self, x: Tensor) -> tuple[Tokens, list[int]]:
         """The state of tokens x (B, P + N, C) before the first block, and the number of patches each block removes."""
         patches = int(x.shape[1]) - self.prefix  # while torch.jit traces, as fvcore does, a shape holds tensors
+        if not (self.settings.solved or self._warned or torch.compiler.is_compiling()):
+            self._warn_of_another_size(patches)
         return initial_tokens(x, self.grid(patches)), self.schedule(patches)
+
+    def _warn_of_another_size(self, patches: int) -> None:
+        """Warns, once, where a budget was solved for images of another size than these."""
+        grid, _ = self.layout()
+        if grid is not None and patches != prod(grid):
+            self._warned = True
+            warnings.warn(
+                f"merge.{self.settings.target} was solved for {prod(grid)} patches, and these images have {patches}: "
+                "another share of them is merged; build the model for this image size, or give merge.keep",
+                stacklevel=3,
+            )
 
     def run(self, position: int, x: Tensor, tokens: Tokens, r: int, **options: Any) -> tuple[Tensor, Tokens]:
         """Runs one block: with its own attention as long as nothing is merged, with its kind's equations afterwards."""
@@ -176,10 +193,26 @@ class Step:
         vars(self).update(_blocks=blocks, _position=position, _run=run, _block=blocks[position])
 
     def __call__(self, x: Tensor, *given: Any, **options: Any) -> Tensor:
-        blocks, position, run = self._blocks, self._position, self._run
-        name = f"block {blocks.names[position]}"
-        options.update(zip(kind_of(self._block, name).positional, given, strict=False))
-        entered = x
+        names = kind_of(self._block, self._name).positional
+        if len(given) > len(names) or (twice := options.keys() & set(names[: len(given)])):
+            unexpected = given[len(names)] if len(given) > len(names) else sorted(twice)[0]
+            raise TypeError(f"{self._name}: unexpected argument {unexpected!r}; it takes {', '.join(('x', *names))}")
+        options.update(zip(names, given, strict=False))
+        block, checkpointed = self._block, getattr(self._block, "gradient_checkpointing", False)
+        if checkpointed and block.training and torch.is_grad_enabled():  # of transformers
+            out: Tensor = block._gradient_checkpointing_func(partial(self._through, **options), x)
+        else:
+            out = self._through(x, **options)
+        record(block, x, out)
+        return out
+
+    @property
+    def _name(self) -> str:
+        return f"block {self._blocks.names[self._position]}"
+
+    def _through(self, x: Tensor, **options: Any) -> Tensor:
+        """Runs the block on what the block before it put out, one token for each input token."""
+        blocks, position, run, name = self._blocks, self._position, self._run, self._name
         if position == 0:
             tokens, run.schedule = blocks.begin(x)
         elif position - 1 not in run.after:
@@ -200,7 +233,6 @@ class Step:
         x, tokens = blocks.run(position, x, tokens, run.schedule[position], **options)
         out: Tensor = blocks.unmerge(x, tokens)
         run.after.setdefault(position, (x, tokens, out))
-        record(self._block, entered, out)
         return out
 
     def __getattr__(self, name: str) -> Any:

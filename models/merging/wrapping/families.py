@@ -88,7 +88,8 @@ def read_transformers() -> None:
 
 def served() -> str:
     """Returns the classes in FAMILIES, each with the package that it is from."""
-    return ", ".join(f"{cls.__module__.partition('.')[0]}'s {cls.__name__}" for cls in FAMILIES)
+    packages = {cls: cls.__module__.partition(".")[0] for cls in FAMILIES}
+    return ", ".join(f"{name}'{'' if name.endswith('s') else 's'} {cls.__name__}" for cls, name in packages.items())
 
 
 def family_of(model: nn.Module) -> Family:
@@ -129,10 +130,15 @@ def _eva_by_weight(attn: Any) -> str:
     return "" if attn.qkv is None or separate else "qkv"
 
 
+_MASKS = ("attn_mask", "is_causal")
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
 KINDS: dict[type[nn.Module], Kind] = {
-    vision_transformer.Block: Kind(vit_block, _TIMM_ATTENTION, _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim),
-    vision_transformer.ResPostBlock: Kind(post_norm_block, _TIMM_ATTENTION, _BLOCK, _TIMM, _timm_head_dim),
+    vision_transformer.Block: Kind(
+        vit_block, _TIMM_ATTENTION, _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim, positional=_MASKS
+    ),
+    vision_transformer.ResPostBlock: Kind(
+        post_norm_block, _TIMM_ATTENTION, _BLOCK, _TIMM, _timm_head_dim, positional=_MASKS
+    ),
     eva.EvaBlock: Kind(
         eva_block,
         ("attn", _EVA_ATTENTIONS),
@@ -142,6 +148,7 @@ KINDS: dict[type[nn.Module], Kind] = {
         frozenset({"rope"}),
         by_weight=_eva_by_weight,
         adaptable=("proj", "fc1", "fc2"),
+        positional=("rope", *_MASKS),
     ),
     eva.EvaBlockPostNorm: Kind(
         eva_post_norm_block,
@@ -152,6 +159,7 @@ KINDS: dict[type[nn.Module], Kind] = {
         frozenset({"rope"}),
         by_weight=_eva_by_weight,
         adaptable=("proj", "fc1", "fc2"),
+        positional=("rope", *_MASKS),
     ),
     beit.Block: Kind(
         beit_block,
@@ -160,6 +168,7 @@ KINDS: dict[type[nn.Module], Kind] = {
         frozenset({"qkv", "q_bias", "v_bias", "relative_position_bias_table", "attn_drop", "proj", "proj_drop"}),
         _timm_head_dim,
         frozenset({"shared_rel_pos_bias"}),
+        positional=("shared_rel_pos_bias", *_MASKS),
         by_weight=lambda attn: "" if attn.q_bias is None or attn.qkv_bias_separate else "qkv",
         adaptable=("proj", "fc1", "fc2"),
     ),

@@ -25,8 +25,8 @@ from ..tokens import Tokens
 from .kinds import Family, Kind
 from .rotary import mean_rotation, rotated
 
-# Arguments that blocks take and ignore: the model collects hidden states by hooks.
-IGNORED = frozenset({"output_hidden_states"})
+# Arguments that blocks are given and do not use: the model collects hidden states by hooks, and computes the loss.
+IGNORED = frozenset({"output_hidden_states", "num_items_in_batch"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Entry:
     """A model of transformers: its module, the start of its classes' names, and where it keeps what merging needs."""
 
     module: str
-    model: str  # the class of the model
+    models: tuple[str, ...]  # the classes of the models
     start: str  # of the names of its layer and its attention
     blocks: str
     parts: Parts
@@ -66,23 +66,31 @@ def _registers(config: Any) -> int:
 
 
 ENTRIES = (
-    Entry("vit", "ViTModel", "ViT", "layers", _VIT),
-    Entry("deit", "DeiTModel", "DeiT", "layers", _VIT, prefix=lambda config: 2),
-    Entry("dinov2", "Dinov2Model", "Dinov2", "encoder.layer", _DINO, any_size=True),
+    Entry("vit", ("ViTModel",), "ViT", "layers", _VIT),
+    Entry("deit", ("DeiTModel",), "DeiT", "layers", _VIT, prefix=lambda config: 2),
+    Entry("dinov2", ("Dinov2Model", "Dinov2Backbone"), "Dinov2", "encoder.layer", _DINO, any_size=True),
     Entry(
         "dinov2_with_registers",
-        "Dinov2WithRegistersModel",
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersBackbone"),
         "Dinov2WithRegisters",
         "encoder.layer",
         _DINO,
         prefix=_registers,
         any_size=True,
     ),
-    Entry("dinov3_vit", "DINOv3ViTModel", "DINOv3ViT", "model.layer", _DINO, prefix=_registers, any_size=True),
-    Entry("clip", "CLIPVisionModel", "CLIP", "encoder.layers", _CLIP, layer="EncoderLayer"),
+    Entry(
+        "dinov3_vit",
+        ("DINOv3ViTModel", "DINOv3ViTBackbone"),
+        "DINOv3ViT",
+        "model.layer",
+        _DINO,
+        prefix=_registers,
+        any_size=True,
+    ),
+    Entry("clip", ("CLIPVisionModel",), "CLIP", "encoder.layers", _CLIP, layer="EncoderLayer"),
     Entry(
         "siglip",
-        "SiglipVisionModel",
+        ("SiglipVisionModel",),
         "Siglip",
         "encoder.layers",
         _CLIP,
@@ -100,17 +108,17 @@ def tables() -> Iterator[tuple[type[nn.Module], Family, type[nn.Module], Kind]]:
             module = import_module(f"transformers.models.{entry.module}.modeling_{entry.module}")
         except ImportError:
             continue
-        model, layer = (getattr(module, name, None) for name in (entry.model, entry.start + entry.layer))
-        attention = getattr(module, f"{entry.start}Attention", None)
-        if model is not None and layer is not None and attention is not None:
-            yield model, _family(entry), layer, _kind(entry.parts, attention)
+        layer, attention = (getattr(module, entry.start + name, None) for name in (entry.layer, "Attention"))
+        for name in entry.models:
+            model = getattr(module, name, None)
+            if model is not None and layer is not None and attention is not None:
+                yield model, _family(entry), layer, _kind(entry.parts, attention)
 
 
 def _family(entry: Entry) -> Family:
     def layout(model: Any) -> Callable[[], tuple[Grid | None, bool]]:
-        config = model.config
-        rows, columns = (side // config.patch_size for side in _sides(config))
-        return lambda: ((rows, columns), not entry.any_size)
+        (height, width), (rows, columns) = _sides(model.config.image_size), _sides(model.config.patch_size)
+        return lambda: ((height // rows, width // columns), not entry.any_size)
 
     return Family(
         blocks=entry.blocks,
@@ -118,13 +126,12 @@ def _family(entry: Entry) -> Family:
         prefix=lambda model: entry.prefix(model.config),
         class_token=lambda model: entry.class_token,
         layout=layout,
-        image_size=lambda model: _sides(model.config),
+        image_size=lambda model: _sides(model.config.image_size),
     )
 
 
-def _sides(config: Any) -> tuple[int, int]:
-    """Height and width of the images that a model was built for."""
-    size = config.image_size
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width, where one number stands for both."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -155,11 +162,6 @@ def _block(parts: Parts) -> Callable[..., tuple[Tensor, Tokens]]:
         own: bool,
         **options: Any,
     ) -> tuple[Tensor, Tokens]:
-        if block.training and getattr(block, "gradient_checkpointing", False):
-            raise UserError(
-                f"gradient checkpointing: {type(block).__name__} checkpoints its own forward, which merging replaces; "
-                "call model.gradient_checkpointing_disable()"
-            )
         source = getattr(block, parts.norm1)(x)
         out, attended = _attention(getattr(block, parts.attention), parts.out, source, tokens, bias, own, options)
         for name in parts.after_attention:
@@ -190,6 +192,8 @@ def _attention(
         turned, rotated_keys = (rotated(part, rotation, prefix, half=True).to(v.dtype) for part in (q, k))
         return Scores(turned, rotated_keys, bias, k), v
 
+    if not own and getattr(attn.config, "output_attentions", False):
+        raise UserError("output_attentions: does not follow merged tokens; set it to False in the model's config")
     if own:
         out, _ = attn(source, **{"attention_mask": None, **options})
         return out, Attended(source, lambda: projected()[0])

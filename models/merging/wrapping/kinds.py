@@ -39,4 +39,4 @@ class Kind:
     options: frozenset[str] = frozenset()  # arguments besides x that it accepts after a merge
     by_weight: Callable[[Any], str] = lambda attn: ""  # the attention's projection that is never called; "": none
     adaptable: tuple[str, ...] = ()  # layers that LoRA can be added to instead
-    positional: tuple[str, ...] = ()  # names of the arguments that a model gives its blocks by position, after x
+    positional: tuple[str, ...] = ()  # names of its arguments after x

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from models import build_model
 from models.merging import wrap
 from models.merging.layer import MergeLayer
+from models.merging.wrapping.families import kind_of
+from models.settings import UserError
 from tests.models.merging.wrapped_models import (
     ALL,
     PATCHES,
@@ -79,6 +81,21 @@ def test_each_merge_layer_is_called_in_a_loop_over_the_blocks(name):
     for block, given in zip(container(model), arguments_of_blocks(model), strict=True):
         x = block(x, **given)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", ["deit", "beit", "eva02"])
+def test_arguments_by_position_are_those_by_name(name):
+    model = wrap(built(name))
+    given, x = arguments_of_blocks(model)[0], torch.randn(2, prefix_of(model) + PATCHES, 32)
+    outputs = [next(iter(container(model)))(x, **given), next(iter(container(model)))(x, *given.values())]
+    assert torch.equal(*outputs)
+    plain = container(model)[0](x, **given)
+    assert torch.equal(outputs[0], plain)
+    with pytest.raises(TypeError, match="block 0: unexpected argument 7; it takes x, "):
+        next(iter(container(model)))(x, *[None] * len(kind_of(container(model)[0], "block 0").positional), 7)
+    wrap(model, r=4)
+    with pytest.raises(UserError, match="attn_mask: does not follow merged tokens"):
+        next(iter(container(model)))(x, attn_mask=torch.zeros(x.shape[1], x.shape[1]))
 
 
 @ALL

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -156,9 +157,86 @@ def test_what_merged_tokens_cannot_give_is_said():
         model(images(), attention_mask=torch.tensor([[1] * 16 + [0]] * 2))
     with pytest.raises(UserError, match="returns a ImageClassifierOutput; give one that returns logits"):
         explain(model, images(), "rollout")
-    model.gradient_checkpointing_enable()
-    with pytest.raises(UserError, match="gradient checkpointing: ViTLayer .*gradient_checkpointing_disable"):
-        model.train()(images())
+    model.config.output_attentions = True
+    with pytest.raises(UserError, match="output_attentions: does not follow merged tokens; set it to False"):
+        model(images())
+    with pytest.raises(UserError, match="holds 2 vision towers that merge; wrap one of them"):
+        wrap(Both(transformers.ViTConfig(**SMALL)), r=1)
+
+
+class Both(transformers.PreTrainedModel):
+    """A model with two vision towers."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.one, self.other = transformers.ViTModel(config), transformers.ViTModel(config)
+        self.post_init()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("r", [0, 4])
+def test_gradient_checkpointing_gives_the_same_gradients(r, reentrant):
+    gradients = []
+    for checkpointed in (False, True):
+        model = wrap(built("ViT"), r=r).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        try:
+            model(images(), labels=torch.tensor([0, 1])).loss.backward()
+        except UserError as error:
+            assert reentrant and r and "use_reentrant=True would lose" in str(error)
+            return
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_trainer_trains(checkpointed, tmp_path):
+    pytest.importorskip("accelerate")
+    model = wrap(built("ViT"), r=3)
+    before = model.vit.layers[0].mlp.fc1.weight.clone()
+    images_of = [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(images(8))]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        gradient_checkpointing=checkpointed,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=images_of, eval_dataset=images_of)
+    assert trainer.train().training_loss > 0 and trainer.evaluate()["eval_loss"] > 0
+    assert not torch.equal(model.vit.layers[0].mlp.fc1.weight, before)
+
+
+@pytest.mark.parametrize("name", ["Dinov2", "DINOv3ViT"])
+def test_backbones_give_maps_of_all_patches(name):
+    config = getattr(transformers, f"{name}Config")(**SMALL, out_features=["stage2", "stage3"])
+    model = getattr(transformers, f"{name}Backbone")(config).eval()
+    before = model(images()).feature_maps
+    assert all(torch.equal(a, b) for a, b in zip(wrap(model)(images()).feature_maps, before, strict=True))
+    merged = wrap(model, r=5)(images()).feature_maps
+    assert [tuple(x.shape) for x in merged] == [tuple(x.shape) for x in before] == [(2, 32, 4, 4)] * 2
+    assert not torch.equal(merged[1], before[1])
+
+
+def test_patches_and_images_that_are_not_square():
+    config = transformers.ViTConfig(**{**SMALL, "image_size": [32, 64], "patch_size": (8, 16)})
+    model = wrap(transformers.ViTModel(config).eval(), "grid", r=4)
+    _, tokens = trace(model, torch.randn(1, 3, 32, 64))
+    assert tokens.input_grid == (4, 4)
+
+
+def test_a_budget_for_images_of_another_size_warns_once():
+    model = wrap(built("DINOv2"), target_ratio=1.3)
+    with pytest.warns(UserWarning, match="solved for 16 patches, and these images have 36.*or give merge.keep"):
+        model(images(size=48))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(images(size=48))
+        wrap(built("DINOv2"), keep={"rate": 0.7, "blocks": [2]})(images(size=48))
 
 
 def test_models_of_any_size_have_no_grid():

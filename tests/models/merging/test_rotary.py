@@ -80,6 +80,17 @@ def test_moving_all_patches_changes_nothing():
     assert not torch.allclose(output(place * 2), output(place), atol=1e-3)
 
 
+@pytest.mark.parametrize("option", [{"is_causal": True}, {"attn_mask": torch.ones(17, 17).tril().bool()}])
+def test_what_unmerged_blocks_are_given_goes_to_their_attention(option):
+    model = built("eva02")
+    try:
+        expected = model.forward_features(images(), **option)
+    except TypeError:
+        pytest.skip("this timm does not take it")
+    assert torch.equal(wrap(model).forward_features(images(), **option), expected)
+    assert not torch.allclose(expected, model.forward_features(images()), atol=1e-3)
+
+
 def test_patches_are_compared_without_their_positions():
     """Two patches with the same content merge, wherever they are."""
     model = wrap(built("eva02"), r=1)
