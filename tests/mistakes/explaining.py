@@ -56,7 +56,8 @@ MISTAKES: list[Mistake] = [
         "Attention rollout of a model without attention",
         f"{EXPLAIN} --method rollout",
         "its attention cannot be followed: CNN is not a model that wrap supports; wrap takes timm's VisionTransformer, "
-        "timm's Beit, torchvision's VisionTransformer",
+        "timm's Beit, timm's Eva, torchvision's VisionTransformer, and transformers' ViT, DeiT, DINOv2, DINOv3, CLIP "
+        "and SigLIP",
         _cnn,
     ),
     Mistake(

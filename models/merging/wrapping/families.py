@@ -87,9 +87,10 @@ def read_transformers() -> None:
 
 
 def served() -> str:
-    """Returns the classes in FAMILIES, each with the package that it is from."""
-    packages = {cls: cls.__module__.partition(".")[0] for cls in FAMILIES}
-    return ", ".join(f"{name}'{'' if name.endswith('s') else 's'} {cls.__name__}" for cls, name in packages.items())
+    """Returns the classes in FAMILIES, each with the package that it is from; those of transformers in short."""
+    listed = [cls for cls in FAMILIES if not from_transformers(cls)]
+    names = ", ".join(f"{cls.__module__.partition('.')[0]}'s {cls.__name__}" for cls in listed)
+    return f"{names}, and transformers' ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP"
 
 
 def family_of(model: nn.Module) -> Family:
