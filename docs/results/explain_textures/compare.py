@@ -23,12 +23,8 @@ from engine.runs.restore import load_run
 from models.explain import explain
 
 HERE = Path(__file__).resolve().parent
-METHODS = {
-    "squeezenet": ["gradcam"],
-    "deit": ["gradcam", "gradient_rollout"],
-    "hybrid": ["gradcam", "gradient_rollout"],
-}
-EACH, STEPS, BATCH = 4, 14, 7  # images of each class, steps of the curves, images in a batch
+METHODS = {"squeezenet": ["gradcam"], "deit": ["gradient_rollout"], "hybrid": ["gradient_rollout"]}
+EACH, STEPS, BATCH = 3, 14, 7  # images of each class, steps of the curves, images in a batch
 
 
 def chosen(labels: torch.Tensor) -> torch.Tensor:
@@ -73,7 +69,7 @@ def main() -> None:
             pairs = zip(maps["textures"], maps["imagenet"], strict=True)
             alike = [float(spearmanr(a.flatten(), b.flatten()).statistic) for a, b in pairs]
             rows[-1]["rank_correlation"] = rows[-2]["rank_correlation"] = sum(alike) / len(alike)
-            drawn += [(f"{model}, {method}\n{first} first", maps[first][::EACH]) for first in maps]
+            drawn += [(f"{model}\n{first} first", maps[first][::EACH]) for first in maps]
     (HERE / "textures.json").write_text(json.dumps({"images": len(part), "rows": rows}, indent=1))
     figure = Figure(figsize=(9.5, 1.15 * len(drawn)), layout="constrained")
     axes = figure.subplots(len(drawn), 7)
