@@ -70,7 +70,7 @@ class TrainLoader:
         self.augment = augment
         self.seed = seed
         self.order = Shuffled(len(split), seed) if order is None else order
-        self._normalise, self.resize, self.device = Normalise(mean, std), resize, device
+        self._normalise, self.resize, self.device = Normalise(mean, std, device), resize, device
         self._workers = None
         if augment.transforms is not None or isinstance(split, Files):
             self._workers = Workers(Reader(split, augment.transforms, seed), workers)
@@ -118,7 +118,7 @@ def eval_batches(
 
     Images are normalised and resized on the device, and labels stay on the CPU, as by `TrainLoader`.
     """
-    normalise = Normalise(mean, std)
+    normalise = Normalise(mean, std, device)
     for start in range(0, len(split), batch_size):
         part = torch.arange(start, min(start + batch_size, len(split)))
         yield resized(normalise(split.read(part).to(device, non_blocking=True)), resize), split.labels[part]
@@ -134,13 +134,13 @@ def resized(images: Tensor, size: int | None) -> Tensor:
 class Normalise:
     """Normalises images by the mean and standard deviation of each channel, given for pixels in [0, 1].
 
-    uint8 (B, C, H, W) -> float32 (B, C, H, W).
+    uint8 (B, C, H, W) -> float32 (B, C, H, W), both on `device`; None: the CPU.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | None = None) -> None:
         mean, std = (torch.tensor(list(values), dtype=torch.float64)[:, None, None] for values in (mean, std))
-        self.scale = (1 / (255 * std)).float()
-        self.shift = (-mean / std).float()
+        self.scale = (1 / (255 * std)).float().to(device)
+        self.shift = (-mean / std).float().to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return images.float().mul_(self.scale.to(images.device)).add_(self.shift.to(images.device))
+        return images.float().mul_(self.scale).add_(self.shift)

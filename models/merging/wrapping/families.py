@@ -6,6 +6,7 @@ docs/merging.md adds one as an example.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -133,6 +134,23 @@ def _eva_by_weight(attn: Any) -> str:
 
 _MASKS = ("attn_mask", "is_causal")
 _BLOCK = frozenset({"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"})
+
+
+def _eva_kind(run: Callable[..., Any], parts: frozenset[str]) -> Kind:
+    """A block of Eva with these equations and parts."""
+    return Kind(
+        run,
+        ("attn", _EVA_ATTENTIONS),
+        parts,
+        _EVA,
+        _timm_head_dim,
+        frozenset({"rope"}),
+        by_weight=_eva_by_weight,
+        adaptable=("proj", "fc1", "fc2"),
+        positional=("rope", *_MASKS),
+    )
+
+
 KINDS: dict[type[nn.Module], Kind] = {
     vision_transformer.Block: Kind(
         vit_block, _TIMM_ATTENTION, _BLOCK | {"ls1", "ls2"}, _TIMM, _timm_head_dim, positional=_MASKS
@@ -140,28 +158,8 @@ KINDS: dict[type[nn.Module], Kind] = {
     vision_transformer.ResPostBlock: Kind(
         post_norm_block, _TIMM_ATTENTION, _BLOCK, _TIMM, _timm_head_dim, positional=_MASKS
     ),
-    eva.EvaBlock: Kind(
-        eva_block,
-        ("attn", _EVA_ATTENTIONS),
-        _BLOCK | {"gamma_1", "gamma_2"},
-        _EVA,
-        _timm_head_dim,
-        frozenset({"rope"}),
-        by_weight=_eva_by_weight,
-        adaptable=("proj", "fc1", "fc2"),
-        positional=("rope", *_MASKS),
-    ),
-    eva.EvaBlockPostNorm: Kind(
-        eva_post_norm_block,
-        ("attn", _EVA_ATTENTIONS),
-        _BLOCK,
-        _EVA,
-        _timm_head_dim,
-        frozenset({"rope"}),
-        by_weight=_eva_by_weight,
-        adaptable=("proj", "fc1", "fc2"),
-        positional=("rope", *_MASKS),
-    ),
+    eva.EvaBlock: _eva_kind(eva_block, _BLOCK | {"gamma_1", "gamma_2"}),
+    eva.EvaBlockPostNorm: _eva_kind(eva_post_norm_block, _BLOCK),
     beit.Block: Kind(
         beit_block,
         ("attn", (beit.Attention,)),
