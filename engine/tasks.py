@@ -79,6 +79,14 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def distillation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """Returns how far logits (B, classes) are from a teacher's, as a scalar (Hinton, Vinyals and Dean, 2015).
+
+        Both are divided by the temperature, and the loss is multiplied by its square, so that gradients keep their
+        size.
+        """
+
+    @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """Converts logits (B, classes) to probabilities of the same shape."""
 
@@ -156,6 +164,10 @@ class OneLabel(Task):
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
+    def distillation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        own, theirs = ((values / temperature).log_softmax(1) for values in (logits, teacher))
+        return temperature**2 * F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1)
 
@@ -204,6 +216,11 @@ class ManyLabels(Task):
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         assert label_smoothing == 0, "binary targets are not smoothed"
         return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def distillation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        theirs = teacher / temperature
+        targets, least = theirs.sigmoid(), F.binary_cross_entropy_with_logits(theirs, theirs.sigmoid())
+        return temperature**2 * (F.binary_cross_entropy_with_logits(logits / temperature, targets) - least)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

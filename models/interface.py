@@ -7,17 +7,19 @@ The functions below ask a model of ours or of another library, wrapped or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from .merging.contract import Grid
 from .merging.settings import MergeSettings
-from .merging.tokens import Tokens
-from .merging.wrapping import MergingBlocks, blocks_of, trace
+from .merging.tokens import Tokens, unmerge
+from .merging.wrapping import MergingBlocks, base_model, blocks_of, trace
 from .merging.wrapping.families import family_of
 from .settings import ModelSettings, UserError
+from .vit import VisionTransformer
 
 
 @runtime_checkable
@@ -174,6 +176,48 @@ def trace_tokens(model: nn.Module, images: Tensor) -> tuple[Tokens, Grid | None]
     """
     merging = as_merging_model(model)
     return None if merging is None else (merging.trace(images), merging.grid)
+
+
+@contextmanager
+def last_tokens(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the tokens that leave the last block of a ViT while it runs in this context.
+
+    The list's last entry is that of the last forward pass: (B, P + N, C), a part of the graph, with the token that each
+    input token became part of in its place.
+
+    Raises:
+        UserError: a model whose blocks are not known.
+    """
+    found: list[Tensor] = []
+    blocks = _wrapped_blocks(model)
+    if blocks is not None:
+        last, read = blocks.unmerge, _result
+    else:
+        last, read = _last_block(model)
+    hook = last.register_forward_hook(lambda module, inputs, output: found.append(read(output)))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _last_block(model: nn.Module) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+    """The last block of a model that is not wrapped, and how its output is read."""
+    vit = getattr(model, "vit", model)
+    if isinstance(vit, VisionTransformer):
+        return vit.blocks[-1], lambda output: unmerge(*output)
+    try:
+        vit = base_model(model)
+        return list(vit.get_submodule(family_of(vit).blocks).children())[-1], _result
+    except UserError:
+        raise UserError(
+            f"{type(model).__name__}: its last block's tokens are not known; use vit, hybrid, or a ViT that wrap takes"
+        ) from None
+
+
+def _result(output: Any) -> Tensor:
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result
 
 
 def _wrapped_blocks(model: nn.Module) -> MergingBlocks | None:

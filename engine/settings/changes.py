@@ -9,16 +9,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from engine.settings.distill import SELF, is_hub_name
 from engine.settings.schema import RunSettings
 
 # Settings that may differ when a run is resumed. Another device or number of threads changes only the last bits of the
 # numbers. Paths of data may change, but not the data: the checkpoint holds their fingerprint. The path of the starting
 # weights may change, since the checkpoint holds the trained weights, and a digest of those that were not trained; but
-# whether there are any may not, since the results say how a run was trained.
+# whether there are any may not, since the results say how a run was trained. So may the folder of the run that teaches,
+# of whose weights the checkpoint has a digest.
 FREE_ON_RESUME = re.compile(
-    r"(name|out|device|threads|model\.weights|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
+    r"(name|out|device|threads|model\.weights|train\.teacher|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
 )
-WEIGHTS = "model.weights"
+WEIGHTS, TEACHER = "model.weights", "train.teacher"
 
 
 def decisive(settings: RunSettings) -> dict[str, Any]:
@@ -28,7 +30,9 @@ def decisive(settings: RunSettings) -> dict[str, Any]:
     """
     flat = flattened(settings)
     kept = {key: value for key, value in flat.items() if not FREE_ON_RESUME.fullmatch(key)}
-    return kept | {WEIGHTS: flat[WEIGHTS] and "a file"}
+    teacher = flat[TEACHER]
+    in_folder = teacher is not None and teacher != SELF and not is_hub_name(teacher)
+    return kept | {WEIGHTS: flat[WEIGHTS] and "a file", TEACHER: "a run" if in_folder else teacher}
 
 
 def changed_on_resume(stored: RunSettings | Mapping[str, Any], given: RunSettings, *, may_go_on: bool = False) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from engine.data import DATASETS, AugmentSettings, SplitSettings
+from engine.settings.distill import DistillSettings, TeacherName
 from engine.settings.types import FreeKey
 from models.registry import MODELS
 from models.settings import ModelSettings, Settings, nearest
@@ -123,6 +124,12 @@ class TrainSettings(Settings):
         description="metric on the validation images by which the best epoch is selected: top1, balanced_accuracy, or "
         "for many labels map, f1; null: top1 or map",
     )
+    teacher: TeacherName | None = Field(
+        None,
+        description="what the run learns from beside its labels: self (the model with model.weights before training, "
+        "without merging), a run folder, timm:NAME or torchvision:NAME",
+    )
+    distill: DistillSettings = Field(DistillSettings(), description="what it learns from its teacher")
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
@@ -133,6 +140,8 @@ class TrainSettings(Settings):
             raise ValueError(f"warmup_epochs = {self.warmup_epochs}: must be at most train.epochs = {self.epochs}")
         if self.class_weights != "none" and self.sampling == "balanced":
             raise ValueError("class_weights: not beside train.sampling = balanced, which corrects the same; use one")
+        if self.teacher is None and self.distill != DistillSettings():
+            raise ValueError("distill: there is no teacher; give train.teacher, or omit it")
         if self.min_lr >= self.lr:
             raise ValueError(f"min_lr = {self.min_lr}: must be less than train.lr = {self.lr}")
         return self

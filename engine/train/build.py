@@ -26,12 +26,14 @@ from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
 from engine.train.loop.batches import StepBatches
 from engine.train.loop.checkpoints import Checkpoints, Progress
+from engine.train.loop.distillation import DistilledObjective, Teacher
 from engine.train.loop.features import head_on_features, in_batches, keep_features
 from engine.train.loop.objective import Objective
 from engine.train.loop.optim import LearningRate, MovingAverage, Optimization, build_optimizer
 from engine.train.loop.trainer import Trainer
 from engine.train.loop.validation import Validation
 from engine.train.loop.weighting import class_weights
+from engine.train.teacher import source_of, teacher_of
 from engine.wording import counted
 from models.finetune import Tuning
 from models.settings import UserError
@@ -50,6 +52,7 @@ class Preparation:
     optimization: Optimization
     batches: StepBatches  # of images
     weights: Tensor | None  # of the classes in the loss; None: all count alike
+    teacher: Teacher | None
     checkpoints: Checkpoints
 
     @property
@@ -78,8 +81,8 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
         cost: of one image.
 
     Raises:
-        UserError: a batch that is larger than the training set, options that the labels do not allow, or parameters
-            that would begin to learn after the last epoch.
+        UserError: a batch that is larger than the training set, options that the labels do not allow, parameters that
+            would begin to learn after the last epoch, or a teacher that cannot teach this run.
     """
     t = settings.train
     device = next(model.parameters()).device
@@ -97,9 +100,13 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     rate = LearningRate(t.lr, batches.total_steps, warmup_steps, t.min_lr, t.schedule)
     average = MovingAverage(model, t.ema) if t.ema else None
     optimization = Optimization(model, optimizer, rate, t.clip_norm, average)
-    checkpoints = Checkpoints(folder, model, data, settings, optimization, tuning.saved_names())
-    autocast = pick_autocast(t.precision, device)
-    return Preparation(settings, model, data, cost, autocast, tuning, optimization, batches, weights, checkpoints)
+    autocast, source = pick_autocast(t.precision, device), source_of(settings, data)
+    digest = None if source is None else source.digest
+    teacher = None if source is None else teacher_of(source, settings, data, model, autocast)
+    checkpoints = Checkpoints(folder, model, data, settings, optimization, tuning.saved_names(), digest)
+    return Preparation(
+        settings, model, data, cost, autocast, tuning, optimization, batches, weights, teacher, checkpoints
+    )
 
 
 def build_batches(data: Data, settings: RunSettings, device: torch.device) -> StepBatches:
@@ -161,7 +168,9 @@ def build_trainer(
         started = time.perf_counter()
         options = {"batch_size": t.batch_size, "folder": prepared.checkpoints.folder, "autocast": autocast}
         order = order_of(data, settings)
-        features = keep_features(model, data, settings.finetune, settings.augment, order=order, **options)
+        features = None
+        if prepared.teacher is None:  # which sees images
+            features = keep_features(model, data, settings.finetune, settings.augment, order=order, **options)
         if features is not None:
             progress.seconds += time.perf_counter() - started
             batches.close()
@@ -174,8 +183,12 @@ def build_trainer(
     schedules = {}
     if range_of(settings.model) is not None:
         schedules["schedule_of"] = partial(drawn_schedule, settings.model, settings.seed)
+    objective = Objective(network_of(model), data.task, autocast, smoothing, prepared.weights)
+    if prepared.teacher is not None:
+        given = network_of(model), data.task, autocast, smoothing, prepared.weights
+        objective = DistilledObjective(*given, prepared.teacher, t.distill)
     return Trainer(
-        Objective(network_of(model), data.task, autocast, smoothing, prepared.weights),
+        objective,
         prepared.tuning,
         batches,
         prepared.optimization,

@@ -54,6 +54,8 @@ def describe(prepared: Preparation, progress: Progress, longer: str = "") -> Non
     log.info("images of %s, normalised by mean %s and std %s", " x ".join(map(str, data.shape)), mean, std)
     if tokens := tokens_per_block(model):
         log.info("tokens removed by each block: %s; left: %s", removed_per_block(model), tokens)
+    if prepared.teacher is not None:
+        describe_teacher(settings)
     if prepared.cost.not_counted:
         log.warning("GMACs are not counted: %s; the rest of the run does not need them", prepared.cost.not_counted)
     warn_of_batch(settings)
@@ -77,6 +79,15 @@ def describe_balance(prepared: Preparation) -> None:
         done.append("train.sampling = balanced: each epoch draws an equal number of images from each class")
     if text or done:
         log.info("; ".join(filter(None, [text, *(done or [advice(data.task)])])))
+
+
+def describe_teacher(settings: RunSettings) -> None:
+    """Logs what teaches, and how much of the loss it decides."""
+    distill = settings.train.distill
+    parts = [f"{distill.logits:g} of the loss compares logits at temperature {distill.temperature:g}"]
+    if distill.tokens:
+        parts.append(f"tokens are compared with weight {distill.tokens:g}")
+    log.info("learns from train.teacher = %s: %s", settings.train.teacher, "; ".join(parts))
 
 
 def warn_of_batch(settings: RunSettings) -> None:

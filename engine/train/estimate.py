@@ -88,6 +88,7 @@ def estimate(settings: RunSettings) -> Estimate:
     device = pick_device(settings.device)
     finetune = settings.finetune
     keeps = finetune is not None and finetune.mode == "head" and finetune.cache != "none"
+    keeps = keeps and settings.train.teacher is None
     if keeps:  # computing the features of all images would take as long as a large part of the run
         settings = settings.model_copy(update={"finetune": finetune.model_copy(update={"cache": "none"})})
     with explained_limits(settings, device), tempfile.TemporaryDirectory() as temporary:

@@ -28,6 +28,7 @@ from engine.train.cards import settings_card, show_results
 from engine.train.describe import describe
 from engine.train.final_test import test_best
 from engine.train.loop.checkpoints import Progress
+from engine.train.teacher import folder_of_teacher
 from models.interface import tokens_per_block
 from models.settings import UserError
 
@@ -112,7 +113,8 @@ def prepare_run(
     model = built(solved)
     if state is None or state.get("partial"):  # otherwise the checkpoint has all weights
         start_weights(model, settings)
-        warn_of_seen(settings)
+        warn_of_seen(settings, "model.weights", settings.model.weights)
+    warn_of_seen(settings, "train.teacher", folder_of_teacher(settings))
     check_fits(settings, data, trained=state is not None)
     data = with_statistics(data, settings, state)
     model = model.to(device)
@@ -201,21 +203,27 @@ def log_free_changes(run: RunFolder, settings: RunSettings) -> None:
         log.info(change)
 
 
-def warn_of_seen(settings: RunSettings) -> None:
+def warn_of_seen(settings: RunSettings, key: str, weights: str | Path | None) -> None:
     """Logs a warning if the weights are of a run on the same data with another test set.
 
     It may have been trained on images that test this run.
+
+    Args:
+        settings: of this run.
+        key: where the weights are given, for the message.
+        weights: a run folder or a file in it, or another source of weights; None: there are none.
     """
-    if settings.model.weights is None:
+    if weights is None:
         return
-    source = Path(settings.model.weights)
+    source = Path(weights)
     run = RunFolder(source if source.is_dir() else source.parent)
     if not run.is_run:
         return
     before = run.settings
     if same_images(before, settings) and test_set_of(before) != test_set_of(settings):
         log.warning(
-            "model.weights: %s was trained on the same data with another test set: it has seen images that "
-            "test this run, whose accuracy will be too high",
+            "%s: %s was trained on the same data with another test set: it has seen images that test this run, whose "
+            "accuracy will be too high",
+            key,
             source,
         )

@@ -34,6 +34,22 @@ MISTAKES: list[Mistake] = [
         "it, with the same --cfg and merge.target_ms=5",
     ),
     Mistake(
+        "Distillation without a teacher",
+        "tools/train.py --cfg digits/hybrid train.distill.temperature=2 --print",
+        "train.distill: there is no teacher; give train.teacher, or omit it",
+    ),
+    Mistake(
+        "A model from random weights as its own teacher",
+        "tools/train.py --cfg digits/hybrid train.teacher=self",
+        "train.teacher = 'self': the model has random weights before training; give model.weights, or a run as the "
+        "teacher",
+    ),
+    Mistake(
+        "A teacher that is not there",
+        "tools/train.py --cfg digits/hybrid train.teacher=runs/unmerged",
+        "train.teacher = '.../runs/unmerged': no run folder; train it first, or correct the path",
+    ),
+    Mistake(
         "Weights of classes in another form",
         "tools/train.py --cfg digits/hybrid train.class_weights=inverse --print",
         "train.class_weights = 'inverse': use none, balanced, {name: weight}, or a list of weights in the order of the "

@@ -29,6 +29,7 @@ from models.lora import merge_lora
 from models.settings import UserError
 from models.settings.zoo import normalisation
 from models.weights import load_weights as load_weights_from
+from models.weights.report import Report
 
 log = logging.getLogger("hybridmerge")
 
@@ -45,11 +46,22 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
     """Loads the weights named by `model.weights`, if any, and logs which of them fit.
 
     Raises:
+        UserError: as of `load_start`.
+    """
+    report = load_start(model, settings)
+    for line in [] if report is None else report.lines():
+        log.info(line)
+
+
+def load_start(model: nn.Module, settings: RunSettings) -> Report | None:
+    """Loads the weights named by `model.weights`; returns which of them fit, or None where none are named.
+
+    Raises:
         UserError: the weights cannot be read, or none of them fits.
     """
     source = settings.model.weights
     if source is None:
-        return
+        return None
     if Path(source).is_file():
         verify(Path(source))
     run = RunFolder(source)
@@ -59,8 +71,7 @@ def start_weights(model: nn.Module, settings: RunSettings) -> None:
     report = load_weights_from(model, source, _all_weights(run) if whole else None)
     if heads is not None:
         report.caveats = []  # our own run says what files of weights do not
-    for line in report.lines():
-        log.info(line)
+    return report
 
 
 def _trained_heads(source: Path) -> int | None:

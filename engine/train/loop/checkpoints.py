@@ -66,6 +66,7 @@ class Checkpoints:
         settings: of the run; those that decide the result are stored with the weights.
         optimization: the optimizer and the moving average.
         saved_names: the part of the weights to save, where so little learns that the rest is not saved; None: all.
+        teacher: digest of the weights of the model that teaches; None: there is none.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Checkpoints:
         settings: RunSettings,
         optimization: Optimization,
         saved_names: set[str] | None,
+        teacher: str | None = None,
     ) -> None:
         self.folder, self.model, self.data, self.settings = folder, model, data, settings
-        self.optimization, self.saved_names = optimization, saved_names
+        self.optimization, self.saved_names, self.teacher = optimization, saved_names, teacher
         self.frozen_digest = checkpoint.digest_of(frozen_state(model, saved_names))
         self.fingerprint = data.fingerprint()
 
@@ -119,12 +121,17 @@ class Checkpoints:
         """Restores weights, optimizer and moving average from the state in a checkpoint; returns the progress.
 
         Raises:
-            UserError: it was trained on other images, labels or classes, or is of another model.
+            UserError: it was trained on other images, labels or classes, by another teacher, or is of another model.
         """
         if state["data"] != self.fingerprint:
             raise UserError(
                 f"{self.folder}: the images, labels or classes are not those that this run was trained on; "
                 "resume on the same data, or start a run under another name="
+            )
+        if state.get("teacher") != self.teacher:
+            raise UserError(
+                f"train.teacher = {self.settings.train.teacher!r}: its weights are not those that the run was started "
+                "with; give the same teacher, or start a run under another name="
             )
         load_trained(self.model, state, file, self.saved_names)
         try:
@@ -144,6 +151,7 @@ class Checkpoints:
             "model": partial_state(model, self.saved_names),
             "partial": self.saved_names is not None,
             "frozen": self.frozen_digest,
+            "teacher": self.teacher,
             "classes": self.data.classes,
             "mean": list(self.data.mean),
             "std": list(self.data.std),

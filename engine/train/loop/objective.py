@@ -50,12 +50,18 @@ class Objective(nn.Module):
             targets: labels (B, ...), or soft targets, float32 (B, classes).
             schedule: the number of patches that each block removes in this step; None: as the network has it.
         """
+        return self.score(self.heads(images, schedule), targets)
+
+    def heads(self, images: Tensor, schedule: list[int] | None) -> tuple[Tensor, ...]:
+        """The logits (B, classes) of each head; arguments as of `forward`."""
         options = {} if schedule is None else {"schedule": schedule}
         with self.autocast:
             if isinstance(self.network, SeveralHeads):
-                heads = self.network.forward_heads(images, **options)
-            else:
-                heads = (self.network(images, **options),)
+                return self.network.forward_heads(images, **options)
+            return (self.network(images, **options),)
+
+    def score(self, heads: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the logits of each head, and how many images they got right together."""
         losses = [self._loss(logits.float(), targets) for logits in heads]
         return torch.stack(losses).mean(), self.task.correct(sum(heads), targets).sum()
 
