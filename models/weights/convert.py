@@ -1,8 +1,8 @@
 """Converts weights to a model's layout: names first, then shapes (position embeddings, position tables, channels).
 
-A layout is recognised by its names, for the file and for the model. ViTs have four layouts: timm's, which DeiT, BEiT
-and our own files use; torchvision's, which its SWAG files use; Google's (.npz); and that of Hugging Face's
-transformers.
+A layout is recognised by its names, for the file and for the model. ViTs have five layouts: timm's, which DeiT, BEiT
+and our own files use; torchvision's, which its SWAG files use; Google's (.npz); that of Hugging Face's transformers;
+and mmpretrain's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..merging.contract import Grid
 from .files import State
 from .google import from_google, is_google
 from .huggingface import from_huggingface, is_huggingface
+from .mmpretrain import from_mmpretrain, is_mmpretrain
 
 # A ViT's names, timm's and torchvision's: {i} is a block's number, {p} is weight or bias.
 _BLOCK = "encoder.layers.encoder_layer_{i}"
@@ -60,6 +61,8 @@ def renamed(state: State, model: nn.Module) -> State:
         state = from_google(state)
     if is_huggingface(state):
         state = from_huggingface(state)
+    if is_mmpretrain(state):
+        state = from_mmpretrain(state)
     state = _rename(state, _OLD_TORCHVISION)
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     if _is_torchvision_vit(state.keys()) and _is_timm_vit(wanted):

@@ -45,6 +45,8 @@ TRAINING = (
     "aux1",
     "aux2",
     "n_averaged",
+    "neck",  # of mmpretrain: what self-supervised training puts behind the backbone
+    "target_generator",
 )
 COUNTERS = ("total_ops", "total_params", "position_ids")  # last parts of names: of profilers, and of Hugging Face
 
