@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -24,11 +23,9 @@ PLACEHOLDERS = {
     "K": "12",
     "MS": "1e9",
 }
-# A stand-in for every tool: it writes its arguments down.
-STAND_IN = """#!/usr/bin/env python3
-import json, os, sys
-with open(os.environ["COMMANDS"], "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+# A stand-in for every tool: it writes down how many words it was called with, and the words, each with a NUL behind it.
+STAND_IN = """#!/bin/sh
+printf '%s\\0' $(($# + 1)) "${0##*/}" "$@" >> "$COMMANDS"
 """
 
 
@@ -54,7 +51,7 @@ def commands(text: str, folder: Path) -> list[list[str]]:
         stand_in = folder / "tools" / tool.name
         stand_in.write_text(STAND_IN)
         stand_in.chmod(0o755)
-    log = folder / "commands.jsonl"
+    log = folder / "commands.txt"
     log.touch()
     silent = "".join(f"{name}() {{ :; }}; " for name in ("make", "pip", "python", "tensorboard", "git", "cd")) + "\n"
     script = silent + text.replace(".venv/bin/python tools/", "tools/").replace(". .venv/bin/activate", ":")
@@ -67,4 +64,5 @@ def commands(text: str, folder: Path) -> list[list[str]]:
         timeout=60,
     )
     assert done.returncode == 0, f"{done.stderr}\n{text}"
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    words = iter(log.read_text().split("\0")[:-1])
+    return [[next(words) for _ in range(int(count))] for count in words]
