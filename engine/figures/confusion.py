@@ -57,7 +57,8 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
         for row, column in zip(*np.nonzero(matrix)):
             colour = "white" if shares[row, column] > 0.4 else "black"
             number = int(matrix[row, column])
-            axes.text(column, row, number, ha="center", va="center", fontsize=7, color=colour)
+            middle = {"ha": "center", "va": "center", "in_layout": False}  # it takes no room beside the matrix
+            axes.text(column, row, number, fontsize=7, color=colour, **middle)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=40, pad=0.01)
     bar.set_label("share of the true class", fontsize=8)
     bar.ax.tick_params(labelsize=7)
