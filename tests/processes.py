@@ -2,8 +2,9 @@
 
 Importing torch and what goes with it takes a tool some seconds, longer than what most tests then do with it. A process
 made here runs the tool's file as a script, with its own working directory, environment, standard streams and exit code,
-and can be signalled and killed like any other. What a fork cannot show is tested with `command` and `subprocess`: how
-Python starts (encodings, closed streams, `nohup`), and signals while libraries are imported.
+and can be signalled and killed like any other. So do the tools that a study starts: they are forked from the study.
+What a fork cannot show is tested with `command` and `subprocess`: how Python starts (encodings, closed streams,
+`nohup`), and signals while libraries are imported.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from tests.paths import ROOT
 
@@ -30,6 +35,7 @@ IMPORTED = (  # what the tools import as they go
     "engine.cost.speed",
     "engine.measure.evaluate",
     "engine.study",
+    "engine.study.execute.study",
     "engine.study.zeroshot",
     "engine.train.session",
     "sklearn.datasets",
@@ -47,18 +53,28 @@ def command(tool: str, *args: str) -> list[str]:
 class Process:
     """A tool that was started; what it prints is kept in files, so that nobody needs to read it meanwhile.
 
+    Args:
+        tool: its file's name.
+        args: what stands behind it on the command line.
+        cwd: the folder in which it is started.
+        environment: its variables.
+        out: the file to which it prints, of which nothing is kept; None: one that is.
+
     Attributes:
         pid: the number of the process.
         returncode: the exit code, negative for a signal; None until `poll` or `wait` has seen the end.
     """
 
-    def __init__(self, tool: str, *args: str, cwd: Path, environment: dict[str, str] = ENVIRONMENT) -> None:
+    def __init__(
+        self, tool: str, *args: str, cwd: Path, environment: dict[str, str] = ENVIRONMENT, out: str | None = None
+    ) -> None:
         self.returncode: int | None = None
         wanted = {"argv": [str(ROOT / "tools" / tool), *args], "cwd": str(cwd), "environment": environment}
         with ExitStack() as files:
             self._out = files.enter_context(tempfile.TemporaryFile("w+"))
             self._err = files.enter_context(tempfile.TemporaryFile("w+"))
-            self._keeper = files.enter_context(_server().request(wanted, self._out.fileno(), self._err.fileno()))
+            printed = files.enter_context(open(out, "w")) if out else self._out
+            self._keeper = files.enter_context(_server().request(wanted, printed.fileno(), self._err.fileno()))
             self._files = files.pop_all()
         self.pid = int(self._keeper.recv(100))
 
@@ -140,10 +156,12 @@ def _server() -> _Server:
 
 
 def _serve(server: socket.socket) -> None:
-    """Forks a tool for each request. Returns in the processes that are to run a tool, and there alone."""
+    """Forks a tool for each request."""
+    gc.disable()  # looking for garbage takes a fifth of the time that imports take
     for module in IMPORTED:
         __import__(module)
     gc.collect()
+    gc.enable()
     gc.freeze()  # so that the garbage collection of a fork does not write into, and so copy, all of its memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers need nobody to wait for them
     while True:
@@ -168,14 +186,49 @@ def _serve(server: socket.socket) -> None:
             os.close(descriptor)
         wanted = json.loads(message)
         os.chdir(wanted["cwd"])
-        os.environ.clear()
-        os.environ.update(wanted["environment"])
-        tempfile.tempdir = None  # TMPDIR is looked up again
-        sys.argv = wanted["argv"]
-        sys.path[0] = str(Path(sys.argv[0]).parent)  # as where Python is started with a script
-        return
+        _start_forked(wanted["argv"], wanted["environment"])
+
+
+def _start_forked(argv: list[str], environment: Mapping[str, str]) -> None:
+    """Runs a script in this process, a fork, to the process's end."""
+    from engine.study.execute import child
+
+    child.subprocess = SimpleNamespace(Popen=_forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # TMPDIR is looked up again
+    sys.argv = argv
+    sys.path[0] = str(Path(argv[0]).parent)  # as where Python is started with a script
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def _forked(
+    command: list[str], env: Mapping[str, str], preexec_fn: Callable[[], None], **options: Any
+) -> subprocess.Popen:
+    """subprocess.Popen of a Python script, which goes on from the fork instead of starting Python."""
+
+    def run() -> None:
+        preexec_fn()
+        os.closerange(3, 1024)  # as a new program would; until then Popen waits
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        gc.freeze()  # what has to do with the descriptors that were closed is never tidied up
+        gc.enable()
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)  # without what the parent has yet to write
+        code: object = 1
+        try:
+            _start_forked(command[1:], env)
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+    return subprocess.Popen(command, env=env, preexec_fn=run, **options)
 
 
 if __name__ == "__main__":
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_path(sys.argv[0], run_name="__main__")

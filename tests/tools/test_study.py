@@ -1,6 +1,7 @@
 """Studies as a user runs them: their runs are real processes, killed, stopped, failing, and started again.
 
-Most studies run in the test's own process, since importing torch is what takes the time.
+Most of them are forked, since importing torch is what takes the time. The runs of a study in the test's own process
+start as a user's do, each in a Python of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from engine.runs.lock import in_use
 from engine.study.execute import child
 from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, write_plan
-from tests.processes import ENVIRONMENT, Process
+from tests.processes import ENVIRONMENT, Process, finish
 from tests.tools.test_train import run_inside
 from tools import study as study_tool
 from tools import train as train_tool
@@ -32,6 +33,18 @@ LONG = TINY.replace("epochs: 2, batch_size: 16", "epochs: 6, batch_size: 8")
 LONG += "  checkpoint: {every_steps: 3}\n  log: {images: 0}\n"
 STUDY = Path("runs") / "tiny"
 PATIENCE = 600  # seconds: an overloaded machine imports torch for minutes
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs tools/study.py in a forked process, in the test's folder; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = finish("study.py", *arguments, cwd=tmp_path, timeout=PATIENCE)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
 @pytest.fixture
@@ -65,13 +78,13 @@ def weights_of(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_started_again_at_once(tmp_path, inside, monkeypatch):
+def test_killed_in_the_middle_and_started_again_at_once(tmp_path, study, monkeypatch):
     """kill -9 of the study alone. No run is lost, repeated or trained in two places, and weights are the same bits."""
     write_plan(tmp_path, LONG + "rows: {a: {}}\nseeds: [0, 1]\n")
     runs = STUDY / "runs"
     with studying("plan.yaml", cwd=tmp_path, until=[tmp_path / runs / "a_s0" / "last-1.pt"]) as process:
         process.send_signal(signal.SIGKILL)
-    code, said, errors = inside("plan.yaml")  # the run may still be saving
+    code, said, errors = study("plan.yaml")  # the run may still be saving
     assert (code, errors) == (0, ""), said
     assert sorted(path.name for path in runs.iterdir()) == ["a_s0", "a_s1"]
     starts = [re.findall(r"from step (\d+) of", (runs / name / "log.txt").read_text()) for name in ("a_s0", "a_s1")]
@@ -84,13 +97,13 @@ def test_killed_in_the_middle_and_started_again_at_once(tmp_path, inside, monkey
 
 
 @pytest.mark.slow
-def test_stopped_by_ctrl_c_and_refused_twice(tmp_path, inside):
+def test_stopped_by_ctrl_c_and_refused_twice(tmp_path, study):
     """Both runs are saved, nothing is left behind, and a second study in the folder is refused meanwhile."""
     write_plan(tmp_path, LONG.replace("epochs: 6", "epochs: 6000") + "rows: {a: {}, b: {set: {train.lr: 0.01}}}\n")
     a, b = STUDY / "runs" / "a_s0", STUDY / "runs" / "b_s0"
     begun = [tmp_path / run / "last-1.pt" for run in (a, b)]
     with studying("plan.yaml", "--jobs", "2", cwd=tmp_path, until=begun) as process:
-        code, _, errors = inside("plan.yaml")
+        code, _, errors = study("plan.yaml")
         assert code == 2 and errors.count("\n") == 1
         assert errors.startswith(f"error: runs/tiny: in use by process {process.pid} on ")
         os.kill(process.pid, signal.SIGINT)
@@ -100,15 +113,15 @@ def test_stopped_by_ctrl_c_and_refused_twice(tmp_path, inside):
     assert said.endswith("stopped; continue with: tools/study.py plan.yaml jobs=2\n")
     assert not in_use(a) and not in_use(b) and not (a / "results.json").exists()
     assert all(checkpoint.load(run / "last.pt")["progress"]["step"] > 0 for run in (a, b))
-    _, planned, _ = inside("plan.yaml", "--dry-run", "--no-timing")
+    _, planned, _ = study("plan.yaml", "--dry-run", "--no-timing")
     assert planned.count("to be continued") == 2 and "2 runs, 0 done, 2 left" in planned
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_passed_over_and_only_what_changed_is_run(tmp_path, inside):
+def test_a_failed_run_is_passed_over_and_only_what_changed_is_run(tmp_path, study, inside):
     bad = "{set: {train.lr: 1000, train.warmup_epochs: 0}}"
     write_plan(tmp_path, TINY + f"rows: {{bad: {bad}, good: {{}}}}\n")
-    code, said, errors = inside("plan.yaml")
+    code, said, errors = study("plan.yaml")
     assert code == 2, said
     [line] = errors.splitlines()
     assert line.startswith("error: runs/tiny: 1 job failed, first bad_s0: train.lr = 1000.0: the ")
@@ -131,10 +144,10 @@ def test_a_failed_run_is_passed_over_and_only_what_changed_is_run(tmp_path, insi
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_and_writes_nothing(tmp_path, inside):
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, study):
     write_plan(tmp_path, TINY + "rows: {a: {}, b: {set: {data: {name: npz, path: missing.npz}}}}\nseeds: 2\n")
     before = sorted(tmp_path.rglob("*"))
-    code, said, errors = inside("plan.yaml", "--dry-run", "jobs=2")
+    code, said, errors = study("plan.yaml", "--dry-run", "jobs=2")
     assert (code, errors) == (0, "") and sorted(tmp_path.rglob("*")) == before
     titles, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if "| " in line]
     assert titles == ["row", "seed", "GMACs/image", "images x epochs", "GMACs x images", "time", "state"]
@@ -144,10 +157,10 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, inside):
 
 
 @pytest.mark.slow
-def test_a_fold_and_its_sweep(tmp_path, inside):
+def test_a_fold_and_its_sweep(tmp_path, study):
     text = TINY.replace("digits/lenet5", "digits/hybrid").replace("part: 0.2", "part: 0.1, folds: 2")
     write_plan(tmp_path, text + "  model: {embed_dim: 16, depth: 2}\nfolds: [1]\nsweep: merge.r=[0, 8]\n")
-    code, said, errors = inside("plan.yaml")
+    code, said, errors = study("plan.yaml")
     assert (code, errors) == (0, ""), said
     assert (STUDY / "runs" / "digits_hybrid_s0" / "fold1" / "results.json").exists()
     rows = json.loads((STUDY / "sweeps" / "digits_hybrid_s0_fold1.json").read_text())
@@ -158,7 +171,7 @@ def test_a_fold_and_its_sweep(tmp_path, inside):
     for name in ("table.csv", "table.md", "pareto.png", "page.html"):
         assert (STUDY / name).stat().st_size > 0
     assert rows[0]["gmacs"] > rows[1]["gmacs"]
-    code, said, _ = inside("plan.yaml")
+    code, said, _ = study("plan.yaml")
     assert code == 0 and "[1/" not in said and "1 run, 1 done, 0 left" in said  # nor is the sweep made again
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.data.conftest import save_image
-from tests.processes import ENVIRONMENT, command
+from tests.processes import ENVIRONMENT, Process, command
 from tests.tools.test_train import QUICK
 
 ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}  # Python would take names for ASCII, too
@@ -74,9 +74,10 @@ def test_what_is_wrong_is_said_in_any_terminal(folder):
 
 @pytest.mark.slow
 def test_folds_whose_output_goes_nowhere_are_complete(folder):
-    code, errors = _in_shell("exec {} > /dev/full", RUN, folder)
+    with Process("train.py", *RUN, cwd=folder, out="/dev/full") as process:
+        _, errors = process.communicate(timeout=120)
     full = "error: the standard output cannot be written, no space left on device; files are complete\n"
-    assert (code, errors) == (2, full)
+    assert (process.returncode, errors) == (2, full)
     assert json.loads((folder / "runs" / "ç" / "folds.json").read_text())["folds"] == 2
     assert "epoch 1/1" in (folder / "runs" / "ç" / "fold1" / "log.txt").read_text()
 
