@@ -13,6 +13,7 @@ import torch
 
 from engine.measure.ensembles import evaluate_run
 from engine.runs.checkpoints import checkpoint
+from engine.runs.records.results import Results
 from engine.runs.restore import load_run
 from engine.settings.layers import load_settings
 from engine.train.experiment import run_experiment
@@ -24,10 +25,30 @@ from tests.engine.train.tuned_runs import MODES, VIT, settings_of, state_of
 
 pytestmark = pytest.mark.precision
 
+AVERAGED = {"train": {"ema": 0.9}}
+
+
+@pytest.fixture(scope="module")
+def finished_runs():
+    return {}
+
+
+@pytest.fixture
+def finished(finished_runs, tuned, tmp_path_factory):
+    """Makes the folder of a finished run of each mode, once; tests must not change it. Returns it, and the results."""
+
+    def make(mode: str) -> tuple[Path, Results]:
+        if mode not in finished_runs:
+            folder = tmp_path_factory.mktemp(mode)
+            finished_runs[mode] = folder, run_experiment(tuned(mode, **AVERAGED), folder)
+        return finished_runs[mode]
+
+    return make
+
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_tuned_run_is_read_back_from_its_folder(mode, tuned, folder, start):
-    results = run_experiment(tuned(mode), folder)
+def test_a_tuned_run_is_read_back_from_its_folder(mode, finished, start):
+    folder, results = finished(mode)
     run = load_run(folder)
     assert evaluate_run(run, "test").metrics["top1"] == results.test_metrics["top1"]
     before, after = state_of(Path(start)), load_run(folder, which="last").model.state_dict()
@@ -42,20 +63,19 @@ def test_a_tuned_run_is_read_back_from_its_folder(mode, tuned, folder, start):
     assert moved <= expected and len(moved) > 0.8 * len(expected)
 
 
-def test_what_learnt_is_saved_alone_and_counted(tuned, folder, tmp_path):
+def test_what_learnt_is_saved_alone_and_counted(finished):
     sizes = {}
     for mode in ("head", "lora", "full"):
-        (tmp_path / mode).mkdir()
-        results = run_experiment(tuned(mode), tmp_path / mode)
+        folder, results = finished(mode)
         sizes[mode] = results.saved_mib
-        learnt = sum(value.numel() for value in state_of(tmp_path / mode).values())
+        learnt = sum(value.numel() for value in state_of(folder).values())
         assert results.trained_params == learnt
         assert 0 < results.trained_share <= 1 and results.peak_memory_mib > 0 and results.seconds > 0
     assert sizes["head"] < sizes["lora"] < sizes["full"]
 
 
-def test_the_part_that_is_not_saved_must_be_the_same(tuned, folder, start, tmp_path):
-    run_experiment(tuned("lora"), folder)
+def test_the_part_that_is_not_saved_must_be_the_same(finished, start, tmp_path):
+    folder, _ = finished("lora")
     other = tmp_path / "other"
     other.mkdir()
     state = checkpoint.load(Path(start) / "best.pt")
@@ -64,9 +84,9 @@ def test_the_part_that_is_not_saved_must_be_the_same(tuned, folder, start, tmp_p
         load_run(folder, [f"model.weights={other}"])
 
 
-def test_adapters_follow_another_merging(tuned, folder):
+def test_adapters_follow_another_merging(finished):
     """They go into the model that they were trained in, and merging is set when they are part of its weights."""
-    run_experiment(tuned("lora"), folder)
+    folder, _ = finished("lora")
     trained, other = load_run(folder), load_run(folder, ["merge.r=5"])
     assert other.model.schedule == [5, 5] and not other.as_trained
     for name, value in trained.model.state_dict().items():
@@ -75,15 +95,13 @@ def test_adapters_follow_another_merging(tuned, folder):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("crash_at", [9, 30])
-def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, tmp_path, monkeypatch):
+def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, finished, folder, monkeypatch):
     """20 steps an epoch: in the first, and after `gradual` has begun its second group."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
-    settings = tuned(mode, checkpoint={"every_steps": 4}, train={"ema": 0.9})
-    run_experiment(settings, whole)
-    run_until(monkeypatch, crash_at, settings, parts)
-    run_experiment(settings, parts, resume=True)
-    assert_same_run(whole, parts)
+    whole, _ = finished(mode)
+    settings = tuned(mode, checkpoint={"every_steps": 4}, **AVERAGED)
+    run_until(monkeypatch, crash_at, settings, folder)
+    run_experiment(settings, folder, resume=True)
+    assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize("mode", ["gradual", "lora"])

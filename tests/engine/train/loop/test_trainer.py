@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -343,10 +344,10 @@ def test_out_of_memory_says_what_to_change(tiny, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("stopped_at", [None, 13, 3])
-def test_a_run_goes_on_for_more_epochs(tiny, folder, monkeypatch, stopped_at):
+def test_a_run_goes_on_for_more_epochs(reference, tiny, folder, monkeypatch, stopped_at):
     """After its end, or from where it was stopped: the learning rate follows the new total from there on."""
     if stopped_at is None:
-        run_experiment(tiny(), folder)
+        shutil.copytree(reference, folder, dirs_exist_ok=True)
     else:
         run_until(monkeypatch, stopped_at, tiny(checkpoint={"every_steps": 4}), folder)
     last = folder / "last.pt"
@@ -374,9 +375,9 @@ def test_a_run_without_validation_keeps_its_last_weights_when_it_goes_on(tiny, f
     assert results.best_step == results.steps == checkpoint.load(folder / "best.pt")["step"]
 
 
-def test_a_run_that_goes_on_and_is_stopped_is_not_finished(tiny, folder, monkeypatch):
+def test_a_run_that_goes_on_and_is_stopped_is_not_finished(reference, tiny, folder, monkeypatch):
     """Its old results do not stand for it."""
-    run_experiment(tiny(), folder)
+    shutil.copytree(reference, folder, dirs_exist_ok=True)
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(Trainer, "_end_epoch", lambda self, epoch: crash())
         run_experiment(tiny(train={"epochs": 4}), folder, resume=True)
