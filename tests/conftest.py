@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import gc
 import os
 import signal
 
@@ -16,6 +17,18 @@ os.environ.setdefault("HYBRIDMERGE_PRECISION", "fp32")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Files that take the longest, of those without a test that is slow by itself.
+LONG = (
+    "test_budget.py",
+    "test_commands.py",
+    "test_damaged_checkpoints.py",
+    "test_export.py",
+    "test_finetuning.py",
+    "test_trainer.py",
+)
+
+gc.disable()  # while tests are collected: what is imported and collected then stays
+
 
 @pytest.fixture(autouse=True)
 def log_ended():
@@ -25,7 +38,15 @@ def log_ended():
     end_log()
 
 
+def pytest_collection_finish():
+    """Garbage is not looked for again in millions of objects that stay: each time took most of a second."""
+    import hypothesis  # noqa: F401, whose plugins ask who refers to an object, and frozen ones do not answer
+
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no process is left alone with them when the others have ended."""
+    """Files that take long come first, so that no process is left alone with them when the others have ended."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: item.path not in slow and item.path.name not in LONG)

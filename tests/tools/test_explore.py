@@ -7,6 +7,7 @@ import signal
 import socket
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from tests.browser import messages, open_browser, requested, until
 from tests.processes import ENVIRONMENT, Process, finish
 from tests.tools.colours import COLOURS, VIT, colour_run, save_colour
 
-pytest.importorskip("gradio", reason="the extra explore is not installed")
+# Its import takes six seconds, which processes that only collect these tests are spared.
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra explore is not installed")
 
 MERGED = {**VIT, "img_size": 16, "merge": {"method": "tome", "r": 16}}
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff\xe0"
