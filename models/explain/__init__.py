@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..modes import in_evaluation_mode
 from ..settings import UserError, nearest
 from .attention import gradient_rollout, rollout
-from .evaluating import Progress
+from .evaluating import Progress, giving_logits
 from .found import Found
 from .gradcam import gradcam
 from .lime import lime
@@ -98,7 +98,7 @@ def explain(
     """Explains a model's answers.
 
     Args:
-        model: a classifier, wrapped or not; ours, timm's or torchvision's. It is left as it was.
+        model: a classifier, wrapped or not; ours, timm's, torchvision's or one of transformers. It is left as it was.
         images: (B, C, H, W), normalised as the model expects, on its device.
         method: a key of EXPLAINERS.
         target: the class of each image (B,), or one class for all; None: the class that the model predicts.
@@ -120,7 +120,7 @@ def explain(
     if explainer.reports:
         options["progress"] = progress
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with in_evaluation_mode(model):
+    with in_evaluation_mode(model), giving_logits(model):
         with torch.no_grad():
             logits = model(images)
         if not isinstance(logits, Tensor):

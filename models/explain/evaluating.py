@@ -36,6 +36,21 @@ class Evaluation:
         return logits
 
 
+@contextmanager
+def giving_logits(model: nn.Module) -> Iterator[None]:
+    """In this context a classifier of transformers returns its logits alone, as all others do."""
+
+    def logits_of(module: nn.Module, inputs: object, output: object) -> Tensor | None:
+        logits = getattr(output, "logits", None)
+        return logits if isinstance(logits, Tensor) else None  # None: the output stays as it is
+
+    hook = model.register_forward_hook(logits_of)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def mean_colour(image: Tensor) -> Tensor:
     """The baseline of an image (..., C, H, W): its own mean in each channel, everywhere; of the same shape."""
     return image.mean((-2, -1), keepdim=True).expand_as(image)

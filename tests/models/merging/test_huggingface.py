@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from models.explain import explain
+from models.explain import EXPLAINERS, explain
 from models.merging import MERGERS, initial_tokens, wrap
 from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace, unwrap
@@ -155,13 +155,36 @@ def test_what_merged_tokens_cannot_give_is_said():
         model(images(), output_attentions=True)
     with pytest.raises(UserError, match="attention_mask: does not follow merged tokens"):
         model(images(), attention_mask=torch.tensor([[1] * 16 + [0]] * 2))
-    with pytest.raises(UserError, match="returns a ImageClassifierOutput; give one that returns logits"):
-        explain(model, images(), "rollout")
+    with pytest.raises(UserError, match="returns a BaseModelOutputWithPooling; give one that returns logits"):
+        explain(wrap(built("DINOv2"), r=4), images(), "rollout")
     model.config.output_attentions = True
     with pytest.raises(UserError, match="output_attentions: does not follow merged tokens; set it to False"):
         model(images())
     with pytest.raises(UserError, match="holds 2 vision towers that merge; wrap one of them"):
         wrap(Both(transformers.ViTConfig(**SMALL)), r=1)
+
+
+class Logits(torch.nn.Module):
+    """A classifier of transformers that returns nothing but its logits."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.head_names = model, ("model.classifier",)
+
+    def forward(self, images):
+        return self.model(images).logits
+
+
+@pytest.mark.parametrize("r", [0, 4])
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_a_classifier_is_explained_as_one_that_returns_logits_alone(method, r):
+    model = wrap(built("ViT"), r=r)
+    options = {"samples": 30} if method in ("lime", "rise") else {}
+    found, same = explain(model, images(), method, **options), Logits(model)
+    expected = explain(same, images(), method, **options)
+    torch.testing.assert_close(found.relevance, expected.relevance)
+    assert found.relevance.abs().sum() > 0 and torch.equal(found.logits, model(images()).logits)
+    assert "logits" in model(images()), "the output has its form again"
 
 
 class Both(transformers.PreTrainedModel):
