@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
@@ -143,14 +143,18 @@ class CommonSettings(Settings):
 
 
 def _option_fields() -> dict[str, Any]:
-    """A field for each option that a method declares; null stands for the method's default."""
+    """A field for each option that methods declare; null stands for the method's default."""
     fields: dict[str, Any] = {}
+    declared: dict[str, tuple[Any, ...]] = {}
     for name, merger in MERGERS.items():
         for key, (kind, option) in declared_options(merger.assign).items():
             default = str(merger.options[key]).lower()
             text = f"{name}: {option.description}; null: {default}"
+            values = set(get_args(kind)) or kind, option.least
+            if declared.setdefault(key, values) != values:
+                raise TypeError(f"{key} is an option of two methods with other values; rename the one of {name}")
             if key in fields:
-                raise TypeError(f"{key} is an option of two methods; rename the one of {name}")
+                text = f"{fields[key][1].description}. {text}"
             most = None if option.least is None else MOST
             fields[key] = (kind | None, Field(None, ge=option.least, le=most, description=text))
     return fields
@@ -188,8 +192,9 @@ class MergeSettings(WithOptions):
             raise ValueError(f"merge.{key} = {getattr(self, key)}: merge.{says} says which blocks merge; omit one")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
-                owner = next(name for name, merger in MERGERS.items() if key in merger.options)
-                raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {owner} has")
+                owners = [name for name, merger in MERGERS.items() if key in merger.options]
+                has = f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'}"
+                raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {has}")
         if MERGERS[self.method].soft is not None:
             if self.compared_by() != "learned":
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own metric; omit the key")

@@ -8,6 +8,7 @@ from .dpc_knn import DPC_KNN
 from .dtem import DTEM
 from .facility_location import FACILITY_LOCATION
 from .grid import GRID
+from .kmedoids import KMEDOIDS
 from .mctf import MCTF
 from .pitome import PITOME
 from .tome import TOME
@@ -21,6 +22,7 @@ MERGERS: dict[str, Merger] = {
     "facility_location": FACILITY_LOCATION,
     "pitome": PITOME,
     "dpc_knn": DPC_KNN,
+    "kmedoids": KMEDOIDS,
     "topk": TOPK,
     "mctf": MCTF,
     "dtem": DTEM,

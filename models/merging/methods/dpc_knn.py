@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..contract import Assignment, MergeContext, Merger, Option, all_pairs_macs
 from ..tokens import take
-from .eager import eager_on_cpu
-
-CANCELLED = 1e-6  # as a fraction of the square of a patch: squared distances below it are not differences of squares
+from .distances import smallest, squared_distances
 
 
 def dpc_knn(
@@ -51,7 +48,8 @@ def dpc_knn(
         An assignment to N - r output patches.
     """
     patches, width = metric.shape[1], metric.shape[2] ** 0.5
-    squared, nearest = squared_distances(metric, min(neighbours, patches - 1))
+    squared = squared_distances(metric)
+    nearest = smallest(squared, min(neighbours, patches - 1) + 1)  # a patch is at distance 0 from itself
     peaked = peakedness(squared, nearest, width).argsort(dim=-1, descending=True, stable=True)
 
     centres, gone = peaked[:, : patches - r].sort().values, peaked[:, patches - r :]
@@ -62,58 +60,12 @@ def dpc_knn(
     return Assignment(torch.empty_like(peaked).scatter(1, centres, own).scatter(1, gone, joined), patches - r)
 
 
-def squared_distances(metric: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The squared distances between all patches of each image, and those from each patch to its nearest ones.
-
-    On a CPU they are a^2 + b^2 - 2ab in float64, which takes a fraction of the time of subtracting vectors. Its error
-    is less than the rounding of float32, except between patches that almost coincide, where a^2 + b^2 and 2ab cancel:
-    images with such patches are computed from differences. So is everything where values cannot be looked at.
-
-    Args:
-        metric: (B, N, D) float32.
-        k: number of nearest patches, less than N.
-
-    Returns:
-        (B, N, N) float32; and the k + 1 smallest of each row, ascending, since each patch is at distance 0 from itself.
-    """
-    if not eager_on_cpu(metric):
-        squared = from_differences(metric)
-        return squared, squared.topk(k + 1, largest=False).values
-    squared, norm = from_products(metric)
-    nearest = smallest(squared, k + 1)
-    cancelled = (nearest[:, :, 1:2] < CANCELLED * norm.unsqueeze(-1)).flatten(1).any(dim=-1)
-    if cancelled.any():
-        squared[cancelled] = from_differences(metric[cancelled])
-        nearest[cancelled] = smallest(squared[cancelled], k + 1)
-    return squared, nearest
-
-
-def from_products(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """a^2 + b^2 - 2ab, (B, N, N) float32, exactly 0 on the diagonal; and a^2, (B, N) float64."""
-    wide = metric.double()
-    norm = wide.square().sum(dim=-1)
-    # In place: at this size, allocating memory takes longer than the arithmetic.
-    squared = (wide @ (-2 * wide).mT).add_(norm.unsqueeze(2)).add_(norm.unsqueeze(1)).float()
-    squared.diagonal(dim1=1, dim2=2).zero_()
-    return squared, norm
-
-
-def from_differences(metric: Tensor) -> Tensor:
-    """(a - b)^2, (B, N, N) float32, exactly 0 between patches that coincide."""
-    return torch.cdist(metric, metric, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def smallest(values: Tensor, count: int) -> Tensor:
-    """The smallest values of each row, ascending, (B, N, N) -> (B, N, count), on a CPU."""
-    # NumPy sorts whole rows by vector instructions in a fraction of the time of topk.
-    return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1)[..., :count])
-
-
 def peakedness(squared: Tensor, nearest: Tensor, width: float) -> Tensor:
     """log(rho delta) of each patch, (B, N), with distances divided by `width`; rho underflows for distant patches.
 
     Args:
-        squared, nearest: what `squared_distances` returns.
+        squared: squared distances, (B, N, N).
+        nearest: the k + 1 smallest of each row, (B, N, k + 1).
         width: sqrt(D).
     """
     log_density = -(nearest.sqrt() / width).square().sum(dim=-1) / max(nearest.shape[-1] - 1, 1)

@@ -27,6 +27,8 @@ VARIANTS = {
     **MERGERS,
     "tome-kth3": MERGERS["tome"].bind(kth=3),
     "dpc_knn-neighbours2": MERGERS["dpc_knn"].bind(neighbours=2),
+    "kmedoids-size": MERGERS["kmedoids"].bind(importance="size"),
+    "kmedoids-iterations0": MERGERS["kmedoids"].bind(iterations=0),
     "facility_location-greedy": MERGERS["facility_location"].bind(form="greedy"),
     "facility_location-stochastic": MERGERS["facility_location"].bind(form="stochastic"),
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.merging import MERGERS, MergeContext
-from models.merging.methods.dpc_knn import from_differences, from_products, squared_distances
+from models.merging.methods.distances import from_differences, from_products, smallest, squared_distances
 from models.merging.methods.pitome import energy
 from models.merging.methods.selection import DENSE, SPARSE
 from models.merging.methods.sparse import FEW
@@ -45,14 +45,14 @@ def test_distances_between_patches_that_almost_coincide_are_exact(apart):
     """a^2 + b^2 - 2ab would have no correct digit left. Only the image that has such patches is computed anew."""
     metric = drawn(0, 3, 20, dim=64)
     metric[1, 7] = metric[1, 3] * (1 + apart)
-    squared, nearest = squared_distances(metric, 4)
+    squared = squared_distances(metric)
     exact = from_differences(metric)
     assert torch.equal(squared[1], exact[1]) and torch.equal(squared[[0, 2]], from_products(metric)[0][[0, 2]])
     assert (squared[1, 7, 3] == 0) == (apart == 0)
-    assert torch.equal(nearest, squared.sort(dim=-1).values[..., :5])
+    assert torch.equal(smallest(squared, 5), squared.sort(dim=-1).values[..., :5])
 
 
-@pytest.mark.parametrize("name", ["dpc_knn", "facility_location", "pitome", "mctf"])
+@pytest.mark.parametrize("name", ["dpc_knn", "kmedoids", "facility_location", "pitome", "mctf"])
 def test_a_compiled_method_matches_alike(name):
     """In a graph values cannot be looked at, so methods take another way."""
     metric, context = drawn(1, 2, 36), MergeContext(torch.ones(2, 36), torch.rand(2, 36), depth=0.25)

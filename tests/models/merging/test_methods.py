@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from models.merging import MERGERS, MergeContext
 from models.merging.contract import Assignment
+from models.merging.methods.kmedoids import joined, moved
 
 Shares = dict[int, float]  # the patches that an output patch is made of, and the share of each in its mean
 
@@ -110,6 +111,29 @@ def dpc_knn_by_the_book(metric: np.ndarray, r: int, seen: Seen, neighbours: int)
     return mean_by(seen.size, list(groups.values()))
 
 
+def kmedoids_by_the_book(metric: np.ndarray, r: int, seen: Seen, iterations: int, importance: str) -> list[Shares]:
+    """Marin et al.: the most significant are medoids; patches join the nearest, and medoids move to the middle."""
+    patches = range(len(metric))
+    distance = [[float(np.linalg.norm(metric[i] - metric[j]) ** 2) for j in patches] for i in patches]
+    w = seen.attention if importance == "attention" else seen.size
+    significance = dict(enumerate(w))
+    if importance == "size":
+        significance = {i: w[i] * min((distance[i][j] for j in range(i)), default=np.inf) for i in patches}
+    medoids = sorted(highest(significance, len(metric) - r))
+
+    def clusters() -> list[list[int]]:
+        groups = {m: [m] for m in medoids}
+        for i in patches:
+            if i not in medoids:
+                groups[min(medoids, key=lambda m: (distance[i][m], m))].append(i)
+        return list(groups.values())
+
+    for _ in range(iterations):
+        cost = [{j: sum(w[i] * distance[i][j] for i in group) for j in sorted(group)} for group in clusters()]
+        medoids = sorted(min(each, key=each.__getitem__) for each in cost)
+    return mean_by(seen.size, clusters())
+
+
 def topk_by_the_book(metric: np.ndarray, r: int, seen: Seen, prune: bool) -> list[Shares]:
     """Liang et al., section 3: the most attended stay; the others are one mean by attention, or are dropped."""
     patches = range(len(metric))
@@ -148,6 +172,10 @@ BY_THE_BOOK: dict[str, tuple[Callable[..., list[Shares]], dict[str, st.SearchStr
     "tome": (tome_by_the_book, {"kth": st.integers(2, 5)}),
     "pitome": (pitome_by_the_book, {}),
     "dpc_knn": (dpc_knn_by_the_book, {"neighbours": st.integers(1, 9)}),
+    "kmedoids": (
+        kmedoids_by_the_book,
+        {"iterations": st.integers(0, 5), "importance": st.sampled_from(["attention", "size"])},
+    ),
     "topk": (topk_by_the_book, {"prune": st.booleans()}),
     "mctf": (mctf_by_the_book, {}),
 }
@@ -225,6 +253,33 @@ def test_tome_finds_planted_pairs():
 @pytest.mark.parametrize("noise", [0.01, 0.2])
 def test_dpc_knn_finds_the_planted_clusters_themselves(noise):
     assert recovered("dpc_knn", noise, r=24) > 0.95
+
+
+@pytest.mark.parametrize("importance", ["attention", "size"])
+def test_kmedoids_finds_the_planted_clusters_from_a_patch_of_each(importance):
+    """One patch of each cluster is attended to most; of equal sizes, those that differ from the earlier ones start."""
+    for seed in range(12):
+        metric, labels = planted(seed, noise=0.2)
+        first = np.unique(labels, return_index=True)[1]
+        attention = np.full(len(labels), 0.01)
+        attention[first] = 0.05
+        seen = Seen(np.ones(len(labels)), attention, 0.0)
+        index = assign("kmedoids", metric, len(labels) - 8, seen, importance=importance).index[0]
+        assert adjusted_rand_score(labels, index) > 0.95
+
+
+def test_kmedoids_moves_medoids_to_the_middle_by_weight():
+    """On a line 0, 1, 2 and a far 10: starting from 0, the three's medoid is 1; if 0 weighs enough it stays there."""
+    metric = np.array([[0.0], [1.0], [2.0], [50.0], [10.0]])
+    for heavy, middle in ((0.3, 1), (10.0, 0)):
+        seen = Seen(np.ones(5), np.array([heavy, 0.1, 0.1, 0.2, 0.2]), 0.0)
+        squared = torch.from_numpy((metric - metric.T) ** 2).float()[None]
+        weight = torch.from_numpy(seen.attention).float()
+        medoids = torch.tensor([[0, 3, 4]])
+        cluster = joined(squared, medoids)
+        assert cluster.tolist() == [[0, 0, 0, 1, 2]]
+        assert moved(medoids, cluster, squared * weight[:, None]).tolist() == [[middle, 3, 4]]
+        assert assign("kmedoids", metric, 2, seen).index.tolist() == [[0, 0, 0, 1, 2]]
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5])
