@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..contract import Merger
+from .atc import ATC
 from .baselines import NONE, POOL, RANDOM
 from .dpc_knn import DPC_KNN
 from .dtem import DTEM
@@ -23,6 +24,7 @@ MERGERS: dict[str, Merger] = {
     "pitome": PITOME,
     "dpc_knn": DPC_KNN,
     "kmedoids": KMEDOIDS,
+    "atc": ATC,
     "topk": TOPK,
     "mctf": MCTF,
     "dtem": DTEM,

@@ -29,6 +29,8 @@ VARIANTS = {
     "dpc_knn-neighbours2": MERGERS["dpc_knn"].bind(neighbours=2),
     "kmedoids-size": MERGERS["kmedoids"].bind(importance="size"),
     "kmedoids-iterations0": MERGERS["kmedoids"].bind(iterations=0),
+    "atc-complete": MERGERS["atc"].bind(linkage="complete"),
+    "atc-single": MERGERS["atc"].bind(linkage="single"),
     "facility_location-greedy": MERGERS["facility_location"].bind(form="greedy"),
     "facility_location-stochastic": MERGERS["facility_location"].bind(form="stochastic"),
 }

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models.merging import MERGERS, MergeContext
+from models.merging.methods.atc import UNION, agglomerated, agglomerated_dense
 from models.merging.methods.distances import from_differences, from_products, smallest, squared_distances
 from models.merging.methods.pitome import energy
 from models.merging.methods.selection import DENSE, SPARSE
@@ -31,6 +32,22 @@ def test_many_images_are_selected_from_as_one_is(form, count):
     assert together.tolist() == DENSE[form](similarity, size, count).tolist()
 
 
+@pytest.mark.parametrize("linkage", UNION)
+@pytest.mark.parametrize("r", [1, 7, 15, 29])
+def test_clusters_join_alike_whether_rows_or_all_of_the_matrix_are_looked_at(linkage, r):
+    unit = torch.nn.functional.normalize(drawn(r, 5, 30), dim=-1)
+    unit[0, 5:15] = unit[0, 15:25]  # exact ties
+    unit[1] = unit[1, 0]  # nothing but ties
+    distance = 1 - unit @ unit.mT
+    distance = (distance + distance.mT) / 2
+    together = agglomerated_dense(distance, r, linkage)
+    assert torch.equal(torch.from_numpy(agglomerated(distance.clone().numpy(), r, linkage)), together)
+    for image in range(5):
+        alone = agglomerated(distance[image : image + 1].clone().numpy(), r, linkage)
+        assert alone[0].tolist() == together[image].tolist()
+    assert together[1].tolist() == [0] * (r + 1) + list(range(r + 1, 30))
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e15])
 def test_distances_from_products_are_those_from_differences(scale):
     metric = scale * (drawn(0, 3, 40) + 10)
@@ -52,7 +69,7 @@ def test_distances_between_patches_that_almost_coincide_are_exact(apart):
     assert torch.equal(smallest(squared, 5), squared.sort(dim=-1).values[..., :5])
 
 
-@pytest.mark.parametrize("name", ["dpc_knn", "kmedoids", "facility_location", "pitome", "mctf"])
+@pytest.mark.parametrize("name", ["dpc_knn", "kmedoids", "atc", "facility_location", "pitome", "mctf"])
 def test_a_compiled_method_matches_alike(name):
     """In a graph values cannot be looked at, so methods take another way."""
     metric, context = drawn(1, 2, 36), MergeContext(torch.ones(2, 36), torch.rand(2, 36), depth=0.25)

@@ -134,6 +134,19 @@ def kmedoids_by_the_book(metric: np.ndarray, r: int, seen: Seen, iterations: int
     return mean_by(seen.size, clusters())
 
 
+def atc_by_the_book(metric: np.ndarray, r: int, seen: Seen, linkage: str) -> list[Shares]:
+    """Haurum et al., section 3: r times the two closest clusters join, by the cosine distances of their members."""
+    v = unit(metric)
+    of_pairs = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
+    clusters = [[i] for i in range(len(metric))]  # in the order of their first patches
+    for _ in range(r):
+        pairs = [(a, b) for a in range(len(clusters)) for b in range(a + 1, len(clusters))]
+        far = [of_pairs([1 - v[i] @ v[j] for i in clusters[a] for j in clusters[b]]) for a, b in pairs]
+        a, b = pairs[int(np.argmin(far))]
+        clusters[a] += clusters.pop(b)
+    return mean_by(seen.size, clusters)
+
+
 def topk_by_the_book(metric: np.ndarray, r: int, seen: Seen, prune: bool) -> list[Shares]:
     """Liang et al., section 3: the most attended stay; the others are one mean by attention, or are dropped."""
     patches = range(len(metric))
@@ -176,6 +189,7 @@ BY_THE_BOOK: dict[str, tuple[Callable[..., list[Shares]], dict[str, st.SearchStr
         kmedoids_by_the_book,
         {"iterations": st.integers(0, 5), "importance": st.sampled_from(["attention", "size"])},
     ),
+    "atc": (atc_by_the_book, {"linkage": st.sampled_from(["average", "complete", "single"])}),
     "topk": (topk_by_the_book, {"prune": st.booleans()}),
     "mctf": (mctf_by_the_book, {}),
 }
@@ -280,6 +294,23 @@ def test_kmedoids_moves_medoids_to_the_middle_by_weight():
         assert cluster.tolist() == [[0, 0, 0, 1, 2]]
         assert moved(medoids, cluster, squared * weight[:, None]).tolist() == [[middle, 3, 4]]
         assert assign("kmedoids", metric, 2, seen).index.tolist() == [[0, 0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("linkage", ["average", "complete", "single"])
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_atc_finds_the_planted_clusters_themselves(noise, linkage):
+    for seed in range(12):
+        metric, labels = planted(seed, noise)
+        index = assign("atc", metric, len(labels) - 8, plain(len(labels)), linkage=linkage).index[0]
+        assert adjusted_rand_score(labels, index) == 1.0
+
+
+def test_atc_s_linkages_differ_on_a_chain():
+    """A chain of 0, 10, 21 and 33 degrees, and a pair at 15 degrees: single linkage takes all of the chain first."""
+    angle = np.deg2rad([0, 10, 21, 33, 170, 185])
+    metric = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    for linkage, expected in (("single", [0, 0, 0, 0, 1, 2]), ("complete", [0, 0, 1, 1, 2, 2])):
+        assert assign("atc", metric, 3, plain(6), linkage=linkage).index[0].tolist() == expected
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5])
