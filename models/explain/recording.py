@@ -43,8 +43,13 @@ class Block(NamedTuple):
     sides: tuple[int, int]  # height and width of the images, pixels
 
     def carry(self, x: Tensor) -> Tensor:
-        """What the block's merging makes of values x (B, T, C) of its tokens: (B, S, C), as it does with tokens."""
-        return x if self.assignment is None else apply_assignment(x, self.before, self.assignment, self.prefix)[0]
+        """What the block's merging makes of values x (B, T, C) of its tokens: their means, (B, S, C).
+
+        Tokens whose norm is kept are longer than their means; values such as relevance are not vectors with a norm.
+        """
+        if self.assignment is None:
+            return x
+        return apply_assignment(x, self.before, self.assignment._replace(keep_norm=False), self.prefix)[0]
 
     def patches(self, x: Tensor) -> Tensor:
         """Values x (B, T, C) of the tokens that enter the block -> values (B, N, C) of the input patches."""

@@ -30,6 +30,7 @@ class Assignment(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count
     weight: Tensor | None = None  # (B, N) float32: means are weighted by size x weight; 0 drops the patch and its mass
     grid: Grid | None = None  # rows and columns of the output patches, where they form a grid in row order
+    keep_norm: bool = False  # a mean is scaled to the greatest norm among its members
 
 
 class Counts(NamedTuple):
@@ -52,6 +53,7 @@ class Option:
 
     description: str
     least: int | None = None
+    most: int | None = None
 
 
 Attention = Literal["class", "all"] | None

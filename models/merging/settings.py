@@ -150,12 +150,12 @@ def _option_fields() -> dict[str, Any]:
         for key, (kind, option) in declared_options(merger.assign).items():
             default = str(merger.options[key]).lower()
             text = f"{name}: {option.description}; null: {default}"
-            values = set(get_args(kind)) or kind, option.least
+            values = set(get_args(kind)) or kind, option.least, option.most
             if declared.setdefault(key, values) != values:
                 raise TypeError(f"{key} is an option of two methods with other values; rename the one of {name}")
             if key in fields:
                 text = f"{fields[key][1].description}. {text}"
-            most = None if option.least is None else MOST
+            most = MOST if option.most is None and option.least is not None else option.most
             fields[key] = (kind | None, Field(None, ge=option.least, le=most, description=text))
     return fields
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .contract import Assignment, Grid, MergeContext, Merger
 
+SHORT = 1e-3  # a mean shorter than this fraction of its longest member has no direction
+
 
 class Soft(NamedTuple):
     """A soft state, which a method may produce in training (dtem.py): input tokens are divided among tokens."""
@@ -146,7 +148,8 @@ def without_autocast(device: str) -> AbstractContextManager[None]:
 def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: int) -> tuple[Tensor, Tokens]:
     """Merges x (B, T, C) by an assignment of its patches: a weighted mean over the tokens that share an index.
 
-    A token's weight is its size, multiplied by the weight in the assignment if there is one.
+    A token's weight is its size, multiplied by the weight in the assignment if there is one. With `keep_norm`, a mean
+    of several tokens is scaled to the greatest of their norms (methods/tofu.py).
     """
     batch, channels, count = x.shape[0], x.shape[2], prefix + assignment.count
     index = assignment.index
@@ -164,9 +167,27 @@ def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: 
     # a scatter_add along dimension 1 (docs/merging.md).
     parts = x * (weight / total.gather(1, index)).unsqueeze(-1)  # float32, whatever x is
     mean = parts.new_zeros(batch * count, channels).index_add_(0, _rows(index, count), parts.flatten(0, 1))
-    mean = mean.view(batch, count, channels).to(x.dtype)
+    mean = mean.view(batch, count, channels)
+    if assignment.keep_norm:
+        mean = _with_greatest_norm(mean, x, index, weight > 0)
+    mean = mean.to(x.dtype)
     state = Tokens(index.gather(1, tokens.index), size, assignment.grid, input_grid=tokens.input_grid)
     return mean, state
+
+
+def _with_greatest_norm(mean: Tensor, x: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    """Scales each mean (B, count, C) to the greatest norm among its members: those of x (B, T, C) that `counts` (B, T).
+
+    A mean shorter than SHORT times that norm has no direction and stays as it is, and so does the mean of a single
+    token, to the last bit.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, dtype=mean.dtype) * counts
+    greatest = torch.zeros_like(mean[..., 0]).scatter_reduce(1, index, norm, "amax")
+    length = torch.linalg.vector_norm(mean, dim=-1)
+    members = _sum_by_index(counts.to(mean.dtype), index, mean.shape[1])
+    scaled = (members > 1) & (length > SHORT * greatest)
+    factor = greatest / torch.where(scaled, length, 1.0)  # finite everywhere: gradients pass through both branches
+    return mean * torch.where(scaled, factor, 1.0).unsqueeze(-1)
 
 
 def _sum_by_index(value: Tensor, index: Tensor, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from .grid import GRID
 from .kmedoids import KMEDOIDS
 from .mctf import MCTF
 from .pitome import PITOME
+from .tofu import TOFU
 from .tome import TOME
 from .topk import TOPK
 
@@ -20,6 +21,7 @@ MERGERS: dict[str, Merger] = {
     "random": RANDOM,
     "pool": POOL,
     "tome": TOME,
+    "tofu": TOFU,
     "facility_location": FACILITY_LOCATION,
     "pitome": PITOME,
     "dpc_knn": DPC_KNN,

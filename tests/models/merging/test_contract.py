@@ -22,10 +22,12 @@ from models.merging import (
 from models.merging.tokens import mean_positions
 from tests.paths import CONFIGS
 
-# Every method, and every option that changes what a method does to all patches (pruning has tests of its own).
+# Every method, and every option that changes what a method does to all patches. Pruning has tests of its own
+# (test_attention_methods.py, test_tofu.py).
 VARIANTS = {
     **MERGERS,
     "tome-kth3": MERGERS["tome"].bind(kth=3),
+    "tofu-mean": MERGERS["tofu"].bind(norm=False),
     "dpc_knn-neighbours2": MERGERS["dpc_knn"].bind(neighbours=2),
     "kmedoids-size": MERGERS["kmedoids"].bind(importance="size"),
     "kmedoids-iterations0": MERGERS["kmedoids"].bind(iterations=0),
@@ -112,6 +114,10 @@ def test_the_weighted_sum_is_conserved_and_each_token_is_its_inputs_mean(merger,
     if answer.weight is not None:
         assert (answer.weight > 0).all()
         weight[:, prefix:] *= answer.weight
+    assert answer.keep_norm == keeps_norm(merger)
+    if answer.keep_norm:  # tokens are longer than their means, which conserve the sum: they have their direction
+        assert_direction_of_the_mean_and_greatest_norm(x, out, tokens, weight)
+        out, tokens = apply_assignment(x, Tokens(index, size, grid), answer._replace(keep_norm=False), prefix)
     total = torch.zeros(out.shape[:2]).scatter_add(1, tokens.index, weight)
     torch.testing.assert_close((out * total[..., None]).sum(1), (x * weight[..., None]).sum(1), atol=1e-4, rtol=1e-4)
     for image in range(len(x)):
@@ -120,6 +126,22 @@ def test_the_weighted_sum_is_conserved_and_each_token_is_its_inputs_mean(merger,
             mean = (x[image][own] * weight[image][own, None]).sum(0) / weight[image][own].sum()
             torch.testing.assert_close(out[image, token], mean, atol=1e-5, rtol=1e-4)
             assert tokens.size[image, token] == size[image][own].sum()
+
+
+def keeps_norm(merger):
+    """Whether a method scales means to their members' greatest norm."""
+    return merger.options.get("norm", False)
+
+
+def assert_direction_of_the_mean_and_greatest_norm(x, out, tokens, weight):
+    for image in range(len(x)):
+        for token in range(out.shape[1]):
+            own = tokens.index[image] == token
+            mean = (x[image][own] * weight[image][own, None]).sum(0)
+            greatest = x[image][own].norm(dim=1).max()
+            torch.testing.assert_close(out[image, token].norm(), greatest, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(out[image, token], mean / mean.norm() * greatest, atol=1e-4, rtol=1e-3)
+            assert own.sum() > 1 or torch.equal(out[image, token], x[image][own][0])
 
 
 @EVERY
@@ -245,11 +267,16 @@ def test_the_size_bias_is_attention_over_the_duplicated_tokens(merger, case):
 
 @EVERY
 def test_gradients_are_those_of_the_mean(merger):
-    """Each input gets its share of its output token's gradient, and all of them get a finite one."""
+    """Each input gets its share of its output token's gradient, and all of them get a finite one.
+
+    Where norms are kept, the gradient is not a share; test_tofu.py compares it with the formula's.
+    """
     x = torch.randn(2, 10, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     out, tokens = merge_twice((x, (3, 3), 1, (4, 3)), merger)
     out.sum().backward()
     assert x.grad.isfinite().all()
+    if keeps_norm(merger):
+        return
     total = torch.zeros(out.shape[:2]).scatter_add(1, tokens.index, x.grad[..., 0])
     torch.testing.assert_close(total, torch.ones_like(total))  # the weights of a mean sum to one
 

@@ -72,6 +72,14 @@ def tome_by_the_book(metric: np.ndarray, r: int, seen: Seen, kth: int) -> list[S
     return mean_by(seen.size, groups + [[d] + [s for s in merged if partner[s] == d] for d in destinations])
 
 
+def tofu_by_the_book(metric: np.ndarray, r: int, seen: Seen, prune_until: float, norm: bool) -> list[Shares]:
+    """Kim et al.: the matching of Bolya et al.; early blocks drop what later ones merge. test_tofu.py has the norms."""
+    merged = tome_by_the_book(metric, r, seen, kth=2)
+    if seen.depth >= prune_until:
+        return merged
+    return [{i: float(len(group) == 1 or i % 2 == 0) for i in group} for group in merged]
+
+
 def pitome_by_the_book(metric: np.ndarray, r: int, seen: Seen) -> list[Shares]:
     """Tran et al., section 3: energy, the 2r highest, in turn to A and B, each of A to its most similar in B."""
     v, patches = unit(metric), range(len(metric))
@@ -183,6 +191,7 @@ def mctf_by_the_book(metric: np.ndarray, r: int, seen: Seen) -> list[Shares]:
 # For each method its loops, and the options to draw. A method of its own makes a line of its own.
 BY_THE_BOOK: dict[str, tuple[Callable[..., list[Shares]], dict[str, st.SearchStrategy]]] = {
     "tome": (tome_by_the_book, {"kth": st.integers(2, 5)}),
+    "tofu": (tofu_by_the_book, {"prune_until": st.sampled_from([0.0, 0.5, 1.0]), "norm": st.booleans()}),
     "pitome": (pitome_by_the_book, {}),
     "dpc_knn": (dpc_knn_by_the_book, {"neighbours": st.integers(1, 9)}),
     "kmedoids": (
