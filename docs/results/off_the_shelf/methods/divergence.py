@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[4]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 from engine.study.zeroshot import evaluate
 from tools.zeroshot import main
 
