@@ -105,7 +105,7 @@ def agglomerated(distance: np.ndarray, r: int, linkage: str) -> np.ndarray:
         rows[image * patches + a] = distance[image, :, a] = both
         rows[image * patches + b] = distance[image, :, b] = np.inf
         nearest.reshape(-1)[changed] = rows[changed].min(axis=1)
-        nearest[image, b] = BEYOND
+        nearest[image, a], nearest[image, b] = both.min(axis=1), BEYOND  # the nearest of a was b, or tied with it
         members[image, a] += members[image, b]
         np.copyto(first, a[:, None], where=first == b[:, None])
     return first

@@ -38,6 +38,8 @@ def test_clusters_join_alike_whether_rows_or_all_of_the_matrix_are_looked_at(lin
     unit = torch.nn.functional.normalize(drawn(r, 5, 30), dim=-1)
     unit[0, 5:15] = unit[0, 15:25]  # exact ties
     unit[1] = unit[1, 0]  # nothing but ties
+    for image, apart in ((2, 3e-4), (3, 1e-3)):  # most distances differ, and many by less than TIE
+        unit[image] = torch.nn.functional.normalize(unit[image, :1] + apart * unit[image], dim=-1)
     distance = 1 - unit @ unit.mT
     distance = (distance + distance.mT) / 2
     together = agglomerated_dense(distance, r, linkage)
