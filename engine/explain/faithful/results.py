@@ -12,6 +12,7 @@ from engine.explain.faithful.evaluation import Pair, Plan
 from engine.explain.faithful.measures import Score
 from engine.files import write_json_atomic, write_text_atomic
 from engine.measure.paired import paired_bootstrap
+from engine.study.zeroshot.settings import UNMERGED
 from engine.tables import Column, markdown
 from engine.wording import counted
 
@@ -50,8 +51,13 @@ def _good(scores: Sequence[Score]) -> str:
 
 
 def _rows(scores: Sequence[Score], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
-    """Numbers of each pair; a lead is the difference to the random map over the same images, "lead" of insertion."""
+    """Numbers of each pair.
+
+    A lead is the difference to the random map over the same images, "lead" of insertion; a change is what merging makes
+    of a lead, over the same images.
+    """
     random = {pair.way: pair.scores for pair in pairs if pair.method == "random map"}
+    unmerged = {pair.method: pair.scores - random[UNMERGED] for pair in pairs if pair.way == UNMERGED}
     for pair in pairs:
         row: dict[str, Any] = {"way": pair.way, "method": pair.method, "probability": pair.start}
         for position, score in enumerate(scores):
@@ -60,6 +66,9 @@ def _rows(scores: Sequence[Score], pairs: Sequence[Pair]) -> Iterator[dict[str, 
             lead = "lead" if score.name == "insertion" else f"{score.name}_lead"
             row |= {score.name: float(values.mean()), f"{score.name}_interval": interval(values)}
             row |= {lead: float(difference.mean()), f"{lead}_interval": interval(difference)}
+            if pair.way != UNMERGED and pair.method != "random map":
+                change = difference - unmerged[pair.method][:, position]
+                row |= {f"{score.name}_change": float(change.mean()), f"{score.name}_change_interval": interval(change)}
         yield row
 
 

@@ -143,7 +143,7 @@ def kmedoids_by_the_book(metric: np.ndarray, r: int, seen: Seen, iterations: int
 
 
 def atc_by_the_book(metric: np.ndarray, r: int, seen: Seen, linkage: str) -> list[Shares]:
-    """Haurum et al., section 3: r times the two closest clusters join, by the cosine distances of their members."""
+    """Haurum et al.: r times the two closest clusters join, by the cosine distances of their members."""
     v = unit(metric)
     of_pairs = {"average": np.mean, "complete": np.max, "single": np.min}[linkage]
     clusters = [[i] for i in range(len(metric))]  # in the order of their first patches

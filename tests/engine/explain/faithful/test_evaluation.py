@@ -97,6 +97,16 @@ def test_table_and_json_have_the_same_numbers(plan, tmp_path):
     assert record["rows"][0]["lead"] == 0 and record["rows"][2]["lead"] == pytest.approx(
         (pairs[2].scores - pairs[0].scores)[:, 1].mean()
     )
+    every = {(pair.way, pair.method): pair.scores[:, 1] for pair in pairs}
+    for row in record["rows"]:
+        way, method = row["way"], row["method"]
+        if way == "unmerged" or method == "random map":
+            assert "insertion_change" not in row
+            continue
+        leads = [every[name, method] - every[name, "random map"] for name in (way, "unmerged")]
+        low, high = row["insertion_change_interval"]
+        assert row["insertion_change"] == pytest.approx((leads[0] - leads[1]).mean())
+        assert low <= row["insertion_change"] <= high
 
 
 def test_the_interval_is_scipys():
