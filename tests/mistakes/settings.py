@@ -47,7 +47,7 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A teacher that is not there",
         "tools/train.py --cfg digits/hybrid train.teacher=runs/unmerged",
-        "train.teacher = '.../runs/unmerged': no run folder; train it first, or correct the path",
+        "train.teacher = 'runs/unmerged': no run folder; train it first, or correct the path",
     ),
     Mistake(
         "Weights of classes in another form",
