@@ -78,13 +78,14 @@ class Task(ABC):
             label_smoothing: the share of the target that is spread over all classes; only for tasks with soft targets.
         """
 
-    @abstractmethod
     def distillation(self, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-        """Returns how far logits (B, classes) are from a teacher's, as a scalar (Hinton, Vinyals and Dean, 2015).
+        """Returns how far logits (B, classes) are from a teacher's, as a scalar.
 
-        Both are divided by the temperature, and the loss is multiplied by its square, so that gradients keep their
-        size.
+        A task that knows probabilities gives their divergence (Hinton, Vinyals and Dean, 2015): both logits are divided
+        by the temperature, and the loss is multiplied by its square, so that gradients keep their size. Here it is the
+        mean squared difference of logits (Ba and Caruana, 2014), for which a temperature would change nothing.
         """
+        return F.mse_loss(logits, teacher)
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -211,7 +211,8 @@ def _last_block(model: nn.Module) -> tuple[nn.Module, Callable[[Any], Tensor]]:
         return list(vit.get_submodule(family_of(vit).blocks).children())[-1], _result
     except UserError:
         raise UserError(
-            f"{type(model).__name__}: its last block's tokens are not known; use vit, hybrid, or a ViT that wrap takes"
+            f"the last block's tokens of {type(model).__name__} are not known, only those of vit, hybrid and the ViTs "
+            "that wrap takes"
         ) from None
 
 

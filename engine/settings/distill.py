@@ -15,7 +15,8 @@ SELF = "self"  # the run's own model before training, without merging
 
 def is_hub_name(teacher: str) -> bool:
     """Whether a teacher is a pretrained model of a library, such as timm:NAME, and not a run."""
-    return teacher.partition(":")[0] in LIBRARIES
+    library, colon, _ = teacher.partition(":")
+    return bool(colon) and library in LIBRARIES
 
 
 def _teacher(value: str | None) -> str | None:

@@ -225,6 +225,15 @@ class RunSettings(Settings):
             raise ValueError(
                 f"train.select = {select!r}: not a metric of these labels; {nearest(select, [*task.titles])}"
             )
+        if (
+            self.train.teacher is not None
+            and self.train.distill.tokens
+            and getattr(self.finetune, "mode", "") == "head"
+        ):
+            raise ValueError(
+                f"train.distill.tokens = {self.train.distill.tokens:g}: only the head learns (finetune.mode = 'head'), "
+                "which makes no tokens; set it to 0"
+            )
         if self.train.sampling == "balanced" and not task.one_class:
             raise ValueError(
                 "train.sampling = 'balanced': only where each image has one class; use train.class_weights=balanced"

@@ -6,6 +6,7 @@ Then `build_trainer` puts the parts together, with the tracker that writes there
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from engine.train.teacher import source_of, teacher_of
 from engine.wording import counted
 from models.finetune import Tuning
 from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,9 @@ def build_trainer(
         options = {"batch_size": t.batch_size, "folder": prepared.checkpoints.folder, "autocast": autocast}
         order = order_of(data, settings)
         features = None
-        if prepared.teacher is None:  # which sees images
+        if prepared.teacher is not None and settings.finetune is not None and settings.finetune.mode == "head":
+            log.info("features are not kept: the teacher needs the images")
+        elif prepared.teacher is None:
             features = keep_features(model, data, settings.finetune, settings.augment, order=order, **options)
         if features is not None:
             progress.seconds += time.perf_counter() - started

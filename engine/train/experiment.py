@@ -114,7 +114,8 @@ def prepare_run(
     if state is None or state.get("partial"):  # otherwise the checkpoint has all weights
         start_weights(model, settings)
         warn_of_seen(settings, "model.weights", settings.model.weights)
-    warn_of_seen(settings, "train.teacher", folder_of_teacher(settings))
+    teacher = folder_of_teacher(settings)
+    warn_of_seen(settings, "train.teacher", None if teacher is None else teacher.path)
     check_fits(settings, data, trained=state is not None)
     data = with_statistics(data, settings, state)
     model = model.to(device)

@@ -54,15 +54,18 @@ _TABLE = "relative_position_bias_table"
 RESIZED = "resized"
 
 
+def of_libraries(state: State) -> State:
+    """Returns a state of Hugging Face's transformers or of mmpretrain with timm's names, any other unchanged."""
+    if is_huggingface(state):
+        return from_huggingface(state)
+    return from_mmpretrain(state) if is_mmpretrain(state) else state
+
+
 def renamed(state: State, model: nn.Module) -> State:
     """Returns `state` with the names of `model`'s layout; names of no known layout are left unchanged."""
     wanted = model.state_dict().keys()
     if is_google(state):
         state = from_google(state)
-    if is_huggingface(state):
-        state = from_huggingface(state)
-    if is_mmpretrain(state):
-        state = from_mmpretrain(state)
     state = _rename(state, _OLD_TORCHVISION)
     state = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     if _is_torchvision_vit(state.keys()) and _is_timm_vit(wanted):

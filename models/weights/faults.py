@@ -132,7 +132,11 @@ def _leave_out_half_a_head(fit: Fit, model: nn.Module) -> None:
     """Leaves the head out where the file's has more layers, such as the `pre_logits` of older ViTs."""
     halves = ("pre_logits", *(f"{head}." for head in HEADS if not head.lower().startswith("aux")))
     own = [name for name in fit.tensors if name.startswith(heads_of(model))]
-    if own and any(name.startswith(halves) for name in fit.report.unexpected if name not in fit.reading.outside):
+    further = any(name.startswith(halves) for name in fit.report.unexpected if name not in fit.reading.outside)
+    # timm's filters drop these names without a word
+    places = model.state_dict().keys()
+    dropped = any("pre_logits" in name.split(".") and name not in places for name in fit.reading.before)
+    if own and (further or dropped):
         for name in own:
             del fit.tensors[name]
         fit.report.loaded = list(fit.tensors)

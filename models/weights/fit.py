@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..hybrid import Hybrid
 from ..interface import NamedHeads
-from .convert import RESIZED, filtered, renamed, resized
+from .convert import RESIZED, filtered, of_libraries, renamed, resized
 from .files import WRAPPERS, State
 from .fold import without_layer_scale
 from .google import beside_google
@@ -99,7 +99,7 @@ def _readings(model: nn.Module, state: State) -> Iterator[Reading]:
             entries = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
             beside = {name: value for name, value in rest.items() if name in own and name not in entries}
-            unscaled, folded = without_layer_scale({**entries, **beside}, own)
+            unscaled, folded = without_layer_scale(of_libraries({**entries, **beside}), own)
             before = renamed(unscaled, module)
             after, how = resized(before, module)
             outside = [name for name in rest if name not in beside] + beside_google(unscaled)

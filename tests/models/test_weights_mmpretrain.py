@@ -50,6 +50,28 @@ def test_a_vit_with_all_that_timm_has_too(tmp_path):
 
 
 @torch.no_grad()
+def test_layer_scale_is_multiplied_into_our_vit(tmp_path):
+    file, _ = saved("average", tmp_path)
+    state = {name: value for name, value in torch.load(file)["state_dict"].items() if "pre_norm" not in name}
+    state["backbone.patch_embed.projection.bias"] = torch.zeros(16)
+    for kind in ("weight", "bias"):
+        state[f"backbone.ln1.{kind}"] = state.pop(f"backbone.ln2.{kind}")
+    torch.save({"state_dict": state}, file)
+    theirs, ours = timm_vit(init_values=1.0), build_model("vit", **SIZES)
+    load_weights(theirs, file)
+    assert load_weights(ours, file).folded == 4
+    torch.testing.assert_close(ours.eval()(IMAGES), theirs.eval()(IMAGES), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [lambda: build_model("vit", **SIZES), timm_vit], ids=["ours", "timm"])
+def test_a_head_with_a_hidden_layer_is_left_out(build, tmp_path):
+    hidden = {"head.layers.pre_logits.weight": torch.zeros(16, 16), "head.layers.pre_logits.bias": torch.zeros(16)}
+    file, _ = saved("class_token", tmp_path, **hidden)
+    assert load_weights(build(), file).replaced == ["head.weight", "head.bias"]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("head", ["head.fc", "head.layers.head"])
 def test_a_head_for_other_classes_is_left_out(head, tmp_path):
     file, _ = saved("class_token", tmp_path)

@@ -70,6 +70,7 @@ def atc(
     unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: distance 1 to everything
     half = unit @ (unit / -2).transpose(1, 2)
     distance = (half + half.transpose(1, 2)).add_(1)  # 1 - cos, symmetric to the last bit
+    distance = distance.nan_to_num(2.0)  # of patches that are not finite: far from all others, so that pairs are found
     if eager_on_cpu(metric):
         first = torch.from_numpy(agglomerated(distance.detach().numpy(), r, linkage))
     else:

@@ -356,3 +356,15 @@ def test_mctf_takes_opposite_vectors_last():
     assert index[0] == index[1] and index[2] == index[3] and len(set(index)) == 3
     opposite = assign("mctf", metric[1:3], 1, plain(2))
     assert opposite.index.tolist() == [[0, 0]] and opposite.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_atc_joins_as_many_patches_of_which_one_is_not_finite(broken):
+    """So that a run that diverges ends with a word on its loss, not on an index."""
+    metric = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    metric[0, 3, 1] = broken
+    for r in (1, 5, 8):
+        answer = MERGERS["atc"].assign(metric, r, MergeContext(torch.ones(2, 9)))
+        assert answer.index[0].unique().tolist() == list(range(9 - r))
+        alone = MERGERS["atc"].assign(metric[1:], r, MergeContext(torch.ones(1, 9)))
+        assert torch.equal(answer.index[1:], alone.index)
