@@ -84,7 +84,9 @@ def describe_balance(prepared: Preparation) -> None:
 def describe_teacher(settings: RunSettings) -> None:
     """Logs what teaches, and how much of the loss it decides."""
     distill = settings.train.distill
-    parts = [f"{distill.logits:g} of the loss compares logits at temperature {distill.temperature:g}"]
+    parts = []
+    if distill.logits:
+        parts.append(f"{distill.logits:g} of the loss compares logits at temperature {distill.temperature:g}")
     if distill.tokens:
         parts.append(f"tokens are compared with weight {distill.tokens:g}")
     log.info("learns from train.teacher = %s: %s", settings.train.teacher, "; ".join(parts))
