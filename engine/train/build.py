@@ -6,7 +6,6 @@ Then `build_trainer` puts the parts together, with the tracker that writes there
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ from engine.train.teacher import source_of, teacher_of
 from engine.wording import counted
 from models.finetune import Tuning
 from models.settings import UserError
-
-log = logging.getLogger("hybridmerge")
 
 
 @dataclass(frozen=True)
@@ -171,29 +168,20 @@ def build_trainer(
         started = time.perf_counter()
         options = {"batch_size": t.batch_size, "folder": prepared.checkpoints.folder, "autocast": autocast}
         order = order_of(data, settings)
-        features = None
-        if prepared.teacher is not None and settings.finetune is not None and settings.finetune.mode == "head":
-            log.info("features are not kept: the teacher needs the images")
-        elif prepared.teacher is None:
-            features = keep_features(model, data, settings.finetune, settings.augment, order=order, **options)
+        options["taught"] = prepared.teacher is not None
+        features = keep_features(model, data, settings.finetune, settings.augment, order=order, **options)
         if features is not None:
             progress.seconds += time.perf_counter() - started
             batches.close()
             batches = StepBatches(features.loader, t.accumulate, batches.total_steps, None, settings.seed)
             val_batches = partial(in_batches, features.val, data.val.labels, t.batch_size)
             network_of = head_on_features
-    smoothed = batches.mix is not None and prepared.weights is None  # targets, by mixing
-    smoothing = 0.0 if smoothed else t.label_smoothing
     validation = Validation(data, val_batches, network_of, autocast, tracker, settings.log.images, t.select)
     schedules = {}
     if range_of(settings.model) is not None:
         schedules["schedule_of"] = partial(drawn_schedule, settings.model, settings.seed)
-    objective = Objective(network_of(model), data.task, autocast, smoothing, prepared.weights)
-    if prepared.teacher is not None:
-        given = network_of(model), data.task, autocast, smoothing, prepared.weights
-        objective = DistilledObjective(*given, prepared.teacher, t.distill)
     return Trainer(
-        objective,
+        objective_of(prepared, network_of(model), mixed=batches.mix is not None),
         prepared.tuning,
         batches,
         prepared.optimization,
@@ -207,6 +195,20 @@ def build_trainer(
         wrap=wrap,
         **schedules,
     )
+
+
+def objective_of(prepared: Preparation, network: nn.Module, *, mixed: bool) -> Objective:
+    """Returns the objective of a run.
+
+    Args:
+        prepared: the run.
+        network: what learns: the model, or its head alone.
+        mixed: whether batches are mixed, which smooths their targets, too.
+    """
+    t, smoothed = prepared.settings.train, mixed and prepared.weights is None
+    smoothing = 0.0 if smoothed else t.label_smoothing
+    given = network, prepared.data.task, prepared.autocast, smoothing, prepared.weights
+    return Objective(*given) if prepared.teacher is None else DistilledObjective(*given, prepared.teacher, t.distill)
 
 
 def _itself(model: nn.Module) -> nn.Module:

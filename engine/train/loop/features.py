@@ -83,6 +83,7 @@ def keep_features(
     order: Order,
     folder: Path,
     autocast: AbstractContextManager,
+    taught: bool = False,
 ) -> Features | None:
     """Runs the frozen part of a model once over training and validation images, if only the head learns.
 
@@ -95,13 +96,15 @@ def keep_features(
         order: of training.
         folder: where features lie that are kept on disk.
         autocast: a reusable context manager for the precision to compute in.
+        taught: whether there is a teacher.
 
     Returns:
         None where features cannot be kept; the log says why.
     """
     if finetune is None or finetune.mode != "head":
         return None
-    start, features, reason = time.perf_counter(), [], _refused(model, finetune, augment)
+    start, features = time.perf_counter(), []
+    reason = "the teacher needs the images" if taught else _refused(model, finetune, augment)
     device = next(model.parameters()).device
     for name, split in (("train", data.train), ("val", data.val)):
         if not reason and len(split):

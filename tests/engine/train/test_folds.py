@@ -249,7 +249,8 @@ def test_weights_that_have_seen_the_test_images_are_said(finished_folds, tmp_pat
 
     def said(**split):
         caplog.clear()
-        warn_of_seen(settings_of(split, model=model))
+        settings = settings_of(split, model=model)
+        warn_of_seen(settings, "model.weights", settings.model.weights)
         return words in caplog.text
 
     assert said(folds=None) and said(fold=1, test_seed=1) and not said(fold=1)
