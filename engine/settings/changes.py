@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from engine.settings.distill import SELF, is_hub_name
+from engine.settings.distill import is_run
 from engine.settings.schema import RunSettings
 
 # Settings that may differ when a run is resumed. Another device or number of threads changes only the last bits of the
@@ -31,8 +31,7 @@ def decisive(settings: RunSettings) -> dict[str, Any]:
     flat = flattened(settings)
     kept = {key: value for key, value in flat.items() if not FREE_ON_RESUME.fullmatch(key)}
     teacher = flat[TEACHER]
-    in_folder = teacher is not None and teacher != SELF and not is_hub_name(teacher)
-    return kept | {WEIGHTS: flat[WEIGHTS] and "a file", TEACHER: "a run" if in_folder else teacher}
+    return kept | {WEIGHTS: flat[WEIGHTS] and "a file", TEACHER: "a run" if is_run(teacher) else teacher}
 
 
 def changed_on_resume(stored: RunSettings | Mapping[str, Any], given: RunSettings, *, may_go_on: bool = False) -> str:

@@ -19,11 +19,14 @@ def is_hub_name(teacher: str) -> bool:
     return bool(colon) and library in LIBRARIES
 
 
-def _teacher(value: str | None) -> str | None:
+def is_run(teacher: str | None) -> bool:
+    """Whether a teacher is a run, given by its folder."""
+    return teacher is not None and teacher != SELF and not is_hub_name(teacher)
+
+
+def _teacher(value: str) -> str:
     """Makes the path of a run absolute; gives names on hubs their present form."""
-    if value is None or value == SELF:
-        return value
-    return current_weights(value) if is_hub_name(value) else os.path.abspath(os.path.expanduser(value))
+    return os.path.abspath(os.path.expanduser(value)) if is_run(value) else current_weights(value)
 
 
 TeacherName = Annotated[str, Field(min_length=1), AfterValidator(_teacher)]

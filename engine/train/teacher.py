@@ -15,12 +15,13 @@ from engine.runs.checkpoints.checkpoint import digest_of
 from engine.runs.checkpoints.weights import built, load_start
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.restore import load_model
-from engine.settings.distill import SELF, is_hub_name
+from engine.settings.distill import SELF, is_hub_name, is_run
 from engine.settings.schema import RunSettings
 from engine.train.loop.distillation import Teacher
 from engine.wording import counted
 from models.builders import build
 from models.interface import last_tokens, without_merging
+from models.modes import in_evaluation_mode
 from models.registry import MODELS
 from models.settings import UserError, check
 from models.settings.zoo import normalisation, split_name
@@ -110,13 +111,9 @@ def teacher_of(
 
 @torch.no_grad()
 def _tokens_of(model: nn.Module, image: Tensor, autocast: torch.autocast) -> Tensor:
-    training = {module: module.training for module in model.modules()}
-    try:
-        with autocast, last_tokens(model.eval()) as found:
-            model(image)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    """The tokens of an image (1, C, H, W) that leave the last block, (1, P + N, C); the model is left as it was."""
+    with in_evaluation_mode(model), autocast, last_tokens(model) as found:
+        model(image)
     return found[-1]
 
 
@@ -193,7 +190,7 @@ def folder_of_teacher(settings: RunSettings) -> RunFolder | None:
         UserError: there is no run in the folder, or not one for each fold of this run.
     """
     name = settings.train.teacher
-    if name is None or name == SELF or is_hub_name(name):
+    if name is None or not is_run(name):
         return None
     run = RunFolder(name)
     if not run.is_run:
