@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.attention import cpu_has_bf16
 from models.settings import UserError
 
 # What `train.precision: auto` means on this machine, whatever the processor has: fp32 or bf16.
@@ -52,8 +53,7 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        # Versions of torch without this function count as without bf16; `train.precision: bf16` still turns it on.
-        return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        return cpu_has_bf16()  # `train.precision: bf16` turns it on whatever this says
     return False
 
 

@@ -1,10 +1,11 @@
-"""The training mode of a model's modules."""
+"""Modes in which models run: their modules' training mode, and without autocast."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import nn
 
 
@@ -22,3 +23,8 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """A context in which no autocast is active. Where none is, it does nothing: to enter torch.autocast takes time."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

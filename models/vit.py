@@ -11,10 +11,11 @@ from einops import rearrange
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from .attention import attend, split_heads
 from .images import check_images
 from .merging import Tokens, effective_schedule, initial_tokens, size_bias
 from .merging.contract import Grid
-from .merging.layer import Attended, MergeLayer, Scores, attend, split_heads
+from .merging.layer import Attended, MergeLayer, Scores
 from .merging.schedule import Plan
 from .settings.vit import EncoderSettings, ViTSettings
 from .stem import PatchStem

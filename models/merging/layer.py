@@ -1,4 +1,4 @@
-"""Merging inside one block: the layer between attention and MLP, and attention with a bias for token sizes."""
+"""Merging inside one block: the layer between attention and MLP."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..modes import without_autocast
 from .contract import Merger
-from .tokens import Tokens, merge, without_autocast
+from .tokens import Tokens, merge
 
 QUERIES = 64  # tokens whose attention is computed at a time, where all attention is needed
 METRICS = ("keys", "tokens", "learned")
-# Exporting needs a torch version that has this function.
-_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Scores(NamedTuple):
@@ -103,37 +101,6 @@ class MergeLayer(nn.Module):
             return x.float()
         learned: Tensor = self.head(source.detach())
         return learned.float()
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Fused attention: q, k, v (B, heads, T, head_dim), bias broadcastable to (B, heads, T, T) -> (B, T, heads x dim).
-
-    On a CPU it is computed in fp32 during training: in bf16 the fused kernel's backward pass takes up to four times as
-    long (docs/performance.md).
-    """
-    device, result = q.device.type, v.dtype
-    dtype = torch.float32 if q.requires_grad and device == "cpu" else result
-    mask = None if bias is None else _cast(bias, dtype)
-    with without_autocast(device):
-        out = F.scaled_dot_product_attention(
-            _cast(q, dtype), _cast(k, dtype), _cast(v, dtype), attn_mask=mask, dropout_p=dropout
-        )
-    out = _cast(out, result)
-    if _exporting():  # the operator that a converter substitutes for the fused kernel returns strides without this view
-        out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
-    return out.transpose(1, 2).flatten(2)
-
-
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x.to(dtype), without the call of an operator where x has this dtype."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """(B, T, 3 x heads x head_dim) -> q, k, v, each (B, heads, T, head_dim)."""
-    batch, count, width = qkv.shape
-    parts = qkv.view(batch, count, 3, num_heads, width // (3 * num_heads))
-    return parts.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 @torch.no_grad()

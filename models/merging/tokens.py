@@ -8,12 +8,13 @@ Shapes: B images, P prefix tokens (class token), N input patches, T current toke
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..modes import without_autocast
 from .contract import Assignment, Grid, MergeContext, Merger
 
 SHORT = 1e-3  # a mean shorter than this fraction of its longest member has no direction
@@ -138,11 +139,6 @@ def merge(
         with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             assignment = merger.assign(metric[:, prefix:].float(), r, context)
         return apply_assignment(x, tokens, assignment, prefix)
-
-
-def without_autocast(device: str) -> AbstractContextManager[None]:
-    """A context in which no autocast is active. Where none is, it does nothing: to enter torch.autocast takes time."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: int) -> tuple[Tensor, Tokens]:

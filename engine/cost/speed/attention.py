@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.cost.speed.model.kernels import AUTO, choosing, kernels_of
+from models.attention import by_blocks
 from models.timing import Times, timed
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, bias -> weighted values
@@ -66,6 +67,7 @@ def forms_on(device: torch.device) -> dict[str, Form]:
         for precision, dtype in precisions.items():
             found |= {f"{precision}{form}, {kernel}": Form(dtype, attend, kernel) for form, attend in FORMS.items()}
         found[f"fp32 inside bf16, {kernel}"] = Form(torch.bfloat16, in_fp32, kernel)
+    found["bf16 by blocks"] = Form(torch.bfloat16, by_blocks, AUTO)
     return found
 
 

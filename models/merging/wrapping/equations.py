@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layer import Attended, MergeLayer, Scores, attend, split_heads
+from ...attention import attend, split_heads
+from ..layer import Attended, MergeLayer, Scores
 from ..tokens import Tokens
 
 

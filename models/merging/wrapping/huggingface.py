@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...attention import attend
 from ...settings import UserError
 from ..contract import Grid
-from ..layer import Attended, MergeLayer, Scores, attend
+from ..layer import Attended, MergeLayer, Scores
 from ..tokens import Tokens
 from .kinds import Family, Kind
 from .rotary import mean_rotation, rotated

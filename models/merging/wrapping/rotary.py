@@ -20,7 +20,8 @@ from timm.models.eva import Eva
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layer import Attended, MergeLayer, Scores, attend, split_heads
+from ...attention import attend, split_heads
+from ..layer import Attended, MergeLayer, Scores
 from ..tokens import Tokens, mean_over_members
 
 # In older versions of timm, embeddings of three dimensions are those of each image; in newer ones of each head.
