@@ -20,7 +20,7 @@ BUDGETS = (
     "target_ratio",
     "target_ms",
 )  # ways to say how many tokens to remove; they exclude each other
-
+COUNTS = (*BUDGETS, "first_block", "blocks", "target_batch")
 
 MOST = 2**31 - 1  # tokens
 
@@ -109,7 +109,9 @@ class CommonSettings(Settings):
     """The keys of the `merge:` section that every method accepts."""
 
     alternatives: ClassVar = (BUDGETS,)
-    keys_by_choice: ClassVar = {"method": {name: tuple(merger.options) for name, merger in MERGERS.items()}}
+    keys_by_choice: ClassVar = {  # how many tokens to remove means nothing to a method that removes none
+        "method": {name: (*m.options, *(COUNTS if name != "none" else ())) for name, m in MERGERS.items()}
+    }
 
     method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")  # type: ignore[valid-type]
     r: Removed = Field(

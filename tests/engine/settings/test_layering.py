@@ -39,6 +39,13 @@ def test_merging_changes_neither_side_and_the_upper_wins(below, above):
     assert merged.keys() == below.keys() | above.keys()
 
 
+@pytest.mark.parametrize("budget", ["target_gmacs=0.05", "r=8", "target_ratio=1.2", "keep={rate: 0.7}"])
+def test_without_merging_no_number_of_tokens_is_left_to_be_met(budget, tmp_path):
+    text = f"base: {config.CONFIGS}/cifar10/hybrid.yaml\nmodel: {{merge: {{{budget.replace('=', ': ', 1)}, kth: 3}}}}\n"
+    merge = load_settings(write(tmp_path, "one.yaml", text), ["merge.method=none"]).model.merge
+    assert merge == check(MergeSettings, {"method": "none"})
+
+
 def test_another_name_drops_what_only_the_old_one_knows():
     run = load_settings("cifar10/hybrid", ["model.name=vit", "data.name=npz", "data.path=x.npz"])
     assert isinstance(run.model, ViTSettings) and run.model.merge.r == 8 and run.model.embed_dim == 96

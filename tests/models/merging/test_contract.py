@@ -62,7 +62,7 @@ def merge_twice(case, merger, dtype=torch.float32):
 
 
 @EVERY
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_contract(merger, case):
     holds_the_contract(merger, case)
@@ -93,7 +93,7 @@ def holds_the_contract(merger, case):
 
 
 @EVERY
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(case=cases())
 def test_the_weighted_sum_is_conserved_and_each_token_is_its_inputs_mean(merger, case):
     """Of one merge, with the weights that the method gives: size x weight."""
@@ -152,7 +152,7 @@ def test_r0_changes_nothing(merger):
 
 
 @EVERY
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(case=cases(), seed=st.integers(0, 1000))
 def test_images_do_not_see_each_other(merger, case, seed):
     x, *rest = case
@@ -249,7 +249,7 @@ def test_counting_goes_beyond_what_half_precision_can_count():
 
 
 @EVERY
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=cases())
 def test_the_size_bias_is_attention_over_the_duplicated_tokens(merger, case):
     x = case[0]
