@@ -88,12 +88,14 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, memory_format=layout, non_blocking=True)
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seeds torch so that the random draws of a step (dropout, stochastic depth) depend on (seed, step) alone.
+
+    Of processes that train together each draws its own numbers, by its rank.
 
     torch's CPU generator uses only the lower 32 bits of a seed, so both numbers are mixed into these.
     """
-    torch.manual_seed((seed * 1_000_003 + step) % 2**32)
+    torch.manual_seed((seed * 1_000_003 + step + rank * 2_654_435_761) % 2**32)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -78,9 +78,12 @@ def main(argv: list[str]) -> None:
         print_estimate(settings, args.json)
         return
 
+    from engine.launch.group import joined
     from engine.train.session import train
 
-    train(settings, stored, resume=bool(args.resume), command=shlex.join(["tools/train.py", *argv]))
+    command = shlex.join(["tools/train.py", *argv])
+    with joined(settings.device) as group:
+        train(settings, stored, resume=bool(args.resume), command=command, group=group)
 
 
 def print_estimate(settings: RunSettings, file: Path | None) -> None:

@@ -87,6 +87,16 @@ METRICS: dict[str, Callable[[int], Metric]] = {
 }
 
 
+def _never() -> bool:
+    return False
+
+
 def build_metrics(task: Task, num_classes: int) -> MetricCollection:
-    """Builds every metric of a task, to be updated with logits (B, classes) and `task.metric_labels(labels)`."""
-    return MetricCollection({name: METRICS[name](num_classes) for name in task.titles}, compute_groups=False)
+    """Builds every metric of a task, to be updated with logits (B, classes) and `task.metric_labels(labels)`.
+
+    Where several processes train together, each metric gets all images: nothing is added up over the processes.
+    """
+    built = {name: METRICS[name](num_classes) for name in task.titles}
+    for metric in built.values():
+        metric.distributed_available_fn = _never
+    return MetricCollection(built, compute_groups=False)

@@ -12,8 +12,11 @@ from engine.files import writing
 log = logging.getLogger("hybridmerge")
 
 
-def start_log() -> MemoryHandler:
+def start_log(*, says: bool = True) -> MemoryHandler:
     """Sends the project's log to the terminal and buffers it until `log_to` names a file.
+
+    Args:
+        says: whether it goes to the terminal at all; of several processes that train together, one says it.
 
     Returns:
         The buffer, for `log_to`.
@@ -22,7 +25,7 @@ def start_log() -> MemoryHandler:
     log.setLevel(logging.INFO)
     for handler in log.handlers:
         handler.close()  # of an earlier run in this process
-    log.handlers = [logging.StreamHandler(sys.stdout), buffer]
+    log.handlers = [logging.StreamHandler(sys.stdout) if says else logging.NullHandler(), buffer]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return buffer

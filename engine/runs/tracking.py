@@ -24,6 +24,20 @@ from engine.runs.records.metrics import step_of
 from models.settings import UserError
 
 
+class Silent:
+    """What a process is given that trains with others and writes nothing: it takes what `Tracker` takes in training."""
+
+    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+        """Writes nothing."""
+
+    def figure(self, step: int, tag: str, figure: Figure) -> None:
+        """Draws nothing."""
+
+    def flush(self) -> int:
+        """Returns 0 lines."""
+        return 0
+
+
 class Tracker:
     """Writes the numbers and pictures of one run.
 

@@ -21,6 +21,7 @@ from engine.data import Data
 from engine.data.augmentation.mix import Mix
 from engine.data.loading.loader import TrainLoader, eval_batches
 from engine.data.loading.order import Order, build_order
+from engine.launch.group import ALONE, Group
 from engine.machine import pick_autocast
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
@@ -54,6 +55,7 @@ class Preparation:
     weights: Tensor | None  # of the classes in the loss; None: all count alike
     teacher: Teacher | None
     checkpoints: Checkpoints
+    group: Group
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +72,9 @@ class Preparation:
         return -(-self.batches.total_steps // self.batches.steps_per_epoch)
 
 
-def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, cost: Complexity) -> Preparation:
+def prepare(
+    model: nn.Module, data: Data, settings: RunSettings, folder: Path, cost: Complexity, group: Group = ALONE
+) -> Preparation:
     """Prepares the training of a model on its device.
 
     Args:
@@ -79,6 +83,7 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
         settings: of the whole run.
         folder: the run folder, in which nothing is written.
         cost: of one image.
+        group: the processes that train together.
 
     Raises:
         UserError: a batch that is larger than the training set, options that the labels do not allow, parameters that
@@ -86,7 +91,7 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     """
     t = settings.train
     device = next(model.parameters()).device
-    batches = build_batches(data, settings, device)
+    batches = build_batches(data, settings, device, group)
     weights = class_weights(t.class_weights, data.task, data.classes, data.train.labels)
     tuning = Tuning(model, settings.finetune, t.lr)
     epochs = -(-batches.total_steps // batches.steps_per_epoch)
@@ -103,16 +108,20 @@ def prepare(model: nn.Module, data: Data, settings: RunSettings, folder: Path, c
     autocast, source = pick_autocast(t.precision, device), source_of(settings, data)
     digest = None if source is None else source.digest
     teacher = None if source is None else teacher_of(source, settings, data, model, autocast)
-    checkpoints = Checkpoints(folder, model, data, settings, optimization, tuning.saved_names(), digest)
+    checkpoints = Checkpoints(
+        folder, model, data, settings, optimization, tuning.saved_names(), digest, writes=group.leads
+    )
     return Preparation(
-        settings, model, data, cost, autocast, tuning, optimization, batches, weights, teacher, checkpoints
+        settings, model, data, cost, autocast, tuning, optimization, batches, weights, teacher, checkpoints, group
     )
 
 
-def build_batches(data: Data, settings: RunSettings, device: torch.device) -> StepBatches:
+def build_batches(data: Data, settings: RunSettings, device: torch.device, group: Group = ALONE) -> StepBatches:
     """Builds the training batches of images on a device; see `prepare` for what is refused."""
     t, augment = settings.train, settings.augment
-    workers = getattr(settings.data, "workers", None)
+    workers, share = getattr(settings.data, "workers", None), group.share(t.batch_size, "train.batch_size")
+    smoothing = t.label_smoothing if t.class_weights == "none" else 0.0  # weights are those of labels before smoothing
+    mixes = any(augment.mixing())  # then whole batches are read: an image may be mixed with one of another share
     loader = TrainLoader(
         data.train,
         t.batch_size,
@@ -124,6 +133,7 @@ def build_batches(data: Data, settings: RunSettings, device: torch.device) -> St
         workers,
         order_of(data, settings),
         device,
+        slice(None) if mixes else share,
     )
     steps_per_epoch = len(loader) // t.accumulate
     if steps_per_epoch == 0:
@@ -133,9 +143,9 @@ def build_batches(data: Data, settings: RunSettings, device: torch.device) -> St
         )
     if t.label_smoothing and not data.task.soft_targets:
         raise UserError(f"train.label_smoothing = {t.label_smoothing}: not for many labels; set it to 0")
-    smoothing = t.label_smoothing if t.class_weights == "none" else 0.0  # weights are those of labels before smoothing
-    mix = Mix(augment, len(data.classes), smoothing, data.task) if any(augment.mixing()) else None
-    return StepBatches(loader, t.accumulate, t.steps or t.epochs * steps_per_epoch, mix, settings.seed)
+    mix = Mix(augment, len(data.classes), smoothing, data.task) if mixes else None
+    steps, share = t.steps or t.epochs * steps_per_epoch, share if mixes else slice(None)
+    return StepBatches(loader, t.accumulate, steps, mix, settings.seed, share)
 
 
 def order_of(data: Data, settings: RunSettings) -> Order:
@@ -144,10 +154,7 @@ def order_of(data: Data, settings: RunSettings) -> Order:
 
 
 def build_trainer(
-    prepared: Preparation,
-    progress: Progress,
-    tracker: Tracker,
-    wrap: Callable[[Objective], nn.Module] = lambda objective: objective,
+    prepared: Preparation, progress: Progress, tracker: Tracker, wrap: Callable[[Objective], nn.Module] | None = None
 ) -> Trainer:
     """Puts the trainer together.
 
@@ -158,7 +165,7 @@ def build_trainer(
         prepared: the run.
         progress: how far it has come; it is changed in place.
         tracker: of the run.
-        wrap: wraps the objective before it is called; see `Trainer`.
+        wrap: wraps the objective before it is called, see `Trainer`; None: as its processes need it.
     """
     settings, model, data, t = prepared.settings, prepared.model, prepared.data, prepared.settings.train
     batches, autocast = prepared.batches, prepared.autocast
@@ -173,10 +180,13 @@ def build_trainer(
         if features is not None:
             progress.seconds += time.perf_counter() - started
             batches.close()
-            batches = StepBatches(features.loader, t.accumulate, batches.total_steps, None, settings.seed)
+            share = prepared.group.share(t.batch_size, "train.batch_size")
+            batches = StepBatches(features.loader, t.accumulate, batches.total_steps, None, settings.seed, share)
             val_batches = partial(in_batches, features.val, data.val.labels, t.batch_size)
             network_of = head_on_features
-    validation = Validation(data, val_batches, network_of, autocast, tracker, settings.log.images, t.select)
+    validation = Validation(
+        data, val_batches, network_of, autocast, tracker, settings.log.images, t.select, prepared.group
+    )
     schedules = {}
     if range_of(settings.model) is not None:
         schedules["schedule_of"] = partial(drawn_schedule, settings.model, settings.seed)
@@ -192,7 +202,8 @@ def build_trainer(
         seed=settings.seed,
         log_every=settings.log.every_steps,
         save_every=settings.checkpoint.every_steps,
-        wrap=wrap,
+        wrap=wrap or prepared.group.wrap,
+        group=prepared.group,
         **schedules,
     )
 

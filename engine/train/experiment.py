@@ -13,6 +13,7 @@ import torch
 from engine.cost.macs import measure_or_say
 from engine.data import Data, build_data
 from engine.files import writing
+from engine.launch.group import ALONE, Group
 from engine.machine import commit, pick_device
 from engine.runs.checkpoints.stopped import StoppedRun, check_nothing_lost, find_stopped, warn_of_lost_best
 from engine.runs.checkpoints.weights import built, start_weights, with_statistics
@@ -20,7 +21,7 @@ from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
 from engine.runs.records.results import Results
-from engine.runs.tracking import Tracker
+from engine.runs.tracking import Silent, Tracker
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer, prepare
@@ -42,7 +43,8 @@ def run_experiment(
     resume: bool = False,
     begin: Callable[[RunSettings], None] = lambda settings: None,
     command: str = "",
-) -> Results:
+    group: Group = ALONE,
+) -> Results | None:
     """Trains by `settings` in a locked run folder, tests the best weights once at the end, and records the results.
 
     Args:
@@ -51,6 +53,10 @@ def run_experiment(
         resume: whether to continue from `last.pt`, if there is one.
         begin: called with the settings, complete by now, when everything fits together, before anything is written.
         command: what the user typed, for TensorBoard; empty: not known.
+        group: the processes that train together. The first writes, tests and records.
+
+    Returns:
+        The results; None in the other processes of a group.
 
     Raises:
         UserError: device, data, model or checkpoint do not fit together.
@@ -61,32 +67,34 @@ def run_experiment(
         if (results := run.read_results()) is not None and not longer:
             warn_of_lost_best(run, results)
             return results  # it came to its end; the test set is used once
-    run.check_files()
-    kept_log, code = start_log(), commit()  # now: the files may be other ones when the run ends
+    code = commit()  # now: the files may be other ones when the run ends
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = pick_device(settings.device)
+    device = pick_device(settings.device) if group.size == 1 else group.device
     with explained_limits(settings, device):
-        data = build_data(settings.data, settings.split, settings.seed)
-        settings = settings.with_classes(len(data.classes))
-        stopped = find_stopped(run) if resume else StoppedRun()
-        state = stopped.state
-        prepared = prepare_run(settings, data, folder, device, state)
-        progress = restored(prepared, stopped) if state else Progress()
-        if resume and not state:
-            check_nothing_lost(run, first_save(run, prepared))
-
         # Nothing is written before everything fits together: once a mistake is corrected, the same command runs.
+        with group.agreed():
+            run.check_files()
+            kept_log = start_log(says=group.leads)
+            data = build_data(settings.data, settings.split, settings.seed)
+            settings = settings.with_classes(len(data.classes))
+            stopped = find_stopped(run) if resume else StoppedRun()
+            prepared = prepare_run(settings, data, folder, device, stopped.state, group)
+            progress = restored(prepared, stopped) if stopped.state else Progress()
+            if resume and not stopped.state:
+                check_nothing_lost(run, first_save(run, prepared))
+        if not group.leads:
+            build_trainer(prepared, progress, Silent()).fit()
+            return None
         begin(settings)
         log_to(run.log_file, kept_log)
-        stopped.set_aside()
-        if stopped.lost_best and progress.step == progress.best_step:
-            prepared.checkpoints.save_best(progress.step)  # the weights in last.pt are the best
+        settle(prepared, progress, stopped)
         if longer:
             forget_results(run)
         log_free_changes(run, settings)
         run.write_settings(settings)
-        with Tracker(folder, progress.step, state["lines"]) if state else Tracker(folder) as tracker:
+        lines = stopped.state["lines"] if stopped.state else None
+        with Tracker(folder, *([] if lines is None else [progress.step, lines])) as tracker:
             describe(prepared, progress, longer)
             tracker.text(progress.step, "run", settings_card(settings, command, tokens_per_block(prepared.model)))
             build_trainer(prepared, progress, tracker).fit()
@@ -97,8 +105,15 @@ def run_experiment(
     return results
 
 
+def settle(prepared: Preparation, progress: Progress, stopped: StoppedRun) -> None:
+    """Sets the checkpoints aside that a stopped run cannot continue from, and writes best.pt again if it was lost."""
+    stopped.set_aside()
+    if stopped.lost_best and progress.step == progress.best_step:
+        prepared.checkpoints.save_best(progress.step)  # the weights in last.pt are the best
+
+
 def prepare_run(
-    settings: RunSettings, data: Data, folder: Path, device: torch.device, state: dict | None
+    settings: RunSettings, data: Data, folder: Path, device: torch.device, state: dict | None, group: Group = ALONE
 ) -> Preparation:
     """Builds the model, with the weights that it starts from, and prepares its training.
 
@@ -108,6 +123,7 @@ def prepare_run(
         folder: the run folder, in which nothing is written.
         device: to train on.
         state: the checkpoint that the run resumes from, which the caller restores; None: the run starts.
+        group: the processes that train together.
     """
     solved = with_budget(settings)
     model = built(solved)
@@ -119,7 +135,7 @@ def prepare_run(
     check_fits(settings, data, trained=state is not None)
     data = with_statistics(data, settings, state)
     model = model.to(device)
-    return prepare(model, data, settings, folder, measure_or_say(model, settings=solved.model))
+    return prepare(model, data, settings, folder, measure_or_say(model, settings=solved.model), group)
 
 
 def restored(prepared: Preparation, stopped: StoppedRun) -> Progress:

@@ -7,9 +7,12 @@ of them, see `engine.train.folds_report`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from engine.files import writing
+from engine.launch.group import ALONE, Group
 from engine.runs.folder import RunFolder
 from engine.runs.folds import of_all, of_fold
 from engine.runs.lock import LOCK
@@ -20,7 +23,9 @@ from engine.train.experiment import check_unchanged, run_experiment
 from models.settings import UserError
 
 
-def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False, command: str = "") -> dict[int, Results]:
+def run_folds(
+    settings: RunSettings, folder: Path, *, resume: bool = False, command: str = "", group: Group = ALONE
+) -> dict[int, Results]:
     """Runs all folds one after the other, or the one that `split.fold` names, each as `run_experiment` does.
 
     A signal that stops one fold stops all.
@@ -31,9 +36,10 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False, comm
         resume: whether to skip finished folds and continue stopped ones; the others are started. With more epochs or
             steps than before, finished folds continue as well.
         command: what the user typed, for TensorBoard; empty: not known.
+        group: the processes that train each fold together.
 
     Returns:
-        The results of each fold that was to be run.
+        The results of each fold that was to be run; none in other processes of a group than the first.
 
     Raises:
         UserError: the settings are not those of the folds that exist already; the folder holds files although `resume`
@@ -41,14 +47,8 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False, comm
     """
     run = RunFolder(folder)
     numbers = range(settings.split.folds) if settings.split.fold is None else [settings.split.fold]
-    _check_same_settings(of_all(settings), run, may_go_on=resume)
-    if not resume:
-        _check_room(run, one_fold=settings.split.fold is not None)
-    elif not folder.is_dir():
-        raise UserError(f"{folder}: no run to resume here; start one without --resume, or check name= and out=")
-    else:
-        for number in numbers:  # of all folds before the first one is trained, which can take hours
-            check_unchanged(of_fold(settings, number), run.fold(number))
+    with group.agreed():
+        _check_folder(settings, run, numbers, resume=resume)
 
     def begin(of_one: RunSettings) -> None:
         all_folds = RunFolder(folder)  # read again: another process may have begun meanwhile
@@ -61,17 +61,34 @@ def run_folds(settings: RunSettings, folder: Path, *, resume: bool = False, comm
     results = {}
     for number in numbers:
         fold = run.fold(number)
-        resume_fold = resume and fold.path.is_dir()
-        with fold.lock(resume=resume_fold):
+        resume_fold = bool(group.largest(resume and fold.path.is_dir()))
+        with group.led(partial(fold.lock, resume=resume_fold)):
+            options = {"resume": resume_fold, "begin": begin, "command": command, "group": group}
             try:
-                results[number] = run_experiment(
-                    of_fold(settings, number), fold.path, resume=resume_fold, begin=begin, command=command
-                )
+                result = run_experiment(of_fold(settings, number), fold.path, **options)
             except SystemExit:  # a signal; how to resume this fold is printed already
-                if settings.split.fold is None:
+                if settings.split.fold is None and group.leads:
                     print(f"to resume all folds: tools/train.py --resume {folder}", flush=True)
                 raise
+        if result is not None:
+            results[number] = result
     return results
+
+
+def _check_folder(settings: RunSettings, run: RunFolder, numbers: Iterable[int], *, resume: bool) -> None:
+    """Checks that the folder of all folds is one in which these folds can be started or continued.
+
+    Raises:
+        UserError: see `run_folds`.
+    """
+    _check_same_settings(of_all(settings), run, may_go_on=resume)
+    if not resume:
+        _check_room(run, one_fold=settings.split.fold is not None)
+    elif not run.path.is_dir():
+        raise UserError(f"{run.path}: no run to resume here; start one without --resume, or check name= and out=")
+    else:
+        for number in numbers:  # of all folds before the first one is trained, which can take hours
+            check_unchanged(of_fold(settings, number), run.fold(number))
 
 
 def _check_same_settings(whole: RunSettings, run: RunFolder, *, may_go_on: bool) -> None:

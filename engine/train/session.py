@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.launch.group import ALONE, Group
 from engine.runs.folder import RunFolder
 from engine.settings.schema import RunSettings
 from engine.train.experiment import run_experiment
@@ -14,7 +15,14 @@ from models.interface import merge_settings
 from models.settings import UserError
 
 
-def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: bool = False, command: str = "") -> None:
+def train(
+    settings: RunSettings,
+    stored: RunFolder | None = None,
+    *,
+    resume: bool = False,
+    command: str = "",
+    group: Group = ALONE,
+) -> None:
     """Trains by `settings`, writes the run folder, and prints what was measured.
 
     Args:
@@ -22,18 +30,23 @@ def train(settings: RunSettings, stored: RunFolder | None = None, *, resume: boo
         stored: the run folder to continue, or one of its folds; None: the settings say where it is.
         resume: continue from the last checkpoint, if there is one.
         command: what the user typed, for TensorBoard; empty: not known.
+        group: the processes that train together; those that torchrun starts again resume.
 
     Raises:
         UserError: settings, data, model and an earlier run that do not fit together, in one line.
     """
-    _refuse_time(settings)
+    with group.agreed():
+        _refuse_time(settings)
     run = stored or RunFolder(Path(settings.out) / settings.name)
+    resume = resume or (group.restarted and run.path.is_dir())
     if settings.split.folds:
-        train_folds(settings, folder_of_folds(stored, settings) if stored else run, resume=resume, command=command)
+        folder = folder_of_folds(stored, settings) if stored else run
+        train_folds(settings, folder, resume=resume, command=command, group=group)
         return
-    with run.lock(resume=resume):
-        results = run_experiment(settings, run.path, resume=resume, command=command)
-    print_run(results, run.path)
+    with group.led(lambda: run.lock(resume=resume)):
+        results = run_experiment(settings, run.path, resume=resume, command=command, group=group)
+    if results is not None and group.leads:
+        print_run(results, run.path)
 
 
 def _refuse_time(settings: RunSettings) -> None:
@@ -61,7 +74,9 @@ def folder_of_folds(run: RunFolder, settings: RunSettings) -> RunFolder:
     return run.folder_of_folds()
 
 
-def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool, command: str = "") -> None:
+def train_folds(
+    settings: RunSettings, run: RunFolder, *, resume: bool, command: str = "", group: Group = ALONE
+) -> None:
     """Trains all folds, or the one that `split.fold` names, and prints the report on all folds once all are finished.
 
     Args:
@@ -69,8 +84,11 @@ def train_folds(settings: RunSettings, run: RunFolder, *, resume: bool, command:
         run: the folder of all folds.
         resume: skip finished folds and continue stopped ones; with more epochs or steps than before, continue all.
         command: what the user typed, for TensorBoard; empty: not known.
+        group: the processes that train together.
     """
-    trained = run_folds(settings, run.path, resume=resume, command=command)
+    trained = run_folds(settings, run.path, resume=resume, command=command, group=group)
+    if not group.leads:
+        return
     run = RunFolder(run.path)  # the settings of the folds are read again: they may have more epochs than before
     if settings.split.fold is not None:
         print_run(trained[settings.split.fold], run.fold(settings.split.fold).path)

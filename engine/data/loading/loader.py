@@ -36,6 +36,7 @@ class TrainLoader:
         order: which images an epoch draws, in which order; None: every image once, shuffled.
         device: where images are normalised, erased and resized, and where they are yielded; None: the CPU. They travel
             there as uint8, and before they are resized.
+        share: the part of each batch that is yielded, where several processes train together.
 
     Raises:
         UserError: fewer images than one batch, a crop that can miss the image, quarter turns of images that are not
@@ -54,6 +55,7 @@ class TrainLoader:
         workers: int | None = None,
         order: Order | None = None,
         device: torch.device | None = None,
+        share: slice = slice(None),
     ) -> None:
         _, height, width = split.shape
         if batch_size > len(split):
@@ -70,6 +72,7 @@ class TrainLoader:
         self.augment = augment
         self.seed = seed
         self.order = Shuffled(len(split), seed) if order is None else order
+        self.share = share
         self._normalise, self.resize, self.device = Normalise(mean, std, device), resize, device
         self._workers = None
         if augment.transforms is not None or isinstance(split, Files):
@@ -85,7 +88,8 @@ class TrainLoader:
         The labels stay on the CPU.
         """
         draws = self.order(epoch)
-        chosen = [draws[batch * self.batch_size :][: self.batch_size] for batch in range(start, len(self))]
+        size, share = self.batch_size, self.share
+        chosen = [draws[batch * size : (batch + 1) * size][share] for batch in range(start, len(self))]
         indices = [batch % len(self.split) for batch in chosen]
         pixels = self._workers.batches(epoch, chosen) if self._workers else map(self.split.read, indices)
         for batch, index, images in zip(chosen, indices, pixels, strict=True):

@@ -39,11 +39,14 @@ class StepBatches:
         total_steps: the optimizer steps of the whole training.
         mix: mixup and cutmix; None leaves images and labels as they are.
         seed: of the run, for mixing.
+        share: the part of each batch that is yielded, after it is mixed, where several processes train together.
     """
 
-    def __init__(self, loader: Loader, accumulate: int, total_steps: int, mix: Mix | None, seed: int) -> None:
+    def __init__(
+        self, loader: Loader, accumulate: int, total_steps: int, mix: Mix | None, seed: int, share: slice = slice(None)
+    ) -> None:
         self.loader, self.accumulate, self.total_steps = loader, accumulate, total_steps
-        self.mix, self.seed = mix, seed
+        self.mix, self.seed, self.share = mix, seed, share
         self.steps_per_epoch = len(loader) // accumulate
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[list[Batch]]:
@@ -62,7 +65,9 @@ class StepBatches:
             ]
 
     def _mixed(self, images: Tensor, labels: Tensor, key: int) -> Batch:
-        return (images, labels) if self.mix is None else self.mix(images, labels, key, self.seed)
+        if self.mix is not None:
+            images, labels = self.mix(images, labels, key, self.seed)
+        return images[self.share], labels[self.share]
 
     def close(self) -> None:
         """Ends the loader's worker processes."""

@@ -67,6 +67,7 @@ class Checkpoints:
         optimization: the optimizer and the moving average.
         saved_names: the part of the weights to save, where so little learns that the rest is not saved; None: all.
         teacher: digest of the weights of the model that teaches; None: there is none.
+        writes: whether this process writes; of several that train together, one does.
     """
 
     def __init__(
@@ -78,9 +79,12 @@ class Checkpoints:
         optimization: Optimization,
         saved_names: set[str] | None,
         teacher: str | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self.folder, self.model, self.data, self.settings = folder, model, data, settings
         self.optimization, self.saved_names, self.teacher = optimization, saved_names, teacher
+        self.writes = writes
         self.frozen_digest = checkpoint.digest_of(frozen_state(model, saved_names))
         self.fingerprint = data.fingerprint()
 
@@ -94,7 +98,8 @@ class Checkpoints:
 
     def save_best(self, step: int) -> None:
         """Writes `best.pt`: the weights that are evaluated and kept, after this many steps."""
-        checkpoint.save(self.best, {**self._weights(self.optimization.kept_model), "step": step})
+        if self.writes:
+            checkpoint.save(self.best, {**self._weights(self.optimization.kept_model), "step": step})
 
     def save_last(self, progress: Progress, lines: int) -> None:
         """Writes `last.pt`: everything that the next step depends on. The one before becomes `last-1.pt`.
@@ -103,6 +108,8 @@ class Checkpoints:
             progress: of the run.
             lines: the number of lines in `metrics.jsonl`, as `Tracker.flush` returns it.
         """
+        if not self.writes:
+            return
         average = self.optimization.average
         state = {
             **self._weights(self.model),

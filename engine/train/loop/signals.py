@@ -24,9 +24,14 @@ class Stopping:
 
     It takes effect where `leave_if_asked` is called, and at once while `waiting` waits. A signal that was ignored when
     the program started stays ignored, such as SIGHUP under nohup.
+
+    Args:
+        patient: whether a signal waits for the end of a step, and a second one does nothing. Of several processes that
+            train together, all have to end the same step, and torchrun sends them again what a terminal has sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.patient = patient
         self.asked = 0  # the signal's number
         self._waiting = False
         self._process = os.getpid()
@@ -50,9 +55,9 @@ class Stopping:
         """
         iterator = iter(items)
         while True:
-            self._waiting = True
+            self._waiting = not self.patient
             try:
-                if self.asked:  # between the last item and this wait
+                if self.asked and not self.patient:  # between the last item and this wait
                     raise Stopped
                 item = next(iterator)
             except StopIteration:
@@ -64,6 +69,8 @@ class Stopping:
     def _remember(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a worker process that has just been forked; the main process is the one to stop
+        if self.asked and self.patient:
+            return
         if self.asked:
             for other in self._before:
                 signal.signal(other, signal.SIG_DFL)  # a third signal ends what still hangs
@@ -72,8 +79,9 @@ class Stopping:
         if self._waiting:
             raise Stopped
 
-    def leave_if_asked(self, folder: Path) -> None:
-        """Ends the program with the shell's exit code for the signal, if there was one."""
+    def leave_if_asked(self, folder: Path, *, says: bool = True) -> None:
+        """Ends the program with the shell's exit code for the signal, if there was one; `says` how to continue."""
         if self.asked:
-            print(f"stopped; continue with: tools/train.py --resume {folder}", flush=True)
+            if says:
+                print(f"stopped; continue with: tools/train.py --resume {folder}", flush=True)
             raise SystemExit(128 + self.asked)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engine.data.loading.workers import killed_workers_as_errors
+from engine.launch.group import ALONE, Group, unsynchronised
 from engine.machine import peak_memory, seed_step, to_device
 from engine.runs.tracking import Tracker
 from engine.train.loop.batches import Batch, StepBatches
@@ -46,6 +47,7 @@ class Trainer:
         save_every: optimizer steps between checkpoints; 0: at the end of each epoch only.
         wrap: wraps the objective before it is called, for example into DistributedDataParallel. It is called again
             whenever other parameters begin to learn, because such wrappers rely on `requires_grad` not changing.
+        group: the processes that train together.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Trainer:
         log_every: int = 20,
         save_every: int = 0,
         wrap: Callable[[Objective], nn.Module] = lambda objective: objective,
+        group: Group = ALONE,
     ) -> None:
         self.objective, self.tuning, self.batches, self.optimization = objective, tuning, batches, optimization
         self.checkpoints, self.tracker, self.validation, self.progress = checkpoints, tracker, validation, progress
-        self.seed, self.schedule_of, self.wrap = seed, schedule_of, wrap
+        self.seed, self.schedule_of, self.wrap, self.group = seed, schedule_of, wrap, group
         self.log_every, self.save_every = log_every, save_every
         self.device = next(objective.parameters()).device
         self.saved_step = progress.step
@@ -82,9 +85,11 @@ class Trainer:
     def fit(self) -> None:
         """Runs every step that is left. Ends with `best.pt` and `last.pt` written."""
         progress, batches = self.progress, self.batches
-        bar = tqdm(total=batches.total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
-        with killed_workers_as_errors(), bar, logging_redirect_tqdm([log]), Stopping() as stopping:
-            with closing(batches):
+        options = {"unit": "step", "dynamic_ncols": True, "disable": None if self.group.leads else True}
+        bar = tqdm(total=batches.total_steps, initial=progress.step, **options)
+        logs = logging_redirect_tqdm([log]) if self.group.leads else nullcontext()
+        with killed_workers_as_errors(), bar, logs, Stopping(patient=self.group.size > 1) as stopping:
+            with closing(batches), self.group.together(self.checkpoints.folder):
                 self._log_what_learns()
                 try:
                     while progress.step < batches.total_steps and not stopping.asked:
@@ -93,7 +98,7 @@ class Trainer:
                     pass
                 if self.saved_step != progress.step:
                     self.save()
-            stopping.leave_if_asked(self.checkpoints.folder)
+            stopping.leave_if_asked(self.checkpoints.folder, says=self.group.leads)
 
     def _run_epoch(self, epoch: int, stopping: Stopping, bar: tqdm) -> None:
         """Runs the steps that are left in an epoch, or those before a signal to stop."""
@@ -104,12 +109,14 @@ class Trainer:
             lr = self.step(micro_batches)
             seconds = time.perf_counter() - started
             progress.seconds += seconds
-            self._report(bar, lr, sum(len(targets) for _, targets in micro_batches) / seconds)
+            images = self.group.size * sum(len(targets) for _, targets in micro_batches)
+            self._report(bar, lr, images / seconds)
             ended = progress.step % batches.steps_per_epoch == 0 or progress.step == batches.total_steps
             if ended:
                 self._end_epoch(epoch)
             if ended or (self.save_every and progress.step % self.save_every == 0):
                 self.save()
+            stopping.asked = self.group.largest(stopping.asked)  # all stop after the same step
             if stopping.asked:
                 return
             started = time.perf_counter()  # validating and saving are not training
@@ -118,20 +125,23 @@ class Trainer:
         """Takes one optimizer step on the mean loss of its micro-batches; returns the learning rate."""
         progress, device = self.progress, self.device
         lr = self.optimization.begin(progress.step)
-        seed_step(self.seed, progress.step)
+        seed_step(self.seed, progress.step, self.group.rank)
         schedule = self.schedule_of(progress.step)
         losses, corrects = [], []
-        for images, targets in micro_batches:
+        for number, (images, targets) in enumerate(micro_batches, start=1):
             images, targets = to_device(images, device), targets.to(device, non_blocking=True)
-            loss, correct = self.module(images, targets, schedule)
-            (loss / len(micro_batches)).backward()
+            with unsynchronised(self.module, last=number == len(micro_batches)):
+                loss, correct = self.module(images, targets, schedule)
+                (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
             corrects.append(correct)
         norm = self.optimization.clip()
         # The only time in a step that the program waits for the device.
-        *losses, right, norm = torch.stack([*losses, torch.stack(corrects).sum(), norm]).tolist()
+        values = self.group.mean(torch.stack([*losses, torch.stack(corrects).sum(), norm]))
+        *losses, right, norm = values.tolist()
         self._check_finite({"loss": sum(losses), "gradient": norm})
-        progress.add(losses, [len(targets) for _, targets in micro_batches], right)
+        size = self.group.size
+        progress.add(losses, [size * len(targets) for _, targets in micro_batches], size * right)
         self.optimization.apply()
         progress.step += 1
         return lr

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from engine.data import Data
 from engine.data.balance import are_unequal
 from engine.figures.gallery import mistakes_figure
-from engine.measure.evaluate import Evaluation, evaluate
+from engine.launch.group import ALONE, Group
+from engine.machine import to_device
+from engine.measure.evaluate import Evaluation, eval_mode, evaluate
 from engine.runs.tracking import Tracker
 
 
@@ -25,6 +27,7 @@ class Validation:
         tracker: of the run.
         pictures: the number of most confident mistakes to draw.
         select: the metric by which the best epoch is selected; None: the main metric.
+        group: the processes that share the batches.
     """
 
     def __init__(
@@ -36,28 +39,39 @@ class Validation:
         tracker: Tracker,
         pictures: int = 0,
         select: str | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.data, self.batches, self.network_of = data, batches, network_of
         self.autocast, self.tracker, self.pictures = autocast, tracker, pictures
-        self.select = select
+        self.select, self.group = select, group
 
     def run(self, model: nn.Module, step: int) -> Evaluation:
         """Evaluates a model after this many steps."""
-        evaluation = evaluate(
-            self.network_of(model),
-            self.batches(),
-            self.data.task,
-            len(self.data.classes),
-            next(model.parameters()).device,
-            self.autocast,
-            keep_mistakes=self.pictures,
-        )
+        evaluation = self._evaluated(model)
         self.tracker.scalars(step, evaluation.scalars("val"))
         if evaluation.mistakes:
             self.tracker.figure(
                 step, "wrong/val", mistakes_figure(evaluation.mistakes, self.data.val, self.data.classes)
             )
         return evaluation
+
+    def _evaluated(self, model: nn.Module) -> Evaluation:
+        """Every process gets the measurements on all images."""
+        network, batches, classes = self.network_of(model), self.batches(), len(self.data.classes)
+        device = next(model.parameters()).device
+        options = self.data.task, classes, device, self.autocast
+        if self.group.size == 1:
+            return evaluate(network, batches, *options, keep_mistakes=self.pictures)
+
+        def compute(images: Tensor) -> Tensor:
+            with self.autocast:
+                logits: Tensor = network(to_device(images, device))
+            return logits.float()
+
+        self.group.share_buffers(model)
+        with eval_mode(network):
+            logits = self.group.spread(compute, batches, classes)
+            return evaluate(nn.Identity(), logits, *options, keep_mistakes=self.pictures)
 
     def selected(self, evaluation: Evaluation) -> float:
         """Returns the value by which the best epoch is selected: the higher, the better."""

@@ -1,0 +1,217 @@
+"""The processes that train one model together, started by torchrun, and what they tell one another.
+
+Every process has the whole model and computes an equal share of each batch; `torch.distributed` averages gradients.
+`train.batch_size` counts the images of all processes, so that their number changes how fast a run is and not what it
+results in, up to rounding. The process of rank 0 leads: it alone writes, prints and tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.merging.layer import MergeLayer
+from models.settings import UserError
+
+# What torchrun, and srun with it, set for each process.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# A process that has ended is noticed at once, by its closed connections. One that waits while the first process tests a
+# fold is not to be given up.
+PATIENCE = timedelta(days=7)
+
+
+class Group:
+    """The processes of one run. A run of a single process is a group of one, in which nothing is sent.
+
+    Args:
+        rank: the number of this process, from 0.
+        size: the number of processes.
+        device: where tensors lie that are sent.
+        restarted: whether torchrun has started the processes again after one had failed.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: torch.device | None = None, *, restarted: bool = False
+    ) -> None:
+        self.rank, self.size, self.restarted = rank, size, restarted
+        self.device = device or torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes, prints and tests."""
+        return self.rank == 0
+
+    def led(self, open_: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+        """Returns the context that `open_` returns in the first process, and one that does nothing in the others.
+
+        Raises:
+            UserError, SystemExit: it raised UserError there; see `agreed`.
+        """
+        with self.agreed():
+            return open_() if self.leads else nullcontext()
+
+    def share(self, count: int, name: str) -> slice:
+        """Returns the part of `count` images that this process computes.
+
+        Raises:
+            UserError: the images cannot be divided equally; `name` is the setting that says how many there are.
+        """
+        if count % self.size:
+            fewer = count // self.size * self.size
+            raise UserError(
+                f"{name} = {count}: cannot be divided equally among {self.size} processes; use "
+                f"{f'{fewer} or ' if fewer else ''}{fewer + self.size}"
+            )
+        return slice(self.rank, None, self.size)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Returns a module whose gradients are averaged over the processes."""
+        if self.size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Only a learned metric has parameters that get no gradient in some steps: where nothing merges, for example.
+        idle = any(isinstance(part, MergeLayer) and part.head is not None for part in module.modules())
+        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=idle)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Returns the mean over the processes of a tensor of equal shape in each."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def largest(self, value: int) -> int:
+        """Returns the largest of the processes' values."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives every process the first one's buffers, such as the running statistics of BatchNorm."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def spread(
+        self, compute: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the logits and the labels of all batches, in order; each process computes every size-th batch.
+
+        Args:
+            compute: images -> logits, float32 (B, classes).
+            batches: images and labels, the same in every process.
+            classes: the number of logits of an image.
+        """
+        each = iter(batches)
+        while part := list(islice(each, self.size)):
+            longest = max(len(labels) for _, labels in part)
+            sent = torch.zeros(longest, classes, device=self.device)
+            if self.rank < len(part):
+                images, labels = part[self.rank]
+                sent[: len(labels)] = compute(images)
+            received = [torch.empty_like(sent) for _ in range(self.size)]
+            dist.all_gather(received, sent)
+            for logits, (_, labels) in zip(received, part, strict=False):
+                yield logits[: len(labels)], labels
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """A block after which all processes go on, or none.
+
+        Raises:
+            UserError: in the first process: a process raised it in the block.
+            SystemExit: in the others: one did.
+        """
+        if self.size == 1:
+            yield
+            return
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as raised:
+            error = raised
+        said: list[str | None] = [None] * self.size
+        dist.all_gather_object(said, None if error is None else str(error))
+        for rank, text in enumerate(said):
+            if text is not None:
+                raise self._for_one(text if said[0] is not None else f"process {rank}: {text}")
+
+    @contextmanager
+    def together(self, folder: object) -> Iterator[None]:
+        """A block of work in step with the other processes, which ends here when one of them has ended.
+
+        Args:
+            folder: the run folder, for the message.
+
+        Raises:
+            UserError: in the first process: another one has ended.
+            SystemExit: in the others.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and "finished reduction" in str(error):
+                said = "parameters that learn get no gradient, which several processes cannot train together"
+                raise self._for_one(f"{said}; train with one process, or freeze them by finetune.groups") from error
+            if self.size == 1 or not _is_lost_connection(error):
+                raise
+            said = "a process of this run has ended, so that the others stop; when the reason is mended, continue with"
+            raise self._for_one(f"{said} --resume {folder}") from error
+
+    def _for_one(self, text: str) -> BaseException:
+        """What a process raises where all stop for one reason, which the first says."""
+        return UserError(text) if self.leads else SystemExit(2)
+
+
+ALONE = Group()
+
+
+def unsynchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """A context for the backward pass of a micro-batch: gradients are exchanged after the last of a step alone."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+
+
+@contextmanager
+def joined(device_name: str) -> Iterator[Group]:
+    """Joins the processes that torchrun has started; without torchrun, or with one process, it is a group of one.
+
+    Args:
+        device_name: the setting `device`.
+
+    Raises:
+        UserError: it names a single CUDA device, where every process has its own.
+    """
+    environment = {name: os.environ.get(name) for name in VARIABLES}
+    size = int(environment["WORLD_SIZE"] or 1)
+    if size == 1 or None in environment.values():
+        yield ALONE
+        return
+    if device_name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device = {device_name!r}: each of {size} processes has its own; use auto, cuda or cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and device_name != "cpu":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    try:
+        yield Group(dist.get_rank(), size, device, restarted=restarted)
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another process cannot be reached."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))
