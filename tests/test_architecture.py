@@ -12,7 +12,7 @@ from tests.paths import ROOT
 # Rooms of engine/ from the ground up. A room may import from those below it and from its own floor's left neighbours
 # only where `SAME_FLOOR` says so; files at engine's root are in `EVERYWHERE` or have a floor of their own.
 FLOORS = (
-    ("data",),
+    ("data", "launch"),
     ("settings", "cost"),
     ("runs",),
     ("measure",),

@@ -145,7 +145,7 @@ class Group:
         dist.all_gather_object(said, None if error is None else str(error))
         for rank, text in enumerate(said):
             if text is not None:
-                raise self._for_one(text if said[0] is not None else f"process {rank}: {text}")
+                raise self.for_all(text if said[0] is not None else f"process {rank}: {text}")
 
     @contextmanager
     def together(self, folder: object) -> Iterator[None]:
@@ -156,21 +156,21 @@ class Group:
 
         Raises:
             UserError: in the first process: another one has ended.
-            SystemExit: in the others.
+            SystemExit: in the others: another one has ended.
         """
         try:
             yield
         except RuntimeError as error:
             if self.size > 1 and "finished reduction" in str(error):
                 said = "parameters that learn get no gradient, which several processes cannot train together"
-                raise self._for_one(f"{said}; train with one process, or freeze them by finetune.groups") from error
+                raise self.for_all(f"{said}; train with one process, or freeze them by finetune.groups") from error
             if self.size == 1 or not _is_lost_connection(error):
                 raise
             said = "a process of this run has ended, so that the others stop; when the reason is mended, continue with"
-            raise self._for_one(f"{said} --resume {folder}") from error
+            raise self.for_all(f"{said} --resume {folder}") from error
 
-    def _for_one(self, text: str) -> BaseException:
-        """What a process raises where all stop for one reason, which the first says."""
+    def for_all(self, text: str) -> BaseException:
+        """What each process raises where all stop for one reason, which the first says."""
         return UserError(text) if self.leads else SystemExit(2)
 
 
@@ -190,7 +190,8 @@ def joined(device_name: str) -> Iterator[Group]:
         device_name: the setting `device`.
 
     Raises:
-        UserError: it names a single CUDA device, where every process has its own.
+        UserError: it names a single CUDA device, where every process has its own. One that is raised inside, by another
+            process than the first, names the process.
     """
     environment = {name: os.environ.get(name) for name in VARIABLES}
     size = int(environment["WORLD_SIZE"] or 1)
@@ -203,10 +204,17 @@ def joined(device_name: str) -> Iterator[Group]:
     if torch.cuda.is_available() and device_name != "cpu":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # torchrun's store still holds the addresses of processes that it has started again.
+    store = dist.PrefixStore(f"start {restarts}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    group = Group(rank, size, device, restarted=restarts != "0")
     try:
-        yield Group(dist.get_rank(), size, device, restarted=restarted)
+        yield group
+    except UserError as error:
+        raise error if group.leads else UserError(f"process {group.rank}: {error}") from error
     finally:
         dist.destroy_process_group()
 

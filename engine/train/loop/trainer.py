@@ -24,7 +24,6 @@ from engine.train.loop.optim import Optimization
 from engine.train.loop.signals import Stopped, Stopping
 from engine.train.loop.validation import Validation
 from models.finetune import Tuning
-from models.settings import UserError
 
 log = logging.getLogger("hybridmerge")
 
@@ -199,7 +198,7 @@ class Trainer:
             if not math.isfinite(value):
                 lr, folder = self.optimization.rate.lr, self.checkpoints.folder
                 kept = " and ".join(path.name for path in sorted(folder.glob("*.pt")))
-                raise UserError(
+                raise self.group.for_all(
                     f"train.lr = {lr}: the {what} is {value} after step {self.progress.step} (epoch {self.epoch + 1}); "
                     "start a run under another name= with a lower train.lr, a longer train.warmup_epochs, or "
                     f"train.precision=fp32; {f'unchanged in {folder}: {kept}' if kept else 'nothing was saved yet'}"

@@ -1,0 +1,264 @@
+"""One run trained by several real processes: the same result as by one, and an end for all when one has ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.launch.group import ALONE, Group
+from engine.runs.checkpoints import checkpoint
+from models.settings import UserError
+from tests.engine.data.conftest import save_image
+from tests.engine.train.tuned_runs import MODES, PLAIN, VIT
+from tests.paths import ROOT
+from tests.processes import ENVIRONMENT, Process, finish
+
+HYBRID = {
+    "name": "together",
+    "threads": 1,
+    "device": "cpu",
+    "model": {
+        "name": "hybrid",
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "stem": "patch",
+        "merge": {"method": "tome", "r": {"train": [0, 4]}},  # drawn for each step, the same in every process
+        "cnn": {"block": "convnext", "depth": 1},  # its norms see one image at a time
+    },
+    "data": {"name": "digits"},
+    "split": {"val": 0.1, "part": 0.25},
+    "augment": {"crop": 1, "erase": 0.3, "mixup": 0.2, "cutmix": 1.0},
+    "train": {"epochs": 2, "batch_size": 16, "accumulate": 2, "lr": 0.003, "ema": 0.9, "label_smoothing": 0.1},
+    "log": {"every_steps": 1, "images": 4},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def started(stack: ExitStack, cwd: Path, *args: str, size: int = 2) -> list[Process]:
+    """Starts the processes of a run, as torchrun does."""
+    group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environments = [{**ENVIRONMENT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    return [stack.enter_context(Process("train.py", *args, cwd=cwd, environment=one)) for one in environments]
+
+
+def ended(processes: list[Process], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each process."""
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout)
+        found.append((process.returncode, out, err))
+    return found
+
+
+def trained(cwd: Path, *args: str, size: int = 2) -> Path:
+    """Trains to the end; returns the run folder."""
+    with ExitStack() as stack:
+        first, *others = ended(started(stack, cwd, *args, size=size))
+    assert first[0] == 0, first
+    assert all(other == (0, "", "") for other in others), others
+    return Path(first[1].partition("run folder")[2].split()[0])
+
+
+def config(folder: Path, tree: dict = HYBRID, **sections) -> str:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump({**tree, "out": str(folder), **sections}))
+    return str(file)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Every line and the kept weights, up to rounding."""
+    lines = [metrics(one) for one in (run, other)]
+    assert len(lines[0]) == len(lines[1])
+    for one, two in zip(*lines, strict=True):
+        assert one.keys() == two.keys() and one["step"] == two["step"]
+        for key in one:
+            if key.startswith(("train/", "val/", "lr")):
+                assert two[key] == pytest.approx(one[key], abs=2e-5), (one["step"], key)
+    states = [checkpoint.load(one / "best.pt") for one in (run, other)]
+    assert states[0]["step"] == states[1]["step"] and states[0]["model"].keys() == states[1]["model"].keys()
+    for name, value in states[0]["model"].items():
+        assert (value - states[1]["model"][name]).abs().max() < 2e-4, name
+    tests = [json.loads((one / "results.json").read_text()) for one in (run, other)]
+    assert tests[0]["test_images"] == tests[1]["test_images"]
+    assert tests[1]["test_loss"] == pytest.approx(tests[0]["test_loss"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The hybrid, trained by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = finish("train.py", "--cfg", config(folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "together"
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_number_of_processes_does_not_change_the_result(alone, size, tmp_path):
+    """With mixed images, gradients accumulated and averaged weights; the last batch of validation images is smaller."""
+    run = trained(tmp_path, "--cfg", config(tmp_path), size=size)
+    assert_same(alone, run)
+    assert len((run / "predictions.csv").read_text().splitlines()) == 361
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nor_in_any_mode_of_fine_tuning(mode, tmp_path):
+    """Gradual fine-tuning lets other parameters learn in the second epoch; head learns from kept features."""
+    finetune = {key: value for key, value in MODES[mode].items() if key != "dropout"}  # each process drops its own
+    sections = {"model": VIT, "augment": PLAIN, "finetune": finetune, "train": {"epochs": 2, "batch_size": 16}}
+    done = finish("train.py", "--cfg", config(tmp_path, **sections), "name=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "one", trained(tmp_path, "--cfg", config(tmp_path, **sections), "name=two"))
+
+
+def test_folds_follow_one_another(tmp_path):
+    sections = {"split": {"folds": 2, "part": 0.2, "val": 0.1}, "train": {"epochs": 1, "batch_size": 16}}
+    with ExitStack() as stack:
+        first, second = ended(started(stack, tmp_path, "--cfg", config(tmp_path, **sections)))
+    assert first[0] == second[0] == 0 and second[1:] == ("", ""), (first, second)
+    assert "folds" in first[1] and (tmp_path / "together" / "folds.json").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, before, after, tmp_path):
+    run = tmp_path / "together"
+    with ExitStack() as stack:
+        args = "--cfg", config(tmp_path, checkpoint={"every_steps": 1})
+        processes = started(stack, tmp_path, *args, size=before)
+        wait_for(run / "last.pt")
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)  # torchrun sends on what the terminal has sent to all
+        first, *others = ended(processes)
+    assert first[0] == 143 and f"stopped; continue with: tools/train.py --resume {run}" in first[1], first
+    assert all(other == (143, "", "") for other in others), others
+    assert 0 < checkpoint.load(run / "last.pt")["progress"]["step"] < 20
+    assert_same(alone, trained(tmp_path, "--resume", str(run), size=after))
+
+
+def wait_for(file: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert file.exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_process_is_killed_the_others_end(killed, tmp_path):
+    with ExitStack() as stack:
+        args = "--cfg", config(tmp_path, train={**HYBRID["train"], "epochs": 500})
+        processes = started(stack, tmp_path, *args)
+        wait_for(tmp_path / "together" / "last.pt")
+        processes[killed].kill()
+        then = time.monotonic()
+        codes = ended(processes, timeout=30)
+    assert time.monotonic() - then < 10
+    assert codes.pop(killed)[0] == -signal.SIGKILL
+    for number, (code, _, errors) in enumerate(codes):
+        assert code == 2
+        if killed and number == 0:
+            assert errors.startswith("error: a process of this run has ended") and errors.count("\n") == 1
+            assert "--resume" in errors
+        else:
+            assert errors == ""
+
+
+def test_a_loss_that_is_no_number_ends_all_with_one_message(tmp_path):
+    with ExitStack() as stack:
+        args = "--cfg", config(tmp_path), "train.lr=1000", "train.clip_norm=null", "train.optimizer=sgd"
+        first, second = ended(started(stack, tmp_path, *args))
+    assert first[0] == second[0] == 2 and second[1:] == ("", "")
+    assert first[2].count("\n") == 1 and "train.lr = 1000.0: the " in first[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_size=15", "train.batch_size = 15: cannot be divided equally among 2 processes; use 14 or 16"),
+        ("train.batch_size=1", "train.batch_size = 1: cannot be divided equally among 2 processes; use 2"),
+        ("device=cuda:0", "device = 'cuda:0': each of 2 processes has its own; use auto, cuda or cpu"),
+        ("name=full", "full: holds files already"),
+    ],
+)
+def test_a_mistake_is_said_once(override, message, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with ExitStack() as stack:
+        found = ended(started(stack, tmp_path, "--cfg", config(tmp_path), override))
+    assert [code for code, _, _ in found] == [2, 2]
+    assert found[0][2].count("\n") == 1 and message in found[0][2], found
+    assert found[1][2] == "" or message.startswith("device"), found
+
+
+def test_shares_of_a_batch():
+    images = list(range(12))
+    shares = [images[Group(rank, 3).share(12, "train.batch_size")] for rank in range(3)]
+    assert sorted(image for share in shares for image in share) == images and {len(share) for share in shares} == {4}
+    assert images[ALONE.share(12, "train.batch_size")] == images
+    with pytest.raises(UserError, match="use 9 or 12"):
+        Group(0, 3).share(11, "train.batch_size")
+
+
+def test_a_process_that_fails_alone_is_named(tmp_path):
+    """An image that cannot be read any more is in one share; what becomes of the others is said beside it."""
+    for i in range(32):
+        save_image(tmp_path / "images" / "ab"[i % 2] / f"{i}.png", i, (8, 8))
+    data = {"name": "folder", "path": str(tmp_path / "images"), "size": 8, "cache": "none", "workers": 0}
+    sections = {"data": data, "split": {"val": 0.25, "test": 0.25}, "augment": PLAIN}
+    model = {**HYBRID["model"], "in_chans": 3}
+    train = {**HYBRID["train"], "epochs": 500, "batch_size": 8, "accumulate": 1}
+    with ExitStack() as stack:
+        processes = started(stack, tmp_path, "--cfg", config(tmp_path, **sections, model=model, train=train))
+        wait_for(tmp_path / "together" / "last.pt")
+        for image in (tmp_path / "images").rglob("*.png"):
+            image.write_bytes(b"")
+        found = ended(processes, timeout=30)
+    assert [code for code, _, _ in found] == [2, 2]
+    said = [errors for _, _, errors in found if errors]
+    assert 1 <= len(said) <= 2 and any("can no longer be read" in errors for errors in said), found
+    assert all(errors.count("\n") == 1 for errors in said)
+    assert not found[1][2] or found[1][2].startswith("error: process 1: ")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_failed_run_again_from_its_last_checkpoint(alone, tmp_path):
+    args = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    tool = [str(ROOT / "tools" / "train.py"), "--cfg", config(tmp_path, checkpoint={"every_steps": 1})]
+    run = tmp_path / "together"
+    with subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *args, *tool],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(run / "last.pt", 120)
+        holder = (run / ".lock").read_text().split()[1]
+        os.kill(int(holder), signal.SIGKILL)
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, (out, err)
+    assert "from step 0 of" in out and out.count("from step") == 2
+    assert_same(alone, run)
