@@ -76,13 +76,8 @@ def run_experiment(
         with group.agreed():
             run.check_files()
             kept_log = start_log(says=group.leads)
-            data = build_data(settings.data, settings.split, settings.seed)
-            settings = settings.with_classes(len(data.classes))
-            stopped = find_stopped(run) if resume else StoppedRun()
-            prepared = prepare_run(settings, data, folder, device, stopped.state, group)
-            progress = restored(prepared, stopped) if stopped.state else Progress()
-            if resume and not stopped.state:
-                check_nothing_lost(run, first_save(run, prepared))
+            prepared, progress, stopped = ready(settings, run, device, resume, group)
+            settings = prepared.settings
         if not group.leads:
             build_trainer(prepared, progress, Silent()).fit()
             return None
@@ -103,6 +98,24 @@ def run_experiment(
                 show_results(tracker, settings, results)
             run.write_results(results)  # last: a run with results is never tested again
     return results
+
+
+def ready(
+    settings: RunSettings, run: RunFolder, device: torch.device, resume: bool, group: Group
+) -> tuple[Preparation, Progress, StoppedRun]:
+    """Loads the data and prepares a run that starts, or that goes on where it was stopped; nothing is written.
+
+    Raises:
+        UserError: see `run_experiment`.
+    """
+    data = build_data(settings.data, settings.split, settings.seed)
+    settings = settings.with_classes(len(data.classes))
+    stopped = find_stopped(run) if resume else StoppedRun()
+    prepared = prepare_run(settings, data, run.path, device, stopped.state, group)
+    progress = restored(prepared, stopped) if stopped.state else Progress()
+    if resume and not stopped.state:
+        check_nothing_lost(run, first_save(run, prepared))
+    return prepared, progress, stopped
 
 
 def settle(prepared: Preparation, progress: Progress, stopped: StoppedRun) -> None:
