@@ -83,9 +83,7 @@ def run_experiment(
             return None
         begin(settings)
         log_to(run.log_file, kept_log)
-        settle(prepared, progress, stopped)
-        if longer:
-            forget_results(run)
+        settle(run, prepared, progress, stopped, longer)
         log_free_changes(run, settings)
         run.write_settings(settings)
         lines = stopped.state["lines"] if stopped.state else None
@@ -118,11 +116,15 @@ def ready(
     return prepared, progress, stopped
 
 
-def settle(prepared: Preparation, progress: Progress, stopped: StoppedRun) -> None:
-    """Sets the checkpoints aside that a stopped run cannot continue from, and writes best.pt again if it was lost."""
+def settle(run: RunFolder, prepared: Preparation, progress: Progress, stopped: StoppedRun, longer: str) -> None:
+    """Sets aside the checkpoints that a stopped run cannot continue from, writes best.pt again if it was lost, and
+    deletes the results of a run that becomes `longer`: it is not finished any more."""
     stopped.set_aside()
     if stopped.lost_best and progress.step == progress.best_step:
         prepared.checkpoints.save_best(progress.step)  # the weights in last.pt are the best
+    if longer:
+        with writing(run.results_file):
+            run.results_file.unlink(missing_ok=True)
 
 
 def prepare_run(
@@ -217,12 +219,6 @@ def check_unchanged(settings: RunSettings, run: RunFolder) -> str:
     if longer and run.is_finished and not run.last_checkpoints:
         raise UserError(f"{longer}: {run} has no last.pt to continue from; start a run under another name=")
     return longer
-
-
-def forget_results(run: RunFolder) -> None:
-    """Deletes the results of a run that is made longer: it is not finished any more."""
-    with writing(run.results_file):
-        run.results_file.unlink(missing_ok=True)
 
 
 def log_free_changes(run: RunFolder, settings: RunSettings) -> None:
