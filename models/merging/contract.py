@@ -37,9 +37,10 @@ class Assignment(NamedTuple):
 class Mixture(NamedTuple):
     """What a method returns in place of an Assignment if each output patch is a combination of all N patches.
 
-    Output patch j is sum_i weight_ji x_i. Where the patches go, for sizes, maps and pictures, is a statement of its own:
-    patch i goes to output patch j by share_ij. The two agree, so that each output patch is the mean of what it received,
-    if weight_ji = share_ij size_i / sum_k share_kj size_k (`sinkhorn`), and otherwise they do not (`patchmerger`, `sit`).
+    Output patch j is sum_i weight_ji x_i. Where the patches go, for sizes, maps and pictures, is a statement of its
+    own: patch i goes to output patch j by share_ij. The two agree, so that each output patch is the mean of what it
+    received, if weight_ji = share_ij size_i / sum_k share_kj size_k (`sinkhorn`); otherwise they do not (`patchmerger`,
+    `sit`).
     """
 
     weight: Tensor  # (B, M, N) float32, not negative: rows sum to one
@@ -117,9 +118,9 @@ class Merger:
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
         metric: what the method compares patches by, unless the settings choose another metric.
         soft: what it does instead during training; see dtem.py.
-        pooling: for methods that return a Mixture: (width of a token, M) -> a new module, the part that learns to make M
-            output patches. It is `context.pooling`, and has its gradient. M is the shape of its parameters, so that a
-            block can leave no other number of patches than it was built for.
+        pooling: for methods that return a Mixture: (width of a token, M) -> a new module, the part that learns to make
+            M output patches. It is `context.pooling`, and learns. M is in the shapes of its parameters, so that a block
+            can leave no other number of patches than it was built for.
         linear: (counts) -> multiply-adds of the linear layers in it.
 
     Attributes:

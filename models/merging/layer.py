@@ -72,14 +72,7 @@ class MergeLayer(nn.Module):
     """
 
     def __init__(
-        self,
-        merger: Merger,
-        metric: str,
-        prefix: int,
-        depth: float,
-        dim: int,
-        head_dim: int,
-        leaves: int | None = None,
+        self, merger: Merger, metric: str, prefix: int, depth: float, dim: int, head_dim: int, leaves: int | None = None
     ) -> None:
         super().__init__()
         self.merger, self.metric, self.prefix, self.depth, self.dim = merger, metric, prefix, depth, dim

@@ -199,7 +199,7 @@ class MergeSettings(WithOptions):
             if self.compared_by() != "tokens":
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} compares the tokens; omit the key")
             if isinstance(self.r, AnySettings):
-                raise ValueError(f"merge.r.train = {self.r.train}: {self.method} learns one number of tokens; give r = n")
+                raise ValueError(f"merge.r.train = {self.r.train}: {self.method} learns one number of tokens; give r=n")
         if MERGERS[self.method].soft is not None:
             if self.compared_by() != "learned":
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own metric; omit the key")

@@ -60,7 +60,8 @@ class Queries(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Patches (B, N, D) float32 -> (B, M, N) float32."""
         normed = self.norm(x.to(self.queries.dtype))
-        return (self.queries @ normed.mT).float()
+        found: Tensor = (self.queries @ normed.mT).float()
+        return found
 
 
 def mixing_macs(counts: Counts) -> int:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ..contract import Counts, MergeContext, Merger, Mixture, Option
 from .patchmerger import mixing_macs
 
-
 LEAST_SIZE = 1e-6  # of a patch, before its logarithm is taken
 
 
@@ -26,7 +25,7 @@ def sinkhorn(
     r: int,
     context: MergeContext,
     transports: Annotated[int, Option("iterations of the transport", least=1)] = 3,
-    sharpness: Annotated[int, Option("factor on the cosines; the larger, the fewer queries share a patch", least=1)] = 1,
+    sharpness: Annotated[int, Option("factor on cosines; the larger, the fewer queries share a patch", least=1)] = 1,
 ) -> Mixture:
     """Divides all patches among N - r learned queries by their cosines, so that each query receives about as much.
 
@@ -34,8 +33,8 @@ def sinkhorn(
 
         T_ji = exp(sharpness c_ji + u_j + v_i)        sum_j T_ji = m_i        sum_i T_ji = sum_i m_i / M
 
-    whose u and v are found by meeting the second condition and then the first, `transports` times from v = 0. The first
-    therefore holds exactly, so that nothing is lost, and the second as closely as the iteration has come. Patch i goes
+    whose u and v are found by meeting the second condition and then the first, `transports` times from v_i = log m_i.
+    The first therefore holds exactly, so that nothing is lost, and the second as closely as the iteration has come. Patch i goes
     to output patch j by T_ji / m_i, and
 
         y_j = sum_i T_ji x_i / sum_i T_ji
@@ -46,8 +45,8 @@ def sinkhorn(
     patch goes to one query. With 1, no query receives more than e^2 times as much of a patch as another from its cosine
     alone, so that each output patch is a blurred mean of all.
 
-    Differences from the public code of the comparison: its output is a sum of unit vectors, sum_i T_ji x_i / |x_i|, here
-    it is a mean of the patches; both of its marginals are uniform with sums that differ, here they have the same sum; it
+    Differences from the public code of the comparison: its output is a sum of unit vectors, sum_i T_ji x_i / |x_i|,
+    here it is a mean of the patches; its marginals are uniform with sums that differ, here they have the same sum; it
     has no sizes, which are 1 before the first merge; it scales the queries to norm 1 after each step, here their norm
     has no effect. The comparison merges between two blocks, here it is between attention and MLP.
 
@@ -66,7 +65,7 @@ def sinkhorn(
     score = sharpness * context.pooling(metric)  # (B, M, N)
     mass = context.size.clamp(min=LEAST_SIZE).log().unsqueeze(1)  # (B, 1, N)
     each = mass.logsumexp(-1, keepdim=True) - log(metric.shape[1] - r)  # (B, 1, 1)
-    v = torch.zeros_like(mass)
+    v = mass
     for _ in range(transports):
         u = each - (score + v).logsumexp(-1, keepdim=True)
         v = mass - (score + u).logsumexp(1, keepdim=True)

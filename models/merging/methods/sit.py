@@ -59,13 +59,14 @@ class Slimming(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden(dim)), nn.Linear(hidden(dim), count)
         self.scale = nn.Parameter(torch.ones(()))
         for layer in (self.fc1, self.fc2):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Patches (B, N, D) float32 -> (B, M, N) float32."""
         score = self.fc2(F.gelu(self.fc1(self.norm(x.to(self.scale.dtype)))))
-        return (self.scale * score).mT.float()
+        found: Tensor = (self.scale * score).mT.float()
+        return found
 
 
 def hidden(dim: int) -> int:

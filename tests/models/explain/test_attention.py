@@ -27,7 +27,7 @@ def test_a_recorded_model_computes_what_it_computes_otherwise():
     assert [block.attention.shape[-1] for block in blocks] == [17, 14, 11]
     assert [block.after.size.shape[1] for block in blocks] == [14, 11, 8]
     assert all((block.attention.sum(-1) - 1).abs().max() < 1e-5 for block in blocks)
-    assert all(block.assignment is not None for block in blocks)
+    assert all(block.answer is not None for block in blocks)
 
 
 @ALL
@@ -37,7 +37,7 @@ def test_every_family_is_recorded_and_left_as_it_was(name):
     with torch.no_grad(), recording(model) as blocks:
         recorded = model(images())
     torch.testing.assert_close(recorded, before)
-    assert len(blocks) == 3 and all(block.assignment is None for block in blocks)
+    assert len(blocks) == 3 and all(block.answer is None for block in blocks)
     assert not any(isinstance(module, MergingBlocks) for module in model.modules())
     assert torch.equal(model(images()), before)
 
