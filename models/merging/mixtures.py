@@ -30,8 +30,9 @@ def softmax_mixture(logits: Tensor) -> Mixture:
 
 
 def mix(x: Tensor, weight: Tensor, prefix: int) -> Tensor:
-    """Mixes the patches of tokens x (B, P + N, C) by weight (B, M, N), in float32 -> (B, P + M, C), prefix first."""
-    mixed = (weight @ x[:, prefix:].float()).to(x.dtype)
+    """Mixes the patches of tokens x (B, P + N, C) by weight (B, M, N) float32 -> (B, P + M, C), prefix first."""
+    exact = torch.promote_types(x.dtype, weight.dtype)
+    mixed = (weight.to(exact) @ x[:, prefix:].to(exact)).to(x.dtype)
     return torch.cat([x[:, :prefix], mixed], dim=1) if prefix else mixed
 
 

@@ -34,8 +34,8 @@ def sinkhorn(
         T_ji = exp(sharpness c_ji + u_j + v_i)        sum_j T_ji = m_i        sum_i T_ji = sum_i m_i / M
 
     whose u and v are found by meeting the second condition and then the first, `transports` times from v_i = log m_i.
-    The first therefore holds exactly, so that nothing is lost, and the second as closely as the iteration has come. Patch i goes
-    to output patch j by T_ji / m_i, and
+    The first therefore holds exactly, so that nothing is lost, and the second as closely as the iteration has come.
+    Patch i goes to output patch j by T_ji / m_i, and
 
         y_j = sum_i T_ji x_i / sum_i T_ji
 

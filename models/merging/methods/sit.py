@@ -57,7 +57,7 @@ class Slimming(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.fc1, self.fc2 = nn.Linear(dim, hidden(dim)), nn.Linear(hidden(dim), count)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
         for layer in (self.fc1, self.fc2):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
