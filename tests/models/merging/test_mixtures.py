@@ -8,11 +8,28 @@ import torch
 from hypothesis import given, settings
 from sklearn.metrics import adjusted_rand_score
 
+from engine.cost.macs import measure
+from models import build_model
 from models.bridge import Bridge
-from models.merging import MERGERS, MergeContext, Tokens, initial_tokens, log_size, merge, size_bias, unmerge
+from models.merging import (
+    MERGERS,
+    MergeContext,
+    Tokens,
+    initial_tokens,
+    log_size,
+    merge,
+    size_bias,
+    unmerge,
+    unwrap,
+    wrap,
+)
 from models.merging.tokens import apply_answer, mean_over_members
+from models.merging.wrapping import blocks_of, trace
+from models.settings import UserError, check
+from models.settings.hybrid import HybridSettings
 from tests.models.merging.test_contract import cases
 from tests.models.merging.test_methods import planted
+from tests.models.merging.wrapped_models import built, images
 
 SOFT = {name: merger for name, merger in MERGERS.items() if merger.pooling is not None}
 VARIANTS = {**SOFT, "sinkhorn-sharp": SOFT["sinkhorn"].bind(sharpness=10, transports=1)}
@@ -268,3 +285,97 @@ def test_planted_clusters_are_learned(name, options):
         optimizer.step()
     assert adjusted_rand_score(labels, tokens.index[0]) > 0.95
     assert error < 0.06  # the noise is 0.04
+
+
+# In models
+
+SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 10}
+METHOD = pytest.mark.parametrize("method", SOFT)
+
+
+@METHOD
+def test_every_block_of_a_hybrid_learns(method):
+    """The map hears of the last block's merging as well; under autocast as without."""
+    hybrid = build_model("hybrid", **SMALL, merge={"method": method, "r": [20, 0, 24]})
+    torch.nn.init.normal_(hybrid.conv_head.fc.weight)
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert [block.merge.leaves for block in hybrid.vit.blocks] == [44, None, 20]
+    for autocast in (False, True):
+        hybrid.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            logits = hybrid(pictures)
+        torch.nn.functional.cross_entropy(logits.float(), torch.tensor([1, 2])).backward()
+        for name, parameter in hybrid.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+    hybrid.schedule = [0, 44, 0]
+    with pytest.raises(UserError, match=r"merge.r = 44: leaves 20 of 64 .* where it has learned nothing"):
+        hybrid(pictures)
+    hybrid.schedule = [21, 0, 0]
+    with pytest.raises(UserError, match=r"merge.r = 21: leaves 43 of 64 .* it has learned to leave 44; merge as in"):
+        hybrid(pictures)
+    hybrid.schedule = [0, 0, 44]  # of more patches as many are made
+    assert hybrid.trace(pictures).size.shape == (2, 21)
+
+
+@METHOD
+def test_costs_of_a_hybrid_are_those_of_its_formula(method):
+    """Shares are composed from the second merge on, and the bridge multiplies by them."""
+    merge = {"method": method, "r": [20, 0, 24]}
+    settings = check(HybridSettings, {"name": "hybrid", **SMALL, "merge": merge})
+    cost = measure(build_model(**settings.model_dump()), settings=settings)
+    assert cost.by_kind == {kind: cost.formula.get(kind, 0) for kind in cost.by_kind}
+    plain = check(HybridSettings, {"name": "hybrid", **SMALL, "cnn": None, "merge": merge})
+    without = measure(build_model(**plain.model_dump())).by_kind["product"]
+    assert cost.by_kind["product"] - without == 64 * 44 * 20 + 64 * 21 * 32
+
+
+@METHOD
+def test_a_wrapped_model_meets_a_budget_keeps_what_it_learned_and_gives_it_back(method):
+    model = wrap(built("deit", img_size=64), method, target_ratio=1.3)  # fails if the cost is not as predicted
+    plan, before = list(blocks_of(model).plan), [layer.pooling for layer in blocks_of(model).merging]
+    assert sum(plan) > 0 and all(pooling is not None for pooling in before)
+    wrap(model, method, r=[*plan[:2], plan[2] + 1], prop_attn=False)
+    after = [layer.pooling for layer in blocks_of(model).merging]
+    assert after[:2] == before[:2] and after[2] is not before[2]
+    blocks_of(model).plan = [plan[0] + 1, *plan[1:]]
+    pictures = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(UserError, match=r"it has learned to leave"):
+        model(pictures)
+    wrap(model, "tome", r=2)
+    assert not any("pooling" in name for name in model.state_dict())
+    assert sorted(unwrap(model).state_dict()) == sorted(built("deit").state_dict())
+
+
+@METHOD
+def test_a_wrapped_model_in_half_precision_learns(method):
+    model = wrap(built("deit").bfloat16(), method, r=4)
+    model(images().bfloat16()).float().square().sum().backward()
+    learned_by = dict(blocks_of(model).merging[0].pooling.named_parameters())
+    assert all(p.dtype == torch.bfloat16 and p.grad.isfinite().all() and p.grad.any() for p in learned_by.values())
+
+
+def test_relative_positions_follow_shares():
+    """The state of a beit is soft in evaluation too: the bias is the mean by shares."""
+    model = wrap(built("beit_both"), "sit", r=5)
+    _, tokens = trace(model, images())
+    assert model(images()).isfinite().all() and tokens.soft.share.shape == (2, 17, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metric": "keys", "r": 3}, "merge.metric = 'keys': patchmerger compares the tokens; omit the key"),
+        ({"r": {"train": [2, 4]}}, r"merge.r.train = \[2, 4\]: patchmerger learns one number of tokens; give r=n"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(options, words):
+    with pytest.raises(UserError, match=words):
+        wrap(built(), "patchmerger", **options)
+
+
+def test_a_model_for_images_of_any_size_is_refused():
+    model = built("deit", dynamic_img_size=True)
+    model.patch_embed.grid_size = None
+    with pytest.raises(UserError, match=r"'sit': it learns a number of tokens, and .* for no image size"):
+        wrap(model, "sit", r=3)
