@@ -6,13 +6,14 @@ milliseconds a model is built and timed.
 
 from __future__ import annotations
 
-from functools import partial
+from math import prod
 from typing import Any
 
 from .formulas import FORMULAS, formula_macs
 from .interface import merge_settings
 from .merging.budget import Cost, macs_of_target, solve_budget
 from .merging.latency import solve_time
+from .merging.layer import MergeLayer, resize_layers
 from .merging.wrapping import blocks_of
 from .merging.wrapping.cost import count
 from .settings import UserError
@@ -82,7 +83,12 @@ def _schedule_in_time(settings: Any) -> list[int]:
 
     model = MODELS[settings.name][1](with_r(settings, 0))
     image = (settings.in_chans, settings.img_size, settings.img_size)
-    set_schedule = partial(setattr, model, "schedule")
+
+    def set_schedule(schedule: list[int]) -> None:
+        model.schedule = schedule
+        layers = [module for module in model.modules() if isinstance(module, MergeLayer)]
+        resize_layers(layers, model.schedule, prod(settings.grid))
+
     return solve_time(settings.merge, model, set_schedule, image, settings.depth, settings.grid, "model.merge")
 
 

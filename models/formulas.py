@@ -14,6 +14,7 @@ from typing import Any
 
 from .merging.budget import CountError
 from .merging.contract import Counts
+from .merging.mixtures import compose_macs
 from .settings import Settings
 from .settings.vit import EncoderSettings
 
@@ -81,9 +82,27 @@ def _merge(s: Any, tokens: int, removed: int) -> Counter:
             f"no formula for {s.merge.method!r}: give its entry in MERGERS (models/merging/methods) `macs`"
         )
     metric_dim = s.embed_dim if metric == "tokens" else head_dim
-    matching = merger.macs(Counts(tokens - PREFIX, removed, PREFIX, metric_dim, s.embed_dim), **merger.options)
+    counts = Counts(tokens - PREFIX, removed, PREFIX, metric_dim, s.embed_dim)
+    matching, linear = merger.macs(counts, **merger.options), merger.linear(counts)
     head = tokens * s.embed_dim * head_dim if metric == "learned" else 0
-    return Counter(product=matching, linear=head)
+    return Counter(product=matching, linear=head + linear)
+
+
+def _composed(s: Any) -> int:
+    """The shares of a soft state after the last block. Logits of a ViT do not depend on them, those of a map do."""
+    if s.merge.merger().pooling is None:
+        return 0
+    counts = [(before - PREFIX, after - PREFIX) for before, after in token_counts(s) if after < before]
+    return sum(compose_macs(prod(s.grid), before, after) for before, after in counts)
+
+
+def _by_shares(s: Any, tokens: int, width: int, prefix: int) -> int:
+    """Values of tokens, `prefix` of which are no patches, brought to the patches, or the reverse, by shares.
+
+    Without MACs where each patch has one token: then it is a gather, or a mean over members.
+    """
+    soft = s.merge.merger().pooling is not None and tokens - prefix < prod(s.grid)
+    return soft * prod(s.grid) * tokens * width
 
 
 def _vit(s: Any) -> Counter:
@@ -100,6 +119,7 @@ def _hybrid(s: Any) -> Counter:
         tokens = cells = tokens - PREFIX
     else:
         cells = (s.img_size // s.patch_size // s.bridge.stride) ** 2
+        total["product"] += _composed(s) + _by_shares(s, tokens, dim, PREFIX)
     skip = s.bridge is None or s.bridge.skip
     total["linear"] += tokens * (s.embed_dim + 1) * dim + dim * s.classes
     total["convolution"] += skip * s.embed_dim * dim * cells
@@ -124,7 +144,8 @@ def _conformer(s: Any) -> Counter:
     side, width = s.img_size // s.stem_stride, s.base_channel * s.channel_ratio
     conv = 49 * s.in_chans * s.base_channel * (s.img_size // min(s.stem_stride, 2)) ** 2
     conv += _bottleneck(s.base_channel, width, side**2, side**2, project=True) + s.base_channel * s.embed_dim * side**2
-    for i, (_, after) in enumerate(token_counts(s)):
+    shares = _composed(s)
+    for i, (entered, after) in enumerate(token_counts(s)):
         if i == 0:
             continue
         before, chans, first = side**2, width, i % per_stage == 0
@@ -135,7 +156,8 @@ def _conformer(s: Any) -> Counter:
         conv += _bottleneck(chans, width, before, side**2, project=first)
         conv += _bottleneck(width, width, side**2, end**2, project=last)
         conv += width // 4 * s.embed_dim * (side**2 + after - PREFIX)
-    return Counter(convolution=conv, linear=(s.embed_dim + width) * s.classes) + _transformer(s)
+        shares += _by_shares(s, entered - PREFIX, s.embed_dim, 0) + _by_shares(s, after - PREFIX, width // 4, 0)
+    return Counter(convolution=conv, product=shares, linear=(s.embed_dim + width) * s.classes) + _transformer(s)
 
 
 def _cnn(s: Any) -> Counter:

@@ -116,6 +116,7 @@ class MergingEncoder(nn.Module):
     def new_block(self, settings: EncoderSettings, number: int) -> Block:
         """Returns a new transformer block with its merging, for one of the numbers 0 to depth - 1."""
         s = settings
+        leaves = prod(s.grid) - sum(self.schedule[: number + 1])
         merge = MergeLayer(
             merger=self.merger,
             metric=s.merge.compared_by(),
@@ -123,6 +124,7 @@ class MergingEncoder(nn.Module):
             depth=number / s.depth,
             dim=s.embed_dim,
             head_dim=s.embed_dim // s.num_heads,
+            leaves=leaves if self.schedule[number] else None,
         )
         return Block(
             s.embed_dim,

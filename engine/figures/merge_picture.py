@@ -39,7 +39,7 @@ def picture_by_colour(
     """
     _check_methods(methods)
     if trained := [name for name in methods if name in LEARNED]:
-        raise UserError(f"--methods {trained[0]}: compares by a learned metric; give the --run that trained it")
+        raise UserError(f"--methods {trained[0]}: has to be trained; give the --run that trained it")
     _check_layout(size, patch, keep)
     methods = list(methods) or UNTRAINED
     rows = []

@@ -23,7 +23,7 @@ from models.settings import UserError
 
 STEPS = 6  # number of merging steps without a model
 THUMBNAIL = 4  # pixels per side of the thumbnails by which patches are compared without a model
-LEARNED = [name for name, merger in MERGERS.items() if merger.metric == "learned"]  # methods that need training
+LEARNED = [name for name, merger in MERGERS.items() if merger.learns]  # methods that need training
 UNTRAINED = [name for name in MERGERS if name not in ("none", *LEARNED)]
 
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from .recording import Block, recording, score
 
+LEAST_SIZE = 1e-6  # of a token, by which its relevance is divided
+
 
 def rollout(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """Attention rollout (Abnar and Zuidema, 2020): how much of each input patch attention brings to the classifier.
@@ -53,7 +55,7 @@ def gradient_rollout(model: nn.Module, images: Tensor, target: Tensor) -> Tensor
     for block, gradient in zip(blocks, gradients, strict=True):
         if gradient is not None:
             weighted = (block.attention.detach() * gradient).clamp(min=0).mean(1)
-            rows = rows + weighted / block.before.size.unsqueeze(2) @ rows
+            rows = rows + weighted / block.before.size.clamp(min=LEAST_SIZE).unsqueeze(2) @ rows
         rows = block.carry(rows)
     return _of_patches(read @ rows, blocks)
 

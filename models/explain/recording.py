@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..merging.contract import Assignment, Merger
+from ..merging.contract import Answer, Assignment, Merger
 from ..merging.layer import Attended, MergeLayer, split_heads
-from ..merging.tokens import Tokens, apply_assignment, unmerge
+from ..merging.tokens import Tokens, apply_answer, unmerge
 from ..merging.wrapping import unwrap, wrap
 from ..settings import UserError
 
@@ -38,18 +38,19 @@ class Block(NamedTuple):
     merged: Tensor  # (B, S, C): what the merge layer returned; a part of the graph
     before: Tokens  # the state of the T tokens
     after: Tokens  # the state of the S tokens
-    assignment: Assignment | None  # what the method answered; None where nothing was merged
+    answer: Answer | None  # what the method answered; None where nothing was merged
     prefix: int  # P
     sides: tuple[int, int]  # height and width of the images, pixels
 
     def carry(self, x: Tensor) -> Tensor:
-        """What the block's merging makes of values x (B, T, C) of its tokens: their means, (B, S, C).
+        """What the block's merging makes of values x (B, T, C) of its tokens: their means or mixtures, (B, S, C).
 
         Tokens whose norm is kept are longer than their means; values such as relevance are not vectors with a norm.
         """
-        if self.assignment is None:
+        if self.answer is None:
             return x
-        return apply_assignment(x, self.before, self.assignment._replace(keep_norm=False), self.prefix)[0]
+        answer = self.answer._replace(keep_norm=False) if isinstance(self.answer, Assignment) else self.answer
+        return apply_answer(x, self.before, answer, self.prefix)[0]
 
     def patches(self, x: Tensor) -> Tensor:
         """Values x (B, T, C) of the tokens that enter the block -> values (B, N, C) of the input patches."""
@@ -98,10 +99,10 @@ def recording(model: nn.Module) -> Iterator[list[Block]]:
 
         stack.callback(model.register_forward_pre_hook(entered).remove)
         for layer in layers:
-            assigned: list[Assignment] = []
+            answers: list[Answer] = []
             stack.callback(setattr, layer, "merger", layer.merger)
-            layer.merger = _remembering(layer.merger, assigned.append)
-            hook = layer.register_forward_hook(_after(layer, blocks, attention, assigned, sides))
+            layer.merger = _remembering(layer.merger, answers.append)
+            hook = layer.register_forward_hook(_after(layer, blocks, attention, answers, sides))
             stack.callback(hook.remove)
         yield blocks
 
@@ -115,11 +116,11 @@ def _merge_layers(model: nn.Module) -> list[MergeLayer]:
     return [module for module in model.modules() if isinstance(module, MergeLayer)]
 
 
-def _remembering(merger: Merger, remember: Callable[[Assignment], None]) -> Merger:
+def _remembering(merger: Merger, remember: Callable[[Answer], None]) -> Merger:
     """The same method, whose answers are remembered."""
 
     @wraps(merger.assign)  # its options are read from its signature
-    def assign(*args: Any, **options: Any) -> Assignment:
+    def assign(*args: Any, **options: Any) -> Answer:
         found = merger.assign(*args, **options)
         remember(found)
         return found
@@ -128,11 +129,7 @@ def _remembering(merger: Merger, remember: Callable[[Assignment], None]) -> Merg
 
 
 def _after(
-    layer: MergeLayer,
-    blocks: list[Block],
-    attention: list[Tensor],
-    assigned: list[Assignment],
-    sides: list[tuple[int, int]],
+    layer: MergeLayer, blocks: list[Block], attention: list[Tensor], answers: list[Answer], sides: list[tuple[int, int]]
 ) -> Callable[..., None]:
     """A hook that adds a block to the list when its merge layer has been called."""
 
@@ -143,7 +140,7 @@ def _after(
                 f"block {len(blocks) + 1}: computes attention {len(attention)} times by "
                 "scaled_dot_product_attention, and can be followed if it does so once"
             )
-        answer = assigned.pop() if assigned else None
+        answer = answers.pop() if answers else None
         x, after = output
         blocks.append(Block(attention.pop(), attended.source, x, before, after, answer, layer.prefix, sides[0]))
 

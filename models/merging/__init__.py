@@ -7,7 +7,7 @@ Everything but `wrap` and `unwrap` needs torch alone; timm and torchvision are i
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .contract import Assignment, MergeContext, Merger, half
+from .contract import Assignment, MergeContext, Merger, Mixture, half
 from .methods import MERGERS
 from .schedule import effective_schedule
 from .tokens import Tokens, apply_assignment, initial_tokens, log_size, merge, size_bias, unmerge
@@ -20,6 +20,7 @@ __all__ = [
     "Assignment",
     "MergeContext",
     "Merger",
+    "Mixture",
     "Tokens",
     "apply_assignment",
     "effective_schedule",

@@ -8,7 +8,7 @@ from functools import partial
 from inspect import signature
 from typing import Any, Literal, NamedTuple, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -21,6 +21,7 @@ class MergeContext(NamedTuple):
     grid: Grid | None = None  # rows and columns, as long as the patches form a grid in row order
     depth: float = 0.0  # the block's number divided by the number of blocks: 0 in the first block
     position: Tensor | None = None  # (B, N, 2) float32: see Merger.position; None for methods that do not request it
+    pooling: nn.Module | None = None  # the learned part: see Merger.pooling; None for methods without one
 
 
 class Assignment(NamedTuple):
@@ -31,6 +32,19 @@ class Assignment(NamedTuple):
     weight: Tensor | None = None  # (B, N) float32: means are weighted by size x weight; 0 drops the patch and its mass
     grid: Grid | None = None  # rows and columns of the output patches, where they form a grid in row order
     keep_norm: bool = False  # a mean is scaled to the greatest norm among its members
+
+
+class Mixture(NamedTuple):
+    """What a method returns in place of an Assignment if each output patch is a combination of all N patches.
+
+    Output patch j is sum_i weight_ji x_i. Where the patches go, for sizes, maps and pictures, is a statement of its
+    own: patch i goes to output patch j by share_ij. The two agree, so that each output patch is the mean of what it
+    received, if weight_ji = share_ij size_i / sum_k share_kj size_k (`sinkhorn`); otherwise they do not (`patchmerger`,
+    `sit`).
+    """
+
+    weight: Tensor  # (B, M, N) float32, not negative: rows sum to one
+    share: Tensor  # (B, N, M) float32, not negative: rows sum to one
 
 
 class Counts(NamedTuple):
@@ -57,7 +71,8 @@ class Option:
 
 
 Attention = Literal["class", "all"] | None
-Assign = Callable[..., Assignment]  # (metric (B, N, D) float32, r, context, **options)
+Answer = Assignment | Mixture
+Assign = Callable[..., Answer]  # (metric (B, N, D) float32, r, context, **options)
 
 
 def half(patches: int, **options: Any) -> int:
@@ -90,7 +105,7 @@ class Merger:
     """An entry of MERGERS: a method, and what the rest of the code has to know about it.
 
     Args:
-        assign: the method, (metric, r, context, **options) -> Assignment.
+        assign: the method, (metric, r, context, **options) -> Assignment or Mixture.
         most: (patches, **options) -> the largest r that the method can remove.
         macs: (counts, **options) -> multiply-adds of one matching, attention scores included. The cost of a model is
             counted once by these formulas and once by tracing, and the two must agree. None: models that use this
@@ -103,10 +118,15 @@ class Merger:
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
         metric: what the method compares patches by, unless the settings choose another metric.
         soft: what it does instead during training; see dtem.py.
+        pooling: for methods that return a Mixture: (width of a token, M) -> a new module, the part that learns to make
+            M output patches. It is `context.pooling`, and learns. M is in the shapes of its parameters, so that a block
+            can leave no other number of patches than it was built for.
+        linear: (counts) -> multiply-adds of the linear layers in it.
 
     Attributes:
         options: the method's own options and their values.
         attends: what `context.attention` is, with these options.
+        learns: whether the method has to be trained.
     """
 
     assign: Assign
@@ -115,8 +135,10 @@ class Merger:
     attention: Attention | Callable[..., Attention] = None
     position: bool = False
     shrink: Callable[[Grid, int], Grid] | None = None
-    metric: Literal["keys", "learned"] = "keys"
+    metric: Literal["keys", "tokens", "learned"] = "keys"
     soft: Callable[..., Any] | None = None
+    pooling: Callable[[int, int], nn.Module] | None = None
+    linear: Callable[[Counts], int] = no_macs
     options: Mapping[str, Any] = field(init=False)
     attends: Attention = field(init=False)
 
@@ -125,6 +147,10 @@ class Merger:
         object.__setattr__(self, "options", {parameter.name: parameter.default for parameter in parameters})
         attention = self.attention(**self.options) if callable(self.attention) else self.attention
         object.__setattr__(self, "attends", attention)
+
+    @property
+    def learns(self) -> bool:
+        return self.metric == "learned" or self.pooling is not None
 
     def at_most(self, patches: int) -> int:
         """The largest r that the method can remove from so many patches, with its options as they are."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..modes import without_autocast
+from ..settings import UserError
 from .contract import Merger
 from .tokens import Tokens, merge
 
@@ -62,12 +63,27 @@ class MergeLayer(nn.Module):
         depth: the block's number divided by the number of blocks.
         dim: width of a token.
         head_dim: width of an attention head.
+        leaves: number of patches that the layer leaves, for methods that learn to make so many; None: it removes none.
+
+    Attributes:
+        pooling: what such a method learns, for so many patches; None for other methods, and where nothing is removed.
     """
 
-    def __init__(self, merger: Merger, metric: str, prefix: int, depth: float, dim: int, head_dim: int) -> None:
+    def __init__(
+        self, merger: Merger, metric: str, prefix: int, depth: float, dim: int, head_dim: int, leaves: int | None = None
+    ) -> None:
         super().__init__()
         self.merger, self.metric, self.prefix, self.depth, self.dim = merger, metric, prefix, depth, dim
         self.head = nn.Linear(dim, head_dim) if metric == "learned" else None
+        self.leaves: int | None = None
+        self.pooling: nn.Module | None = None
+        self.resize(leaves)
+
+    def resize(self, leaves: int | None) -> None:
+        """Makes a new `pooling` that leaves so many patches; where it does so already, it stays."""
+        if self.merger.pooling is not None and leaves != self.leaves:
+            self.leaves = leaves
+            self.pooling = None if leaves is None else self.merger.pooling(self.dim, leaves)
 
     def forward(self, x: Tensor, tokens: Tokens, r: int, attended: Attended) -> tuple[Tensor, Tokens]:
         """Removes r patches by merging.
@@ -80,9 +96,13 @@ class MergeLayer(nn.Module):
 
         Returns:
             Tokens (B, T - r, C) and their state.
+
+        Raises:
+            UserError: the method has learned to leave another number of patches.
         """
         if r == 0:
             return x, tokens
+        self._check_leaves(int(x.shape[1]) - self.prefix, r)  # while torch.jit traces, a shape holds tensors
         scores, attention = attended.scores, None
         if self.merger.attends is not None:
             attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
@@ -91,7 +111,15 @@ class MergeLayer(nn.Module):
             with without_autocast(x.device.type):
                 softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
                 return softened
-        return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth)
+        return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth, self.pooling)
+
+    def _check_leaves(self, patches: int, r: int) -> None:
+        if self.merger.pooling is not None and patches - r != self.leaves:
+            has = "it has learned nothing" if self.leaves is None else f"it has learned to leave {self.leaves}"
+            raise UserError(
+                f"merge.r = {r}: leaves {patches - r} of {patches} patches in a block where {has}; merge as in "
+                "training, with images of that size, or not at all"
+            )
 
     def compared(self, x: Tensor, source: Tensor, k: Tensor) -> Tensor:
         """What the method compares tokens by, (B, T, D) float32."""
@@ -101,6 +129,19 @@ class MergeLayer(nn.Module):
             return x.float()
         learned: Tensor = self.head(source.detach())
         return learned.float()
+
+
+def resize_layers(layers: Iterable[MergeLayer], schedule: Iterable[int], patches: int) -> None:
+    """Makes what the layers of a model learn anew, where a schedule needs other sizes; see `MergeLayer.resize`.
+
+    Args:
+        layers: one for each block.
+        schedule: the number of patches that each block removes.
+        patches: number of patches that enter the first block.
+    """
+    for layer, r in zip(layers, schedule, strict=True):
+        patches -= r
+        layer.resize(patches if r else None)
 
 
 @torch.no_grad()

@@ -197,6 +197,11 @@ class MergeSettings(WithOptions):
                 owners = [name for name, merger in MERGERS.items() if key in merger.options]
                 has = f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'}"
                 raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {has}")
+        if MERGERS[self.method].pooling is not None:
+            if self.compared_by() != "tokens":
+                raise ValueError(f"merge.metric = {self.metric!r}: {self.method} compares the tokens; omit the key")
+            if isinstance(self.r, AnySettings):
+                raise ValueError(f"merge.r.train = {self.r.train}: {self.method} learns one number of tokens; give r=n")
         if MERGERS[self.method].soft is not None:
             if self.compared_by() != "learned":
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own metric; omit the key")

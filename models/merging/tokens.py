@@ -1,7 +1,8 @@
 """The state of merged tokens, and the two operations on it: merge and unmerge.
 
 Merging is an assignment. A method returns one integer per token, the index of the output token that it joins; means,
-sizes, maps and pictures all follow from these integers.
+sizes, maps and pictures all follow from these integers. A method that divides tokens among output tokens returns
+matrices in place of integers (contract.Mixture), and the state is soft.
 
 Shapes: B images, P prefix tokens (class token), N input patches, T current tokens (prefix included), C channels.
 """
@@ -12,16 +13,23 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..modes import without_autocast
-from .contract import Assignment, Grid, MergeContext, Merger
+from .contract import Answer, Assignment, Grid, MergeContext, Merger
+from .mixtures import compose, mix
 
 SHORT = 1e-3  # a mean shorter than this fraction of its longest member has no direction
 
 
 class Soft(NamedTuple):
-    """A soft state, which a method may produce in training (dtem.py): input tokens are divided among tokens."""
+    """A soft state: input tokens are divided among tokens, by `dtem` in training and always by methods with a Mixture.
+
+    Shares are not negative and rows sum to one, so that mass is conserved: sizes, which are the sums of columns, add up
+    to the number of input tokens. Prefix tokens are themselves alone. Pulling values back to the input tokens is linear
+    in the values: `unmerge` multiplies by the shares.
+    """
 
     share: Tensor  # (B, P + N, T) float32: how much of each input token is in each token; rows sum to one
     active: int  # how many tokens, counted from the first, still take part in merging
@@ -97,12 +105,17 @@ def mean_over_members(values: Tensor, tokens: Tokens, prefix: int) -> Tensor:
 
 
 def merge_context(
-    tokens: Tokens, merger: Merger, prefix: int, attention: Tensor | None = None, depth: float = 0.0
+    tokens: Tokens,
+    merger: Merger,
+    prefix: int,
+    attention: Tensor | None = None,
+    depth: float = 0.0,
+    pooling: nn.Module | None = None,
 ) -> MergeContext:
     """What a method may use besides the metric, for tokens with this state; arguments as for `merge`."""
     patches_attention = None if attention is None else attention[:, prefix:].float()
     position = mean_positions(tokens, prefix) if merger.position else None
-    return MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth, position)
+    return MergeContext(tokens.size[:, prefix:], patches_attention, tokens.grid, depth, position, pooling)
 
 
 def merge(
@@ -114,6 +127,7 @@ def merge(
     prefix: int,
     attention: Tensor | None = None,
     depth: float = 0.0,
+    pooling: nn.Module | None = None,
 ) -> tuple[Tensor, Tokens]:
     """Removes r patches from x: replaces the tokens that a method joins by their size-weighted mean.
 
@@ -126,6 +140,7 @@ def merge(
         prefix: number of leading tokens that are protected.
         attention: the attention that each token receives, (B, T), for methods that request it.
         depth: the block's number divided by the number of blocks.
+        pooling: the learned part of a method that has one, for T - r - prefix output patches.
 
     Returns:
         x (B, T - r, C) and its state, prefix tokens first.
@@ -134,11 +149,26 @@ def merge(
         return x, tokens
     # Matched in fp32 even under autocast: bf16 scores tie and swap pairs, and fp16 cannot count above 2,048.
     with without_autocast(x.device.type):
-        context = merge_context(tokens, merger, prefix, attention, depth)
+        context = merge_context(tokens, merger, prefix, attention, depth, pooling)
         # The choice of pairs has no derivative, so it is not recorded for the backward pass.
-        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-            assignment = merger.assign(metric[:, prefix:].float(), r, context)
-        return apply_assignment(x, tokens, assignment, prefix)
+        with torch.no_grad() if torch.is_grad_enabled() and pooling is None else nullcontext():
+            answer = merger.assign(metric[:, prefix:].float(), r, context)
+        return apply_answer(x, tokens, answer, prefix)
+
+
+def apply_answer(x: Tensor, tokens: Tokens, answer: Answer, prefix: int) -> tuple[Tensor, Tokens]:
+    """Merges x (B, T, C) by what a method answered for its patches. A mixture leaves a soft state."""
+    if isinstance(answer, Assignment):
+        return apply_assignment(x, tokens, answer, prefix)
+    before = tokens.soft.share if tokens.soft is not None else None
+    if before is None and tokens.merged:
+        before = F.one_hot(tokens.index, x.shape[1]).float()
+    share = compose(before, answer.share, prefix)
+    # As share.sum(1), but without the product of shares, which the logits of a ViT do not need.
+    size = (tokens.size[:, prefix:, None] * answer.share).sum(1)
+    size = torch.cat([tokens.size[:, :prefix], size], dim=1)
+    state = Tokens(share.argmax(-1), size, soft=Soft(share, share.shape[2]), input_grid=tokens.input_grid)
+    return mix(x, answer.weight, prefix), state
 
 
 def apply_assignment(x: Tensor, tokens: Tokens, assignment: Assignment, prefix: int) -> tuple[Tensor, Tokens]:

@@ -12,7 +12,7 @@ from models.settings import check
 from tests.engine.conftest import TINY
 from tests.mistakes.mistake import Mistake
 from tests.results import results_of
-from tests.tools.colours import COLOURS, colour_run, save_colour
+from tests.tools.colours import COLOURS, VIT, colour_run, save_colour
 
 
 def run_folder(path: Path) -> RunFolder:
@@ -40,6 +40,11 @@ def _one_image_each(folder: Path) -> None:
     for name, colour in COLOURS.items():
         save_colour(folder / "images" / name / "only.png", colour)
     colour_run(folder / "run", data={"name": "folder", "path": str(folder / "images"), "size": 8})
+
+
+def _learned(folder: Path) -> None:
+    save_colour(folder / "red.png", COLOURS["1"])
+    colour_run(folder / "run", model={**VIT, "merge": {"method": "patchmerger", "r": 4}})
 
 
 def _without_checkpoint(folder: Path) -> None:
@@ -87,6 +92,13 @@ MISTAKES: list[Mistake] = [
         "tools/eval.py --run run",
         "--split test: the run has no such images (split.test = 0.2, but no class has an image to spare); use another",
         _one_image_each,
+    ),
+    Mistake(
+        "Another number of tokens than a run has learned",
+        "tools/picture.py --run run --images red.png --out merged.png merge.r=2",
+        "run/best.pt: merge.method or merge.r is not that of training, and the method merges as it has learned alone; "
+        "merge as in training, by a method that learns nothing, or not at all (merge.r=0)",
+        _learned,
     ),
     Mistake(
         "Results in percent, where they are fractions",

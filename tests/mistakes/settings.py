@@ -34,6 +34,11 @@ MISTAKES: list[Mistake] = [
         "it, with the same --cfg and merge.target_ms=5",
     ),
     Mistake(
+        "Any number of tokens from a method that learns one",
+        "tools/train.py --cfg digits/hybrid merge.method=patchmerger 'merge.r={train: [0, 8]}' --print",
+        "model.merge.r.train = [0, 8]: patchmerger learns one number of tokens; give r=n",
+    ),
+    Mistake(
         "Distillation without a teacher",
         "tools/train.py --cfg digits/hybrid train.distill.temperature=2 --print",
         "train.distill: there is no teacher; give train.teacher, or omit it",

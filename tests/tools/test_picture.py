@@ -68,7 +68,7 @@ def test_without_a_model_every_untrained_method_has_a_column(tell, tmp_path):
     Image.effect_noise((50, 70), 60).save(tmp_path / "mine.jpg")
     code, err, figure = tell("--images", "china", str(tmp_path / "mine.jpg"), "--size", "32", "--patch", "8")
     assert (code, err) == (0, "")
-    assert list(titles(figure)) == ["photograph", *(name for name in MERGERS if name not in ("none", "dtem"))]
+    assert list(titles(figure)) == ["photograph", *(n for n in MERGERS if n != "none" and not MERGERS[n].learns)]
     assert set(titles(figure).values()) == {"16 patches", "4 tokens"}
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["china", "mine"]
     caption = " ".join(figure.get_supxlabel().split())
@@ -159,7 +159,7 @@ def test_a_model_that_cannot_merge_is_not_told_to(tell, tmp_path, model, why):
         (["--images", "china", "--methods", "tme"], "--methods tme: unknown; did you mean tome or pitome?"),
         (
             ["--images", "china", "--methods", "dtem"],
-            "--methods dtem: compares by a learned metric; give the --run that trained it",
+            "--methods dtem: has to be trained; give the --run that trained it",
         ),
         (["--images", "china", "--keep", "0"], "--keep 0: must be greater than 0 and at most 1"),
         (["--images", "china", "--keep", "1.5"], "--keep 1.5: "),

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.merging import (
-    MERGERS,
-    Assignment,
-    Merger,
-    Tokens,
-    apply_assignment,
-    effective_schedule,
-    initial_tokens,
-    size_bias,
-    unmerge,
-)
+from models.merging import MERGERS, Merger, Tokens, effective_schedule, initial_tokens, size_bias, unmerge
+from models.merging.contract import Answer
 from models.merging.layer import attention_received
-from models.merging.tokens import merge_context
+from models.merging.tokens import apply_answer, merge_context
 from models.timing import Times, timed
 
 HEAD_DIM = 64
@@ -29,7 +20,8 @@ def merging_times(
 ) -> tuple[int, Times]:
     """Times one merge in fp32, with a class token and attention heads of width 64.
 
-    Every method compares keys, including dtem, which has no learned metric here.
+    Every method compares keys, including dtem, which has no learned metric here, but those that compare tokens by what
+    they have learned; it is drawn at random here.
 
     Args:
         method: one of MERGERS.
@@ -51,13 +43,15 @@ def merging_times(
     side = round((count - 1) ** 0.5)
     r = effective_schedule([r], count - 1, merger, (side, side))[0]
     tokens = initial_tokens(x, (side, side))
+    pooling = None if merger.pooling is None or r == 0 else merger.pooling(channels, count - 1 - r).to(device)
+    metric = k.mean(1) if pooling is None else x
     with torch.no_grad():
-        assignment = _match(merger, tokens, q, k, r)
-        merged, after = apply_assignment(x, tokens, assignment, prefix=1)
+        answer = _match(merger, tokens, metric, q, k, r, pooling)
+        merged, after = apply_answer(x, tokens, answer, prefix=1)
         left, bias = merged.shape[1], size_bias(after)
         calls = {
-            "match": lambda: _match(merger, tokens, q, k, r),
-            "merge": lambda: apply_assignment(x, tokens, assignment, prefix=1),
+            "match": lambda: _match(merger, tokens, metric, q, k, r, pooling),
+            "merge": lambda: apply_answer(x, tokens, answer, prefix=1),
             "unmerge": lambda: unmerge(merged, after),
             "attention": lambda: F.scaled_dot_product_attention(
                 q[:, :, :left], k[:, :, :left], v[:, :, :left], attn_mask=bias
@@ -66,6 +60,8 @@ def merging_times(
         return r, timed(calls, repeats, device)
 
 
-def _match(merger: Merger, tokens: Tokens, q: Tensor, k: Tensor, r: int) -> Assignment:
+def _match(
+    merger: Merger, tokens: Tokens, metric: Tensor, q: Tensor, k: Tensor, r: int, pooling: nn.Module | None
+) -> Answer:
     attention = None if merger.attends is None else attention_received(q, k, None, merger.attends)
-    return merger.assign(k.mean(1)[:, 1:], r, merge_context(tokens, merger, 1, attention))
+    return merger.assign(metric[:, 1:], r, merge_context(tokens, merger, 1, attention, pooling=pooling))

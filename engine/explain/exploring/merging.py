@@ -16,7 +16,7 @@ from engine.figures.merge_tracing import UNTRAINED
 from engine.runs.checkpoints.checkpoint import load_model_state
 from models.builders import build
 from models.interface import as_merging_model, merge_settings, tokens_per_block
-from models.merging import wrap
+from models.merging import MERGERS, wrap
 from models.merging.budget import TooCoarse
 from models.merging.settings import BUDGETS, OPTIONS, MergeSettings
 from models.settings import UserError, check
@@ -80,6 +80,8 @@ class Merging:
 
     def least(self, method: str) -> int:
         """The smallest budget that a method can reach, percent; that of the start is one of them."""
+        if MERGERS[method].pooling is not None:  # it has learned this budget alone
+            return self.start
         if method not in self._least:
             self._set(method, r=EVERYTHING)
             gmacs, whole = _cost(self.model).gmacs, self.whole.gmacs
@@ -91,12 +93,16 @@ class Merging:
     def apply(self, method: str, percent: int) -> Budget:
         """Has the model merge by a method, at so many percent of its multiply-adds without merging, or near it.
 
+        A method that has learned a number of tokens merges as it was trained, or not at all, whichever is nearer.
+
         Raises:
             UserError: the method cannot reach the budget.
         """
         if not self.methods:
             return self.whole
         percent = max(min(percent, WHOLE), self.least(method))
+        if MERGERS[method].pooling is not None:
+            percent = self.start if percent - self.start < WHOLE - percent else WHOLE
         if percent == WHOLE:
             self._set(method, r=0)
         elif (method, percent) in self._solved:

@@ -8,6 +8,7 @@ weights are detected.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from models.weights import load_weights as load_weights_from
 from models.weights.report import Report
 
 log = logging.getLogger("hybridmerge")
+
+LEARNED_TOKENS = re.compile(r"\bmerg(e|ing\.\d+)\.pooling\.")  # in names of weights: what a merging method learned
 
 CheckpointState = dict[str, Any]  # as returned by `checkpoint.load`
 
@@ -135,15 +138,30 @@ def trained_model(
         check_classes(state["classes"], data_classes, file)
     if not _trains_a_part(settings):
         model = built(settings)
-        load_trained(model, state, file, None)
+        checkpoint.load_model_state(model, _for_merging_of(model, state["model"], file), str(file))
         return model, state
     stored = run.solved_settings  # adapters belong to the model as it was trained
     model = _rebuilt(stored, settings, state, file)
     if settings.model == stored.model:
         return model, state
     changed = built(settings)
-    checkpoint.load_model_state(changed, model.state_dict(), str(file))
+    checkpoint.load_model_state(changed, _for_merging_of(changed, model.state_dict(), file), str(file))
     return changed, state
+
+
+def _for_merging_of(model: nn.Module, weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Returns a run's weights without what its merging learned, where the model merges otherwise or not at all.
+
+    Raises:
+        UserError: the model needs what the run has not learned: another method, or other numbers of tokens.
+    """
+    needed = {name: value.shape for name, value in model.state_dict().items() if LEARNED_TOKENS.search(name)}
+    if any(name not in weights or weights[name].shape != shape for name, shape in needed.items()):
+        raise UserError(
+            f"{file}: merge.method or merge.r is not that of training, and the method merges as it has learned alone; "
+            "merge as in training, by a method that learns nothing, or not at all (merge.r=0)"
+        )
+    return {name: value for name, value in weights.items() if name in needed or not LEARNED_TOKENS.search(name)}
 
 
 def _trains_a_part(settings: RunSettings) -> bool:

@@ -21,7 +21,7 @@ from engine.study.zeroshot.images import LabelledImages, batches, labelled_image
 from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
 from engine.study.zeroshot.settings import Way, ZeroshotSettings
 from engine.wording import NOT_COUNTED, counted
-from models.merging import unwrap, wrap
+from models.merging import MERGERS, unwrap, wrap
 from models.merging.settings import MergeSettings
 from models.merging.wrapping import schedule_of
 from models.settings import UserError
@@ -87,6 +87,9 @@ def evaluate_rows(
         right = (row.predictions == images.targets.numpy()).mean()
         cost = NOT_COUNTED if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
         report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost}, {row.seconds:.0f} s")
+    untrained = dict.fromkeys(way.merge.method for way in ways.values() if way.merge and learns(way.merge))
+    if untrained:
+        report(f"note: {', '.join(untrained)}: has to be trained; what it learns was drawn at random here")
     if stale and not again:
         rows_are = counted(len(stale), "row was", "rows were")
         report(f"note: {rows_are} evaluated by another version of models/merging; --again evaluates them anew")
@@ -164,15 +167,22 @@ def merged(model: nn.Module, name: str, merge: MergeSettings | None) -> list[int
     Raises:
         UserError: the model does not support it, or the budget cannot be met.
     """
+    if (merge is None or learns(merge)) and _is_wrapped(model):
+        unwrap(model)
     if merge is None:
-        if _is_wrapped(model):
-            unwrap(model)
         return []
     try:
-        wrap(model, **merge.model_dump(exclude_defaults=True))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of what is untrained
+            wrap(model, **merge.model_dump(exclude_defaults=True))
     except UserError as error:
         raise UserError(f"row {name!r}: {error}") from None
     return schedule_of(model)
+
+
+def learns(merge: MergeSettings) -> bool:
+    """Returns whether a way of merging has to be trained."""
+    return MERGERS[merge.method].learns
 
 
 def _is_wrapped(model: nn.Module) -> bool:

@@ -11,7 +11,10 @@ from .facility_location import FACILITY_LOCATION
 from .grid import GRID
 from .kmedoids import KMEDOIDS
 from .mctf import MCTF
+from .patchmerger import PATCHMERGER
 from .pitome import PITOME
+from .sinkhorn import SINKHORN
+from .sit import SIT
 from .tofu import TOFU
 from .tome import TOME
 from .topk import TOPK
@@ -30,5 +33,8 @@ MERGERS: dict[str, Merger] = {
     "topk": TOPK,
     "mctf": MCTF,
     "dtem": DTEM,
+    "patchmerger": PATCHMERGER,
+    "sinkhorn": SINKHORN,
+    "sit": SIT,
     "grid": GRID,
 }

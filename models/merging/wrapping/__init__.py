@@ -20,7 +20,7 @@ from ..layer import MergeLayer
 from ..schedule import Plan
 from ..settings import MergeSettings
 from ..tokens import Tokens
-from .blocks import MergingBlocks
+from .blocks import MergingBlocks, like_weights
 from .budget import meet_budget
 from .families import FAMILIES, KINDS, attention_width, family_of, from_transformers, kind_of, read_transformers
 from .kinds import Family, Kind
@@ -44,11 +44,13 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     """Adds token merging, in place, to timm's VisionTransformer, Beit or Eva, torchvision's VisionTransformer, or a
     vision model of Hugging Face's transformers.
 
-    Parameters and their names stay as they are; a learned metric adds its heads, `<blocks>.merging.<i>.head`. Blocks
-    call their own attention until something is merged: with r=0 the output of the model is the same to the last bit.
+    Parameters and their names stay as they are; a learned metric adds its heads, `<blocks>.merging.<i>.head`, and a
+    method that learns what its tokens are made of adds that, `<blocks>.merging.<i>.pooling`: such a model has to be
+    trained before its answers mean anything. Blocks call their own attention until something is merged: with r=0 the
+    output of the model is the same to the last bit.
     Wrapping a wrapped model replaces its settings; learned heads are kept if the new settings have a learned metric
-    too, and removed otherwise. Add LoRA before wrapping: peft freezes all parameters that it finds, learned heads
-    included.
+    too, and learned tokens where the new settings have the same method and leave as many; otherwise they are removed.
+    Add LoRA before wrapping: peft freezes all parameters that it finds, learned ones included.
 
     Relative position biases (Beit) between merged tokens are means, see `between_tokens` in equations.py, and so are
     rotations by position (Eva), see rotary.py.
@@ -158,6 +160,11 @@ def _merging_blocks(vit: nn.Module, family: Family, settings: MergeSettings) -> 
     if wrapped is not None and settings.compared_by() == wrapped.settings.compared_by() == "learned":
         for layer, before in zip(new.merging, wrapped.merging, strict=True):
             layer.head = before.head
+    if wrapped is not None and settings.method == wrapped.settings.method:
+        for layer, before in zip(new.merging, wrapped.merging, strict=True):
+            layer.pooling, layer.leaves = before.pooling, before.leaves
+    if settings.solved:
+        new.learn(plan)
     if new.layout()[0] is not None:
         new.schedule()
     new.merging.train(old.training)
@@ -197,8 +204,7 @@ def _layers(settings: MergeSettings, prefix: int, width: int, blocks: list[nn.Mo
     merger, metric, layers = settings.merger(), settings.compared_by(), []
     for i, block in enumerate(blocks):
         layer = MergeLayer(merger, metric, prefix, i / len(blocks), width, attention_width(block))
-        weight = next(p for p in block.parameters() if p.is_floating_point())
-        layers.append(layer.to(device=weight.device, dtype=weight.dtype))
+        layers.append(like_weights(layer, block))
     return layers
 
 

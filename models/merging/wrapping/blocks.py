@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...settings import UserError
 from ..contract import Grid
+from ..layer import MergeLayer, resize_layers
 from ..schedule import Plan, check_plan, effective_schedule
 from ..settings import MergeSettings
 from ..tokens import Tokens, initial_tokens, size_bias, unmerge
@@ -51,7 +52,7 @@ class MergingBlocks(nn.Module):
     def __init__(
         self,
         blocks: dict[str, nn.Module],
-        layers: Iterable[nn.Module],
+        layers: Iterable[MergeLayer],
         settings: MergeSettings,
         plan: Plan,
         prefix: int,
@@ -75,6 +76,20 @@ class MergingBlocks(nn.Module):
     def plan(self, plan: Plan) -> None:
         check_plan(plan)
         self._plan = list(plan)
+
+    def learn(self, plan: Plan) -> None:
+        """Sets a plan; methods that learn a number of tokens learn the plan's, from the beginning where it is new."""
+        self.plan = plan
+        grid, _ = self.layout()
+        if self.merger.pooling is None or grid is None:
+            return
+        resize_layers(self.layers(), self.schedule(), prod(grid))
+        for name, layer in zip(self.names, self.layers(), strict=True):
+            like_weights(layer, self.get_submodule(name))
+
+    def layers(self) -> list[MergeLayer]:
+        """The merge layers, one per block."""
+        return [layer for layer in self.merging if isinstance(layer, MergeLayer)]
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """Tokens (B, P + N, C) through all blocks -> (B, P + N, C)."""
@@ -151,7 +166,7 @@ class MergingBlocks(nn.Module):
         """The block itself; for a slice, these blocks with their merging."""
         if isinstance(key, slice):
             blocks = {name: self.get_submodule(name) for name in self.names[key]}
-            layers, plan = self.merging[key], self.plan[key]
+            layers, plan = self.layers()[key], self.plan[key]
             part = MergingBlocks(blocks, layers, self.settings, plan, self.prefix, self.layout, self.container)
             part.training = self.training
             return part
@@ -161,6 +176,12 @@ class MergingBlocks(nn.Module):
         """For models that loop over their blocks: one step per block; the steps of one loop share the state."""
         run = Run()
         return iter([Step(self, position, run) for position in range(len(self))])
+
+
+def like_weights(layer: MergeLayer, block: nn.Module) -> MergeLayer:
+    """Moves a merge layer to the device and the precision of its block's weights."""
+    weight = next(p for p in block.parameters() if p.is_floating_point())
+    return layer.to(device=weight.device, dtype=weight.dtype)
 
 
 def record(block: nn.Module, entered: Tensor, out: Tensor) -> None:

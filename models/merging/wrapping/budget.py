@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import nn
 
 from ...settings import UserError
@@ -39,12 +37,12 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
         )
     image = (convolution.in_channels, *family.image_size(vit))
     if settings.target == "target_ms":
-        blocks.plan = solve_time(settings, vit, partial(setattr, blocks, "plan"), image, len(blocks), grid)
+        blocks.learn(solve_time(settings, vit, blocks.learn, image, len(blocks), grid))
         return
     try:
         cost = traced_cost(count(vit, image), blocks.merging, [blocks[i] for i in range(len(blocks))], grid)
         plan = solve_budget(settings, cost, len(blocks), grid)
-        blocks.plan = plan
+        blocks.learn(plan)
         expected, traced = cost(tuple(plan)), count(vit, image)
     except CountError as error:
         raise UserError(f"{budget}: this {type(vit).__name__} cannot be counted ({error}); give r") from error

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..budget import Cost, CountError, Schedule
 from ..contract import Grid, Merger
 from ..layer import MergeLayer
-from ..tokens import Tokens
+from ..tokens import Soft, Tokens
 from .families import kind_of
 
 aten = torch.ops.aten
+M = TypeVar("M", bound=nn.Module)
+Sample = tuple[int, int, Grid | None]  # patches, removed, and the grid that the patches form, if any
 
 
 def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:
@@ -100,7 +102,7 @@ def _without_data() -> Iterator[FakeTensorMode]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _empty_copy(module: nn.Module) -> nn.Module:
+def _empty_copy(module: M) -> M:
     """Returns a copy in evaluation mode without data and hooks, in fp32 on the CPU. Call it inside `_without_data`."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -134,23 +136,38 @@ class BlockCost:
 
     def __init__(self, block: nn.Module, layer: MergeLayer, grid: Grid) -> None:
         self.grid, patches = grid, prod(grid)
-        plain = [(max(patches // part, 1), 0) for part in (1, 2, 3, 5)]
-        merging = _samples(layer.merger, grid)
+        self.soft = layer.merger.pooling is not None
+        plain: list[Sample] = [(max(patches // part, 1), 0, None) for part in (1, 2, 3, 5)]
         with _without_data():
             self.block, self.layer = _empty_copy(block), _empty_copy(layer)
             self.prefix, self.dim = layer.prefix, layer.dim
-            self._plain = _fitted(plain, [self._trace(*point, None) for point in plain])
-            self._merging = _fitted([(n, r) for n, r, _ in merging], [self._trace(*sample) for sample in merging])
+            self._plain, self._merging = (self._polynomials(part) for part in (plain, _samples(layer.merger, grid)))
 
     def __call__(self, patches: int, removed: int) -> float:
         """Returns the MACs of the block where `patches` enter it and it removes `removed` of them."""
-        return (self._merging if removed else self._plain)(patches, removed)
+        return (self._merging if removed else self._plain)[self._is_soft(patches)](patches, removed)
+
+    def _is_soft(self, patches: int) -> bool:
+        """Whether the state of so many patches is soft, and has products of its own."""
+        return self.soft and patches < prod(self.grid)
+
+    def _polynomials(self, samples: list[Sample]) -> dict[bool, Callable[[int, int], float]]:
+        """Returns the polynomials of the samples whose state is soft, and of the others."""
+        parts = {soft: [sample for sample in samples if self._is_soft(sample[0]) == soft] for soft in (False, True)}
+        return {
+            soft: _fitted([(n, r) for n, r, _ in part], [self._trace(*sample) for sample in part])
+            for soft, part in parts.items()
+        }
 
     def _trace(self, patches: int, removed: int, grid: Grid | None) -> int:
         """Runs the block once, on patches that form this grid, or none."""
         prefix = self.prefix
         index = torch.zeros(1, prefix + prod(self.grid), dtype=torch.int64)
         tokens = Tokens(index, torch.ones(1, prefix + patches), grid, input_grid=self.grid)
+        if self._is_soft(patches):
+            tokens = tokens._replace(soft=Soft(torch.zeros(*index.shape, prefix + patches), prefix + patches))
+        if removed:
+            self.layer.resize(patches - removed)
         x = torch.zeros(1, prefix + patches, self.dim)
         counter = CountMacs()
         with counter:
@@ -158,11 +175,11 @@ class BlockCost:
         return counter.macs
 
 
-def _samples(merger: Merger, grid: Grid) -> list[tuple[int, int, Grid | None]]:
+def _samples(merger: Merger, grid: Grid) -> list[Sample]:
     """Returns (patches, removed, grid) of merges that the method can make, as different as possible."""
     patches = prod(grid)
     if merger.shrink is None:
-        sizes = [max(patches // part, 1) for part in (1, 2, 3)]
+        sizes = [max(patches // part, 1) for part in ((1, 2, 3) if merger.pooling is None else (1, 2, 3, 5))]
         most = {n: merger.at_most(n) for n in sizes}
         samples = {(n, max(most[n] // part, 1), None) for n in sizes for part in (1, 2, 4) if most[n]}
         return sorted(samples, key=lambda sample: sample[:2])
@@ -207,12 +224,15 @@ def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], g
             costs[key] = BlockCost(block, layer, grid)
     patches = prod(grid)
     rest = unmerged - sum(costs[key](patches, 0) for key in keys)
+    soft, prefix, dim = (getattr(costs[keys[-1]], name) for name in ("soft", "prefix", "dim"))
 
     def cost(schedule: Schedule) -> int:
         total, left = rest, patches
         for key, removed in zip(keys, schedule, strict=True):
             total += costs[key](left, removed)
             left -= removed
+        if soft and left < patches:  # a token for each input token again, by shares
+            total += (prefix + patches) * (prefix + left) * dim
         return round(total)
 
     return cost

@@ -108,6 +108,10 @@ def check_needs(merger: Merger, name: str, model: nn.Module, family: Family) -> 
             f"{method}: it uses the class token's attention, and this {cls} has no class token; choose another method, "
             "or other options of it"
         )
+    if merger.pooling is not None and family.layout(model)()[0] is None:
+        raise UserError(
+            f"{method}: it learns a number of tokens, and this {cls} was built for no image size; build it for one"
+        )
     if merger.shrink is None and not merger.position:
         return
     need = "it uses the positions of patches" if merger.shrink is None else "it keeps a grid"

@@ -54,7 +54,7 @@ def test_tome_joins_patches_of_one_colour_first(flag):
     torch.testing.assert_close(painted(flag, merged.index), torch.tensor(COLOURS)[QUADRANTS] / 255)
 
 
-@pytest.mark.parametrize("method", [name for name, merger in MERGERS.items() if merger.metric != "learned"])
+@pytest.mark.parametrize("method", [name for name, merger in MERGERS.items() if not merger.learns])
 def test_every_method_leaves_what_it_is_asked_for(noise, method):
     image = noise[0][:, :, : 5 * PATCH]
     for keep, left in ((1.0, 25), (0.6, 15), (0.1, 3)):

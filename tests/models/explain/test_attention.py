@@ -27,7 +27,7 @@ def test_a_recorded_model_computes_what_it_computes_otherwise():
     assert [block.attention.shape[-1] for block in blocks] == [17, 14, 11]
     assert [block.after.size.shape[1] for block in blocks] == [14, 11, 8]
     assert all((block.attention.sum(-1) - 1).abs().max() < 1e-5 for block in blocks)
-    assert all(block.assignment is not None for block in blocks)
+    assert all(block.answer is not None for block in blocks)
 
 
 @ALL
@@ -37,7 +37,7 @@ def test_every_family_is_recorded_and_left_as_it_was(name):
     with torch.no_grad(), recording(model) as blocks:
         recorded = model(images())
     torch.testing.assert_close(recorded, before)
-    assert len(blocks) == 3 and all(block.assignment is None for block in blocks)
+    assert len(blocks) == 3 and all(block.answer is None for block in blocks)
     assert not any(isinstance(module, MergingBlocks) for module in model.modules())
     assert torch.equal(model(images()), before)
 
@@ -64,10 +64,14 @@ def test_what_a_merge_does_to_rows_is_what_it_does_to_tokens(method):
     with torch.no_grad(), recording(model) as blocks:
         model(images())
     rows = torch.eye(1 + PATCHES).expand(2, -1, -1)
+    values = carried = torch.randn(2, 1 + PATCHES, 3, generator=torch.Generator().manual_seed(0))
     for block in blocks:
-        rows = block.carry(rows)
+        rows, carried = block.carry(rows), block.carry(carried)
     state = blocks[-1].after
     torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:2]))
+    torch.testing.assert_close(rows @ values, carried)
+    if state.soft is not None:
+        return  # each token has a part of every patch
     belongs = F.one_hot(state.index, rows.shape[1]).mT.bool()  # (B, S, P + N)
     assert (rows[~belongs] == 0).all()
     if method not in ("topk", "mctf", "pitome"):  # these weight members unequally, or drop some

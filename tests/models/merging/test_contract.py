@@ -1,4 +1,4 @@
-"""The contract of merging, for every entry of MERGERS."""
+"""The contract of merging by an assignment, for every entry of MERGERS but those of test_mixtures.py."""
 
 from math import prod
 
@@ -25,7 +25,7 @@ from tests.paths import CONFIGS
 # Every method, and every option that changes what a method does to all patches. Pruning has tests of its own
 # (test_attention_methods.py, test_tofu.py).
 VARIANTS = {
-    **MERGERS,
+    **{name: merger for name, merger in MERGERS.items() if merger.pooling is None},
     "tome-kth3": MERGERS["tome"].bind(kth=3),
     "tofu-mean": MERGERS["tofu"].bind(norm=False),
     "dpc_knn-neighbours2": MERGERS["dpc_knn"].bind(neighbours=2),
@@ -218,6 +218,8 @@ def table_row(name, merger):
         uses.append(f"**{merger.attends} attention**")
     if merger.metric == "learned":
         uses.append("learned metric")
+    if merger.pooling is not None:
+        uses.append("learned tokens")
     if merger.shrink is not None:
         uses.append("the grid")
     if merger.position:

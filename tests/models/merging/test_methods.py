@@ -237,7 +237,7 @@ def test_equal_patches_merge_by_position(name, patches, r):
 # Planted clusters
 
 NO_CLAIM = {"none", "random", "pool", "grid", "topk"}  # they do not say that they merge what is similar
-SIMILARITY = [name for name in MERGERS if name not in NO_CLAIM]
+SIMILARITY = [name for name, merger in MERGERS.items() if name not in NO_CLAIM and merger.pooling is None]
 
 
 def planted(seed: int, noise: float, clusters: int = 8, each: int = 4, dim: int = 16) -> tuple[np.ndarray, np.ndarray]:

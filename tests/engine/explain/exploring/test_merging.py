@@ -101,6 +101,21 @@ def test_a_method_that_learned_keeps_what_it_learned(tmp_path):
     torch.testing.assert_close(logits(merging, subject, image), trained, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("method", ["patchmerger", "sit"])
+def test_a_method_that_learned_a_number_of_tokens_has_one_budget(tmp_path, method):
+    """And none; the nearer of the two. Other methods, which learn nothing, have all."""
+    image = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    subject = of_run(colour_run(tmp_path / "run", model={**MERGED, "merge": {"method": method, "r": 9}}))
+    trained = subject.model(subject.input_of(image)).detach()
+    merging = Merging(subject)
+    assert merging.methods == [method, *[name for name in merging.methods if name in UNTRAINED]]
+    assert merging.least(method) == merging.start < WHOLE
+    assert merging.apply("tome", 80).removed != [9, 9, 9, 9]
+    assert merging.apply(method, WHOLE - 1) == merging.apply(method, WHOLE) == merging.whole
+    assert merging.apply(method, merging.start + 1).removed == [9, 9, 9, 9]
+    torch.testing.assert_close(logits(merging, subject, image), trained, rtol=1e-5, atol=1e-5)
+
+
 def test_only_the_blocks_of_the_run_merge(tmp_path):
     run = colour_run(tmp_path / "run", model={**MERGED, "merge": {"method": "tome", "r": 8, "first_block": 3}})
     merging = Merging(of_run(run))

@@ -54,6 +54,16 @@ def test_rows_are_what_timm_and_wrap_predict(load, session_files, tmp_path):
     assert rows[2].removed == [4, 4, 4, 2, 1, 0] and rows[4].removed == [4, 4, 4, 3, 0, 0]
 
 
+def test_what_has_to_be_trained_is_said_and_drawn_alike_in_any_order(load, tmp_path):
+    said = []
+    _, rows = evaluate_rows(load("methods=[sit, patchmerger]"), tmp_path / "one", report=said.append)
+    assert said[-1] == "note: sit, patchmerger: has to be trained; what it learns was drawn at random here"
+    _, others = evaluate_rows(load("methods=[patchmerger]"), tmp_path / "other", report=said.append)
+    assert rows[-1].name == others[-1].name == "patchmerger, r = 4" and rows[-1].removed == others[-1].removed
+    assert (rows[-1].predictions == others[-1].predictions).all()
+    assert (rows[-1].predictions != rows[0].predictions).any()
+
+
 def test_images_of_another_size_are_what_timm_predicts_for_them(load, session_files, tmp_path):
     """The model of timm for 48 px, its position embedding resized by timm, on images resized as everywhere here."""
     images, rows = evaluate_rows(load("methods=[tome]", "sizes=[48, 32]"), tmp_path, report=lambda line: None)

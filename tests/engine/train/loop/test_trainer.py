@@ -100,6 +100,19 @@ def test_crashed_and_resumed_equals_uninterrupted(reference, tiny, folder, monke
     assert_same_run(reference, folder)
 
 
+def test_what_a_merging_method_learns_is_resumed_too(tiny, tmp_path, monkeypatch):
+    model = {**tiny().model.model_dump(), "merge": {"method": "sit", "r": 3}}
+    settings = tiny(model=model, train={"epochs": 1}, checkpoint={"every_steps": 4}, split={"part": 0.1})
+    for name in ("straight", "stopped"):
+        (tmp_path / name).mkdir()
+    run_experiment(settings, tmp_path / "straight")
+    run_until(monkeypatch, 3, settings, tmp_path / "stopped")
+    run_experiment(settings, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    weights = checkpoint.load(tmp_path / "stopped" / "last.pt")["model"]
+    assert any("merge.pooling" in name for name in weights)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("at", [7, 20])
 def test_a_signal_ends_the_step_and_saves(reference, tiny, folder, monkeypatch, number, at):
