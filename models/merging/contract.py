@@ -33,6 +33,15 @@ class Assignment(NamedTuple):
     keep_norm: bool = False  # a mean is scaled to the greatest norm among its members
 
 
+class Adaptive(NamedTuple):
+    """In a schedule in place of r: the number of patches that a block removes depends on the image (Merger.adaptive)."""
+
+    value: float  # what decides it: a threshold, as the method defines it, or a number of samples
+
+
+Removal = int | Adaptive  # what a block removes: so many patches, or as many as the image has to remove
+
+
 class Counts(NamedTuple):
     """The numbers that the multiply-adds (MACs) of one matching depend on. B = 1."""
 
@@ -103,6 +112,11 @@ class Merger:
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
         metric: what the method compares patches by, unless the settings choose another metric.
         soft: what it does instead during training; see dtem.py.
+        adaptive: the form in which the number removed depends on the image: (metric (1, N, D) float32 of one image,
+            value, context, **options) -> Assignment, to as many output patches as this image keeps. It multiplies as
+            often as `macs` says, also where it removes nothing. None: the method has no such form.
+        threshold: what the value of `adaptive` is in the settings, merge.threshold, in words; "": the method takes no
+            threshold.
 
     Attributes:
         options: the method's own options and their values.
@@ -117,6 +131,8 @@ class Merger:
     shrink: Callable[[Grid, int], Grid] | None = None
     metric: Literal["keys", "learned"] = "keys"
     soft: Callable[..., Any] | None = None
+    adaptive: Callable[..., Assignment] | None = None
+    threshold: str = ""
     options: Mapping[str, Any] = field(init=False)
     attends: Attention = field(init=False)
 
@@ -132,7 +148,8 @@ class Merger:
 
     def bind(self, **options: Any) -> Merger:
         """The same method with other values for some of its options."""
-        return replace(self, assign=partial(self.assign, **options))
+        adaptive = self.adaptive and partial(self.adaptive, **options)
+        return replace(self, assign=partial(self.assign, **options), adaptive=adaptive)
 
 
 def declared_options(method: Assign) -> dict[str, tuple[Any, Option]]:

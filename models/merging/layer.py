@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .contract import Merger
+from .contract import Merger, Removal
 from .tokens import Tokens, merge, without_autocast
 
 QUERIES = 64  # tokens whose attention is computed at a time, where all attention is needed
@@ -71,17 +71,17 @@ class MergeLayer(nn.Module):
         self.merger, self.metric, self.prefix, self.depth, self.dim = merger, metric, prefix, depth, dim
         self.head = nn.Linear(dim, head_dim) if metric == "learned" else None
 
-    def forward(self, x: Tensor, tokens: Tokens, r: int, attended: Attended) -> tuple[Tensor, Tokens]:
+    def forward(self, x: Tensor, tokens: Tokens, r: Removal, attended: Attended) -> tuple[Tensor, Tokens]:
         """Removes r patches by merging.
 
         Args:
             x: tokens after attention, (B, T, C).
             tokens: their state.
-            r: number of patches to remove; 0 changes nothing.
+            r: number of patches to remove; 0 changes nothing. Adaptive: the number depends on the image.
             attended: the block's attention.
 
         Returns:
-            Tokens (B, T - r, C) and their state.
+            Tokens (B, T - r, C) and their state; with Adaptive as `merge` returns them.
         """
         if r == 0:
             return x, tokens
@@ -90,6 +90,7 @@ class MergeLayer(nn.Module):
             attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
         metric = self.compared(x, attended.source, scores.k if scores.unrotated is None else scores.unrotated)
         if self.training and self.merger.soft is not None:
+            assert isinstance(r, int), "no soft method has an adaptive form"
             with without_autocast(x.device.type):
                 softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
                 return softened

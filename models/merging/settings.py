@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from ..settings import Settings, UserError
-from .contract import Grid, Merger, declared_options
+from .contract import Adaptive, Grid, Merger, Removal, declared_options
 from .layer import METRICS
 from .methods import MERGERS
 from .schedule import Plan, effective_schedule
 
-BUDGETS = (
-    "r",
-    "keep",
-    "target_gmacs",
-    "target_ratio",
-    "target_ms",
-)  # ways to say how many tokens to remove; they exclude each other
-
-
+# Ways to say how many tokens to remove; they exclude each other.
+BUDGETS = ("r", "keep", "threshold", "target_gmacs", "target_ratio", "target_ms")
 MOST = 2**31 - 1  # tokens
 
 
@@ -122,6 +115,9 @@ class CommonSettings(Settings):
         None, min_length=1, description="the blocks that merge, counted from 1; null: all from first_block on"
     )
     keep: KeepSettings | None = Field(None, description="instead of r: the share of patches that some blocks keep")
+    threshold: float | None = Field(
+        None, ge=-1, le=1, description="instead of r: each image loses as many patches as the method finds beyond it"
+    )
     target_gmacs: float | None = Field(
         None, gt=0, le=1e9, description="instead of r: GMACs of one image, met within 0.5 %"
     )
@@ -181,7 +177,7 @@ class MergeSettings(WithOptions):
     def _goes_together(self) -> MergeSettings:
         if any(n < 0 for n in ([self.r] if isinstance(self.r, int) else self.r if isinstance(self.r, list) else [])):
             raise ValueError(f"merge.r = {self.r}: must not be negative")
-        budgets = [key for key in BUDGETS if getattr(self, key) not in (None, 0)]
+        budgets = [key for key in BUDGETS if (value := getattr(self, key)) is not None and (key, value) != ("r", 0)]
         if len(budgets) > 1:
             first, second = (f"merge.{key} = {self.model_dump()[key]}" for key in budgets[:2])
             raise ValueError(f"{second}: cannot be combined with {first}; give one of them")
@@ -190,6 +186,11 @@ class MergeSettings(WithOptions):
         if (conflict := conflict_of_blocks(self)) is not None:
             key, says = conflict
             raise ValueError(f"merge.{key} = {getattr(self, key)}: merge.{says} says which blocks merge; omit one")
+        if self.threshold is not None and not MERGERS[self.method].threshold:
+            names = ", ".join(name for name, merger in MERGERS.items() if merger.threshold)
+            raise ValueError(
+                f"merge.threshold = {self.threshold}: {self.method} takes none; give r, or one of the methods {names}"
+            )
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 owners = [name for name, merger in MERGERS.items() if key in merger.options]
@@ -214,6 +215,11 @@ class MergeSettings(WithOptions):
         """Whether the section states how many tokens to remove, not only a budget."""
         return self.target is None
 
+    @property
+    def per_image(self) -> bool:
+        """Whether the number of patches that is removed depends on the image."""
+        return self.threshold is not None
+
     def merger(self) -> Merger:
         """The method with its options."""
         return MERGERS[self.method].bind(
@@ -224,8 +230,9 @@ class MergeSettings(WithOptions):
         """What tokens are compared by: one of METRICS."""
         return self.metric or MERGERS[self.method].metric
 
-    def schedule(self, depth: int, grid: Grid) -> list[int]:
-        """Returns the number of patches that each of `depth` blocks removes: as many as requested, or as it can.
+    def schedule(self, depth: int, grid: Grid) -> list[Removal]:
+        """Returns the number of patches that each of `depth` blocks removes: as many as requested, or as it can;
+        Adaptive where it depends on the image.
 
         Args:
             depth: number of blocks.
@@ -252,6 +259,8 @@ class MergeSettings(WithOptions):
             return [self.keep.rate if i + 1 in self.keep.blocks else 0 for i in range(depth)]
         if not isinstance(self.r, list):
             blocks = self.merging_blocks(depth)
+            if self.threshold is not None:
+                return [Adaptive(self.threshold) if i in blocks else 0 for i in range(depth)]
             removed = dict(zip(blocks, self._removed(len(blocks)), strict=True))
             return [removed.get(i, 0) for i in range(depth)]
         if len(self.r) != depth:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -142,9 +142,15 @@ class BlockCost:
             self._plain = _fitted(plain, [self._trace(*point, None) for point in plain])
             self._merging = _fitted([(n, r) for n, r, _ in merging], [self._trace(*sample) for sample in merging])
 
-    def __call__(self, patches: int, removed: int) -> float:
-        """Returns the MACs of the block where `patches` enter it and it removes `removed` of them."""
-        return (self._merging if removed else self._plain)(patches, removed)
+    def __call__(self, patches: int, removed: int, *, matches: bool = False) -> float:
+        """Returns the MACs of the block where `patches` enter it and it removes `removed` of them.
+
+        Args:
+            patches: the patches that enter it.
+            removed: the patches that it removes.
+            matches: whether it matches also where it removes nothing.
+        """
+        return (self._merging if removed or matches else self._plain)(patches, removed)
 
     def _trace(self, patches: int, removed: int, grid: Grid | None) -> int:
         """Runs the block once, on patches that form this grid, or none."""
@@ -191,7 +197,7 @@ def _fitted(points: list[tuple[int, int]], macs: list[int]) -> Callable[[int, in
     return lambda patches, removed: float(solution @ features(patches, removed))
 
 
-def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid) -> Cost:
+def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid, matching: Collection[int] = ()) -> Cost:
     """Returns the cost of a model as a function of its schedule.
 
     Args:
@@ -199,6 +205,7 @@ def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], g
         layers: the merge layer of each block.
         blocks: the blocks.
         grid: rows and columns of the patches that enter the first block.
+        matching: the blocks, counted from 0, that match also where they remove nothing.
     """
     costs: dict[Any, BlockCost] = {}
     keys = [(type(block), *((name, p.shape) for name, p in block.named_parameters())) for block in blocks]
@@ -210,8 +217,8 @@ def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], g
 
     def cost(schedule: Schedule) -> int:
         total, left = rest, patches
-        for key, removed in zip(keys, schedule, strict=True):
-            total += costs[key](left, removed)
+        for block, (key, removed) in enumerate(zip(keys, schedule, strict=True)):
+            total += costs[key](left, removed, matches=block in matching)
             left -= removed
         return round(total)
 

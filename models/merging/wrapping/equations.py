@@ -18,12 +18,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..contract import Removal
 from ..layer import Attended, MergeLayer, Scores, attend, split_heads
 from ..tokens import Tokens
 
 
 def vit_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
+    block: Any, x: Tensor, tokens: Tokens, r: Removal, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
 ) -> tuple[Tensor, Tokens]:
     """timm's Block: x + LS(attention(norm x)), then x + LS(MLP(norm x)), with merging in between."""
     source = block.norm1(x)
@@ -34,7 +35,7 @@ def vit_block(
 
 
 def post_norm_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
+    block: Any, x: Tensor, tokens: Tokens, r: Removal, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
 ) -> tuple[Tensor, Tokens]:
     """timm's ResPostBlock: x + norm(attention(x)), then x + norm(MLP(x)), with merging in between."""
     out, attended = _timm_attention(block.attn, x, bias, own, options)
@@ -69,7 +70,7 @@ def _scores(qkv: tuple[Tensor, ...], bias: Tensor | None) -> Scores:
 
 
 def torchvision_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool
+    block: Any, x: Tensor, tokens: Tokens, r: Removal, merge: MergeLayer, bias: Tensor | None, *, own: bool
 ) -> tuple[Tensor, Tokens]:
     """torchvision's EncoderBlock: x + dropout(attention(norm x)), then x + MLP(norm x), with merging in between."""
     source = block.ln_1(x)
@@ -95,7 +96,7 @@ def _torchvision_attention(attn: Any, source: Tensor, bias: Tensor | None, own: 
 
 
 def beit_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
+    block: Any, x: Tensor, tokens: Tokens, r: Removal, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
 ) -> tuple[Tensor, Tokens]:
     """timm's Beit block: a ViT's, with a position bias on the scores: from its own table, a shared one, or both."""
     source = block.norm1(x)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...settings import UserError
-from ..contract import Grid
+from ..contract import Grid, Removal
 from ..layer import Attended, MergeLayer, Scores, attend
 from ..tokens import Tokens
 from .kinds import Family, Kind
@@ -155,7 +155,7 @@ def _block(parts: Parts) -> Callable[..., tuple[Tensor, Tokens]]:
         block: Any,
         x: Tensor,
         tokens: Tokens,
-        r: int,
+        r: Removal,
         merge: MergeLayer,
         bias: Tensor | None,
         *,

@@ -20,6 +20,7 @@ from timm.models.eva import Eva
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..contract import Removal
 from ..layer import Attended, MergeLayer, Scores, attend, split_heads
 from ..tokens import Tokens, mean_over_members
 
@@ -31,7 +32,7 @@ def eva_block(
     block: Any,
     x: Tensor,
     tokens: Tokens,
-    r: int,
+    r: Removal,
     merge: MergeLayer,
     bias: Tensor | None,
     *,
@@ -51,7 +52,7 @@ def eva_post_norm_block(
     block: Any,
     x: Tensor,
     tokens: Tokens,
-    r: int,
+    r: Removal,
     merge: MergeLayer,
     bias: Tensor | None,
     *,
