@@ -150,7 +150,9 @@ def patches_alone(tokens: Tokens, prefix: int) -> Tokens:
     if soft is not None:
         soft = Soft(soft.share[:, prefix:, prefix:], soft.active - prefix)
     left = tokens.left and tuple(count - prefix for count in tokens.left)
-    return Tokens(tokens.index[:, prefix:] - prefix, tokens.size[:, prefix:], tokens.grid, soft, tokens.input_grid, left)
+    return Tokens(
+        tokens.index[:, prefix:] - prefix, tokens.size[:, prefix:], tokens.grid, soft, tokens.input_grid, left
+    )
 
 
 def mean_by_token(x: Tensor, patches: Tokens) -> Tensor:

@@ -193,7 +193,8 @@ def macs_of_image(settings: Any, removed: Sequence[int]) -> dict[str, int]:
     Raises:
         CountError: there is no formula here for the model or for a part of it.
     """
-    fixed = settings.model_copy(update={"merge": settings.merge.with_r(list(removed))})
+    merge = settings.merge.with_r(list(removed)).model_copy(update={"adaptive": None})
+    fixed = settings.model_copy(update={"merge": merge})
     total = Counter(formula_macs(fixed))
     for (tokens, after), planned in zip(token_counts(fixed), settings.schedule(), strict=True):
         if tokens == after and isinstance(planned, Adaptive):

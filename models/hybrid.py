@@ -59,7 +59,7 @@ class Hybrid(nn.Module):
 
     @property
     def schedule(self) -> list[Removal]:
-        """The number of patches that each block removes; Adaptive where it depends on the image. It may be set at any time."""
+        """The number of patches that each block removes; Adaptive where it depends on the image. It may be set."""
         return self.vit.schedule
 
     @schedule.setter

@@ -183,9 +183,10 @@ def tokens_of_images(model: nn.Module) -> Iterator[list[tuple[int, ...]]]:
 
     def left(module: nn.Module, inputs: Any, output: tuple[Tensor, Tokens]) -> None:
         x, tokens = output
-        running.append(tokens.left or (x.shape[1],) * x.shape[0])
+        batch, count, entering = int(x.shape[0]), int(x.shape[1]), int(tokens.index.shape[1])
+        running.append(tokens.left or (count,) * batch)
         if len(running) == len(layers):
-            found.extend(zip((tokens.index.shape[1],) * x.shape[0], *running, strict=True))
+            found.extend(zip((entering,) * batch, *running, strict=True))
             running.clear()
 
     hooks = [layer.register_forward_hook(left) for layer in layers]

@@ -29,10 +29,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries and keys (B, heads, T, head_dim)."""
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries, keys and values (B, heads, T, head_dim)."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
-        return self.proj(attend(q, k, v, bias)), q, k
+        return self.proj(attend(q, k, v, bias)), q, k, v
 
 
 class Block(nn.Module):
@@ -70,9 +70,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens, r: Removal) -> tuple[Tensor, Tokens]:
         """Tokens x (B, T, D) and their state -> tokens (B, T - r, D) and their state."""
         source, bias = self.norm1(x), size_bias(tokens, proportional=self.prop_attn)
-        attended, q, k = self.attn(source, bias)
+        attended, q, k, v = self.attn(source, bias)
         x = x + self.drop_path(attended)
-        x, tokens = self.merge(x, tokens, r, Attended(source, lambda: Scores(q, k, bias)))
+        x, tokens = self.merge(x, tokens, r, Attended(source, lambda: Scores(q, k, bias, v=v)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x, tokens
 
@@ -86,8 +86,8 @@ class MergingEncoder(nn.Module):
         settings: the encoder's options.
 
     Attributes:
-        schedule: the number of patches that each block removes; Adaptive where it depends on the image. It may be set at
-            any time; a block never removes more than the method can.
+        schedule: the number of patches that each block removes; Adaptive where it depends on the image. It may be set
+            at any time; a block never removes more than the method can.
     """
 
     prefix = 1  # the class token

@@ -53,7 +53,8 @@ def gradient_rollout(model: nn.Module, images: Tensor, target: Tensor) -> Tensor
     for block, gradient in zip(blocks, gradients, strict=True):
         if gradient is not None:
             weighted = (block.attention.detach() * gradient).clamp(min=0).mean(1)
-            rows = rows + weighted / block.before.size.unsqueeze(2) @ rows
+            size = block.before.size.clamp(min=1)  # padding, whose rows nothing reads, has size 0
+            rows = rows + weighted / size.unsqueeze(2) @ rows
         rows = block.carry(rows)
     return _of_patches(read @ rows, blocks)
 

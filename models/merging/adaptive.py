@@ -17,7 +17,7 @@ from .contract import Adaptive, Assignment, MergeContext, Merger
 
 def assign_each(
     merger: Merger, metric: Tensor, amount: Adaptive, context: MergeContext, left: Sequence[int] | None, prefix: int
-) -> tuple[Assignment, list[int]]:
+) -> tuple[Assignment, tuple[int, ...]]:
     """Matches every image by itself.
 
     Args:
@@ -29,7 +29,8 @@ def assign_each(
         prefix: number of leading tokens that are not patches.
 
     Returns:
-        An assignment to as many patches as the image with the most of them keeps, and the number that each image keeps.
+        An assignment to as many patches as the image with the most of them keeps, and the number of tokens that each
+        image has then, prefix tokens included.
 
     Raises:
         UserError: the method has no adaptive form, or the model is being compiled or exported.
@@ -46,7 +47,7 @@ def assign_each(
     answers = [
         merger.adaptive(metric[i : i + 1, :n], amount.value, _of_image(context, i, n)) for i, n in enumerate(numbers)
     ]
-    return padded(answers, patches), [answer.count for answer in answers]
+    return padded(answers, patches), tuple(prefix + int(answer.count) for answer in answers)
 
 
 def padded(answers: Sequence[Assignment], patches: int) -> Assignment:

@@ -17,7 +17,9 @@ class MergeContext(NamedTuple):
     """What a method may use besides the metric. Patches only: prefix tokens are protected outside the methods."""
 
     size: Tensor  # (B, N) float32: how many input patches each patch stands for
-    attention: Tensor | None = None  # (B, N) float32: see Merger.attention; None for methods that do not request it
+    attention: Tensor | None = (
+        None  # (B, N) float32: see Merger.attention, values; None for methods that do not request it
+    )
     grid: Grid | None = None  # rows and columns, as long as the patches form a grid in row order
     depth: float = 0.0  # the block's number divided by the number of blocks: 0 in the first block
     position: Tensor | None = None  # (B, N, 2) float32: see Merger.position; None for methods that do not request it
@@ -34,7 +36,7 @@ class Assignment(NamedTuple):
 
 
 class Adaptive(NamedTuple):
-    """In a schedule in place of r: the number of patches that a block removes depends on the image (Merger.adaptive)."""
+    """In a schedule in place of r: how many patches a block removes depends on the image (Merger.adaptive)."""
 
     value: float  # what decides it: a threshold, as the method defines it, or a number of samples
 
@@ -107,6 +109,7 @@ class Merger:
         attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
             heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
             separately, and costs include it. A function of the method's options where these decide.
+        values: whether that attention is multiplied by the norm of the patch's value, of all heads together.
         position: whether the method needs `context.position`: the mean row and column, in patches, of the input patches
             that each patch stands for. Unlike `context.grid` it is known after every merge.
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
@@ -127,6 +130,7 @@ class Merger:
     most: Callable[..., int] = all_but_one
     macs: Callable[..., int] | None = None
     attention: Attention | Callable[..., Attention] = None
+    values: bool = False
     position: bool = False
     shrink: Callable[[Grid, int], Grid] | None = None
     metric: Literal["keys", "learned"] = "keys"
@@ -141,6 +145,12 @@ class Merger:
         object.__setattr__(self, "options", {parameter.name: parameter.default for parameter in parameters})
         attention = self.attention(**self.options) if callable(self.attention) else self.attention
         object.__setattr__(self, "attends", attention)
+
+    @property
+    def samples(self) -> bool:
+        """Whether r says, with these options, how many samples are drawn, so that the number removed depends on the
+        image."""
+        return bool(self.options.get("adaptive"))
 
     def at_most(self, patches: int) -> int:
         """The largest r that the method can remove from so many patches, with its options as they are."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..settings import UserError
 from .contract import Merger, Removal
 from .tokens import Tokens, merge, without_autocast
 
@@ -25,6 +26,7 @@ class Scores(NamedTuple):
     k: Tensor  # (B, heads, T, head_dim)
     bias: Tensor | None  # broadcastable to (B, heads, T, T); None: no bias
     unrotated: Tensor | None = None  # keys before their rotation by position; None: they are not rotated
+    v: Tensor | None = None  # (B, heads, T, head_dim): the values, for methods that request them (Merger.values)
 
 
 class Attended:
@@ -88,6 +90,8 @@ class MergeLayer(nn.Module):
         scores, attention = attended.scores, None
         if self.merger.attends is not None:
             attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
+            if self.merger.values:
+                attention = attention * value_norms(scores.v)
         metric = self.compared(x, attended.source, scores.k if scores.unrotated is None else scores.unrotated)
         if self.training and self.merger.soft is not None:
             assert isinstance(r, int), "no soft method has an adaptive form"
@@ -135,6 +139,15 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     batch, count, width = qkv.shape
     parts = qkv.view(batch, count, 3, num_heads, width // (3 * num_heads))
     return parts.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@torch.no_grad()
+def value_norms(v: Tensor | None) -> Tensor:
+    """The norm of each token's value, of all heads together: v (B, heads, T, head_dim) -> (B, T) float32."""
+    if v is None:
+        raise UserError("merge.method: it needs the values of attention, which this kind of block does not give")
+    norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 3), dtype=torch.float32)
+    return norms
 
 
 @torch.no_grad()

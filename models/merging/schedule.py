@@ -9,7 +9,7 @@ from math import ceil, prod
 from ..settings import UserError
 from .contract import Adaptive, Grid, Merger, Removal
 
-# For each block: an int is the number of patches to remove, a float the share to keep. Adaptive: it depends on the image.
+# For each block: an int is the number of patches to remove, a float the share to keep, Adaptive what decides per image.
 Plan = Sequence[int | float | Adaptive]
 
 
@@ -48,7 +48,8 @@ def fixed_removals(schedule: Sequence[Removal]) -> list[int]:
 
 
 def tokens_left(entering: int, schedule: Sequence[Removal]) -> list[int]:
-    """The number of tokens that leave each block, of so many that enter the first; empty where it depends on the image."""
+    """The number of tokens that leave each block, of so many that enter the first; empty where they depend on the
+    image."""
     return [entering - gone for gone in accumulate(fixed_removals(schedule))]
 
 
@@ -56,7 +57,8 @@ def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | No
     """The number of patches that each block removes; Adaptive where it depends on the image.
 
     A method that cannot remove the requested number removes as many as it can. A method that keeps a grid removes what
-    the grid allows; the remainder is added to the request of the next block that removes any.
+    the grid allows; the remainder is added to the request of the next block that removes any. A method that draws
+    samples draws as many as would then be left.
 
     Args:
         plan: what is requested from each block.
@@ -84,6 +86,6 @@ def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | No
             smaller = merger.shrink(grid, owed) if n else grid
             n, grid = prod(grid) - prod(smaller), smaller
             owed -= n
-        schedule.append(n)
         patches -= n
+        schedule.append(Adaptive(patches) if n and merger.samples else n)
     return schedule

@@ -187,10 +187,11 @@ class MergeSettings(WithOptions):
             key, says = conflict
             raise ValueError(f"merge.{key} = {getattr(self, key)}: merge.{says} says which blocks merge; omit one")
         if self.threshold is not None and not MERGERS[self.method].threshold:
-            names = ", ".join(name for name, merger in MERGERS.items() if merger.threshold)
-            raise ValueError(
-                f"merge.threshold = {self.threshold}: {self.method} takes none; give r, or one of the methods {names}"
-            )
+            others = ", ".join(name for name, merger in MERGERS.items() if merger.threshold)
+            raise ValueError(f"merge.threshold = {self.threshold}: not with {self.method}; give r, or use {others}")
+        if self.target is not None and self.merger().samples:
+            has = f"merge.{self.target} = {getattr(self, self.target)}"
+            raise ValueError(f"{has}: with merge.adaptive the cost depends on the image; give merge.r or merge.keep")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 owners = [name for name, merger in MERGERS.items() if key in merger.options]
@@ -218,7 +219,7 @@ class MergeSettings(WithOptions):
     @property
     def per_image(self) -> bool:
         """Whether the number of patches that is removed depends on the image."""
-        return self.threshold is not None
+        return self.threshold is not None or self.merger().samples
 
     def merger(self) -> Merger:
         """The method with its options."""

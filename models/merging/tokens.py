@@ -125,8 +125,8 @@ def merge(
         x: tokens (B, T, C), the `prefix` protected ones first.
         tokens: their state.
         metric: what the method compares tokens by, (B, T, D).
-        r: number of tokens to remove, as `effective_schedule` returns it for T - prefix patches; 0 changes nothing. With
-            Adaptive, images are matched one by one, and each loses as many as the method says.
+        r: number of tokens to remove, as `effective_schedule` returns it for T - prefix patches; 0 changes nothing.
+            With Adaptive, images are matched one by one, and each loses as many as the method says.
         merger: an entry of MERGERS.
         prefix: number of leading tokens that are protected.
         attention: the attention that each token receives, (B, T), for methods that request it.
@@ -144,11 +144,11 @@ def merge(
         # The choice of pairs has no derivative, so it is not recorded for the backward pass.
         with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             if isinstance(r, Adaptive):
-                assignment, patches = assign_each(merger, metric[:, prefix:].float(), r, context, tokens.left, prefix)
-                x, state = apply_assignment(x, tokens, assignment, prefix)
-                return x, state._replace(left=tuple(prefix + count for count in patches))
-            assignment = merger.assign(metric[:, prefix:].float(), r, context)
-        return apply_assignment(x, tokens, assignment, prefix)
+                assignment, left = assign_each(merger, metric[:, prefix:].float(), r, context, tokens.left, prefix)
+            else:
+                assignment, left = merger.assign(metric[:, prefix:].float(), r, context), None
+        x, state = apply_assignment(x, tokens, assignment, prefix)
+        return x, state if left is None else state._replace(left=left)
 
 
 def without_autocast(device: str) -> AbstractContextManager[None]:

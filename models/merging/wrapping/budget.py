@@ -45,7 +45,7 @@ def cost_of_images(vit: nn.Module, family: Family, blocks: MergingBlocks) -> Cos
     """
     grid, image = _sizes(vit, family, blocks)
     plan = blocks.plan
-    matching = [block for block, asked in enumerate(plan) if isinstance(asked, Adaptive)]
+    matching = [block for block, removed in enumerate(blocks.schedule()) if isinstance(removed, Adaptive)]
     blocks.plan = [0] * len(blocks)
     try:
         unmerged = count(vit, image)

@@ -197,7 +197,9 @@ def _fitted(points: list[tuple[int, int]], macs: list[int]) -> Callable[[int, in
     return lambda patches, removed: float(solution @ features(patches, removed))
 
 
-def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid, matching: Collection[int] = ()) -> Cost:
+def traced_cost(
+    unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid, matching: Collection[int] = ()
+) -> Cost:
     """Returns the cost of a model as a function of its schedule.
 
     Args:

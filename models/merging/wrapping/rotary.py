@@ -81,12 +81,12 @@ def _attention(
     def projected() -> tuple[Scores, Tensor]:
         q, unrotated, v = _qkv(attn, source)
         if rope is None:
-            return Scores(q, _repeated(attn, unrotated), bias), v
+            return Scores(q, _repeated(attn, unrotated), bias, v=v), v
         places = rope.unsqueeze(1) if rope.ndim == 3 and not OF_HEADS else rope
         rotation = mean_rotation(places, tokens, attn.num_prefix_tokens)
         half = getattr(attn, "rotate_half", False)
         q, k = (rotated(part, rotation, attn.num_prefix_tokens, half).to(v.dtype) for part in (q, unrotated))
-        return Scores(q, _repeated(attn, k), bias, unrotated), v
+        return Scores(q, _repeated(attn, k), bias, unrotated, v), v
 
     if own:
         return attn(source, rope=rope, **options), Attended(source, lambda: projected()[0])
