@@ -78,7 +78,7 @@ def _merged(best: Tensor, partner: Tensor, patches: int, r: int, kth: int) -> As
     gone = torch.zeros_like(best).scatter(1, ranked[:, :r], 1.0).bool()
     kept = best.shape[1] - r
     place = (~gone).cumsum(dim=1) - 1  # positions of the remaining sources in the output
-    index = torch.empty(len(best), patches, dtype=torch.int64, device=best.device)
+    index = torch.empty(best.shape[0], patches, dtype=torch.int64, device=best.device)
     index[:, of] = torch.where(gone, kept + partner, place)
     index[:, to] = torch.arange(kept, patches - r, device=best.device)
     return Assignment(index, patches - r)
