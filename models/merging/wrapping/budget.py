@@ -25,10 +25,10 @@ def _sizes(vit: nn.Module, family: Family, blocks: MergingBlocks) -> tuple[Grid,
     """
     grid, _ = blocks.layout()
     if grid is None:
-        raise CountError(f"this {type(vit).__name__} was built for no image size; build it for one")
+        raise CountError(f"this {type(vit).__name__} was built for no image size; build it for one, or give r")
     convolution = next((module for module in vit.modules() if isinstance(module, nn.Conv2d)), None)
     if convolution is None:
-        raise CountError(f"this {type(vit).__name__} has no convolution that tells the channels of its images; count")
+        raise CountError(f"this {type(vit).__name__} has no convolution that tells the channels of its images; give r")
     return grid, (convolution.in_channels, *family.image_size(vit))
 
 
@@ -70,7 +70,7 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
     try:
         grid, image = _sizes(vit, family, blocks)
     except CountError as error:
-        raise UserError(f"{budget}: {error}, or give r") from None
+        raise UserError(f"{budget}: {error}") from None
     if settings.target == "target_ms":
         blocks.plan = solve_time(settings, vit, partial(setattr, blocks, "plan"), image, len(blocks), grid)
         return
