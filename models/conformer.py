@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .conformer_blocks import ConvBlock, ConvTransBlock, Expand, Squeeze
 from .images import check_images
 from .merging import Tokens, initial_tokens
+from .merging.contract import Removal
 from .settings.conformer import EXPANSION, STAGES, ConformerSettings
 from .vit import MergingEncoder
 
@@ -84,7 +85,7 @@ class Conformer(MergingEncoder):
         blocks = [(r"^(?:conv|trans|conv_trans)_(\d+)\.", None), (r"^trans_norm", (99999,))]  # with the block before it
         return {"stem": r"^(?:cls_token|conv1|bn1|trans_patch_conv)", "blocks": blocks}
 
-    def encode(self, images: Tensor, schedule: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tokens]:
+    def encode(self, images: Tensor, schedule: Sequence[Removal] | None = None) -> tuple[Tensor, Tensor, Tokens]:
         """Images (B, C, H, W) -> the last map (B, C', h, w), normalised tokens (B, T, D) and their state.
 
         Args:
@@ -110,7 +111,7 @@ class Conformer(MergingEncoder):
         _, x_t, tokens = self.encode(images)
         return x_t, tokens
 
-    def forward_heads(self, images: Tensor, schedule: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    def forward_heads(self, images: Tensor, schedule: Sequence[Removal] | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> logits of the convolutional head and of the transformer's, (B, classes) each."""
         x, x_t, _ = self.encode(images, schedule)
         return self.conv_cls_head(x.mean(dim=(2, 3))), self.trans_cls_head(x_t[:, 0])

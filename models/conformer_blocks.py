@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .merging import Assignment, Tokens, apply_assignment, initial_tokens, unmerge
+from .merging.contract import Removal
 from .merging.tokens import Soft
 from .settings.conformer import EXPANSION
 from .vit import Block
@@ -131,7 +132,7 @@ class ConvTransBlock(nn.Module):
         self.squeeze_block, self.expand_block = squeeze_block, expand_block
         self.trans_block = trans_block
 
-    def forward(self, x: Tensor, x_t: Tensor, tokens: Tokens, r: int, prefix: int) -> tuple[Tensor, Tensor, Tokens]:
+    def forward(self, x: Tensor, x_t: Tensor, tokens: Tokens, r: Removal, prefix: int) -> tuple[Tensor, Tensor, Tokens]:
         """The map (B, C, H, W), tokens (B, T, D) and their state -> the same, with r tokens fewer."""
         x, inner = self.cnn_block(x)
         down = self.squeeze_block(inner, patches_alone(tokens, prefix))
@@ -148,7 +149,10 @@ def patches_alone(tokens: Tokens, prefix: int) -> Tokens:
     soft = tokens.soft
     if soft is not None:
         soft = Soft(soft.share[:, prefix:, prefix:], soft.active - prefix)
-    return Tokens(tokens.index[:, prefix:] - prefix, tokens.size[:, prefix:], tokens.grid, soft, tokens.input_grid)
+    left = tokens.left and tuple(count - prefix for count in tokens.left)
+    return Tokens(
+        tokens.index[:, prefix:] - prefix, tokens.size[:, prefix:], tokens.grid, soft, tokens.input_grid, left
+    )
 
 
 def mean_by_token(x: Tensor, patches: Tokens) -> Tensor:

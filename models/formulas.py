@@ -8,12 +8,12 @@ B = 1; T tokens, D width, C channels, G patches per side.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 from .merging.budget import CountError
-from .merging.contract import Counts
+from .merging.contract import Adaptive, Counts
 from .merging.mixtures import compose_macs
 from .settings import Settings
 from .settings.vit import EncoderSettings
@@ -22,12 +22,18 @@ PREFIX = 1  # the class token
 
 
 def token_counts(settings: Settings) -> list[tuple[int, int]]:
-    """The tokens that enter and leave each transformer block, class token included; empty for models without blocks."""
+    """The tokens that enter and leave each transformer block, class token included; empty for models without blocks.
+
+    Raises:
+        CountError: they depend on the image.
+    """
     if not isinstance(settings, EncoderSettings):
         return []
     left = PREFIX + prod(settings.grid)
     counts = []
     for removed in settings.schedule():
+        if isinstance(removed, Adaptive):
+            raise CountError("the number of tokens depends on the image; macs_of_image counts one")
         counts.append((left, left - removed))
         left -= removed
     return counts
@@ -196,6 +202,26 @@ def formula_macs(settings: Settings) -> dict[str, int]:
         CountError: there is no formula here for the model or for a part of it.
     """
     return dict(_entry(FORMULAS, settings.name, "FORMULAS")(settings))
+
+
+def macs_of_image(settings: Any, removed: Sequence[int]) -> dict[str, int]:
+    """MACs by kind of one image of which each block removes so many patches, where that depends on the image.
+
+    Args:
+        settings: checked settings of a model of ours.
+        removed: what each block removes of this image. A block whose number depends on the image matches also where it
+            removes nothing.
+
+    Raises:
+        CountError: there is no formula here for the model or for a part of it.
+    """
+    merge = settings.merge.with_r(list(removed)).model_copy(update={"adaptive": None})
+    fixed = settings.model_copy(update={"merge": merge})
+    total = Counter(formula_macs(fixed))
+    for (tokens, after), planned in zip(token_counts(fixed), settings.schedule(), strict=True):
+        if tokens == after and isinstance(planned, Adaptive):
+            total += _merge(settings, tokens, 0)
+    return dict(total)
 
 
 def _entry(table: dict[str, Any], name: str, where: str) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .bridge import Bridge, DirectMap
 from .cnn import CONV_BLOCKS
 from .merging import Tokens
-from .merging.contract import Grid
+from .merging.contract import Grid, Removal
+from .merging.schedule import Plan
 from .settings.hybrid import HybridSettings
 from .stem import STEMS
 from .vit import VisionTransformer
@@ -57,12 +58,12 @@ class Hybrid(nn.Module):
         self.head_names = ("vit.head",) if conv_head is None else ("vit.head", "conv_head.fc")
 
     @property
-    def schedule(self) -> list[int]:
-        """The number of patches that each block removes. It may be set at any time."""
+    def schedule(self) -> list[Removal]:
+        """The number of patches that each block removes; Adaptive where it depends on the image. It may be set."""
         return self.vit.schedule
 
     @schedule.setter
-    def schedule(self, schedule: list[int]) -> None:
+    def schedule(self, schedule: Plan) -> None:
         self.vit.schedule = schedule
 
     @property
@@ -71,7 +72,7 @@ class Hybrid(nn.Module):
         return self.vit.grid
 
     def tokens_per_block(self) -> list[int]:
-        """The number of tokens that leave each block, the class token included."""
+        """The number of tokens that leave each block, the class token included; empty where it depends on the image."""
         return self.vit.tokens_per_block()
 
     def trace(self, images: Tensor) -> Tokens:
@@ -82,7 +83,7 @@ class Hybrid(nn.Module):
         """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
         return self.vit.forward_features(images)
 
-    def forward(self, images: Tensor, schedule: Sequence[int] | None = None) -> Tensor:
+    def forward(self, images: Tensor, schedule: Sequence[Removal] | None = None) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes); see `VisionTransformer.encode` for `schedule`."""
         features = self.vit.embed(images)
         x, tokens = self.vit.encode(features, schedule)

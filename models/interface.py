@@ -13,7 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from .merging.contract import Grid
+from .merging.contract import Grid, Removal
+from .merging.layer import MergeLayer
+from .merging.schedule import fixed_removals
 from .merging.settings import MergeSettings
 from .merging.tokens import Tokens, unmerge
 from .merging.wrapping import MergingBlocks, base_model, blocks_of, trace
@@ -27,15 +29,15 @@ class MergingModel(Protocol):
     """A model whose transformer blocks may merge tokens.
 
     Attributes:
-        schedule: the number of patches that each block removes.
+        schedule: the number of patches that each block removes; Adaptive where it depends on the image.
         grid: rows and columns of the patches before merging; None for a model of images of any size.
     """
 
-    schedule: list[int]
+    schedule: list[Removal]
     grid: Grid | None
 
     def tokens_per_block(self) -> list[int]:
-        """The number of tokens that leave each block, prefix tokens included."""
+        """The number of tokens that leave each block, prefix tokens included; empty where it depends on the image."""
 
     def trace(self, images: Tensor) -> Tokens:
         """Runs images (B, C, H, W) through the model. Returns the state of the tokens after the last block."""
@@ -137,11 +139,11 @@ class WrappedModel:
         self._model, self._blocks = model, blocks
 
     @property
-    def schedule(self) -> list[int]:
+    def schedule(self) -> list[Removal]:
         return self._blocks.schedule()
 
     @schedule.setter
-    def schedule(self, schedule: list[int]) -> None:
+    def schedule(self, schedule: list[Removal]) -> None:
         self._blocks.plan = schedule
 
     @property
@@ -156,9 +158,43 @@ class WrappedModel:
 
 
 def removed_per_block(model: nn.Module) -> list[int]:
-    """The number of patches that each transformer block merges away; empty for models that do not merge tokens."""
+    """The number of patches that each transformer block merges away; empty for models that do not merge tokens, and
+    where the number depends on the image."""
     merging = as_merging_model(model)
-    return [] if merging is None else merging.schedule
+    return [] if merging is None else fixed_removals(merging.schedule)
+
+
+def depends_on_image(model: nn.Module) -> bool:
+    """Whether the number of patches that a model merges away depends on the image, and with it its cost."""
+    merging = as_merging_model(model)
+    return merging is not None and bool(merging.schedule) and not fixed_removals(merging.schedule)
+
+
+@contextmanager
+def tokens_of_images(model: nn.Module) -> Iterator[list[tuple[int, ...]]]:
+    """Collects how many tokens every image has while a model runs in this context.
+
+    The list gets an entry for each image: the number of tokens that enter the first block, then of those that leave
+    each block, prefix tokens included.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MergeLayer)]
+    found: list[tuple[int, ...]] = []
+    running: list[tuple[int, ...]] = []  # of the images of one batch, by block
+
+    def left(module: nn.Module, inputs: Any, output: tuple[Tensor, Tokens]) -> None:
+        x, tokens = output
+        batch, count, entering = int(x.shape[0]), int(x.shape[1]), int(tokens.index.shape[1])
+        running.append(tokens.left or (count,) * batch)
+        if len(running) == len(layers):
+            found.extend(zip((entering,) * batch, *running, strict=True))
+            running.clear()
+
+    hooks = [layer.register_forward_hook(left) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def tokens_per_block(model: nn.Module) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from math import prod
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from .attention import attend, split_heads
 from .images import check_images
 from .merging import Tokens, effective_schedule, initial_tokens, size_bias
-from .merging.contract import Grid
+from .merging.contract import Grid, Removal
 from .merging.layer import Attended, MergeLayer, Scores
-from .merging.schedule import Plan
+from .merging.schedule import Plan, tokens_left
 from .settings.vit import EncoderSettings, ViTSettings
 from .stem import PatchStem
 
@@ -31,10 +30,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries and keys (B, heads, T, head_dim)."""
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, T, D) and bias (B, 1, 1, T) -> attended (B, T, D), queries, keys and values (B, heads, T, head_dim)."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
-        return self.proj(attend(q, k, v, bias)), q, k
+        return self.proj(attend(q, k, v, bias)), q, k, v
 
 
 class Block(nn.Module):
@@ -69,12 +68,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.merge, self.prop_attn = merge, prop_attn
 
-    def forward(self, x: Tensor, tokens: Tokens, r: int) -> tuple[Tensor, Tokens]:
+    def forward(self, x: Tensor, tokens: Tokens, r: Removal) -> tuple[Tensor, Tokens]:
         """Tokens x (B, T, D) and their state -> tokens (B, T - r, D) and their state."""
-        source, bias = self.norm1(x), size_bias(tokens) if self.prop_attn else None
-        attended, q, k = self.attn(source, bias)
+        source, bias = self.norm1(x), size_bias(tokens, proportional=self.prop_attn)
+        attended, q, k, v = self.attn(source, bias)
         x = x + self.drop_path(attended)
-        x, tokens = self.merge(x, tokens, r, Attended(source, lambda: Scores(q, k, bias)))
+        x, tokens = self.merge(x, tokens, r, Attended(source, lambda: Scores(q, k, bias, v=v)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x, tokens
 
@@ -88,8 +87,8 @@ class MergingEncoder(nn.Module):
         settings: the encoder's options.
 
     Attributes:
-        schedule: the number of patches that each block removes. It may be set at any time; a block never removes more
-            than the method can.
+        schedule: the number of patches that each block removes; Adaptive where it depends on the image. It may be set
+            at any time; a block never removes more than the method can.
     """
 
     prefix = 1  # the class token
@@ -104,7 +103,7 @@ class MergingEncoder(nn.Module):
         self.schedule = s.schedule()
 
     @property
-    def schedule(self) -> list[int]:
+    def schedule(self) -> list[Removal]:
         return self._schedule
 
     @schedule.setter
@@ -137,9 +136,8 @@ class MergingEncoder(nn.Module):
         )
 
     def tokens_per_block(self) -> list[int]:
-        """The number of tokens that leave each block, the class token included."""
-        entering = self.prefix + prod(self.grid)
-        return [entering - removed for removed in accumulate(self.schedule)]
+        """The number of tokens that leave each block, the class token included; empty where it depends on the image."""
+        return tokens_left(self.prefix + prod(self.grid), self.schedule)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tokens]:
         """Images (B, C, H, W) -> normalised tokens (B, T, D), class token first, and their state."""
@@ -185,7 +183,7 @@ class VisionTransformer(MergingEncoder):
         """Names of parameters that are tokens or position embeddings (timm's convention)."""
         return {"cls_token", "pos_embed"}
 
-    def encode(self, features: Tensor, schedule: Sequence[int] | None = None) -> tuple[Tensor, Tokens]:
+    def encode(self, features: Tensor, schedule: Sequence[Removal] | None = None) -> tuple[Tensor, Tokens]:
         """The stem's feature map (B, D, rows, columns) -> normalised tokens (B, T, D) and their state.
 
         Args:
@@ -216,7 +214,7 @@ class VisionTransformer(MergingEncoder):
         """Tokens (B, T, D) -> logits (B, classes), from the class token."""
         return self.head(x[:, 0])
 
-    def forward(self, images: Tensor, schedule: Sequence[int] | None = None) -> Tensor:
+    def forward(self, images: Tensor, schedule: Sequence[Removal] | None = None) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes); see `encode` for `schedule`."""
         x, _ = self.encode(self.embed(images), schedule)
         return self.forward_head(x)

@@ -125,11 +125,13 @@ def compare_with_record(args: argparse.Namespace, group: Group, part: Reevaluati
 
     mismatches = []
     as_recorded = len(group) == 1 and args.split == "test" and args.weights == "best" and not args.tta
-    for folder, run in group:
+    for (folder, run), costs in zip(group, part.costs):
         if not run.as_trained:
             name = f"{folder}: " if len(args.run) > 1 else ""
-            print(f"{name}merging differs from training: {describe_merging(run)}")
-        elif as_recorded and run.results and run.results.test_score is not None:
+            print(f"{name}merging differs from training: {describe_merging(run, costs)}")
+        elif costs is not None:
+            print(describe_merging(run, costs))
+        if run.as_trained and as_recorded and run.results and run.results.test_score is not None:
             recorded = f"results.json says {100 * run.results.test_score:.2f} %"
             if part.evaluation.score == run.results.test_score:
                 print(f"{recorded}: the same")
@@ -164,6 +166,8 @@ def sweep(args: argparse.Namespace) -> None:
     key, _ = sweep.parse_sweep(args.sweep)
     rows = sweep.sweep(args.run[0], args.sweep, args.overrides, args.weights, args.split)
     print_table(*sweep.table(key, rows))
+    for note in sweep.notes(rows):
+        print(note)
     if args.json:
         write_json_atomic(args.json, [row.to_json() for row in rows])
     if args.plot:

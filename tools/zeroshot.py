@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     from engine.runs.lock import take_lock
     from engine.settings.layers import load_file
     from engine.study.zeroshot.evaluate import evaluate_rows
-    from engine.study.zeroshot.report import compared, earlier_times, table, write_outputs
+    from engine.study.zeroshot.report import compared, earlier_times, notes, table, write_outputs
     from engine.study.zeroshot.settings import ZeroshotSettings
     from engine.study.zeroshot.timing import time_rows
 
@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
         results = compared(images, rows, times)
         write_outputs(folder, settings, images, results)
     print_table(*table(results))
+    for note in notes(results):
+        print(note)
     print(f"{folder}: table.md, zeroshot.json, predictions.npz")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from engine.cost.ops import ACTIVATIONS, HANDLES, KINDS, uncounted
 from models.formulas import FORMULAS, formula_macs, token_counts
-from models.interface import tokens_per_block
+from models.interface import depends_on_image, tokens_per_block
 from models.merging.budget import CountError
 from models.modes import in_evaluation_mode
 from models.settings import Settings
@@ -27,6 +27,7 @@ from models.settings import Settings
 __all__ = ["Complexity", "CountError", "NotCounted", "check_agreement", "measure", "measure_or_say"]
 
 TOLERANCE = 0.005  # of either count
+DEPENDS = "the number of tokens depends on the image; tools/zeroshot.py and tools/eval.py count the mean of real images"
 
 
 class NotCounted(CountError):
@@ -79,21 +80,19 @@ def measure(
         settings: the settings that the model was built from, to check the count by formula; None: no check.
 
     Raises:
-        NotCounted: an op that multiplies has no handle.
+        NotCounted: an op that multiplies has no handle, or the cost depends on the image.
         CountError: the formula disagrees by more than 0.5 % of any kind.
     """
+    if depends_on_image(model):
+        raise NotCounted(DEPENDS)
     images = _images(model, input_size)
     with _undisturbed(model, images.device):
-        flops = FlopCountAnalysis(model, images).set_op_handle(**HANDLES)
-        flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        flops = _traced(model, images)
         counted = {kind: int(n) for kind, n in flops.by_operator().items()}
         activations = ActivationCountAnalysis(model, images).set_op_handle(**ACTIVATIONS)
         activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         elements = int(activations.total())
-
-    ignored = dict(flops.unsupported_ops())
-    if missed := uncounted(ignored):
-        raise NotCounted(", ".join(f"{op} ({ignored[op]} times)" for op in missed))
+        ignored = dict(flops.unsupported_ops())
     by_module = {
         name: int(sum(counts[kind] for kind in KINDS)) for name, counts in flops.by_module_and_operator().items()
     }
@@ -115,6 +114,31 @@ def measure(
     return complexity
 
 
+def _traced(model: nn.Module, images: Tensor) -> FlopCountAnalysis:
+    """Counts the operations of a model by tracing it on images (B, C, H, W), inside `_undisturbed`.
+
+    Raises:
+        NotCounted: an op that multiplies has no handle.
+    """
+    flops = FlopCountAnalysis(model, images).set_op_handle(**HANDLES)
+    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    flops.total()  # the analysis is computed when its results are first used
+    if missed := uncounted(ignored := flops.unsupported_ops()):
+        raise NotCounted(", ".join(f"{op} ({ignored[op]} times)" for op in missed))
+    return flops
+
+
+def traced_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Counts the MACs by kind of these images (B, C, H, W), on the model's device, which may decide what they cost.
+
+    Raises:
+        NotCounted: an op that multiplies has no handle.
+    """
+    with _undisturbed(model, images.device):
+        counted = _traced(model, images).by_operator()
+        return {kind: int(counted.get(kind, 0)) for kind in KINDS}
+
+
 def measure_or_say(model: nn.Module, settings: Settings | None = None) -> Complexity:
     """Counts what one image costs, as `measure` does; a model of another library that cannot be counted says why.
 
@@ -126,7 +150,8 @@ def measure_or_say(model: nn.Module, settings: Settings | None = None) -> Comple
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tracing runs the model's own code, which raises anything
-        if (settings is not None and settings.name in FORMULAS) or "can't allocate memory" in str(error):
+        ours = settings is not None and settings.name in FORMULAS and not depends_on_image(model)
+        if ours or "can't allocate memory" in str(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         reason = reason if isinstance(error, CountError) else f"fvcore cannot trace it ({reason})"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from engine.cost.macs import Complexity, measure_or_say
+from engine.cost.macs import DEPENDS, Complexity, measure_or_say
 from engine.tables import Column
 from engine.wording import NOT_COUNTED, fixed
 from models.budget import solve
@@ -124,7 +124,9 @@ def other_estimates(model: ModelCost) -> str | None:
 def not_counted(model: ModelCost) -> str | None:
     """Returns a line that says why a model is not counted; None if it is."""
     reason = model.cost.not_counted
-    return None if reason is None else f"not counted, {model.name}: {reason}; see engine/cost/ops.py"
+    if reason is None:
+        return None
+    return f"not counted, {model.name}: {reason}" + ("" if reason == DEPENDS else "; see engine/cost/ops.py")
 
 
 def assumed_classes(models: Mapping[str, ModelSettings]) -> str | None:

@@ -7,6 +7,7 @@ by fold, each on the images that it was not trained on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.cost.images import ImageCosts, ImageCounter
 from engine.cost.macs import measure_or_say
 from engine.data.balance import are_unequal
 from engine.data.names import places
@@ -45,6 +47,7 @@ class Reevaluation:
     labels: Tensor
     classes: list[str]
     unequal: bool  # whether the classes are, among these images or among those of training
+    costs: list[ImageCosts | None]  # of each run, where its number of tokens depends on the image
 
     @property
     def task(self) -> Task:
@@ -55,7 +58,10 @@ class Reevaluation:
         """Returns the entry for tools/eval.py --json."""
         folders = [str(folder) for folder in self.folders]
         scores = {"runs": folders, "images": self.evaluation.n, "loss": self.evaluation.loss}
-        return {**scores, **classes_to_json(self.evaluation.classes, self.task, self.classes), **self.metrics}
+        gmacs = [None if costs is None else costs._asdict() for costs in self.costs]
+        of_images = {"gmacs_of_images": gmacs} if any(gmacs) else {}
+        classes = classes_to_json(self.evaluation.classes, self.task, self.classes)
+        return {**scores, **of_images, **classes, **self.metrics}
 
 
 def load_groups(folders: Sequence[Path], overrides: Sequence[str] = (), which: str = "best") -> Iterator[Group]:
@@ -100,14 +106,17 @@ def reevaluate(group: Group, split: str, *, mirror: bool = False, keep_logits: b
         UserError: a run has no such images, or the runs' classes or images differ.
     """
     folders, runs = [folder for folder, _ in group], [run for _, run in group]
-    if len(runs) == 1:
-        evaluation, metrics = _evaluate_alone(runs[0], split, mirror=mirror, keep_logits=keep_logits)
-    else:
-        evaluation = evaluate_together(folders, runs, split, mirror=mirror)
-        metrics = evaluation.metrics
+    with ExitStack() as stack:
+        counters = [stack.enter_context(ImageCounter(run.model, run.settings.model)) for run in runs]
+        if len(runs) == 1:
+            evaluation, metrics = _evaluate_alone(runs[0], split, mirror=mirror, keep_logits=keep_logits)
+        else:
+            evaluation = evaluate_together(folders, runs, split, mirror=mirror)
+            metrics = evaluation.metrics
+    costs = [counter.costs() for counter in counters]
     data, classes = runs[0].data, evaluation.classes
     unequal = are_unequal(data.train_class_images, [] if classes is None else classes.images)
-    return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes, unequal)
+    return Reevaluation(folders, evaluation, metrics, getattr(data, split).labels, data.classes, unequal, costs)
 
 
 def _evaluate_alone(
@@ -143,11 +152,19 @@ def f1_at_thresholds(logits: Tensor, labels: Tensor, thresholds: Tensor) -> floa
     return METRICS["f1"](len(thresholds))(predicted.long(), labels.long()).item()
 
 
-def describe_merging(run: FinishedRun) -> str:
-    """Returns the method, the tokens that each block removes, and the GMACs of a run's model."""
+def describe_merging(run: FinishedRun, costs: ImageCosts | None = None) -> str:
+    """Returns the method, the tokens that each block removes, and the GMACs of a run's model.
+
+    Args:
+        run: the run.
+        costs: of the images, where the number of tokens depends on the image.
+    """
+    method = merging_method(run.settings.model) or "none"
+    if costs is not None:
+        left = ", ".join(f"{tokens:.1f}" for tokens in costs.tokens)
+        return f"{method}, tokens left after each block, mean of {costs.images} images: {left}; {costs.in_words()}"
     gmacs = measure_or_say(run.model, settings=run.settings.model).gmacs
     cost = "GMACs not counted" if gmacs is None else f"{fixed(gmacs, 4)} GMACs"
-    method = merging_method(run.settings.model) or "none"
     return f"{method}, tokens removed by each block: {removed_per_block(run.model)}; {cost}"
 
 

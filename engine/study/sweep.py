@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.cost.images import ImageCosts, ImageCounter
 from engine.cost.macs import measure_or_say
 from engine.data.balance import are_unequal
 from engine.measure.ensembles import evaluate_run
@@ -36,9 +37,9 @@ class SweepRow:
 
     value: Any  # the value of the key that is swept
     method: str | None  # the merging method
-    removed: list[int]  # number of patches that each block removes
-    tokens: int  # number of tokens after the last block
-    gmacs: float | None  # for one image; None if they cannot be counted
+    removed: list[int]  # number of patches that each block removes; empty where it depends on the image
+    tokens: float  # number of tokens after the last block; their mean where it depends on the image
+    gmacs: float | None  # for one image, or the mean where they depend on the image; None if they cannot be counted
     loss: float
     metric: str  # name of the main metric
     metrics: dict[str, float]  # fractions, the main metric first
@@ -47,6 +48,7 @@ class SweepRow:
     unequal: bool  # whether the classes are, among these images or among those of training
     images_per_second: float  # over the whole evaluation, after one batch to warm up
     origin: Origin  # the run, for comparisons
+    costs: ImageCosts | None = None  # where they depend on the image
 
     @property
     def score(self) -> float:
@@ -72,6 +74,7 @@ class SweepRow:
             **classes_to_json(self.classes, task_with_metric(self.metric), self.names),
             "images_per_second": self.images_per_second,
             "origin": self.origin.model_dump(),
+            **({} if self.costs is None else {"gmacs_of_images": self.costs._asdict()}),
         }
 
 
@@ -127,14 +130,21 @@ def sweep(
 def _evaluated(key: str, value: Any, run: FinishedRun, split: str, settings: RunSettings) -> SweepRow:
     evaluate_run(run, split, first=1)
     start = time.perf_counter()
-    evaluation = evaluate_run(run, split, keep_logits=run.data.task.one_class)
+    with ImageCounter(run.model, run.settings.model) as counter:
+        evaluation = evaluate_run(run, split, keep_logits=run.data.task.one_class)
     seconds, classes = time.perf_counter() - start, evaluation.classes
+    costs = counter.costs()
+    if costs is None:
+        tokens = tokens_per_block(run.model)[-1]
+        gmacs = measure_or_say(run.model, settings=run.settings.model).gmacs
+    else:
+        tokens, gmacs = costs.tokens[-1], costs.mean
     return SweepRow(
         value=value,
         method=merging_method(run.settings.model),
         removed=removed_per_block(run.model),
-        tokens=tokens_per_block(run.model)[-1],
-        gmacs=measure_or_say(run.model, settings=run.settings.model).gmacs,
+        tokens=tokens,
+        gmacs=gmacs,
         loss=evaluation.loss,
         metric=run.data.task.main_metric,
         metrics=evaluation.metrics,
@@ -143,7 +153,20 @@ def _evaluated(key: str, value: Any, run: FinishedRun, split: str, settings: Run
         unequal=are_unequal(run.data.train_class_images, [] if classes is None else classes.images),
         images_per_second=evaluation.n / seconds,
         origin=origin_of(key, run, split, settings, evaluation),
+        costs=costs,
     )
+
+
+def _gmacs(row: SweepRow) -> str:
+    """GMACs of one image, or their mean over the images and its standard deviation."""
+    if row.costs is not None:
+        return row.costs.in_short()
+    return NOT_COUNTED if row.gmacs is None else fixed(row.gmacs, 4)
+
+
+def notes(rows: Sequence[SweepRow]) -> list[str]:
+    """Returns what a reader of the table has to know: where GMACs are means over images, and their spread."""
+    return [f"{row.label}: {row.costs.in_words()}" for row in rows if row.costs is not None]
 
 
 def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[str]]]:
@@ -157,8 +180,8 @@ def table(key: str, rows: Sequence[SweepRow]) -> tuple[list[Column], list[list[s
     cells = [
         [
             row.label,
-            str(row.tokens),
-            NOT_COUNTED if row.gmacs is None else fixed(row.gmacs, 4),
+            str(row.tokens) if row.costs is None else f"{row.tokens:.1f}",
+            _gmacs(row),
             f"{100 * row.score:.2f}",
             f"{row.loss:.4f}",
             f"{row.images_per_second:.0f}",

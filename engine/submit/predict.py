@@ -23,7 +23,7 @@ from engine.runs.restore import TrainedModel, load_model
 from engine.submit.ensemble import Ensemble, Member
 from engine.tasks import Task
 from engine.wording import counted, few
-from models.interface import merging_method, removed_per_block
+from models.interface import depends_on_image, merging_method, removed_per_block
 from models.settings import ModelSettings, UserError
 
 log = logging.getLogger("hybridmerge")
@@ -118,7 +118,7 @@ def _of_member(ensemble: Ensemble, member: Member, paths: Sequence[Path], tta: S
             "%s: merging differs from training: %s, tokens removed by each block: %s",
             member.run,
             merging_method(run.settings.model) or "none",
-            removed_per_block(run.model),
+            "a number that depends on the image" if depends_on_image(run.model) else removed_per_block(run.model),
         )
     member_probabilities = probabilities(run, paths, tta)
     thresholds = torch.zeros(len(order), dtype=torch.float64)

@@ -13,7 +13,7 @@ from engine.settings.schema import RunSettings
 from engine.tables import Column, markdown
 from engine.tasks import task_with_metric
 from engine.wording import NOT_COUNTED, counted, fixed
-from models.interface import merging_method
+from models.interface import merge_settings, merging_method
 
 
 def settings_card(settings: RunSettings, command: str = "", tokens: list[int] | None = None) -> str:
@@ -93,6 +93,9 @@ def hparams_row(settings: RunSettings, results: Results) -> tuple[dict[str, floa
 
 def _merging(settings: RunSettings, results: Results) -> str:
     """Returns the merging method, and how many tokens all blocks merge away; "none" if they merge none away."""
+    merge = merge_settings(settings.model)
+    if merge is not None and merge.per_image:
+        return f"{merge.method}, a number of tokens that depends on the image"
     removed = sum(results.removed)
     return f"{merging_method(settings.model)}, {counted(removed, 'token')}" if removed else "none"
 

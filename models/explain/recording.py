@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..merging.contract import Answer, Assignment, Merger
+from ..merging.adaptive import padded
+from ..merging.contract import Answer, Assignment, Merger, Removal
 from ..merging.layer import Attended, MergeLayer, split_heads
 from ..merging.tokens import Tokens, apply_answer, unmerge
 from ..merging.wrapping import unwrap, wrap
@@ -119,13 +120,17 @@ def _merge_layers(model: nn.Module) -> list[MergeLayer]:
 def _remembering(merger: Merger, remember: Callable[[Answer], None]) -> Merger:
     """The same method, whose answers are remembered."""
 
-    @wraps(merger.assign)  # its options are read from its signature
-    def assign(*args: Any, **options: Any) -> Answer:
-        found = merger.assign(*args, **options)
-        remember(found)
-        return found
+    def remembering(method: Callable[..., Answer]) -> Callable[..., Answer]:
+        @wraps(method)  # its options are read from its signature
+        def assign(*args: Any, **options: Any) -> Answer:
+            found = method(*args, **options)
+            remember(found)
+            return found
 
-    return replace(merger, assign=assign)
+        return assign
+
+    adaptive = merger.adaptive and remembering(merger.adaptive)
+    return replace(merger, assign=remembering(merger.assign), adaptive=adaptive)
 
 
 def _after(
@@ -133,15 +138,21 @@ def _after(
 ) -> Callable[..., None]:
     """A hook that adds a block to the list when its merge layer has been called."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, Tokens, int, Attended], output: tuple[Tensor, Tokens]) -> None:
+    def hook(
+        module: nn.Module, inputs: tuple[Tensor, Tokens, Removal, Attended], output: tuple[Tensor, Tokens]
+    ) -> None:
         _, before, _, attended = inputs
         if len(attention) != 1:
             raise UserError(
                 f"block {len(blocks) + 1}: computes attention {len(attention)} times by "
                 "scaled_dot_product_attention, and can be followed if it does so once"
             )
-        answer = answers.pop() if answers else None
         x, after = output
+        # Where the number of patches depends on the image, each image has an answer of its own.
+        assigned = [answer for answer in answers if isinstance(answer, Assignment)]
+        joined = padded(assigned, before.size.shape[1] - layer.prefix) if assigned else None
+        answer = answers[0] if len(answers) == 1 else joined
+        answers.clear()
         blocks.append(Block(attention.pop(), attended.source, x, before, after, answer, layer.prefix, sides[0]))
 
     return hook

@@ -14,7 +14,7 @@ from math import prod
 
 from ..settings import UserError
 from .contract import Grid, Merger
-from .schedule import effective_schedule, spread_evenly
+from .schedule import effective_schedule, fixed_removals, spread_evenly
 from .settings import MergeSettings
 
 log = logging.getLogger("hybridmerge")
@@ -117,7 +117,7 @@ class _Search:
 
     def schedule(self, asked: Sequence[int]) -> Schedule:
         """Returns what the blocks really remove when they are asked to remove `asked`."""
-        return tuple(effective_schedule(asked, self.patches, self.merger, self.grid))
+        return tuple(fixed_removals(effective_schedule(asked, self.patches, self.merger, self.grid)))
 
     def macs(self, asked: Sequence[int]) -> int:
         schedule = self.schedule(asked)

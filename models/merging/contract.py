@@ -17,7 +17,9 @@ class MergeContext(NamedTuple):
     """What a method may use besides the metric. Patches only: prefix tokens are protected outside the methods."""
 
     size: Tensor  # (B, N) float32: how many input patches each patch stands for
-    attention: Tensor | None = None  # (B, N) float32: see Merger.attention; None for methods that do not request it
+    attention: Tensor | None = (
+        None  # (B, N) float32: see Merger.attention, values; None for methods that do not request it
+    )
     grid: Grid | None = None  # rows and columns, as long as the patches form a grid in row order
     depth: float = 0.0  # the block's number divided by the number of blocks: 0 in the first block
     position: Tensor | None = None  # (B, N, 2) float32: see Merger.position; None for methods that do not request it
@@ -45,6 +47,15 @@ class Mixture(NamedTuple):
 
     weight: Tensor  # (B, M, N) float32, not negative: rows sum to one
     share: Tensor  # (B, N, M) float32, not negative: rows sum to one
+
+
+class Adaptive(NamedTuple):
+    """In a schedule in place of r: how many patches a block removes depends on the image (Merger.adaptive)."""
+
+    value: float  # what decides it: a threshold, as the method defines it, or a number of samples
+
+
+Removal = int | Adaptive  # what a block removes: so many patches, or as many as the image has to remove
 
 
 class Counts(NamedTuple):
@@ -113,6 +124,7 @@ class Merger:
         attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
             heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
             separately, and costs include it. A function of the method's options where these decide.
+        values: whether that attention is multiplied by the norm of the patch's value, of all heads together.
         position: whether the method needs `context.position`: the mean row and column, in patches, of the input patches
             that each patch stands for. Unlike `context.grid` it is known after every merge.
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
@@ -122,6 +134,11 @@ class Merger:
             M output patches. It is `context.pooling`, and learns. M is in the shapes of its parameters, so that a block
             can leave no other number of patches than it was built for.
         linear: (counts) -> multiply-adds of the linear layers in it.
+        adaptive: the form in which the number removed depends on the image: (metric (1, N, D) float32 of one image,
+            value, context, **options) -> Assignment, to as many output patches as this image keeps. It multiplies as
+            often as `macs` says, also where it removes nothing. None: the method has no such form.
+        threshold: what the value of `adaptive` is in the settings, merge.threshold, in words; "": the method takes no
+            threshold.
 
     Attributes:
         options: the method's own options and their values.
@@ -133,12 +150,15 @@ class Merger:
     most: Callable[..., int] = all_but_one
     macs: Callable[..., int] | None = None
     attention: Attention | Callable[..., Attention] = None
+    values: bool = False
     position: bool = False
     shrink: Callable[[Grid, int], Grid] | None = None
     metric: Literal["keys", "tokens", "learned"] = "keys"
     soft: Callable[..., Any] | None = None
     pooling: Callable[[int, int], nn.Module] | None = None
     linear: Callable[[Counts], int] = no_macs
+    adaptive: Callable[..., Assignment] | None = None
+    threshold: str = ""
     options: Mapping[str, Any] = field(init=False)
     attends: Attention = field(init=False)
 
@@ -152,13 +172,20 @@ class Merger:
     def learns(self) -> bool:
         return self.metric == "learned" or self.pooling is not None
 
+    @property
+    def samples(self) -> bool:
+        """Whether r says, with these options, how many samples are drawn, so that the number removed depends on the
+        image."""
+        return bool(self.options.get("adaptive"))
+
     def at_most(self, patches: int) -> int:
         """The largest r that the method can remove from so many patches, with its options as they are."""
         return self.most(patches, **self.options)
 
     def bind(self, **options: Any) -> Merger:
         """The same method with other values for some of its options."""
-        return replace(self, assign=partial(self.assign, **options))
+        adaptive = self.adaptive and partial(self.adaptive, **options)
+        return replace(self, assign=partial(self.assign, **options), adaptive=adaptive)
 
 
 def declared_options(method: Assign) -> dict[str, tuple[Any, Option]]:

@@ -22,7 +22,7 @@ from ..settings import UserError
 from ..timing import timed
 from .budget import Schedule
 from .contract import Grid, Merger
-from .schedule import effective_schedule, spread_evenly
+from .schedule import effective_schedule, fixed_removals, spread_evenly
 from .settings import MergeSettings
 
 log = logging.getLogger("hybridmerge")
@@ -134,7 +134,7 @@ def _sets(merge: MergeSettings, depth: int) -> list[Schedule]:
 def _spread(blocks: Schedule, share: float, *, depth: int, grid: Grid, merger: Merger) -> Schedule:
     """Returns a schedule that is asked to remove this share of the patches, spread evenly over the blocks."""
     asked = spread_evenly(round(share * prod(grid)), blocks, depth)
-    return tuple(effective_schedule(asked, prod(grid), merger, grid))
+    return tuple(fixed_removals(effective_schedule(asked, prod(grid), merger, grid)))
 
 
 def _times(

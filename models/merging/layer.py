@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modes import without_autocast
 from ..settings import UserError
-from .contract import Merger
+from .contract import Merger, Removal
 from .tokens import Tokens, merge
 
 QUERIES = 64  # tokens whose attention is computed at a time, where all attention is needed
@@ -24,6 +24,7 @@ class Scores(NamedTuple):
     k: Tensor  # (B, heads, T, head_dim)
     bias: Tensor | None  # broadcastable to (B, heads, T, T); None: no bias
     unrotated: Tensor | None = None  # keys before their rotation by position; None: they are not rotated
+    v: Tensor | None = None  # (B, heads, T, head_dim): the values, for methods that request them (Merger.values)
 
 
 class Attended:
@@ -85,17 +86,17 @@ class MergeLayer(nn.Module):
             self.leaves = leaves
             self.pooling = None if leaves is None else self.merger.pooling(self.dim, leaves)
 
-    def forward(self, x: Tensor, tokens: Tokens, r: int, attended: Attended) -> tuple[Tensor, Tokens]:
+    def forward(self, x: Tensor, tokens: Tokens, r: Removal, attended: Attended) -> tuple[Tensor, Tokens]:
         """Removes r patches by merging.
 
         Args:
             x: tokens after attention, (B, T, C).
             tokens: their state.
-            r: number of patches to remove; 0 changes nothing.
+            r: number of patches to remove; 0 changes nothing. Adaptive: the number depends on the image.
             attended: the block's attention.
 
         Returns:
-            Tokens (B, T - r, C) and their state.
+            Tokens (B, T - r, C) and their state; with Adaptive as `merge` returns them.
 
         Raises:
             UserError: the method has learned to leave another number of patches.
@@ -106,15 +107,21 @@ class MergeLayer(nn.Module):
         scores, attention = attended.scores, None
         if self.merger.attends is not None:
             attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
+            if self.merger.values:
+                attention = attention * value_norms(scores.v)
         metric = self.compared(x, attended.source, scores.k if scores.unrotated is None else scores.unrotated)
         if self.training and self.merger.soft is not None:
+            assert isinstance(r, int), "no soft method has an adaptive form"
             with without_autocast(x.device.type):
                 softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
                 return softened
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth, self.pooling)
 
-    def _check_leaves(self, patches: int, r: int) -> None:
-        if self.merger.pooling is not None and patches - r != self.leaves:
+    def _check_leaves(self, patches: int, r: Removal) -> None:
+        if self.merger.pooling is None:
+            return
+        assert isinstance(r, int), "no method that learns its tokens has an adaptive form"
+        if patches - r != self.leaves:
             has = "it has learned nothing" if self.leaves is None else f"it has learned to leave {self.leaves}"
             raise UserError(
                 f"merge.r = {r}: leaves {patches - r} of {patches} patches in a block where {has}; merge as in "
@@ -142,6 +149,15 @@ def resize_layers(layers: Iterable[MergeLayer], schedule: Iterable[int], patches
     for layer, r in zip(layers, schedule, strict=True):
         patches -= r
         layer.resize(patches if r else None)
+
+
+@torch.no_grad()
+def value_norms(v: Tensor | None) -> Tensor:
+    """The norm of each token's value, of all heads together: v (B, heads, T, head_dim) -> (B, T) float32."""
+    if v is None:
+        raise UserError("merge.method: it needs the values of attention, which this kind of block does not give")
+    norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 3), dtype=torch.float32)
+    return norms
 
 
 @torch.no_grad()

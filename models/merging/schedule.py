@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil, prod
 
 from ..settings import UserError
-from .contract import Grid, Merger
+from .contract import Adaptive, Grid, Merger, Removal
 
-Plan = Sequence[int | float]  # for each block: an int is the number of patches to remove, a float the share to keep
+# For each block: an int is the number of patches to remove, a float the share to keep, Adaptive what decides per image.
+Plan = Sequence[int | float | Adaptive]
 
 
 def check_plan(plan: Plan) -> None:
     """Raises UserError if a plan is not a list of such numbers."""
     listed = isinstance(plan, Sequence) and not isinstance(plan, str)
     for asked in plan if listed else ():
-        share = isinstance(asked, float) and 0 < asked <= 1
+        share = isinstance(asked, Adaptive) or (isinstance(asked, float) and 0 < asked <= 1)
         listed &= share or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0)
     if not listed:
         raise UserError(
@@ -40,11 +41,24 @@ def spread_evenly(total: int, blocks: Sequence[int], depth: int) -> list[int]:
     return asked
 
 
-def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[int]:
-    """The number of patches that each block removes.
+def fixed_removals(schedule: Sequence[Removal]) -> list[int]:
+    """The numbers of patches that the blocks remove; empty where one of them depends on the image."""
+    fixed = [r for r in schedule if not isinstance(r, Adaptive)]
+    return fixed if len(fixed) == len(schedule) else []
+
+
+def tokens_left(entering: int, schedule: Sequence[Removal]) -> list[int]:
+    """The number of tokens that leave each block, of so many that enter the first; empty where they depend on the
+    image."""
+    return [entering - gone for gone in accumulate(fixed_removals(schedule))]
+
+
+def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | None = None) -> list[Removal]:
+    """The number of patches that each block removes; Adaptive where it depends on the image.
 
     A method that cannot remove the requested number removes as many as it can. A method that keeps a grid removes what
-    the grid allows; the remainder is added to the request of the next block that removes any.
+    the grid allows; the remainder is added to the request of the next block that removes any. A method that draws
+    samples draws as many as would then be left.
 
     Args:
         plan: what is requested from each block.
@@ -57,8 +71,12 @@ def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | No
     """
     if merger.shrink is not None and grid is None:
         raise ValueError("merge.method: it merges neighbours on a grid, and these patches form none")
-    schedule, owed = [], 0
+    schedule: list[Removal] = []
+    owed = 0
     for asked in plan:
+        if isinstance(asked, Adaptive):
+            schedule.append(asked)
+            continue
         due = patches - owed  # the number of patches requested to be left so far
         n = due - ceil(round(asked * due, 6)) if isinstance(asked, float) else asked
         if merger.shrink is None or grid is None:
@@ -68,6 +86,6 @@ def effective_schedule(plan: Plan, patches: int, merger: Merger, grid: Grid | No
             smaller = merger.shrink(grid, owed) if n else grid
             n, grid = prod(grid) - prod(smaller), smaller
             owed -= n
-        schedule.append(n)
         patches -= n
+        schedule.append(Adaptive(patches) if n and merger.samples else n)
     return schedule

@@ -3,90 +3,20 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from ..settings import Settings, UserError
-from .contract import Grid, Merger, declared_options
+from .amounts import MOST, AnySettings, Blocks, KeepSettings, LinearSettings, Removed
+from .contract import Adaptive, Grid, Merger, Removal, declared_options
 from .layer import METRICS
 from .methods import MERGERS
 from .schedule import Plan, effective_schedule
 
-BUDGETS = (
-    "r",
-    "keep",
-    "target_gmacs",
-    "target_ratio",
-    "target_ms",
-)  # ways to say how many tokens to remove; they exclude each other
+# Ways to say how many tokens to remove; they exclude each other.
+BUDGETS = ("r", "keep", "threshold", "target_gmacs", "target_ratio", "target_ms")
 COUNTS = (*BUDGETS, "first_block", "blocks", "target_batch")
-
-MOST = 2**31 - 1  # tokens
-
-
-def _once(blocks: list[int] | None) -> list[int] | None:
-    """Raises ValueError if a list names a block twice."""
-    if blocks is not None and (twice := sorted({block for block in blocks if blocks.count(block) > 1})):
-        raise ValueError(f"block {twice[0]} is listed twice; list each block once")
-    return blocks
-
-
-Blocks = Annotated[list[Annotated[int, Field(le=1000)]], AfterValidator(_once)]  # counted from 1
-
-
-class LinearSettings(Settings):
-    """r changes linearly from the first block to the last."""
-
-    first: int = Field(ge=0, le=MOST, description="tokens that the first block removes")
-    last: int = Field(ge=0, le=MOST, description="tokens that the last block removes")
-
-
-class AnySettings(Settings):
-    """r is drawn anew for every training step, so that one model can be used with every budget in this range."""
-
-    train: list[Annotated[int, Field(le=MOST)]] = Field(
-        description="the smallest and the largest r of each block", json_schema_extra={"minItems": 2, "maxItems": 2}
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AnySettings:
-        if len(self.train) != 2:
-            raise ValueError(f"train = {self.train}: must be two numbers, the least and the most r")
-        if not 0 <= self.train[0] <= self.train[1]:
-            raise ValueError(f"train = {self.train}: must be the least and the most r, neither negative")
-        return self
-
-
-class KeepSettings(Settings):
-    """Some blocks keep a share of their patches (EViT; Haurum et al., 2023: blocks 4, 7 and 10)."""
-
-    rate: float = Field(gt=0, le=1, description="share of the patches that each of the blocks keeps, rounded up")
-    blocks: Blocks = Field([4, 7, 10], min_length=1, description="the blocks that remove patches, counted from 1")
-
-
-def _written_as(r: Any) -> str | None:
-    """The form of r that a value is meant to be, so that an error message is about that form alone."""
-    if isinstance(r, dict):
-        ways = {SECTIONS[key] for key in r if key in SECTIONS}
-        return ways.pop() if len(ways) == 1 else None
-    kinds = {int: "number", list: "list", LinearSettings: "linear", AnySettings: "any"}
-    return kinds.get(type(r))
-
-
-SECTIONS = {"first": "linear", "last": "linear", "train": "any"}  # key of a section `r: {...}` -> form of r
-Removed = Annotated[
-    Annotated[int, Field(le=MOST), Tag("number")]
-    | Annotated[list[Annotated[int, Field(le=MOST)]], Tag("list")]
-    | Annotated[LinearSettings, Tag("linear")]
-    | Annotated[AnySettings, Tag("any")],
-    Discriminator(
-        _written_as,
-        custom_error_type="merge_r",
-        custom_error_message="must be a whole number, a list with one for each block, {first: n, last: n} "
-        "or {train: [least, most]}",
-    ),
-]
 
 
 def conflict_of_blocks(settings: Any) -> tuple[str, str] | None:
@@ -124,6 +54,9 @@ class CommonSettings(Settings):
         None, min_length=1, description="the blocks that merge, counted from 1; null: all from first_block on"
     )
     keep: KeepSettings | None = Field(None, description="instead of r: the share of patches that some blocks keep")
+    threshold: float | None = Field(
+        None, ge=-1, le=1, description="instead of r: each image loses as many patches as the method finds beyond it"
+    )
     target_gmacs: float | None = Field(
         None, gt=0, le=1e9, description="instead of r: GMACs of one image, met within 0.5 %"
     )
@@ -183,7 +116,7 @@ class MergeSettings(WithOptions):
     def _goes_together(self) -> MergeSettings:
         if any(n < 0 for n in ([self.r] if isinstance(self.r, int) else self.r if isinstance(self.r, list) else [])):
             raise ValueError(f"merge.r = {self.r}: must not be negative")
-        budgets = [key for key in BUDGETS if getattr(self, key) not in (None, 0)]
+        budgets = [key for key in BUDGETS if (value := getattr(self, key)) is not None and (key, value) != ("r", 0)]
         if len(budgets) > 1:
             first, second = (f"merge.{key} = {self.model_dump()[key]}" for key in budgets[:2])
             raise ValueError(f"{second}: cannot be combined with {first}; give one of them")
@@ -192,6 +125,12 @@ class MergeSettings(WithOptions):
         if (conflict := conflict_of_blocks(self)) is not None:
             key, says = conflict
             raise ValueError(f"merge.{key} = {getattr(self, key)}: merge.{says} says which blocks merge; omit one")
+        if self.threshold is not None and not MERGERS[self.method].threshold:
+            others = ", ".join(name for name, merger in MERGERS.items() if merger.threshold)
+            raise ValueError(f"merge.threshold = {self.threshold}: not with {self.method}; give r, or use {others}")
+        if self.target is not None and self.merger().samples:
+            has = f"merge.{self.target} = {getattr(self, self.target)}"
+            raise ValueError(f"{has}: with merge.adaptive the cost depends on the image; give merge.r or merge.keep")
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 owners = [name for name, merger in MERGERS.items() if key in merger.options]
@@ -221,6 +160,11 @@ class MergeSettings(WithOptions):
         """Whether the section states how many tokens to remove, not only a budget."""
         return self.target is None
 
+    @property
+    def per_image(self) -> bool:
+        """Whether the number of patches that is removed depends on the image."""
+        return self.threshold is not None or self.merger().samples
+
     def merger(self) -> Merger:
         """The method with its options."""
         return MERGERS[self.method].bind(
@@ -231,8 +175,9 @@ class MergeSettings(WithOptions):
         """What tokens are compared by: one of METRICS."""
         return self.metric or MERGERS[self.method].metric
 
-    def schedule(self, depth: int, grid: Grid) -> list[int]:
-        """Returns the number of patches that each of `depth` blocks removes: as many as requested, or as it can.
+    def schedule(self, depth: int, grid: Grid) -> list[Removal]:
+        """Returns the number of patches that each of `depth` blocks removes: as many as requested, or as it can;
+        Adaptive where it depends on the image.
 
         Args:
             depth: number of blocks.
@@ -259,6 +204,8 @@ class MergeSettings(WithOptions):
             return [self.keep.rate if i + 1 in self.keep.blocks else 0 for i in range(depth)]
         if not isinstance(self.r, list):
             blocks = self.merging_blocks(depth)
+            if self.threshold is not None:
+                return [Adaptive(self.threshold) if i in blocks else 0 for i in range(depth)]
             removed = dict(zip(blocks, self._removed(len(blocks)), strict=True))
             return [removed.get(i, 0) for i in range(depth)]
         if len(self.r) != depth:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modes import without_autocast
-from .contract import Answer, Assignment, Grid, MergeContext, Merger
+from .adaptive import assign_each
+from .contract import Adaptive, Answer, Assignment, Grid, MergeContext, Merger, Removal
 from .mixtures import compose, mix
 
 SHORT = 1e-3  # a mean shorter than this fraction of its longest member has no direction
@@ -47,11 +48,14 @@ class Tokens(NamedTuple):
     grid: Grid | None = None  # rows and columns of the T - P patches, as long as they form a grid in row order
     soft: Soft | None = None
     input_grid: Grid | None = None  # rows and columns of the N input patches, where they are known
+    # How many of the T tokens each image has, where the number depends on the image; the others are padding behind
+    # them, of size 0, which receives no attention. None: all T
+    left: tuple[int, ...] | None = None
 
     @property
     def merged(self) -> bool:
         """Whether any token has been merged so far. Static: it depends on shapes alone."""
-        return self.soft is not None or self.size.shape[1] < self.index.shape[1]
+        return self.left is not None or self.soft is not None or self.size.shape[1] < self.index.shape[1]
 
 
 def initial_tokens(x: Tensor, grid: Grid | None = None) -> Tokens:
@@ -101,7 +105,8 @@ def mean_over_members(values: Tensor, tokens: Tokens, prefix: int) -> Tensor:
     index = (tokens.index[:, prefix:] - prefix).unsqueeze(-1).expand(-1, -1, width)
     counted = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1).expand(batch, -1, -1)
     total = values.new_zeros(batch, count, width).scatter_add(1, index, counted)
-    return total[..., :-1] / total[..., -1:]
+    members = total[..., -1:] if tokens.left is None else total[..., -1:].clamp(min=1)  # padding has none
+    return total[..., :-1] / members
 
 
 def merge_context(
@@ -122,7 +127,7 @@ def merge(
     x: Tensor,
     tokens: Tokens,
     metric: Tensor,
-    r: int,
+    r: Removal,
     merger: Merger,
     prefix: int,
     attention: Tensor | None = None,
@@ -136,6 +141,7 @@ def merge(
         tokens: their state.
         metric: what the method compares tokens by, (B, T, D).
         r: number of tokens to remove, as `effective_schedule` returns it for T - prefix patches; 0 changes nothing.
+            With Adaptive, images are matched one by one, and each loses as many as the method says.
         merger: an entry of MERGERS.
         prefix: number of leading tokens that are protected.
         attention: the attention that each token receives, (B, T), for methods that request it.
@@ -143,7 +149,8 @@ def merge(
         pooling: the learned part of a method that has one, for T - r - prefix output patches.
 
     Returns:
-        x (B, T - r, C) and its state, prefix tokens first.
+        x (B, T - r, C) and its state, prefix tokens first. With Adaptive, as many tokens as the image with the most of
+        them has; the others are padded with zeros.
     """
     if r == 0:
         return x, tokens
@@ -152,8 +159,13 @@ def merge(
         context = merge_context(tokens, merger, prefix, attention, depth, pooling)
         # The choice of pairs has no derivative, so it is not recorded for the backward pass.
         with torch.no_grad() if torch.is_grad_enabled() and pooling is None else nullcontext():
-            answer = merger.assign(metric[:, prefix:].float(), r, context)
-        return apply_answer(x, tokens, answer, prefix)
+            answer: Answer
+            if isinstance(r, Adaptive):
+                answer, left = assign_each(merger, metric[:, prefix:].float(), r, context, tokens.left, prefix)
+            else:
+                answer, left = merger.assign(metric[:, prefix:].float(), r, context), None
+        x, state = apply_answer(x, tokens, answer, prefix)
+        return x, state if left is None else state._replace(left=left)
 
 
 def apply_answer(x: Tensor, tokens: Tokens, answer: Answer, prefix: int) -> tuple[Tensor, Tokens]:
@@ -248,16 +260,27 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def log_size(tokens: Tokens) -> Tensor:
-    """The logarithm of the sizes, (B, T) float32; in a soft state, where sizes can reach 0, at least log 1e-6."""
+    """The logarithm of the sizes, (B, T) float32; in a soft state, where sizes can reach 0, at least log 1e-6; 0 for
+    padding."""
+    if tokens.left is not None:
+        return tokens.size.clamp(min=1).log()
     return tokens.size.log() if tokens.soft is None else tokens.size.clamp(min=1e-6).log()
 
 
-def size_bias(tokens: Tokens) -> Tensor | None:
-    """The bias of proportional attention, log size, (B, 1, 1, T) float32; None as long as nothing is merged.
+def size_bias(tokens: Tokens, *, proportional: bool = True) -> Tensor | None:
+    """The bias of attention, log size, (B, 1, 1, T) float32; None as long as nothing is merged.
 
-    softmax(q k^T / sqrt(d) + log size) is attention over the duplicated tokens (Bolya et al., 2023, eq. 1).
+    softmax(q k^T / sqrt(d) + log size) is attention over the duplicated tokens (Bolya et al., 2023, eq. 1). Padding has
+    the bias -inf.
+
+    Args:
+        tokens: their state.
+        proportional: whether attention is weighted by size; otherwise only padding has a bias.
     """
-    if not tokens.merged:
+    if not tokens.merged or not (proportional or tokens.left):
         return None
     batch, count = tokens.size.shape
-    return log_size(tokens).view(batch, 1, 1, count)
+    bias = log_size(tokens) if proportional else torch.zeros_like(tokens.size)
+    if tokens.left is not None:
+        bias = bias.masked_fill(tokens.size == 0, -torch.inf)
+    return bias.view(batch, 1, 1, count)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..merging.contract import Grid
+from ..merging.contract import Grid, Removal
 from ..merging.settings import MergeSettings
 from . import ModelSettings
 
@@ -45,8 +45,9 @@ class EncoderSettings(ModelSettings):
         side = self.img_size // self.patch_size
         return side, side
 
-    def schedule(self) -> list[int]:
-        """The number of patches that each block removes: as many as requested, or as the method can."""
+    def schedule(self) -> list[Removal]:
+        """The number of patches that each block removes: as many as requested, or as the method can; Adaptive where it
+        depends on the image."""
         return self.merge.schedule(self.depth, self.grid)
 
 

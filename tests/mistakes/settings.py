@@ -39,6 +39,16 @@ MISTAKES: list[Mistake] = [
         "model.merge.r.train = [0, 8]: patchmerger learns one number of tokens; give r=n",
     ),
     Mistake(
+        "A threshold for a merging method that has none",
+        "tools/train.py --cfg digits/hybrid merge.method=pitome merge.threshold=0.9 --print",
+        "model.merge.threshold = 0.9: not with pitome; give r, or use tome, tofu, atc, topk",
+    ),
+    Mistake(
+        "A budget for a number of tokens that depends on the image",
+        "tools/train.py --cfg digits/hybrid merge.method=ats merge.adaptive=true merge.target_ratio=1.2 --print",
+        "model.merge.target_ratio = 1.2: with merge.adaptive the cost depends on the image; give merge.r or merge.keep",
+    ),
+    Mistake(
         "Distillation without a teacher",
         "tools/train.py --cfg digits/hybrid train.distill.temperature=2 --print",
         "train.distill: there is no teacher; give train.teacher, or omit it",

@@ -16,6 +16,11 @@ MISTAKES: list[Mistake] = [
         "merge.method = 'tome': removes no token; say how many, as in merge.r=8",
     ),
     Mistake(
+        "The speed of a number of tokens that depends on the image",
+        "tools/bench.py model timm:deit_tiny_patch16_224 merge.threshold=0.9",
+        "merge: the number of tokens depends on the image, and random images are timed here; give r; ...",
+    ),
+    Mistake(
         "CUDA graphs on a CPU",
         f"{VIT} --runtimes eager graph",
         "--runtimes graph: runs on cuda alone; use --device cuda",

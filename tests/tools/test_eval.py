@@ -130,6 +130,21 @@ def test_with_other_merging_it_says_what_was_evaluated(run, tell, change, descri
     assert f"top1 {100 * evaluate_run(other, 'test').metrics['top1']:.2f} %" in out
 
 
+def test_a_number_that_depends_on_the_image_is_counted_over_the_images(run, tell, tmp_path):
+    code, out, _ = tell("merge.threshold=0.9")
+    assert code == 0 and "merging differs from training: tome, tokens left after each block, mean of " in out
+    line = re.search(r"(\S+ GMACs), mean of (\d+) images \(standard deviation \S+, \S+ to \S+\)\n", out)
+    images = len(load_run(run).data.test)
+    assert line and int(line[2]) == images
+    file = tmp_path / "rows.json"
+    code, out, _ = tell("--sweep", "merge.threshold=[0.9, 1]", "--json", str(file))
+    assert code == 0 and f"0.9: {line[0].strip()}" in out and " ± " in out
+    rows = json.loads(file.read_text())
+    assert rows[0]["gmacs"] < rows[1]["gmacs"] and rows[0]["removed"] == []
+    assert [row["gmacs_of_images"]["images"] for row in rows] == [images] * 2
+    assert rows[0]["tokens"] == rows[0]["gmacs_of_images"]["tokens"][-1]
+
+
 def test_a_sweep_is_a_table_a_file_and_a_picture(run, tell, tmp_path):
     files = tmp_path / "rows.json", tmp_path / "curve.png"
     code, out, err = tell(

@@ -15,9 +15,10 @@ from engine.explain.exploring.subject import Subject
 from engine.figures.merge_tracing import UNTRAINED
 from engine.runs.checkpoints.checkpoint import load_model_state
 from models.builders import build
-from models.interface import as_merging_model, merge_settings, tokens_per_block
+from models.interface import as_merging_model, depends_on_image, merge_settings, tokens_per_block
 from models.merging import MERGERS, wrap
 from models.merging.budget import TooCoarse
+from models.merging.schedule import fixed_removals
 from models.merging.settings import BUDGETS, OPTIONS, MergeSettings
 from models.settings import UserError, check
 from models.settings.zoo import ZooSettings
@@ -72,7 +73,7 @@ class Merging:
         first = self.methods[0]
         self._set(first, r=0)
         self.whole = _cost(self.model)
-        if not self.whole.gmacs or own.gmacs is None:
+        if not self.whole.gmacs or (own.gmacs is None and not depends_on_image(self.model)):
             self.methods, self.why_not = [], "its multiply-adds cannot be counted"
         elif any(own.removed):
             self.start = max(1, min(round(WHOLE * own.gmacs / self.whole.gmacs), WHOLE - 1))
@@ -166,5 +167,5 @@ class Merging:
 
 def _cost(model: nn.Module) -> Budget:
     merging, tokens = as_merging_model(model), tokens_per_block(model)
-    removed = [] if merging is None or merging.grid is None else merging.schedule
+    removed = [] if merging is None or merging.grid is None else fixed_removals(merging.schedule)
     return Budget(removed, measure_or_say(model).gmacs, tokens[-1] if tokens else None)

@@ -38,6 +38,8 @@ def _amount(merge: MergeSettings) -> str:
         return f"{merge.target_ms:g} ms" + (f" for {merge.target_batch} images" if merge.target_batch > 1 else "")
     if merge.keep is not None:
         return f"keep {merge.keep.rate:g} at {_listed(merge.keep.blocks)}"
+    if merge.threshold is not None:
+        return f"threshold {merge.threshold:g}"
     if isinstance(merge.r, LinearSettings):
         return f"r = {merge.r.first} to {merge.r.last}"
     if isinstance(merge.r, AnySettings):
@@ -52,4 +54,9 @@ def _listed(numbers: Sequence[int]) -> str:
 def _merges_nothing(merge: MergeSettings, removed: Sequence[int]) -> bool:
     if removed:
         return not any(removed)
-    return merge.solved and merge.keep is None and merge.r in (0, LinearSettings(first=0, last=0))
+    return (
+        merge.solved
+        and merge.keep is None
+        and merge.threshold is None
+        and merge.r in (0, LinearSettings(first=0, last=0))
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine.cost.images import ImageCounter
 from engine.cost.macs import measure_or_say
 from engine.files import writing
 from engine.machine import commit, device_name, pick_autocast, pick_device, to_device, versions
@@ -18,10 +19,11 @@ from engine.measure.evaluate import eval_mode
 from engine.study.compare.budgets import budget_in_words
 from engine.study.zeroshot.fingerprints import of_merging, of_values, of_weights
 from engine.study.zeroshot.images import LabelledImages, batches, labelled_images
-from engine.study.zeroshot.rows import ZeroshotRow, read_row, write_row
+from engine.study.zeroshot.rows import GmacsSpread, ZeroshotRow, read_row, write_row
 from engine.study.zeroshot.settings import Way, ZeroshotSettings
 from engine.wording import NOT_COUNTED, counted
 from models.merging import MERGERS, unwrap, wrap
+from models.merging.schedule import fixed_removals
 from models.merging.settings import MergeSettings
 from models.merging.wrapping import schedule_of
 from models.settings import UserError
@@ -85,8 +87,7 @@ def evaluate_rows(
             write_row(folder, row)
         rows.append(row.model_copy(update={"name": name}))
         right = (row.predictions == images.targets.numpy()).mean()
-        cost = NOT_COUNTED if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
-        report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost}, {row.seconds:.0f} s")
+        report(f"{number}/{len(ways)}  {name}: {100 * right:.2f} %, {cost_in_words(row)}, {row.seconds:.0f} s")
     untrained = dict.fromkeys(way.merge.method for way in ways.values() if way.merge and learns(way.merge))
     if untrained:
         report(f"note: {', '.join(untrained)}: has to be trained; what it learns was drawn at random here")
@@ -137,7 +138,9 @@ def _evaluated(
     # The schedule is known: a budget is not solved once more.
     merged(model, name, solved(merge, removed))
     cost = measure_or_say(model)
-    predicted = predictions(model, images, settings.batch_size, device, pick_autocast(settings.precision, device))
+    with ImageCounter(model) as counter:
+        predicted = predictions(model, images, settings.batch_size, device, pick_autocast(settings.precision, device))
+    costs = counter.costs()
     return ZeroshotRow(
         key=key,
         name=name,
@@ -145,7 +148,10 @@ def _evaluated(
         budget=None if merge is None else budget_in_words(merge),
         merge=None if merge is None else merge.model_dump(mode="json", exclude_defaults=True),
         removed=removed,
-        gmacs=cost.gmacs,
+        gmacs=cost.gmacs if costs is None else costs.mean,
+        gmacs_spread=None
+        if costs is None
+        else GmacsSpread(**{k: v for k, v in costs._asdict().items() if k != "mean"}),
         params=cost.params,
         predicted=predicted.tolist(),
         seconds=time.perf_counter() - start,
@@ -157,12 +163,14 @@ def _evaluated(
 
 
 def solved(merge: MergeSettings | None, removed: list[int]) -> MergeSettings | None:
-    """Returns the settings with the schedule that they lead to in place of their budget."""
-    return None if merge is None else merge.with_r(removed)
+    """Returns the settings with the schedule that they lead to in place of their budget, where there is one for all
+    images."""
+    return merge if merge is None or merge.per_image else merge.with_r(removed)
 
 
 def merged(model: nn.Module, name: str, merge: MergeSettings | None) -> list[int]:
-    """Puts a row's way of merging into the model, in place of the last one; returns the patches each block removes.
+    """Puts a row's way of merging into the model, in place of the last one; returns the patches each block removes,
+    nothing where it depends on the image.
 
     Raises:
         UserError: the model does not support it, or the budget cannot be met.
@@ -177,7 +185,14 @@ def merged(model: nn.Module, name: str, merge: MergeSettings | None) -> list[int
             wrap(model, **merge.model_dump(exclude_defaults=True))
     except UserError as error:
         raise UserError(f"row {name!r}: {error}") from None
-    return schedule_of(model)
+    return fixed_removals(schedule_of(model))
+
+
+def cost_in_words(row: ZeroshotRow) -> str:
+    """Returns the GMACs of a row as text: of one image, or the mean of all with its spread."""
+    if row.costs is not None:
+        return row.costs.in_words()
+    return NOT_COUNTED if row.gmacs is None else f"{row.gmacs:.4f} GMACs"
 
 
 def learns(merge: MergeSettings) -> bool:

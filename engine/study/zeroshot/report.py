@@ -115,7 +115,7 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
     ratio = whole / cost if cost and whole else None
     cells = [
         row.row.name,
-        NOT_COUNTED if cost is None else fixed(cost, 4),
+        _gmacs(row.row),
         NONE if ratio is None else f"{ratio:.3f}",
         f"{100 * row.accuracy:.2f}",
         NONE if row.difference is None else f"{100 * row.difference.mean:+.2f}",
@@ -132,6 +132,18 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
             NONE if gain is None or ratio is None else f"{gain / ratio:.3f}",
         ]
     return cells
+
+
+def _gmacs(row: ZeroshotRow) -> str:
+    """GMACs of one image, or their mean over the images and its standard deviation."""
+    if row.costs is not None:
+        return row.costs.in_short()
+    return NOT_COUNTED if row.gmacs is None else fixed(row.gmacs, 4)
+
+
+def notes(rows: Sequence[Compared]) -> list[str]:
+    """Returns what a reader of the table has to know: where GMACs are means over images, and their spread."""
+    return [f"{row.row.name}: {row.row.costs.in_words()}" for row in rows if row.row.costs is not None]
 
 
 def record(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Compared]) -> dict[str, Any]:
@@ -155,6 +167,7 @@ def _row_record(row: Compared) -> dict[str, Any]:
         "key": row.row.key,
         "line": row.row.name.partition(SEPARATOR)[0],
         **row.row.model_dump(include={"name", "method", "budget", "merge", "removed", "gmacs", "params", "commit"}),
+        **({} if row.row.gmacs_spread is None else {"gmacs_spread": row.row.gmacs_spread.model_dump()}),
         "top1": row.accuracy,
         "top1_interval": row.interval,
         "agreement": row.agreement,
@@ -174,7 +187,8 @@ def write_outputs(folder: Path, settings: ZeroshotSettings, images: LabelledImag
         UserError: a file cannot be written.
     """
     write_json_atomic(folder / RECORD, record(settings, images, rows))
-    write_text_atomic(folder / "table.md", markdown(*table(rows)) + "\n")
+    below = "".join(f"\n{note}  " for note in notes(rows))  # two spaces: a line of its own in Markdown
+    write_text_atomic(folder / "table.md", markdown(*table(rows)) + "\n" + below + ("\n" if below else ""))
     predicted = np.stack([row.row.predictions for row in rows])
     small = np.min_scalar_type(int(max(predicted.max(), images.targets.max())))
     with replacing(folder / PREDICTIONS) as file:

@@ -13,11 +13,22 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from engine.cost.images import ImageCosts
 from engine.files import write_text_atomic
 from engine.runs.records.record import Amount, Count, Record
 from models.settings import UserError
 
 VERSION = 1  # of the record
+
+
+class GmacsSpread(Record):
+    """How the cost differs from image to image, where the number of tokens depends on the image; billions."""
+
+    images: Count = Field(description="number of images")
+    std: Amount | None = Field(description="sample standard deviation; None: of a single image")
+    least: Amount = Field(description="of the cheapest image")
+    most: Amount = Field(description="of the most expensive image")
+    tokens: list[Amount] = Field(description="mean number of tokens that leave each block, prefix tokens included")
 
 
 class ZeroshotRow(Record):
@@ -29,8 +40,12 @@ class ZeroshotRow(Record):
     method: str | None = Field(description="merging method; None: not merged")
     budget: str | None = Field(description="how much is merged, in words; None: not merged")
     merge: dict[str, Any] | None = Field(description="the merge: section of the row")
-    removed: list[Count] = Field(description="patches that each block removes")
-    gmacs: Amount | None = Field(description="multiply-adds of one image, billions; None: they cannot be counted")
+    removed: list[Count] = Field(description="patches that each block removes; empty where it depends on the image")
+    gmacs: Amount | None = Field(
+        description="multiply-adds of one image, billions, or the mean where they depend on the image; None: they "
+        "cannot be counted"
+    )
+    gmacs_spread: GmacsSpread | None = Field(None, description="where the multiply-adds depend on the image")
     params: Count = Field(description="number of the model's parameters")
     predicted: list[Count] = Field(description="the predicted class of each image, in the order of the images")
     seconds: Amount = Field(description="duration of the evaluation, which is no benchmark")
@@ -38,6 +53,13 @@ class ZeroshotRow(Record):
     versions: dict[str, str] = Field({}, description="versions of libraries")
     code: str = Field("", description="fingerprint of the code that merges")
     commit: str | None = Field(description="git commit of the code")
+
+    @property
+    def costs(self) -> ImageCosts | None:
+        """What single images cost, where it depends on the image."""
+        if self.gmacs is None or self.gmacs_spread is None:
+            return None
+        return ImageCosts(mean=self.gmacs, **self.gmacs_spread.model_dump())
 
     @property
     def predictions(self) -> np.ndarray:

@@ -48,6 +48,9 @@ class Budget(Settings):
 
     r: Removed | None = Field(None, description="tokens removed by each block: n, one n per block, {first: n, last: n}")
     keep: KeepSettings | None = Field(None, description="the share of patches that some blocks keep")
+    threshold: float | None = Field(
+        None, ge=-1, le=1, description="each image loses as many patches as the method finds beyond it"
+    )
     target_gmacs: float | None = Field(None, gt=0, le=1e9, description="GMACs of one image, met within 0.5 %")
     target_ratio: float | None = Field(None, ge=1, le=1e9, description="MACs without merging divided by MACs with it")
     target_ms: float | None = Field(None, gt=0, le=1e9, description="milliseconds of a forward pass on this machine")

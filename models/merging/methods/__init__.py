@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..contract import Merger
 from .atc import ATC
+from .ats import ATS
 from .baselines import NONE, POOL, RANDOM
 from .dpc_knn import DPC_KNN
 from .dtem import DTEM
@@ -31,6 +32,7 @@ MERGERS: dict[str, Merger] = {
     "kmedoids": KMEDOIDS,
     "atc": ATC,
     "topk": TOPK,
+    "ats": ATS,
     "mctf": MCTF,
     "dtem": DTEM,
     "patchmerger": PATCHMERGER,

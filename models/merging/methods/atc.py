@@ -66,26 +66,49 @@ def atc(
     Returns:
         An assignment to N - r output patches.
     """
-    patches = metric.shape[1]
-    unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: distance 1 to everything
-    half = unit @ (unit / -2).transpose(1, 2)
-    distance = (half + half.transpose(1, 2)).add_(1)  # 1 - cos, symmetric to the last bit
-    distance = distance.nan_to_num(2.0)  # of patches that are not finite: far from all others, so that pairs are found
+    distance = cosine_distance(metric)
     if eager_on_cpu(metric):
         first = torch.from_numpy(agglomerated(distance.detach().numpy(), r, linkage))
     else:
         first = agglomerated_dense(distance, r, linkage)
-    place = (first == torch.arange(patches, device=metric.device)).cumsum(dim=1) - 1
-    return Assignment(place.gather(1, first), patches - r)
+    return _clusters(first, metric.shape[1] - r)
 
 
-def agglomerated(distance: np.ndarray, r: int, linkage: str) -> np.ndarray:
+def similar(metric: Tensor, threshold: float, context: MergeContext, linkage: str = "average") -> Assignment:
+    """As `atc`, of one image, metric (1, N, D), for as long as two clusters are more similar than the threshold.
+
+    The similarity of two clusters is 1 minus their distance by the linkage.
+    """
+    patches, distance = int(metric.shape[1]), cosine_distance(metric)
+    found = agglomerated(distance.detach().cpu().numpy().copy(), patches - 1, linkage, 1 - threshold)
+    count = len(np.unique(found))
+    if eager_on_cpu(metric):
+        return _clusters(torch.from_numpy(found), count)
+    return _clusters(agglomerated_dense(distance, patches - count, linkage), count)
+
+
+def cosine_distance(metric: Tensor) -> Tensor:
+    """1 - cos of all pairs, metric (B, N, D) -> (B, N, N), symmetric to the last bit."""
+    unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: distance 1 to everything
+    half = unit @ (unit / -2).transpose(1, 2)
+    distance = (half + half.transpose(1, 2)).add_(1)
+    return distance.nan_to_num(2.0)  # of patches that are not finite: far from all others, so that pairs are found
+
+
+def _clusters(first: Tensor, count: int) -> Assignment:
+    """The first patch of each patch's cluster (B, N) as an assignment to so many clusters."""
+    place = (first == torch.arange(first.shape[1], device=first.device)).cumsum(dim=1) - 1
+    return Assignment(place.gather(1, first), count)
+
+
+def agglomerated(distance: np.ndarray, r: int, linkage: str, within: float = np.inf) -> np.ndarray:
     """The first patch of the cluster that each patch is in, (B, N) int64.
 
     Args:
         distance: (B, N, N) float32, symmetric; what is on its diagonal does not matter. It is overwritten.
         r: how many pairs join.
         linkage: a key of UNION.
+        within: it ends earlier where no two clusters of any image are nearer than this.
     """
     batch, patches, _ = distance.shape
     distance = np.ascontiguousarray(distance)  # so that `rows` is the same memory
@@ -95,7 +118,10 @@ def agglomerated(distance: np.ndarray, r: int, linkage: str) -> np.ndarray:
     nearest = distance.min(axis=2)  # how near the nearest other cluster is; beyond all others for one that has joined
     first, members = np.tile(everyone, (batch, 1)), np.ones((batch, patches), np.float32)
     for _ in range(r):
-        tied = nearest.min(axis=1, keepdims=True) + TIE
+        least = nearest.min(axis=1, keepdims=True)
+        if least.min() >= within:
+            break
+        tied = least + TIE
         a = (nearest <= tied).argmax(axis=1)
         to_a = rows[image * patches + a]
         b = (to_a <= tied).argmax(axis=1)  # behind a, which is the lowest of all that are as near
@@ -141,4 +167,5 @@ def _first(mask: Tensor) -> Tensor:
     return mask.to(torch.uint8).argmax(dim=1, keepdim=True)
 
 
-ATC = Merger(atc, macs=all_pairs_macs)
+CLUSTERS = "similarity by the linkage above which two clusters join"
+ATC = Merger(atc, macs=all_pairs_macs, adaptive=similar, threshold=CLUSTERS)

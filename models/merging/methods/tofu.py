@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..contract import Assignment, MergeContext, Merger, Option, half, halves_macs
-from .tome import tome
+from .tome import SIMILARITY, above, tome
 
 
 def tofu(
@@ -53,14 +53,26 @@ def tofu(
     Returns:
         An assignment to N - r output patches.
     """
-    index, count, *_ = tome(metric, r, context)
+    return _fused(tome(metric, r, context), context, prune_until, norm)
+
+
+def fused_above(
+    metric: Tensor, threshold: float, context: MergeContext, prune_until: float = 0.0, norm: bool = True
+) -> Assignment:
+    """As `tofu`, of the pairs of one image, metric (1, N, D), that are more similar than a threshold."""
+    return _fused(above(metric, threshold, context), context, prune_until, norm)
+
+
+def _fused(matched: Assignment, context: MergeContext, prune_until: float, norm: bool) -> Assignment:
+    """Makes of `tome`'s assignment that of `tofu`: sources are dropped, or means keep their norm."""
+    index, count, *_ = matched
     if context.depth >= prune_until:
         return Assignment(index, count, keep_norm=norm)
-    remaining = metric.shape[1] // 2 - r  # sources, which come first in the output
-    weight = torch.ones_like(metric[..., 0])
+    remaining = count - (index.shape[1] + 1) // 2  # sources, which come first in the output
+    weight = torch.ones_like(context.size)
     weight[:, 1::2] = (index[:, 1::2] < remaining).float()
     return Assignment(index, count, weight)
 
 
 # Norms are element-wise, which no count of MACs includes.
-TOFU = Merger(tofu, half, halves_macs)
+TOFU = Merger(tofu, half, halves_macs, adaptive=fused_above, threshold=SIMILARITY)

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from ..contract import Assignment, Counts, MergeContext, Merger, Option
 
+# What the threshold of `above` is; for other methods that match as `tome` does, too.
+SIMILARITY = "cosine of the metrics above which a pair merges"
+
 
 def tome(
     metric: Tensor,
@@ -36,20 +39,48 @@ def tome(
     Returns:
         An assignment to N - r output patches.
     """
-    batch, patches, _ = metric.shape
-    unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: similarity 0 to everything
-    to = slice(0, None, kth)
-    of = slice(1, None, 2) if kth == 2 else [i for i in range(patches) if i % kth]
-    destinations, sources = unit[:, to], unit[:, of]
-    best, partner = (sources @ destinations.transpose(1, 2)).max(dim=-1)  # (B, sources)
+    return _merged(*_matched(metric, kth), metric.shape[1], r, kth)
 
+
+def above(metric: Tensor, threshold: float, context: MergeContext, kth: int = 2) -> Assignment:
+    """Merges every source that is more similar than the threshold to its best destination: as `tome` with their number.
+
+    Args:
+        metric: (1, N, D) float32, of one image.
+        threshold: cosine of metrics, -1 to 1.
+        context: unused.
+        kth: as in `tome`.
+
+    Returns:
+        An assignment to as many patches as are left.
+    """
+    best, partner = _matched(metric, kth)
+    return _merged(best, partner, metric.shape[1], int((best > threshold).sum()), kth)
+
+
+def _places(patches: int, kth: int) -> tuple[slice, slice | list[int]]:
+    """The positions of the destinations and of the sources among so many patches."""
+    return slice(0, None, kth), slice(1, None, 2) if kth == 2 else [i for i in range(patches) if i % kth]
+
+
+def _matched(metric: Tensor, kth: int) -> tuple[Tensor, Tensor]:
+    """Metric (B, N, D) -> each source's similarity to its best destination, and which that is, both (B, sources)."""
+    unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: similarity 0 to everything
+    to, of = _places(metric.shape[1], kth)
+    best, partner = (unit[:, of] @ unit[:, to].transpose(1, 2)).max(dim=-1)
+    return best, partner
+
+
+def _merged(best: Tensor, partner: Tensor, patches: int, r: int, kth: int) -> Assignment:
+    """Merges the r sources of so many patches that match best; best and partner as `_matched` returns them."""
+    to, of = _places(patches, kth)
     ranked = best.argsort(dim=-1, descending=True, stable=True)
     gone = torch.zeros_like(best).scatter(1, ranked[:, :r], 1.0).bool()
     kept = best.shape[1] - r
     place = (~gone).cumsum(dim=1) - 1  # positions of the remaining sources in the output
-    index = metric.new_empty(batch, patches, dtype=torch.int64)
+    index = torch.empty(best.shape[0], patches, dtype=torch.int64, device=best.device)
     index[:, of] = torch.where(gone, kept + partner, place)
-    index[:, to] = torch.arange(kept, patches - r, device=metric.device)
+    index[:, to] = torch.arange(kept, patches - r, device=best.device)
     return Assignment(index, patches - r)
 
 
@@ -64,4 +95,4 @@ def macs(counts: Counts, kth: int) -> int:
     return sources * (counts.patches - sources) * counts.metric_dim
 
 
-TOME = Merger(tome, every_source, macs)
+TOME = Merger(tome, every_source, macs, adaptive=above, threshold=SIMILARITY)

@@ -56,15 +56,40 @@ def topk(
     patches = metric.shape[1]
     order = context.attention.argsort(dim=-1, descending=True, stable=True)
     if prune:
-        return _pruned(metric, order, r)
+        return onto_survivors(metric, order, r, drop=True)
     kept = torch.zeros_like(context.attention).scatter(1, order[:, : patches - r - 1], 1.0).bool()
     index = torch.where(kept, kept.cumsum(dim=1) - 1, patches - r - 1)
     weight = context.attention.clamp(min=LEAST_ATTENTION) / context.size
     return Assignment(index, patches - r, torch.where(kept, 1.0, weight))
 
 
-def _pruned(metric: Tensor, order: Tensor, r: int) -> Assignment:
-    """Drops the last r patches of `order` (B, N), which lists patches by decreasing attention."""
+def beyond(metric: Tensor, threshold: float, context: MergeContext, prune: bool = False) -> Assignment:
+    """As `topk`, of one image, with the largest r whose patches receive less than 1 - threshold of the attention.
+
+    The class token's attention to all patches counts as 1. What is kept holds the threshold or more of it.
+
+    Args:
+        metric: (1, N, D) float32.
+        threshold: share of the attention; at 0 or less one patch is left.
+        context: provides the class token's attention, and the sizes.
+        prune: as in `topk`.
+    """
+    assert context.attention is not None
+    ranked = context.attention[0].sort(descending=True).values
+    held = ranked.cumsum(0) / ranked.sum().clamp(min=LEAST_ATTENTION)
+    kept = min(1 + int((held < threshold).sum()), len(ranked))
+    return topk(metric, len(ranked) - kept, context, prune)
+
+
+def onto_survivors(metric: Tensor, order: Tensor, r: int, *, drop: bool) -> Assignment:
+    """Assigns the last r patches of `order` (B, N) to the most similar of the others, which keep their original order.
+
+    Args:
+        metric: (B, N, D) float32.
+        order: the patches, those to be kept first.
+        r: patches to remove, 0 <= r < N.
+        drop: whether their mass is lost.
+    """
     batch, patches, _ = metric.shape
     survivors, dropped = order[:, : patches - r].sort().values, order[:, patches - r :]
     unit = F.normalize(metric, dim=-1)
@@ -73,7 +98,8 @@ def _pruned(metric: Tensor, order: Tensor, r: int) -> Assignment:
 
     place = torch.arange(patches - r, device=metric.device).expand(batch, -1)
     index = torch.empty_like(order).scatter(1, survivors, place).scatter(1, dropped, most_similar)
-    return Assignment(index, patches - r, torch.ones_like(metric[..., 0]).scatter(1, dropped, 0.0))
+    weight = torch.ones_like(metric[..., 0]).scatter(1, dropped, 0.0) if drop else None
+    return Assignment(index, patches - r, weight)
 
 
 def macs(counts: Counts, prune: bool) -> int:
@@ -84,4 +110,5 @@ def macs(counts: Counts, prune: bool) -> int:
     return attention + counts.removed * (counts.patches - counts.removed) * counts.metric_dim
 
 
-TOPK = Merger(topk, macs=macs, attention="class")
+HELD = "share of the class token's attention that the kept patches hold"
+TOPK = Merger(topk, macs=macs, attention="class", adaptive=beyond, threshold=HELD)

@@ -16,12 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from ...settings import UserError, check
+from ..budget import Cost
+from ..contract import Removal
 from ..layer import MergeLayer
 from ..schedule import Plan
 from ..settings import MergeSettings
 from ..tokens import Tokens
 from .blocks import MergingBlocks, like_weights
-from .budget import meet_budget
+from .budget import cost_of_images, meet_budget
 from .families import FAMILIES, KINDS, attention_width, family_of, from_transformers, kind_of, read_transformers
 from .kinds import Family, Kind
 from .refusals import check_block, check_container, check_hooks, check_needs
@@ -33,6 +35,7 @@ __all__ = [
     "Kind",
     "MergingBlocks",
     "blocks_of",
+    "cost_per_image",
     "schedule_of",
     "trace",
     "unwrap",
@@ -62,7 +65,8 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
         model: the model, or peft's model around it.
         method: a key of MERGERS.
         r: tokens that each block removes: n, a list, {"first": n, "last": n}; of {"train": [a, b]} the middle.
-        others: other keys of the `merge:` section. In place of r: `keep`; `target_gmacs` (GMACs of one image) or
+        others: other keys of the `merge:` section. In place of r: `keep`; `threshold`, with which the number that is
+            removed depends on the image; `target_gmacs` (GMACs of one image) or
             `target_ratio` (MACs without merging divided by MACs with it), which are met within 0.5 %; or `target_ms`
             (milliseconds of a forward pass of `target_batch` images, 1 if not given), which is measured on the
             model's device, with the precision of its weights. Besides: first_block, blocks, metric, prop_attn, and a
@@ -119,9 +123,21 @@ def blocks_of(model: nn.Module) -> MergingBlocks:
     return blocks
 
 
-def schedule_of(model: nn.Module) -> list[int]:
-    """The number of patches that each block of a wrapped model removes, at the model's image size."""
+def schedule_of(model: nn.Module) -> list[Removal]:
+    """The number of patches that each block of a wrapped model removes, at the model's image size; Adaptive where it
+    depends on the image."""
     return blocks_of(model).schedule()
+
+
+def cost_per_image(model: nn.Module) -> Cost:
+    """The MACs of one image through a wrapped model, as a function of what each block removes of it.
+
+    Raises:
+        UserError: a model that is not wrapped.
+        CountError: the model cannot be counted.
+    """
+    vit = base_model(model)
+    return cost_of_images(vit, family_of(vit), blocks_of(model))
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[Any, Tokens]:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...settings import UserError
-from ..contract import Grid
+from ..contract import Grid, Removal
 from ..layer import MergeLayer, resize_layers
-from ..schedule import Plan, check_plan, effective_schedule
+from ..schedule import Plan, check_plan, effective_schedule, fixed_removals, tokens_left
 from ..settings import MergeSettings
 from ..tokens import Tokens, initial_tokens, size_bias, unmerge
 from .families import kind_of
@@ -83,7 +82,7 @@ class MergingBlocks(nn.Module):
         grid, _ = self.layout()
         if self.merger.pooling is None or grid is None:
             return
-        resize_layers(self.layers(), self.schedule(), prod(grid))
+        resize_layers(self.layers(), fixed_removals(self.schedule()), prod(grid))
         for name, layer in zip(self.names, self.layers(), strict=True):
             like_weights(layer, self.get_submodule(name))
 
@@ -99,7 +98,7 @@ class MergingBlocks(nn.Module):
         out: Tensor = self.unmerge(x, tokens)
         return out
 
-    def begin(self, x: Tensor) -> tuple[Tokens, list[int]]:
+    def begin(self, x: Tensor) -> tuple[Tokens, list[Removal]]:
         """The state of tokens x (B, P + N, C) before the first block, and the number of patches each block removes."""
         patches = int(x.shape[1]) - self.prefix  # while torch.jit traces, as fvcore does, a shape holds tensors
         if not (self.settings.solved or self._warned or torch.compiler.is_compiling()):
@@ -117,7 +116,7 @@ class MergingBlocks(nn.Module):
                 stacklevel=3,
             )
 
-    def run(self, position: int, x: Tensor, tokens: Tokens, r: int, **options: Any) -> tuple[Tensor, Tokens]:
+    def run(self, position: int, x: Tensor, tokens: Tokens, r: Removal, **options: Any) -> tuple[Tensor, Tokens]:
         """Runs one block: with its own attention as long as nothing is merged, with its kind's equations afterwards."""
         name = self.names[position]
         block: nn.Module = getattr(self, name)  # faster than self[position], which splits a path
@@ -127,7 +126,7 @@ class MergingBlocks(nn.Module):
         # A loop, because torch.compile of torch 2.11 cannot subtract sets of keys.
         if not own and (unsupported := sorted(key for key in options if key not in kind.options)):
             raise UserError(f"{unsupported[0]}: does not follow merged tokens; omit it, or unwrap the model")
-        bias = size_bias(tokens) if self.settings.prop_attn else None
+        bias = size_bias(tokens, proportional=self.settings.prop_attn)
         return kind.run(block, x, tokens, r, self.merging[position], bias, own=own, **options)
 
     def grid(self, patches: int) -> Grid | None:
@@ -135,8 +134,8 @@ class MergingBlocks(nn.Module):
         grid, fixed = self.layout()
         return grid if fixed and grid is not None and prod(grid) == patches else None
 
-    def schedule(self, patches: int | None = None) -> list[int]:
-        """The number of patches that each block removes.
+    def schedule(self, patches: int | None = None) -> list[Removal]:
+        """The number of patches that each block removes; Adaptive where it depends on the image.
 
         Args:
             patches: number of patches that enter the first block; None: as many as the model's image size has.
@@ -154,10 +153,10 @@ class MergingBlocks(nn.Module):
         return effective_schedule(self.plan, patches, self.merger, self.grid(patches))
 
     def tokens_per_block(self) -> list[int]:
-        """The number of tokens that leave each block at the model's image size, prefix tokens included."""
+        """The number of tokens that leave each block at the model's image size, prefix tokens included; empty where it
+        depends on the image."""
         grid, _ = self.layout()
-        left = self.prefix + (0 if grid is None else prod(grid))
-        return [left - gone for gone in accumulate(self.schedule())]
+        return tokens_left(self.prefix + (0 if grid is None else prod(grid)), self.schedule())
 
     def __len__(self) -> int:
         return len(self.names)
@@ -200,7 +199,7 @@ class Run:
         after: by block, its output tokens, their state, and what the step returned.
     """
 
-    schedule: list[int] = field(default_factory=list)
+    schedule: list[Removal] = field(default_factory=list)
     after: dict[int, tuple[Tensor, Tokens, Tensor]] = field(default_factory=dict)
 
 

@@ -5,13 +5,51 @@ from __future__ import annotations
 from torch import nn
 
 from ...settings import UserError
-from ..budget import CountError, solve_budget
+from ..budget import Cost, CountError, solve_budget
+from ..contract import Adaptive, Grid
 from ..latency import solve_time
 from .blocks import MergingBlocks
 from .cost import count, traced_cost
 from .kinds import Family
 
 PREDICTION = 1e-3  # share by which a predicted cost may differ from the traced one
+
+
+def _sizes(vit: nn.Module, family: Family, blocks: MergingBlocks) -> tuple[Grid, tuple[int, int, int]]:
+    """Rows and columns of the patches, and the shape (C, H, W) of the images that a model was built for.
+
+    Raises:
+        CountError: they are not known.
+    """
+    grid, _ = blocks.layout()
+    if grid is None:
+        raise CountError(f"this {type(vit).__name__} was built for no image size; build it for one, or give r")
+    convolution = next((module for module in vit.modules() if isinstance(module, nn.Conv2d)), None)
+    if convolution is None:
+        raise CountError(f"this {type(vit).__name__} has no convolution that tells the channels of its images; give r")
+    return grid, (convolution.in_channels, *family.image_size(vit))
+
+
+def cost_of_images(vit: nn.Module, family: Family, blocks: MergingBlocks) -> Cost:
+    """Returns the MACs of one image as a function of what each block removes of it, where that depends on the image.
+
+    Args:
+        vit: the wrapped model, whose plan this does not change.
+        family: its family.
+        blocks: its blocks.
+
+    Raises:
+        CountError: the model cannot be counted.
+    """
+    grid, image = _sizes(vit, family, blocks)
+    plan = blocks.plan
+    matching = [block for block, removed in enumerate(blocks.schedule()) if isinstance(removed, Adaptive)]
+    blocks.plan = [0] * len(blocks)
+    try:
+        unmerged = count(vit, image)
+    finally:
+        blocks.plan = plan
+    return traced_cost(unmerged, blocks.merging, [blocks[i] for i in range(len(blocks))], grid, matching)
 
 
 def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
@@ -26,16 +64,11 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
         UserError: the budget cannot be met, or the model was built for no image size.
     """
     settings = blocks.settings
-    grid, _ = blocks.layout()
     budget = f"merge.{settings.target} = {getattr(settings, str(settings.target))}"
-    if grid is None:
-        raise UserError(f"{budget}: this {type(vit).__name__} was built for no image size; build it for one, or give r")
-    convolution = next((module for module in vit.modules() if isinstance(module, nn.Conv2d)), None)
-    if convolution is None:
-        raise UserError(
-            f"{budget}: this {type(vit).__name__} has no convolution that tells the channels of its images; give r"
-        )
-    image = (convolution.in_channels, *family.image_size(vit))
+    try:
+        grid, image = _sizes(vit, family, blocks)
+    except CountError as error:
+        raise UserError(f"{budget}: {error}") from None
     if settings.target == "target_ms":
         blocks.learn(solve_time(settings, vit, blocks.learn, image, len(blocks), grid))
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any, TypeVar
@@ -143,9 +143,15 @@ class BlockCost:
             self.prefix, self.dim = layer.prefix, layer.dim
             self._plain, self._merging = (self._polynomials(part) for part in (plain, _samples(layer.merger, grid)))
 
-    def __call__(self, patches: int, removed: int) -> float:
-        """Returns the MACs of the block where `patches` enter it and it removes `removed` of them."""
-        return (self._merging if removed else self._plain)[self._is_soft(patches)](patches, removed)
+    def __call__(self, patches: int, removed: int, *, matches: bool = False) -> float:
+        """Returns the MACs of the block where `patches` enter it and it removes `removed` of them.
+
+        Args:
+            patches: the patches that enter it.
+            removed: the patches that it removes.
+            matches: whether it matches also where it removes nothing.
+        """
+        return (self._merging if removed or matches else self._plain)[self._is_soft(patches)](patches, removed)
 
     def _is_soft(self, patches: int) -> bool:
         """Whether the state of so many patches is soft, and has products of its own."""
@@ -208,7 +214,9 @@ def _fitted(points: list[tuple[int, int]], macs: list[int]) -> Callable[[int, in
     return lambda patches, removed: float(solution @ features(patches, removed))
 
 
-def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid) -> Cost:
+def traced_cost(
+    unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], grid: Grid, matching: Collection[int] = ()
+) -> Cost:
     """Returns the cost of a model as a function of its schedule.
 
     Args:
@@ -216,6 +224,7 @@ def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], g
         layers: the merge layer of each block.
         blocks: the blocks.
         grid: rows and columns of the patches that enter the first block.
+        matching: the blocks, counted from 0, that match also where they remove nothing.
     """
     costs: dict[Any, BlockCost] = {}
     keys = [(type(block), *((name, p.shape) for name, p in block.named_parameters())) for block in blocks]
@@ -228,8 +237,8 @@ def traced_cost(unmerged: int, layers: Iterable[Any], blocks: list[nn.Module], g
 
     def cost(schedule: Schedule) -> int:
         total, left = rest, patches
-        for key, removed in zip(keys, schedule, strict=True):
-            total += costs[key](left, removed)
+        for block, (key, removed) in enumerate(zip(keys, schedule, strict=True)):
+            total += costs[key](left, removed, matches=block in matching)
             left -= removed
         if soft and left < patches:  # a token for each input token again, by shares
             total += (prefix + patches) * (prefix + left) * dim

@@ -19,12 +19,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...attention import attend, split_heads
+from ..contract import Removal
 from ..layer import Attended, MergeLayer, Scores
 from ..tokens import Tokens
 
 
 def vit_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
+    block: Any,
+    x: Tensor,
+    tokens: Tokens,
+    r: Removal,
+    merge: MergeLayer,
+    bias: Tensor | None,
+    *,
+    own: bool,
+    **options: Any,
 ) -> tuple[Tensor, Tokens]:
     """timm's Block: x + LS(attention(norm x)), then x + LS(MLP(norm x)), with merging in between."""
     source = block.norm1(x)
@@ -35,7 +44,15 @@ def vit_block(
 
 
 def post_norm_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
+    block: Any,
+    x: Tensor,
+    tokens: Tokens,
+    r: Removal,
+    merge: MergeLayer,
+    bias: Tensor | None,
+    *,
+    own: bool,
+    **options: Any,
 ) -> tuple[Tensor, Tokens]:
     """timm's ResPostBlock: x + norm(attention(x)), then x + norm(MLP(x)), with merging in between."""
     out, attended = _timm_attention(block.attn, x, bias, own, options)
@@ -56,7 +73,7 @@ def _timm_attention(
         out = attn.norm(out)
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(source).sigmoid()
-    return attn.proj_drop(attn.proj(out)), Attended(source, lambda: Scores(q, k, bias))
+    return attn.proj_drop(attn.proj(out)), Attended(source, lambda: Scores(q, k, bias, v=v))
 
 
 def _timm_qkv(attn: Any, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,12 +82,12 @@ def _timm_qkv(attn: Any, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scores(qkv: tuple[Tensor, ...], bias: Tensor | None) -> Scores:
-    q, k, _ = qkv
-    return Scores(q, k, bias)
+    q, k, v = qkv
+    return Scores(q, k, bias, v=v)
 
 
 def torchvision_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool
+    block: Any, x: Tensor, tokens: Tokens, r: Removal, merge: MergeLayer, bias: Tensor | None, *, own: bool
 ) -> tuple[Tensor, Tokens]:
     """torchvision's EncoderBlock: x + dropout(attention(norm x)), then x + MLP(norm x), with merging in between."""
     source = block.ln_1(x)
@@ -92,11 +109,19 @@ def _torchvision_attention(attn: Any, source: Tensor, bias: Tensor | None, own: 
     q, k, v = qkv()
     out = attend(q, k, v, bias, attn.dropout if attn.training else 0.0)
     out = F.linear(out, attn.out_proj.weight, attn.out_proj.bias)
-    return out, Attended(source, lambda: Scores(q, k, bias))
+    return out, Attended(source, lambda: Scores(q, k, bias, v=v))
 
 
 def beit_block(
-    block: Any, x: Tensor, tokens: Tokens, r: int, merge: MergeLayer, bias: Tensor | None, *, own: bool, **options: Any
+    block: Any,
+    x: Tensor,
+    tokens: Tokens,
+    r: Removal,
+    merge: MergeLayer,
+    bias: Tensor | None,
+    *,
+    own: bool,
+    **options: Any,
 ) -> tuple[Tensor, Tokens]:
     """timm's Beit block: a ViT's, with a position bias on the scores: from its own table, a shared one, or both."""
     source = block.norm1(x)
@@ -121,7 +146,7 @@ def _beit_attention(
     q, k, v = qkv()
     bias = _beit_bias(attn, tokens, bias, **options)
     out = attn.proj(attend(q, k, v, bias, attn.attn_drop.p if attn.training else 0.0))
-    return attn.proj_drop(out), Attended(source, lambda: Scores(q, k, bias))
+    return attn.proj_drop(out), Attended(source, lambda: Scores(q, k, bias, v=v))
 
 
 def _beit_qkv(attn: Any, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...attention import attend
 from ...settings import UserError
-from ..contract import Grid
+from ..contract import Grid, Removal
 from ..layer import Attended, MergeLayer, Scores
 from ..tokens import Tokens
 from .kinds import Family, Kind
@@ -156,7 +156,7 @@ def _block(parts: Parts) -> Callable[..., tuple[Tensor, Tokens]]:
         block: Any,
         x: Tensor,
         tokens: Tokens,
-        r: int,
+        r: Removal,
         merge: MergeLayer,
         bias: Tensor | None,
         *,
@@ -186,12 +186,12 @@ def _attention(
         layers = (attn.q_proj, attn.k_proj, attn.v_proj)
         q, k, v = (layer(source).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for layer in layers)
         if "position_embeddings" not in options:
-            return Scores(q, k, bias), v
+            return Scores(q, k, bias, v=v), v
         cosine, sine = options["position_embeddings"]
         prefix = tokens.index.shape[1] - sine.shape[-2]
         rotation = mean_rotation(torch.cat([sine, cosine], dim=-1), tokens, prefix)
         turned, rotated_keys = (rotated(part, rotation, prefix, half=True).to(v.dtype) for part in (q, k))
-        return Scores(turned, rotated_keys, bias, k), v
+        return Scores(turned, rotated_keys, bias, k, v), v
 
     if not own and getattr(attn.config, "output_attentions", False):
         raise UserError("output_attentions: does not follow merged tokens; set it to False in the model's config")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...attention import attend, split_heads
+from ..contract import Removal
 from ..layer import Attended, MergeLayer, Scores
 from ..tokens import Tokens, mean_over_members
 
@@ -32,7 +33,7 @@ def eva_block(
     block: Any,
     x: Tensor,
     tokens: Tokens,
-    r: int,
+    r: Removal,
     merge: MergeLayer,
     bias: Tensor | None,
     *,
@@ -52,7 +53,7 @@ def eva_post_norm_block(
     block: Any,
     x: Tensor,
     tokens: Tokens,
-    r: int,
+    r: Removal,
     merge: MergeLayer,
     bias: Tensor | None,
     *,
@@ -81,12 +82,12 @@ def _attention(
     def projected() -> tuple[Scores, Tensor]:
         q, unrotated, v = _qkv(attn, source)
         if rope is None:
-            return Scores(q, _repeated(attn, unrotated), bias), v
+            return Scores(q, _repeated(attn, unrotated), bias, v=v), v
         places = rope.unsqueeze(1) if rope.ndim == 3 and not OF_HEADS else rope
         rotation = mean_rotation(places, tokens, attn.num_prefix_tokens)
         half = getattr(attn, "rotate_half", False)
         q, k = (rotated(part, rotation, attn.num_prefix_tokens, half).to(v.dtype) for part in (q, unrotated))
-        return Scores(q, _repeated(attn, k), bias, unrotated), v
+        return Scores(q, _repeated(attn, k), bias, unrotated, v), v
 
     if own:
         return attn(source, rope=rope, **options), Attended(source, lambda: projected()[0])

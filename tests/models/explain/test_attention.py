@@ -11,7 +11,7 @@ from models import build_model
 from models.explain import EXPLAINERS, explain
 from models.explain.recording import recording
 from models.merging import MERGERS, wrap
-from models.merging.wrapping import MergingBlocks
+from models.merging.wrapping import MergingBlocks, trace
 from models.settings import UserError
 from tests.models.merging.wrapped_models import ALL, PATCHES, built, images
 
@@ -28,6 +28,17 @@ def test_a_recorded_model_computes_what_it_computes_otherwise():
     assert [block.after.size.shape[1] for block in blocks] == [14, 11, 8]
     assert all((block.attention.sum(-1) - 1).abs().max() < 1e-5 for block in blocks)
     assert all(block.answer is not None for block in blocks)
+
+
+@pytest.mark.parametrize("method", [*BY_ATTENTION, "gradcam"])
+def test_images_that_keep_different_numbers_of_tokens_are_explained_as_they_are_alone(method):
+    model = wrap(built(), threshold=0.97)
+    pictures = images(3) * torch.tensor([0.05, 0.5, 3.0])[:, None, None, None] + 0.5
+    together = explain(model, pictures, method).relevance
+    assert len(set(trace(model, pictures)[1].left)) > 1
+    for image in range(3):
+        alone = explain(model, pictures[image : image + 1], method).relevance[0]
+        torch.testing.assert_close(together[image], alone, atol=1e-5 * float(alone.max()), rtol=1e-4)
 
 
 @ALL

@@ -43,7 +43,7 @@ def recorded(model):
 def expect_attention(inputs):
     """What a hook receives describes the block's attention: rows of attention weights that sum to one."""
     x, tokens, _, attended = inputs
-    q, k, bias, _ = attended.scores
+    q, k, bias, *_ = attended.scores
     assert attended.source.shape == x.shape and q.shape[2] == k.shape[2] == x.shape[1] == tokens.size.shape[1]
     weights = (q @ k.mT / q.shape[-1] ** 0.5 + (0 if bias is None else bias)).softmax(-1)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
@@ -107,7 +107,7 @@ def test_what_a_hook_sees_gives_the_attention_s_output(name):
     attention = first.attn if hasattr(first, "attn") else first.self_attention
     attention.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     ((inputs, _),) = recorded(model)[0]
-    q, k, bias, _ = inputs[3].scores
+    q, k, bias, *_ = inputs[3].scores
     source = inputs[3].source
     if name == "torchvision":
         values = F.linear(source, attention.in_proj_weight, attention.in_proj_bias)[..., -32:]

@@ -30,7 +30,8 @@ if __name__ == "__main__":
         hook = args[1].register_forward_hook(lambda module, given, output: logits.append(output.float()))
         row = evaluated(*args)
         hook.remove()
-        found = torch.cat(logits)[-len(row.predicted) :].log_softmax(-1)  # counting its cost calls the model, too
+        batches = [batch for batch in logits if len(batch) > 1]  # counting calls the model with single images
+        found = torch.cat(batches).log_softmax(-1)
         if row.merge is None:
             torch.save(found, kept)
         unmerged = torch.load(kept)

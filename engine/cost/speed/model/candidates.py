@@ -12,7 +12,7 @@ from engine.cost.speed.model.variants import UNMERGED
 from models.budget import solve
 from models.builders import build
 from models.formulas import FORMULAS, formula_macs
-from models.interface import merging_method, removed_per_block, without_merging
+from models.interface import depends_on_image, merging_method, removed_per_block, without_merging
 from models.settings import ModelSettings, UserError
 
 
@@ -51,6 +51,11 @@ def candidates(
     for method, settings in asked.items():
         solved = solve(settings)
         model = build(solved)
+        if depends_on_image(model):
+            raise UserError(
+                "merge: the number of tokens depends on the image, and random images are timed here; give r; "
+                "tools/zeroshot.py --time measures on real images"
+            )
         if sum(removed_per_block(model)):
             merging[str(merging_method(solved))] = (solved, model)
         elif method not in (None, "none"):

@@ -14,6 +14,7 @@ from engine.cost.macs import measure
 from engine.data.loading.loader import resized
 from engine.study.zeroshot import evaluate, fingerprints
 from engine.study.zeroshot.evaluate import evaluate_rows
+from engine.study.zeroshot.report import compared, notes, table, write_outputs
 from engine.study.zeroshot.timing import time_rows
 from models.merging import wrap
 from models.settings import UserError
@@ -62,6 +63,29 @@ def test_what_has_to_be_trained_is_said_and_drawn_alike_in_any_order(load, tmp_p
     assert rows[-1].name == others[-1].name == "patchmerger, r = 4" and rows[-1].removed == others[-1].removed
     assert (rows[-1].predictions == others[-1].predictions).all()
     assert (rows[-1].predictions != rows[0].predictions).any()
+
+
+def test_a_row_whose_number_of_tokens_depends_on_the_image(load, session_files, tmp_path):
+    """It predicts what the images have alone, and its cost is the mean of theirs, never a fixed one."""
+    settings = load("methods=[tome]", "budgets=[{threshold: 0.5}]")
+    images, rows = evaluate_rows(settings, tmp_path, report=(lines := []).append)
+    model = wrap(plain_model(session_files.parent), threshold=0.5)
+    alone = np.concatenate([plain_predictions(model, [name]) for name in files_of(images)])
+    row, spread = rows[1], rows[1].gmacs_spread
+    assert (row.predictions == alone).all() and row.removed == [] and row.budget == "threshold 0.5"
+    assert spread.images == 18 and spread.least < row.gmacs < spread.most < rows[0].gmacs and spread.std > 0
+    assert "GMACs, mean of 18 images (standard deviation " in lines[1] and "mean" not in lines[0]
+    found = compared(images, rows)
+    _, cells = table(found)
+    assert " ± " in cells[1][1] and " ± " not in cells[0][1]
+    assert notes(found) == [f"tome, threshold 0.5: {row.costs.in_words()}"]
+    write_outputs(tmp_path, settings, images, found)
+    assert notes(found)[0] in (tmp_path / "table.md").read_text()
+    of_file = json.loads((tmp_path / "zeroshot.json").read_text())["rows"][1]
+    assert of_file["gmacs"] == row.gmacs and of_file["gmacs_spread"]["images"] == 18
+    _, again = evaluate_rows(settings, tmp_path, report=lambda line: None)
+    assert again[1] == row
+    assert list(time_rows(settings, images, rows, 1)) == ["unmerged", "tome, threshold 0.5"]
 
 
 def test_images_of_another_size_are_what_timm_predicts_for_them(load, session_files, tmp_path):

@@ -48,7 +48,7 @@ def test_a_shared_budget_gives_way_to_the_rows_own(load):
         ("methods=[dtem]", "dtem"),
         ("methods=[]", "methods: none; every method is evaluated with every budget"),
         ("budgets=[]", "budgets: none"),
-        ("budgets=[{r: 8, target_gmacs: 0.9}]", "one of r, keep, target_gmacs, target_ratio"),
+        ("budgets=[{r: 8, target_gmacs: 0.9}]", "one of r, keep, threshold, target_gmacs, target_ratio"),
         ("budgets=[{}]", "this has 0"),
         ("budgets=[{keep: {rate: 0.7}, first_block: 3}]", "budgets.0.first_block = 3: keep.blocks says which blocks"),
         ("budgets=[{r: [1, 0, 2], blocks: [3]}]", "budgets.0.blocks = [3]: r says which blocks"),
