@@ -1,4 +1,4 @@
-"""A row of a comparison: what a model with one way of merging predicted for every image, and what it costs.
+"""A row of a comparison: what a model with one way of merging gave for every image, and what it costs.
 
 Each row is a file of its own, written as soon as the row is complete, so that a comparison that was stopped goes on
 where it was.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -18,13 +18,14 @@ from engine.runs.records.record import Amount, Count, Record
 from models.settings import UserError
 
 VERSION = 1  # of the record
+R = TypeVar("R", bound="Row")
 
 
-class ZeroshotRow(Record):
-    """The predictions and the cost of one row."""
+class Row(Record):
+    """What the rows of all comparisons record. Each comparison adds what it measured."""
 
     version: int = Field(VERSION, description="of this record")
-    key: str = Field(description="fingerprint of everything that decides the predictions")
+    key: str = Field(description="fingerprint of everything that decides what is measured")
     name: str = Field(description="the row's name")
     method: str | None = Field(description="merging method; None: not merged")
     budget: str | None = Field(description="how much is merged, in words; None: not merged")
@@ -32,12 +33,17 @@ class ZeroshotRow(Record):
     removed: list[Count] = Field(description="patches that each block removes")
     gmacs: Amount | None = Field(description="multiply-adds of one image, billions; None: they cannot be counted")
     params: Count = Field(description="number of the model's parameters")
-    predicted: list[Count] = Field(description="the predicted class of each image, in the order of the images")
     seconds: Amount = Field(description="duration of the evaluation, which is no benchmark")
     device: str = Field("", description="what computed it")
     versions: dict[str, str] = Field({}, description="versions of libraries")
     code: str = Field("", description="fingerprint of the code that merges")
     commit: str | None = Field(description="git commit of the code")
+
+
+class ZeroshotRow(Row):
+    """The predictions and the cost of one row."""
+
+    predicted: list[Count] = Field(description="the predicted class of each image, in the order of the images")
 
     @property
     def predictions(self) -> np.ndarray:
@@ -50,21 +56,26 @@ def row_file(folder: Path, key: str) -> Path:
     return folder / "rows" / f"{key[:16]}.json"
 
 
-def write_row(folder: Path, row: ZeroshotRow) -> None:
+def write_row(folder: Path, row: Row) -> None:
     """Writes a row atomically: a line for each field."""
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in row.model_dump(mode="json").items()]
     write_text_atomic(row_file(folder, row.key), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_row(folder: Path, key: str) -> ZeroshotRow | None:
+def read_row(folder: Path, key: str, kind: type[R]) -> R | None:
     """Returns a row that was evaluated before; None if there is none.
+
+    Args:
+        folder: of the comparison.
+        key: the row's fingerprint.
+        kind: the class of its record.
 
     Raises:
         UserError: its file is damaged.
     """
     file = row_file(folder, key)
     try:
-        row = ZeroshotRow.checked(json.loads(file.read_text()))
+        row = kind.checked(json.loads(file.read_text()))
         if row.key != key:
             raise UserError("key: of another row")
         return row
