@@ -14,6 +14,7 @@ from torch import nn
 
 from engine.files import writing
 from engine.machine import commit, device_name, pick_device, versions
+from engine.runs.folder import RunFolder
 from engine.study.compare.budgets import budget_in_words
 from engine.study.zeroshot.fingerprints import of_merging, of_values, of_weights
 from engine.study.zeroshot.rows import Row, read_row, write_row
@@ -64,6 +65,20 @@ class Comparison(Generic[R]):
         if merge is not None and merge.target_ms is not None:  # what is merged depends on how fast the machine is
             values = (*values, device_name(pick_device(settings.device)))
         return of_values(*values) if way.size is None else of_values(*values, way.size)
+
+
+def folder_of(settings: WaysSettings) -> Path:
+    """Returns the folder of a comparison's results, and creates it.
+
+    Raises:
+        UserError: it is the folder of a training run, or cannot be created.
+    """
+    folder = Path(settings.out or f"runs/{settings.name}")
+    if RunFolder(folder).is_run:
+        raise UserError(f"out = {str(folder)!r}: is the folder of a training run; give another")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def pretrained(settings: WaysSettings, device: torch.device) -> tuple[nn.Module, str]:
