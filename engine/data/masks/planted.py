@@ -35,7 +35,9 @@ class PlantedSettings(FolderSettings):
     name: Literal["planted"] = "planted"  # type: ignore[assignment]
     train: int = Field(300, ge=1, le=1_000_000, description="compositions to fit")
     test: int = Field(200, ge=1, le=1_000_000, description="compositions to measure on, of other photographs")
-    objects: tuple[int, int] = Field((2, 4), description="fewest and most photographs pasted onto the background")
+    objects: list[int] = Field(
+        [2, 4], min_length=2, max_length=2, description="fewest and most photographs pasted onto the background"
+    )
     held_out: float = Field(
         0.4, gt=0, lt=1, description="share of each class's photographs for testing if the folder has no test set"
     )
@@ -43,9 +45,9 @@ class PlantedSettings(FolderSettings):
 
     @field_validator("objects")
     @classmethod
-    def _in_order(cls, objects: tuple[int, int]) -> tuple[int, int]:
+    def _in_order(cls, objects: list[int]) -> list[int]:
         if not 1 <= objects[0] <= objects[1] <= MOST_CLASSES:
-            raise ValueError(f"{list(objects)}: must be the fewest and the most, as in [2, 4]")
+            raise ValueError(f"{objects}: must be the fewest and the most, as in [2, 4]")
         return objects
 
 
@@ -65,7 +67,7 @@ def load_planted(settings: PlantedSettings) -> MaskedImages:
         raise UserError(f"{where}: {len(raw.classes)} classes; masks have {MOST_CLASSES} at most")
     if len(raw.classes) <= settings.objects[1]:
         raise UserError(
-            f"data.objects = {list(settings.objects)}: up to {settings.objects[1]} objects and a background are of "
+            f"data.objects = {settings.objects}: up to {settings.objects[1]} objects and a background are of "
             f"different classes, and {where} has {len(raw.classes)}; give at most {len(raw.classes) - 1}"
         )
     parts = _photographs(raw, settings, where)
@@ -109,7 +111,7 @@ def _classes(photographs: Split) -> int:
 
 
 def _composition(
-    photographs: Split, by_class: list[np.ndarray], key: tuple[int, ...], objects: tuple[int, int]
+    photographs: Split, by_class: list[np.ndarray], key: tuple[int, ...], objects: list[int]
 ) -> tuple[Image.Image, np.ndarray]:
     """One composition, and its mask, uint8 (H, W).
 
