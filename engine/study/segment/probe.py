@@ -32,7 +32,7 @@ class Maps(nn.Module):
         depth = len(model.blocks)
         blocks = [depth] if blocks is None else list(blocks)
         if max(blocks) > depth:
-            raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks")
+            raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks; give numbers from 1 to {depth}")
         self.model, self.indices = model, [block - 1 for block in blocks]
         self.img_size, self.in_chans = model.img_size, model.in_chans
 
