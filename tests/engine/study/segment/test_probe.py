@@ -39,6 +39,11 @@ def test_maps_are_those_of_timm_side_by_side():
 
 
 def test_blocks_behind_the_last_map_are_not_run():
+    model, ran = vit(), []
+    for number, block in enumerate(model.blocks, 1):
+        block.register_forward_hook(lambda *given, number=number: ran.append(number))
+    Maps(model, [2, 4])(images())
+    assert ran == [1, 2, 3, 4]
     costs = [measure(Segmenter(Maps(vit(), [last]), torch.zeros(3, 64), torch.zeros(3), 64)).macs for last in (2, 6)]
     whole = measure(vit())
     assert costs[1] - costs[0] == sum(whole.by_module[f"blocks.{number}"] for number in range(2, 6))
@@ -110,8 +115,9 @@ def test_shares_are_patches_that_count_in_part(clusters):
     ones, others = torch.eye(3)[labels], torch.eye(3)[labels.roll(1)]
     mixed = fit_linear(features, (ones + others) / 2, 0.01, 500)
     twice = fit_linear(features.repeat(2, 1), torch.cat([ones, others]), 0.01, 500)
+    half = fit_linear(features, (ones + others) / 4, 0.01, 500)  # of each, half the pixels are ignored
     unlabelled = fit_linear(torch.cat([features, features + 9]), torch.cat([(ones + others) / 2, 0 * ones]), 0.01, 500)
-    for weight, bias in (twice, unlabelled):
+    for weight, bias in (twice, half, unlabelled):
         assert ((features @ (weight - mixed[0]).T + bias - mixed[1]).abs() < 0.01).all()
 
 
