@@ -32,7 +32,7 @@ RADII = (0.65, 1.0)  # of a polygon's corners, as a share of the ellipse's aroun
 class PlantedSettings(FolderSettings):
     """`path` is a folder of photographs with a folder for each class, as of the dataset `folder`."""
 
-    name: Literal["planted"] = "planted"  # type: ignore[assignment]
+    name: Literal["planted"] = "planted"
     train: int = Field(300, ge=1, le=1_000_000, description="compositions to fit")
     test: int = Field(200, ge=1, le=1_000_000, description="compositions to measure on, of other photographs")
     objects: list[int] = Field(

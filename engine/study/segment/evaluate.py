@@ -96,7 +96,7 @@ def evaluate_rows(
 
     def evaluate(model: nn.Module, way: Way) -> dict[str, Any]:
         segmenter = fitted(settings, subject, model, way)
-        cost, counts = measure_or_say(segmenter), counted(settings, subject, segmenter, way)
+        cost, counts = measure_or_say(segmenter), count_pixels(settings, subject, segmenter, way)
         return {"gmacs": cost.gmacs, "params": cost.params, "pixels": counts.tolist()}
 
     def says(row: SegmentRow) -> str:
@@ -150,7 +150,7 @@ def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: W
     return Segmenter(maps, weight, bias, train.masks.shape[-1])
 
 
-def counted(settings: SegmentSettings, subject: Subject, segmenter: Segmenter, way: Way) -> Tensor:
+def count_pixels(settings: SegmentSettings, subject: Subject, segmenter: Segmenter, way: Way) -> Tensor:
     """Counts the pixels of the test images that are predicted right: int64 (N, 3, classes), on the CPU."""
     test, device = subject.images.test, pick_device(settings.device)
     autocast, found = pick_autocast(settings.precision, device), []
