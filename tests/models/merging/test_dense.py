@@ -10,21 +10,11 @@ import torch
 from models import build_model
 from models.interface import last_tokens, trace_tokens
 from models.merging import wrap
-from models.merging.wrapping import blocks_of
-from tests.models.merging.wrapped_models import ALL, MODELS, built, images, prefix_of
+from tests.models.merging.wrapped_models import ALL, MODELS, after_blocks, built, images, prefix_of
 
 LAST_ALONE = {"torchvision"}  # families without an interface for maps of any block
 DENSE = [name for name in MODELS if name not in LAST_ALONE]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
-
-
-def after_blocks(model, run):
-    """What each block of a wrapped model put out, (x, tokens), in one call of `run`."""
-    seen = []
-    hook = blocks_of(model).unmerge.register_forward_hook(lambda module, given, output: seen.append(given))
-    result = run()
-    hook.remove()
-    return result, seen
 
 
 def pulled_back(x, tokens, prefix):
@@ -46,7 +36,7 @@ def test_maps_of_any_block(name, stop_early):
     same = model.forward_intermediates(images(), **asked)
     assert all(torch.equal(a, b) for a, b in zip(same, maps, strict=True))
     wrap(model, r=[5, 4, 2])
-    merged, states = after_blocks(model, lambda: model.forward_intermediates(images(), **asked))
+    merged, states = after_blocks(lambda: model.forward_intermediates(images(), **asked))
     prefix = prefix_of(model)
     for values, (x, tokens), plain, left in zip(merged, states, maps, (11, 7, 5), strict=False):
         assert values.shape == plain.shape == (2, 32, 4, 4)
@@ -60,7 +50,7 @@ def test_the_map_of_the_last_block(name):
     """By the function that works on every family."""
     model = wrap(built(name), r=[5, 4, 2])
     with last_tokens(model) as found:
-        _, states = after_blocks(model, lambda: model(images()))
+        _, states = after_blocks(lambda: model(images()))
     x, tokens = states[-1]
     assert torch.equal(found[-1], pulled_back(x, tokens, 0)) and tokens.size.shape[1] == prefix_of(model) + 5
 
@@ -102,7 +92,7 @@ def test_features_only(name):
         wrap(net.model)
         assert all(torch.equal(a, b) for a, b in zip(net(images()), plain, strict=True))
         wrap(net.model, "tome", r=[5, 4, 2])
-        maps, states = after_blocks(net.model, lambda: net(images()))
+        maps, states = after_blocks(lambda: net(images()))
     prefix = net.model.num_prefix_tokens
     for values, (x, tokens), left in zip(maps, states[::2], (11, 5), strict=True):
         assert values.shape == (2, 32, 4, 4)

@@ -13,7 +13,7 @@ from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace, unwrap
 from models.merging.wrapping.families import kind_of
 from models.settings import UserError
-from tests.models.merging.wrapped_models import PATCHES, images
+from tests.models.merging.wrapped_models import PATCHES, after_blocks, images
 from tests.paths import ROOT
 
 transformers = pytest.importorskip("transformers", minversion="5.24")
@@ -78,10 +78,8 @@ def test_outputs_have_a_row_for_each_patch(name):
     assert schedule_of(model) == [0, 5, 3]
     assert tokens.size.shape == (2, prefix + PATCHES - 8) and tokens.index.shape == (2, prefix + PATCHES)
     assert torch.equal(tokens.index[:, :prefix], torch.arange(prefix).expand(2, -1))
-    states = []
-    hook = blocks_of(model).unmerge.register_forward_hook(lambda module, given, output: states.append(given))
-    hidden = model(images(), output_hidden_states=True).hidden_states
-    hook.remove()
+    result, states = after_blocks(lambda: model(images(), output_hidden_states=True))
+    hidden = result.hidden_states
     assert [tuple(rows.shape) for rows in hidden] == [(2, prefix + PATCHES, 32)] * 4
     # After any block, a row is the token that its patch became part of; the last is normalised in some of the models.
     for number, ((x, tokens), removed) in enumerate(zip(states, (0, 5, 8), strict=True), 1):

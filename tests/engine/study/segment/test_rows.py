@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file as read_tensors
 
+from engine.data.loading.loader import resized
 from engine.data.masks import load_masked
 from engine.measure.segmentation import mean_iou, paired_images, pixel_accuracy, pixel_counts
 from engine.settings.layers import CONFIGS, load_file
@@ -24,18 +25,20 @@ def quietly(line):
     pass
 
 
-def by_hand(settings, folder, merge=None):
+def by_hand(settings, folder, merge=None, size=64):
     """The counts of a row by timm, wrap and the probe's parts."""
     model = timm.create_model("test_vit", img_size=64)
     model.load_state_dict(read_tensors(folder / "vit.safetensors"))
+    model.set_input_size(img_size=size)
     if merge:
         wrap(model, **merge)
     data = load_masked(settings.data.model_copy(update={"size": 64}))
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
-    maps = [model.eval().forward_features((part.images / 255 - mean) / std)[:, 1:] for part in (data.train, data.test)]
-    maps = [each.detach() for each in maps]
-    weight, bias = fit_linear(maps[0].flatten(0, 1), patch_shares(data.train.masks, 4, 4, 4).flatten(0, 2), 1e-3, 200)
-    logits = (maps[1] @ weight.T + bias).mT.unflatten(2, (4, 4))
+    shown = [resized((part.images / 255 - mean) / std, size) for part in (data.train, data.test)]
+    maps, side = [model.eval().forward_features(images)[:, 1:].detach() for images in shown], size // 16
+    shares = patch_shares(data.train.masks, 4, side, side).flatten(0, 2)
+    weight, bias = fit_linear(maps[0].flatten(0, 1), shares, 1e-3, 200)
+    logits = (maps[1] @ weight.T + bias).mT.unflatten(2, (side, side))
     predicted = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear").argmax(1)
     return pixel_counts(predicted, data.test.masks, 4).numpy()
 
@@ -58,21 +61,23 @@ def test_rows_are_probes_of_merged_maps(load, session_files, tmp_path):
 
 
 def test_a_row_is_evaluated_once_and_again_if_what_decides_it_changes(load, tmp_path, monkeypatch):
-    _, before = evaluate_rows(load(), tmp_path, quietly)
+    few = ["data.train=4", "data.test=2", "methods=[]", "budgets=[]", "sizes=[32]"]
+    _, before = evaluate_rows(load(*few), tmp_path, quietly)
     calls, true = [], evaluate.fitted
     monkeypatch.setattr(evaluate, "fitted", lambda *given: calls.append(1) or true(*given))
-    _, after = evaluate_rows(load("name=other", "batch_size=5"), tmp_path, quietly)
+    _, after = evaluate_rows(load(*few, "name=other", "batch_size=5"), tmp_path, quietly)
     assert after == before and not calls
-    for number, change in enumerate(["probe.l2=0.1", "probe.blocks=[3]", "data.seed=1", "probe.patches=32"], 1):
-        evaluate_rows(load("methods=[]", "budgets=[]", "rows={a: {method: tome, r: 3}}", change), tmp_path, quietly)
+    for number, change in enumerate(["probe.l2=0.1", "data.seed=1"], 1):
+        evaluate_rows(load(*few, change), tmp_path, quietly)
         assert len(calls) == 2 * number
 
 
-def test_images_of_other_sizes_are_measured_at_the_size_of_the_masks(load, tmp_path):
+def test_images_of_other_sizes_are_measured_at_the_size_of_the_masks(load, session_files, tmp_path):
     settings = load("sizes=[32, 96]", "rows={large: {method: tome, r: 9, img_size: 96}}", "methods=[]", "budgets=[]")
     _, (unmerged, small, large, merged) = evaluate_rows(settings, tmp_path, quietly)
     for row in (small, large, merged):
         assert (row.counts[:, 2] == unmerged.counts[:, 2]).all() and row.pixels != unmerged.pixels
+    assert near(small.counts, by_hand(settings, session_files.parent, size=32))
     assert small.gmacs < unmerged.gmacs < large.gmacs and merged.gmacs < large.gmacs
     small, unmerged, large = (mean_iou(row.counts.sum(0)) for row in (small, unmerged, large))
     assert small < unmerged < large  # of plain colours: a finer grid follows borders better
