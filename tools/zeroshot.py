@@ -18,11 +18,9 @@ if __name__ == "__main__":
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from engine.cli import cli, parser_of
 from engine.tables import print_table
-from models.settings import UserError
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -53,10 +51,9 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     import torch
 
-    from engine.files import writing
-    from engine.runs.folder import RunFolder
     from engine.runs.lock import take_lock
     from engine.settings.layers import load_file
+    from engine.study.zeroshot.each import folder_of
     from engine.study.zeroshot.evaluate import evaluate_rows
     from engine.study.zeroshot.report import compared, earlier_times, notes, table, write_outputs
     from engine.study.zeroshot.settings import ZeroshotSettings
@@ -66,11 +63,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    folder = Path(settings.out or f"runs/{settings.name}")
-    if RunFolder(folder).is_run:
-        raise UserError(f"out = {str(folder)!r}: is the folder of a training run; give another")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(settings)
     with take_lock(folder, resume=True):
         images, rows = evaluate_rows(settings, folder, again=args.again)
         times = time_rows(settings, images, rows, args.time) if args.time else earlier_times(folder, rows)

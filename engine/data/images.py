@@ -29,7 +29,7 @@ from engine.data.formats.png import too_large, without_texts
 from engine.data.formats.ppm import open_ppm
 from engine.data.formats.tga import open_tga
 from engine.data.formats.tiff import full_range, open_tiff
-from engine.data.settings import FileSettings
+from engine.data.settings import ReadSettings
 
 Image.MAX_IMAGE_PIXELS = None  # some formats would check this limit, too, whatever data.max_pixels is
 
@@ -60,7 +60,7 @@ class Facts(NamedTuple):
     several: bool  # whether the file holds more than one image; only the first is read
 
 
-def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
+def open_rgb(path: Path, settings: ReadSettings) -> Image.Image:
     """Reads an image upright, as 8-bit RGB, at its original size. If a file holds several images, the first is read.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and transparent areas are filled with
@@ -74,7 +74,7 @@ def open_rgb(path: Path, settings: FileSettings) -> Image.Image:
     return read_with_facts(path, settings)[0]
 
 
-def read_with_facts(path: Path, settings: FileSettings) -> tuple[Image.Image, Facts]:
+def read_with_facts(path: Path, settings: ReadSettings) -> tuple[Image.Image, Facts]:
     """Reads an image as open_rgb does, and returns it with the facts about its file.
 
     The content of the file determines its format, whatever its name. The format's reader is called directly, because
@@ -96,7 +96,7 @@ def read_with_facts(path: Path, settings: FileSettings) -> tuple[Image.Image, Fa
             return _read(kind, without_texts(file), settings)
 
 
-def _read(kind: str, file: BinaryIO, settings: FileSettings) -> tuple[Image.Image, Facts]:
+def _read(kind: str, file: BinaryIO, settings: ReadSettings) -> tuple[Image.Image, Facts]:
     file.seek(0)
     with READERS[kind](file) as image:
         width, height = image.size
@@ -150,13 +150,19 @@ def _scale_clear(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
-def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
+def to_square(image: Image.Image, settings: ReadSettings) -> np.ndarray:
     """Resizes an image to data.size, uint8 (size, size, 3), bicubic and antialiased.
 
     With data.fit "crop" the square in the middle is used, whose side is data.crop_pct times the shorter side; with
     "squash" the whole image is used, and its aspect ratio changes.
     """
-    size, (width, height) = settings.size, image.size
+    size = settings.size
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=square_of(image.size, settings)))
+
+
+def square_of(shape: tuple[int, int], settings: ReadSettings) -> tuple[float, float, float, float]:
+    """Returns the part of an image (width, height) that `to_square` resizes: left, top, right and bottom, pixels."""
+    size, (width, height) = settings.size, shape
     side_x, side_y = width, height
     if settings.fit == "crop":
         side_x = side_y = min(width, height) * settings.crop_pct
@@ -164,7 +170,7 @@ def to_square(image: Image.Image, settings: FileSettings) -> np.ndarray:
     box = (left, top, left + side_x, top + side_y)
     if (side_x, side_y) == (size, size):
         box = tuple(int(edge) for edge in box)  # half a pixel of offset would blur an image that needs no resizing
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return box
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SPLIT, ORDER, AUGMENT, MIX, BUDGET, TEST, DRAW = range(7)  # purpose of a number: the first part of every key
+SPLIT, ORDER, AUGMENT, MIX, BUDGET, TEST, DRAW, PLANT = range(8)  # purpose of a number: the first part of every key
 
 _MASK = (1 << 64) - 1
 

@@ -54,8 +54,8 @@ class ArraySettings(DataSettings):
     )
 
 
-class FileSettings(DataSettings):
-    """Settings of datasets of image files: how the files are read. Each dataset adds its `name` and its location."""
+class ReadSettings(DataSettings):
+    """How an image file is turned into pixels."""
 
     size: int | None = Field(None, gt=0, le=16384, description="height and width, pixels; null: model.img_size")
     fit: Literal["crop", "squash"] = Field(
@@ -68,6 +68,11 @@ class FileSettings(DataSettings):
     max_pixels: int = Field(
         89_478_485, gt=0, le=10**12, description="larger images are refused by their headers, before decoding"
     )
+
+
+class FileSettings(ReadSettings):
+    """Settings of datasets of image files: how the files are read. Each dataset adds its `name` and its location."""
+
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="skip: training images that cannot be read are left out and named; never test images"
     )

@@ -22,7 +22,7 @@ from models.settings import Settings, UserError, check, classes_in, names_of, ne
 S = TypeVar("S", bound=Settings)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-OTHERS = ("studies", "zeroshot")  # folders under configs/ whose files are not the settings of a run
+OTHERS = ("segment", "studies", "zeroshot")  # folders under configs/ whose files are not the settings of a run
 DOTTED = re.compile(rf"{KEY}(\.{KEY}){{0,9}}")
 PLAN_KEYS = {"cfg", "configs", "rows"}  # of the plan of a study, which is no run's file
 HASH = "\ue023"  # stands for # in overrides while they are read as YAML, where a # after a blank begins a comment

@@ -11,6 +11,7 @@ from tests.mistakes import (
     explaining,
     running,
     runs,
+    segmenting,
     settings,
     speed,
     studies,
@@ -34,4 +35,5 @@ SECTIONS: dict[str, list[Mistake]] = {
     "Comparisons": comparing.MISTAKES,
     "Speed": speed.MISTAKES,
     "Merging in a pretrained model": zeroshot.MISTAKES,
+    "Segmentation": segmenting.MISTAKES,
 }

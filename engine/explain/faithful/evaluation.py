@@ -19,7 +19,7 @@ from engine.explain.faithful.areas import centre_map, random_map
 from engine.explain.faithful.measures import MEASURES, Batch, Score
 from engine.files import replacing, writing
 from engine.machine import pick_device
-from engine.study.zeroshot.evaluate import merged, pretrained
+from engine.study.zeroshot.each import merged, pretrained
 from engine.study.zeroshot.fingerprints import of_merging, of_values
 from engine.study.zeroshot.images import labelled_images
 from engine.study.zeroshot.settings import ZeroshotSettings

@@ -12,7 +12,7 @@ from engine.explain.faithful.evaluation import Pair, Plan
 from engine.explain.faithful.measures import Score
 from engine.files import write_json_atomic, write_text_atomic
 from engine.measure.paired import paired_bootstrap
-from engine.study.zeroshot.settings import UNMERGED
+from engine.study.zeroshot.ways import UNMERGED
 from engine.tables import Column, markdown
 from engine.wording import counted
 

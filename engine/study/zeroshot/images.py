@@ -14,6 +14,7 @@ from engine.data.loading.loader import eval_batches
 from engine.study.zeroshot.fingerprints import of_values
 from engine.study.zeroshot.labels import class_numbers
 from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.study.zeroshot.ways import WaysSettings
 from models.settings import UserError
 from models.settings.zoo import normalisation
 
@@ -60,15 +61,25 @@ def labelled_images(settings: ZeroshotSettings) -> LabelledImages:
     targets = numbers[torch.cat([split.labels for split in splits])]
     paths = [path for split in splits for path in split.paths or ()]
     names = relative_paths(paths) if paths else [str(i) for i in range(len(targets))]
+    statistics = normalisation_of(settings)
+    pixels = [digest.hex() for split in splits for digest in split.digests()]
+    content = (pixels, targets.tolist()) if resize is None else (pixels, targets.tolist(), resize)
+    return LabelledImages(splits, targets, tuple(names), *statistics, of_values(*content), resize)
+
+
+def normalisation_of(settings: WaysSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and standard deviation that the pretrained model normalises images by.
+
+    Raises:
+        UserError: they are not known.
+    """
     statistics = normalisation(settings.model)
     if statistics is None:
         raise UserError(
             f"model.weights = {settings.model.weights!r}: no mean and std are known for these weights; give timm:NAME, "
             "torchvision:NAME or a file"
         )
-    pixels = [digest.hex() for split in splits for digest in split.digests()]
-    content = (pixels, targets.tolist()) if resize is None else (pixels, targets.tolist(), resize)
-    return LabelledImages(splits, targets, tuple(names), *statistics, of_values(*content), resize)
+    return statistics
 
 
 def _check_shape(shape: tuple[int, int, int], resize: int | None, key: str, settings: ZeroshotSettings) -> None:

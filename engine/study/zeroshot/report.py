@@ -15,12 +15,14 @@ from engine.measure.intervals import wilson
 from engine.measure.paired import Difference, holm, mcnemar, paired_bootstrap
 from engine.study.zeroshot.images import LabelledImages
 from engine.study.zeroshot.points import PREDICTIONS, RECORD, VERSION
-from engine.study.zeroshot.rows import ZeroshotRow
-from engine.study.zeroshot.settings import SEPARATOR, ZeroshotSettings
+from engine.study.zeroshot.rows import Row, ZeroshotRow
+from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.study.zeroshot.ways import SEPARATOR, WaysSettings
 from engine.tables import Column, markdown
 from engine.wording import NOT_COUNTED, fixed
 
 NONE = "-"
+TIMES = [Column("ms per image"), Column("images/s"), Column("speed-up"), Column("over MAC ratio")]
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,16 @@ def compared(
     ]
 
 
-def earlier_times(folder: Path, rows: Sequence[ZeroshotRow]) -> dict[str, list[float]]:
+def earlier_times(folder: Path, rows: Sequence[Row], name: str = RECORD) -> dict[str, list[float]]:
     """Returns the times that an earlier `--time` measured of these rows, by name, so that they are not lost.
 
     Args:
         folder: the folder of the comparison.
         rows: the rows.
+        name: the name of the comparison's record.
     """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
         times = {row["key"]: row["ms_per_image"] for row in record["rows"] if row["ms_per_image"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # there is no record, or none that has times
@@ -105,36 +108,26 @@ def table(rows: Sequence[Compared]) -> tuple[list[Column], list[list[str]]]:
         Column("95 % interval"),
         Column("p (Holm)"),
         Column("agreement, %"),
-        *([Column("ms per image"), Column("images/s"), Column("speed-up"), Column("over MAC ratio")] if timed else []),
+        *(TIMES if timed else []),
     ]
     return columns, [_cells(row, rows[0], timed) for row in rows]
 
 
 def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
-    cost, whole = row.row.gmacs, first.row.gmacs
-    ratio = whole / cost if cost and whole else None
+    ratio = mac_ratio(row.row, first.row)
     cells = [
         row.row.name,
         _gmacs(row.row),
         NONE if ratio is None else f"{ratio:.3f}",
         f"{100 * row.accuracy:.2f}",
-        NONE if row.difference is None else f"{100 * row.difference.mean:+.2f}",
-        NONE if row.difference is None else f"{100 * row.difference.low:+.2f} to {100 * row.difference.high:+.2f}",
+        *points(row.difference),
         NONE if row.p is None else f"{row.p:.2g}",
         NONE if row.agreement is None else f"{100 * row.agreement:.2f}",
     ]
-    if timed:
-        gain = first.ms / row.ms if row.ms and first.ms else None
-        cells += [
-            NONE if row.ms is None else fixed(row.ms, 2),
-            NONE if not row.ms else fixed(1e3 / row.ms, 1),
-            NONE if gain is None else f"{gain:.3f}",
-            NONE if gain is None or ratio is None else f"{gain / ratio:.3f}",
-        ]
-    return cells
+    return [*cells, *time_cells(row.ms, first.ms, ratio)] if timed else cells
 
 
-def _gmacs(row: ZeroshotRow) -> str:
+def _gmacs(row: Row) -> str:
     """GMACs of one image, or their mean over the images and its standard deviation."""
     if row.costs is not None:
         return row.costs.in_short()
@@ -146,28 +139,70 @@ def notes(rows: Sequence[Compared]) -> list[str]:
     return [f"{row.row.name}: {row.row.costs.in_words()}" for row in rows if row.row.costs is not None]
 
 
+def mac_ratio(row: Row, first: Row) -> float | None:
+    """Returns the multiply-adds of the first row divided by those of a row; None where they cannot be counted."""
+    return first.gmacs / row.gmacs if row.gmacs and first.gmacs else None
+
+
+def points(difference: Difference | None) -> list[str]:
+    """Returns a difference of fractions and its interval, in points."""
+    if difference is None:
+        return [NONE, NONE]
+    low, middle, high = (f"{100 * value:+.2f}" for value in (difference.low, difference.mean, difference.high))
+    return [middle, f"{low} to {high}"]
+
+
+def time_cells(ms: float | None, first: float | None, ratio: float | None) -> list[str]:
+    """Returns the cells of TIMES.
+
+    Args:
+        ms: milliseconds per image; None: not timed.
+        first: those of the unmerged model.
+        ratio: `mac_ratio`.
+    """
+    gain = first / ms if ms and first else None
+    return [
+        NONE if ms is None else fixed(ms, 2),
+        NONE if not ms else fixed(1e3 / ms, 1),
+        NONE if gain is None else f"{gain:.3f}",
+        NONE if gain is None or ratio is None else f"{gain / ratio:.3f}",
+    ]
+
+
 def record(settings: ZeroshotSettings, images: LabelledImages, rows: Sequence[Compared]) -> dict[str, Any]:
     """Returns what zeroshot.json holds: fractions, billions of multiply-adds, and milliseconds."""
     return {
         "version": VERSION,
-        "name": settings.name,
-        "model": f"{settings.model.name}:{settings.model.arch}",
-        "weights": Path(settings.model.weights or "").name,  # of a file: without its folder
+        **of_comparison(settings, [row.row for row in rows]),
         "images": len(images.targets),
         "fingerprint": images.fingerprint,
-        "precision": settings.precision,
-        "devices": list(dict.fromkeys(row.row.device for row in rows if row.row.device)),
-        "versions": next((row.row.versions for row in reversed(rows) if row.row.versions), {}),
         "rows": [_row_record(row) for row in rows],
     }
 
 
+def of_comparison(settings: WaysSettings, rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns what the records of all comparisons say of their models and machines."""
+    return {
+        "name": settings.name,
+        "model": f"{settings.model.name}:{settings.model.arch}",
+        "weights": Path(settings.model.weights or "").name,  # of a file: without its folder
+        "precision": settings.precision,
+        "devices": list(dict.fromkeys(row.device for row in rows if row.device)),
+        "versions": next((row.versions for row in reversed(rows) if row.versions), {}),
+    }
+
+
+def of_row(row: Row) -> dict[str, Any]:
+    """Returns what the records of all comparisons say of a row."""
+    given = row.model_dump(include={"name", "method", "budget", "merge", "removed", "gmacs", "params", "commit"})
+    if row.gmacs_spread is not None:
+        given["gmacs_spread"] = row.gmacs_spread.model_dump()
+    return {"key": row.key, "line": row.name.partition(SEPARATOR)[0], **given}
+
+
 def _row_record(row: Compared) -> dict[str, Any]:
     return {
-        "key": row.row.key,
-        "line": row.row.name.partition(SEPARATOR)[0],
-        **row.row.model_dump(include={"name", "method", "budget", "merge", "removed", "gmacs", "params", "commit"}),
-        **({} if row.row.gmacs_spread is None else {"gmacs_spread": row.row.gmacs_spread.model_dump()}),
+        **of_row(row.row),
         "top1": row.accuracy,
         "top1_interval": row.interval,
         "agreement": row.agreement,

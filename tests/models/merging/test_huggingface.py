@@ -13,7 +13,7 @@ from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace, unwrap
 from models.merging.wrapping.families import kind_of
 from models.settings import UserError
-from tests.models.merging.wrapped_models import PATCHES, images
+from tests.models.merging.wrapped_models import PATCHES, after_blocks, images
 from tests.paths import ROOT
 
 transformers = pytest.importorskip("transformers", minversion="5.24")
@@ -78,13 +78,16 @@ def test_outputs_have_a_row_for_each_patch(name):
     assert schedule_of(model) == [0, 5, 3]
     assert tokens.size.shape == (2, prefix + PATCHES - 8) and tokens.index.shape == (2, prefix + PATCHES)
     assert torch.equal(tokens.index[:, :prefix], torch.arange(prefix).expand(2, -1))
-    hidden = model(images(), output_hidden_states=True).hidden_states
-    assert [tuple(states.shape) for states in hidden] == [(2, prefix + PATCHES, 32)] * 4
-    for image in range(2):
-        rows = hidden[-1][image]
-        for token in tokens.index[image].unique():
-            members = rows[tokens.index[image] == token]
-            assert torch.equal(members, members[:1].expand_as(members))
+    result, states = after_blocks(lambda: model(images(), output_hidden_states=True))
+    hidden = result.hidden_states
+    assert [tuple(rows.shape) for rows in hidden] == [(2, prefix + PATCHES, 32)] * 4
+    # After any block, a row is the token that its patch became part of; the last is normalised in some of the models.
+    for number, ((x, tokens), removed) in enumerate(zip(states, (0, 5, 8), strict=True), 1):
+        for image in range(2):
+            gathered = torch.stack([x[image, token] for token in tokens.index[image].tolist()])
+            assert number == 3 or torch.equal(hidden[number][image], gathered)
+            assert len(hidden[number][image, prefix:].unique(dim=0)) == PATCHES - removed
+            assert len(torch.cat([hidden[number][image], gathered], dim=1).unique(dim=0)) == prefix + PATCHES - removed
     if "last_hidden_state" in output:
         assert output.last_hidden_state.shape == (2, prefix + PATCHES, 32)
 

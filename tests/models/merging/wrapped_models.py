@@ -1,6 +1,7 @@
 """Small models of every family that merging wraps, and what their tests ask of them."""
 
 from inspect import signature
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models import vision_transformer as torchvision_vit
 
+from models.merging.wrapping import MergingBlocks
 from models.merging.wrapping.families import family_of
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
@@ -87,6 +89,19 @@ def container(model):
 
 def prefix_of(model):
     return getattr(model, "num_prefix_tokens", 1)
+
+
+def after_blocks(run):
+    """What each block of a wrapped model put out, (x, tokens), in one call of `run`, before it was unmerged."""
+    true, seen = MergingBlocks.run, []
+
+    def recorded(*given, **options):
+        seen.append(true(*given, **options))
+        return seen[-1]
+
+    with patch.object(MergingBlocks, "run", recorded):
+        result = run()
+    return result, seen
 
 
 def gradients(model):

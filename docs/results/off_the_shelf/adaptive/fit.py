@@ -18,7 +18,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 from engine.cost.images import ImageCounter
 from engine.settings.layers import load_file
-from engine.study.zeroshot.evaluate import predictions, pretrained
+from engine.study.zeroshot.each import pretrained
+from engine.study.zeroshot.evaluate import predictions
 from engine.study.zeroshot.images import labelled_images
 from engine.study.zeroshot.settings import ZeroshotSettings
 from models.merging import wrap

@@ -21,10 +21,11 @@ from engine.explain.faithful.infidelity import infidelity
 from engine.explain.faithful.results import interval, write_results
 from engine.explain.faithful.road import road
 from engine.settings.layers import load_file
-from engine.study.zeroshot.evaluate import pretrained
+from engine.study.zeroshot.each import pretrained
 from engine.study.zeroshot.fingerprints import of_merging, of_values
 from engine.study.zeroshot.images import labelled_images
-from engine.study.zeroshot.settings import UNMERGED, ZeroshotSettings
+from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.study.zeroshot.ways import UNMERGED
 from models.explain import explain
 from models.merging import wrap
 from models.settings import UserError

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from engine.cost.macs import measure
 from engine.data.loading.loader import resized
-from engine.study.zeroshot import evaluate, fingerprints
+from engine.study.zeroshot import each, evaluate, fingerprints
 from engine.study.zeroshot.evaluate import evaluate_rows
 from engine.study.zeroshot.report import compared, notes, table, write_outputs
 from engine.study.zeroshot.timing import time_rows
@@ -124,7 +124,7 @@ def test_a_row_of_milliseconds_belongs_to_its_machine(load, tmp_path, monkeypatc
     settings = load("methods=[tome]", "budgets=[{r: 4}, {target_ms: 1e9}]")
     files = []
     for machine in ("cpu (one)", "cpu (one)", "cpu (another)"):
-        monkeypatch.setattr(evaluate, "device_name", lambda device, machine=machine: machine)
+        monkeypatch.setattr(each, "device_name", lambda device, machine=machine: machine)
         evaluate_rows(settings, tmp_path, report=lambda line: None)
         files.append(len(list((tmp_path / "rows").iterdir())))
     assert files == [3, 3, 4]
@@ -230,7 +230,7 @@ def test_rows_of_other_code_are_noted_and_evaluated_again_on_request(load, tmp_p
     settings, lines = load("methods=[tome]", "budgets=[{r: 4}]"), []
     evaluate_rows(settings, tmp_path, report=lines.append)
     assert not any(line.startswith("note") for line in lines)
-    monkeypatch.setattr(evaluate, "of_merging", lambda: "other")
+    monkeypatch.setattr(each, "of_merging", lambda: "other")
     evaluate_rows(settings, tmp_path, report=lines.append)
     assert lines[-1].startswith("note: 1 row was evaluated by another version of models/merging; --again")
     _, rows = evaluate_rows(settings, tmp_path, report=lines.append, again=True)

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from engine.settings.layers import CONFIGS, load_file
-from engine.study.zeroshot.settings import Way, ZeroshotSettings
+from engine.study.zeroshot.settings import ZeroshotSettings
+from engine.study.zeroshot.ways import Way
 from models.merging.settings import MergeSettings
 from models.settings import UserError
 from models.settings.zoo import normalisation

@@ -1,0 +1,161 @@
+"""Evaluates the rows of a comparison: a probe of its own for every way of merging, on the same images and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from engine.cost.macs import measure_or_say
+from engine.data.loading.loader import Normalise, resized
+from engine.data.masks import Masked, MaskedImages, load_masked
+from engine.machine import pick_autocast, pick_device
+from engine.measure.evaluate import eval_mode
+from engine.measure.segmentation import mean_iou, pixel_counts
+from engine.runs.records.record import Count
+from engine.study.segment.probe import Maps, Segmenter, drawn_patches, fit_linear, patch_shares
+from engine.study.segment.settings import SegmentSettings
+from engine.study.zeroshot.each import Comparison, evaluate_ways, pretrained
+from engine.study.zeroshot.images import normalisation_of
+from engine.study.zeroshot.rows import Row
+from engine.study.zeroshot.ways import Way
+from models.settings import UserError
+
+
+class SegmentRow(Row):
+    """The counted pixels and the cost of one row."""
+
+    pixels: list[list[list[Count]]] = Field(
+        description="of each test image: pixels that are rightly predicted, predicted and labelled, by class"
+    )
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The counted pixels, int64 (N, 3, classes); see `engine.measure.segmentation`."""
+        return np.asarray(self.pixels, np.int64)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What every row of a comparison is fitted to and measured on.
+
+    Attributes:
+        images: with masks.
+        fingerprint: of them.
+        mean, std: what the model normalises images by.
+    """
+
+    images: MaskedImages
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_subject(settings: SegmentSettings) -> Subject:
+    """Loads the images and masks, at the size that the model takes.
+
+    Raises:
+        UserError: they are missing or malformed, or have another size than the model takes.
+    """
+    data, size = settings.data, settings.model.img_size
+    if data.size not in (None, size):
+        raise UserError(f"data.size = {data.size}: the model takes {size} x {size}; set data.size={size}, or omit it")
+    images = load_masked(data.model_copy(update={"size": size}))
+    if settings.model.in_chans != 3:
+        raise UserError(f"model.in_chans = {settings.model.in_chans}: images have 3 channels; set it to 3")
+    return Subject(images, images.fingerprint(), *normalisation_of(settings))
+
+
+def evaluate_rows(
+    settings: SegmentSettings, folder: Path, report: Callable[[str], None] = print, *, again: bool = False
+) -> tuple[Subject, list[SegmentRow]]:
+    """Evaluates every row that has not been evaluated yet.
+
+    Args:
+        settings: the comparison.
+        folder: where rows are kept; it is created.
+        report: called with a line for each row.
+        again: whether to evaluate rows once more that another version of the merging code evaluated.
+
+    Returns:
+        The images and masks, and the rows, the unmerged one first.
+
+    Raises:
+        UserError: as `evaluate_ways`, `pretrained` and `load_subject`; or the model gives no maps of the blocks.
+    """
+    device = pick_device(settings.device)
+    model, weights = pretrained(settings, device)
+    Maps(model, settings.probe.blocks)
+    subject = load_subject(settings)
+
+    def evaluate(model: nn.Module, way: Way) -> dict[str, Any]:
+        segmenter = fitted(settings, subject, model, way)
+        cost, counts = measure_or_say(segmenter), count_pixels(settings, subject, segmenter, way)
+        return {"gmacs": cost.gmacs, "params": cost.params, "pixels": counts.tolist()}
+
+    def says(row: SegmentRow) -> str:
+        return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"
+
+    content = subject.fingerprint, subject.mean, subject.std, settings.probe.model_dump(mode="json")
+    comparison = Comparison(settings, SegmentRow, content, evaluate, says)
+    return subject, evaluate_ways(comparison, model, weights, folder, report, again=again)
+
+
+def batches(
+    settings: SegmentSettings, subject: Subject, part: Masked, size: int | None
+) -> Iterator[tuple[Tensor, slice]]:
+    """Yields normalised images (B, C, H, W), on the device, and their positions.
+
+    Args:
+        settings: the comparison.
+        subject: what it is fitted to and measured on.
+        part: its images for one of both.
+        size: height and width to which images are resized, pixels; None: unchanged.
+    """
+    device = pick_device(settings.device)
+    normalise = Normalise(subject.mean, subject.std, device)
+    for start in range(0, len(part), settings.batch_size):
+        place = slice(start, min(start + settings.batch_size, len(part)))
+        yield resized(normalise(part.images[place].to(device)), size), place
+
+
+def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: Way) -> Segmenter:
+    """Fits the probe to the features of a frozen model.
+
+    Args:
+        settings: the comparison.
+        subject: of which the training images are used.
+        model: a ViT that merges as the row says.
+        way: the row's way of merging.
+    """
+    probe, train, classes = settings.probe, subject.images.train, len(subject.images.classes)
+    maps, most, device = Maps(model, probe.blocks), max(1, probe.patches // len(train)), pick_device(settings.device)
+    autocast = pick_autocast(settings.precision, device)
+    features, shares = [], []
+    for images, place in batches(settings, subject, train, way.size):
+        with eval_mode(maps), autocast:
+            found = maps(images).float()
+        rows, columns = found.shape[2:]
+        chosen = drawn_patches(torch.arange(place.start, place.stop), rows * columns, most).unsqueeze(-1)
+        of_patches = patch_shares(train.masks[place], classes, rows, columns).flatten(1, 2)
+        features.append(found.flatten(2).mT.take_along_dim(chosen.to(device), 1).flatten(0, 1))
+        shares.append(of_patches.take_along_dim(chosen, 1).flatten(0, 1).to(device))
+    weight, bias = fit_linear(torch.cat(features), torch.cat(shares), probe.l2, probe.steps)
+    return Segmenter(maps, weight, bias, train.masks.shape[-1])
+
+
+def count_pixels(settings: SegmentSettings, subject: Subject, segmenter: Segmenter, way: Way) -> Tensor:
+    """Counts the pixels of the test images that are predicted right: int64 (N, 3, classes), on the CPU."""
+    test, device = subject.images.test, pick_device(settings.device)
+    autocast, found = pick_autocast(settings.precision, device), []
+    for images, place in batches(settings, subject, test, way.size):
+        with eval_mode(segmenter), autocast:
+            predicted = segmenter(images).argmax(1)
+        found.append(pixel_counts(predicted, test.masks[place].to(device), len(subject.images.classes)).cpu())
+    return torch.cat(found)

@@ -1,0 +1,39 @@
+"""Times the rows of a comparison against each other: from images to logits of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.study.segment.evaluate import SegmentRow, Subject, batches
+from engine.study.segment.probe import Maps, Segmenter
+from engine.study.segment.settings import SegmentSettings
+from engine.study.zeroshot.timing import time_ways
+from models.timing import Times
+
+
+def time_rows(settings: SegmentSettings, subject: Subject, rows: Sequence[SegmentRow], rounds: int) -> Times:
+    """Measures the whole way from images to logits of every row, on the first batch of test images, in rounds.
+
+    The probe's weights do not matter to its speed, and are random.
+
+    Args:
+        settings: the comparison; its batch size, device, precision and threads are used.
+        subject: the images.
+        rows: the rows to time.
+        rounds: timed calls of each row.
+
+    Returns:
+        Milliseconds per image, `rounds` for each row's name.
+    """
+    classes, size = len(subject.images.classes), settings.model.img_size
+
+    def complete(model: torch.nn.Module) -> Segmenter:
+        maps = Maps(model, settings.probe.blocks)
+        width = model.embed_dim * len(maps.indices)
+        weight = torch.randn(classes, width, device=next(model.parameters()).device)
+        return Segmenter(maps, weight, weight[:, 0].clone(), size)
+
+    images, _ = next(batches(settings, subject, subject.images.test, None))
+    return time_ways(settings, images, rows, rounds, complete)

@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Puts merging into a pretrained ViT, fits a linear probe to its frozen features, and segments images with it.
+
+  tools/segment.py --cfg deit_tiny data.path=imagenet/val             # planted masks
+  tools/segment.py --cfg deit_tiny data.path=my_set data.name=masks   # my_set/images and my_set/masks
+
+For each row: mean intersection over union (mIoU) and pixel accuracy on the same test images, their differences from the
+unmerged model with 95 % intervals (bootstrap over images), and GMACs. Features of merged tokens are those of all their
+patches, a probe is fitted to each row, and logits of patches are enlarged to pixels. Rows without merging on smaller
+images (`sizes`) are what merging at equal cost has to beat.
+
+With data.name=planted, the folder has photographs in a folder for each class; some are pasted onto others, so that the
+class of every pixel is known. With data.name=masks, it has images and masks (PNG files of classes' numbers; 255 is
+ignored). Results go to runs/NAME: a table, segment.json, and counts.npz. Rows that were evaluated before are not
+evaluated again.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from start import prepare
+
+    prepare()
+
+import argparse
+import logging
+import sys
+
+from engine.cli import cli, parser_of
+from engine.tables import print_table
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--cfg", required=True, help="a YAML file, or its name under configs/segment/")
+    parser.add_argument(
+        "--time",
+        type=int,
+        metavar="ROUNDS",
+        help="also measure ms per image of every row, in so many interleaved rounds; when nothing else runs",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="evaluate rows anew that another version of the merging code evaluated"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that override the file's, such as data.train=100 or model.weights=FILE",
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.time is not None and args.time < 1:
+        parser.error(f"--time {args.time}: must be at least 1")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    import torch
+
+    from engine.runs.lock import take_lock
+    from engine.settings.layers import load_file
+    from engine.study.segment.evaluate import evaluate_rows
+    from engine.study.segment.report import RECORD, compared, table, write_outputs
+    from engine.study.segment.settings import SegmentSettings
+    from engine.study.segment.timing import time_rows
+    from engine.study.zeroshot.each import folder_of
+    from engine.study.zeroshot.report import earlier_times
+
+    settings = load_file(SegmentSettings, args.cfg, args.overrides, "segment")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    folder = folder_of(settings)
+    with take_lock(folder, resume=True):
+        subject, rows = evaluate_rows(settings, folder, again=args.again)
+        times = time_rows(settings, subject, rows, args.time) if args.time else earlier_times(folder, rows, RECORD)
+        results = compared(rows, times)
+        write_outputs(folder, settings, subject, results)
+    print_table(*table(results))
+    print(f"{folder}: table.md, segment.json, counts.npz")
+
+
+if __name__ == "__main__":
+    sys.exit(cli(main))
