@@ -37,20 +37,21 @@ from .agreement import (
     NOISE,
     Agreement,
     Runtime,
-    check_accepts,
     change,
+    check_accepts,
     close,
     compare,
     images_to_check,
     random_images,
 )
 from .formats import FORMATS, LEAST_TORCH, Format, check_packages, conversion_errors
-from .int8 import quantized
+from .int8 import MOST_IMAGES, quantized
 
 __all__ = [
     "ABSOLUTE",
     "FORMATS",
     "LEAST_TORCH",
+    "MOST_IMAGES",
     "NOISE",
     "Agreement",
     "Format",
@@ -90,7 +91,7 @@ def export_model(
         metadata: keys and values to store in the file; values that JSON can represent.
         batch_sizes: sizes of the batches in the check.
         int8: normalised images (n, C, H, W) to calibrate on, other ones than `images`: the file in fp32 is checked as
-            always, then quantized and compared again. Up to 300 are used.
+            always, then quantized and compared again. Up to MOST_IMAGES are used.
 
     Returns:
         How well the file, read back, agrees with the model.
