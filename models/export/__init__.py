@@ -30,7 +30,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from ..files import replacing
-from ..merging.wrapping import base_model
+from ..merging.wrapping import without_peft
+from ..merging.wrapping.families import from_transformers
 from ..settings import UserError, nearest
 from .agreement import (
     ABSOLUTE,
@@ -45,6 +46,7 @@ from .agreement import (
     random_images,
 )
 from .formats import FORMATS, LEAST_TORCH, Format, check_packages, conversion_errors
+from .huggingface import Logits, without_masks
 from .int8 import MOST_IMAGES, quantized
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "load",
     "program_of",
     "random_images",
+    "without_masks",
 ]
 
 BYTES = 2**31 - 2**20  # largest weights in a single ONNX file, with some room for everything else
@@ -81,8 +84,8 @@ def export_model(
     """Writes a model in evaluation mode and in fp32, for images of this size in batches of any size.
 
     Args:
-        model: the model, or peft's model around it. The numbers of tokens that it removes are fixed in the file. It is
-            not changed.
+        model: the model, or peft's model around it, or a classifier of Hugging Face's transformers. The numbers of
+            tokens that it removes are fixed in the file. It is not changed.
         to: "onnx", "openvino" or "exported", a key of FORMATS.
         path: the file; for OpenVINO the graph, beside which the weights get the suffix .bin. If the export fails, an
             older file at this path is left as it was.
@@ -110,7 +113,9 @@ def export_model(
     if len(form.suffixes) > 1 and path.suffix != form.suffixes[0]:
         raise UserError(f"{path}: {to} writes a graph and its weights; give a name that ends in {form.suffixes[0]}")
     check_packages(to, int8 is not None)
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    model = without_peft(copy.deepcopy(model)).to("cpu", torch.float32).eval()
+    if from_transformers(type(model)):
+        model = Logits(model)
     check_accepts(model, images)
     if form.of_onnx is not None and sum(p.nbytes for p in (*model.parameters(), *model.buffers())) > BYTES:
         raise UserError(
@@ -122,7 +127,7 @@ def export_model(
             files = [stack.enter_context(replacing(name)) for name in _names(form, path)]
             with quiet(), conversion_errors(to, metadata.get("method")):
                 with nullcontext() if form.of_onnx is None else _unfused(model):
-                    program = program_of(base_model(model), images.shape[1:])
+                    program = program_of(model, images.shape[1:])
                 graph = form.graph_of(program)
             agreement = compare(model, _written(form, graph, files, metadata), images, batch_sizes)
             if int8 is not None:
