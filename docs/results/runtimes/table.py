@@ -45,9 +45,10 @@ def accuracy(record: dict[str, Any]) -> list[str]:
     return [*lines, "", versions(record)]
 
 
-def share(one: list[int], other: list[int]) -> str:
-    """The share of entries that are equal, in %."""
-    return f"{100 * sum(a == b for a, b in zip(one, other, strict=True)) / len(one):.1f}"
+def share(one: str, other: str) -> str:
+    """The share of numbers that are equal in two lists, which are separated by spaces, in %."""
+    equal = [a == b for a, b in zip(one.split(), other.split(), strict=True)]
+    return f"{100 * sum(equal) / len(equal):.1f}"
 
 
 def speed(record: dict[str, Any]) -> list[str]:
