@@ -12,6 +12,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 LORA = ["peft>=0.18"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
+OPENVINO = ["openvino>=2026.3", "nncf>=3.3"]  # older ones do not read a scatter that adds; 180 MB installed
 PAGE = ["altair>=5.5", "vl-convert-python>=1.7", "Jinja2>=3.1"]
 SLURM = ["submitit>=1.5"]
 TRANSFORMERS = ["transformers>=5.24"]
@@ -39,6 +40,7 @@ setup(
     extras_require={
         "lora": LORA,  # finetune.mode=lora
         "export": ["torch>=2.13", *ONNX],  # hybridmerge.export, tools/export.py
+        "openvino": ["torch>=2.13", *ONNX, *OPENVINO],  # the same for OpenVINO; int8
         "transformers": TRANSFORMERS,  # wrap on models of Hugging Face's transformers
         "explore": EXPLORE,  # tools/explore.py; gradio needs Pillow below 13
         "explain": EXPLAIN,  # hybridmerge.explain: lime, integrated_gradients, occlusion
@@ -71,6 +73,7 @@ setup(
             "statsmodels>=0.14",  # McNemar's test of a second library
             *LORA,
             *ONNX,
+            *OPENVINO,
             *PAGE,
             *SLURM,
             *TRANSFORMERS,

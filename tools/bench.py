@@ -48,9 +48,9 @@ LISTS = (  # options of `model` that take several values, in the order of Asked:
     (
         "runtimes",
         "eager",
-        "eager, compiled (torch.compile), onnx (ONNX Runtime), graph (CUDA graphs), compiled-graph (both)",
+        "eager, compiled (torch.compile), onnx (ONNX Runtime), openvino, graph (CUDA graphs), compiled-graph (both)",
     ),
-    ("precision", "fp32", "fp32; bf16 or fp16 by autocast, fp16 on CUDA alone"),
+    ("precision", "fp32", "fp32; bf16 or fp16, fp16 on CUDA alone; int8 for onnx and openvino"),
     ("attention", "auto", "auto: torch chooses; on a CPU fused, math; on CUDA flash, efficient, cudnn, math"),
     ("steps", "forward", "forward: in evaluation mode; train: forward, loss, backward and update"),
 )
@@ -154,7 +154,7 @@ def model(args: argparse.Namespace, device: torch.device) -> None:
     from engine.cost.speed.model.candidates import candidates
     from engine.cost.speed.model.record import notes, record
     from engine.cost.speed.model.table import failures, table
-    from engine.cost.speed.model.variants import Asked, variants
+    from engine.cost.speed.model.variants import Asked, check_installed, variants
     from engine.files import demand_writable, write_json_atomic
     from engine.settings.models import load_beside, load_models
 
@@ -162,6 +162,7 @@ def model(args: argparse.Namespace, device: torch.device) -> None:
         demand_writable("--json", args.json, "speed.json")
     asked = Asked(*(getattr(args, option.replace("-", "_")) for option, *_ in LISTS))
     variants([], asked, device)  # a mistake is found before models are built
+    check_installed(asked)
     beside = load_beside(args.beside, args.model, args.overrides)
     models = candidates(load_models(args.model, args.overrides, args.methods), beside)
     wanted = variants(models, asked, device)

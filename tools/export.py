@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Exports a finished run's model to a file that runs without this code, as ONNX or as a torch.export program.
+"""Exports a finished run's model to a file that runs without this code: for ONNX Runtime, OpenVINO or torch.export.
 
 The model is exported in fp32 and in evaluation mode, for batches of any size. The size of the images and the number of
 tokens that merging removes (set by merge.r=4, for example) are fixed in the file. Before the file takes its name it is
-loaded into its own runtime, and its predictions on test images are compared with the model's.
+loaded into its own runtime, and its predictions on test images are compared with the model's. With --int8 it is then
+quantized, calibrated on training images, and its accuracy is measured on all test images beside the model's.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run folder")
     parser.add_argument(
         "--to",
-        choices=["onnx", "exported"],
+        choices=["onnx", "openvino", "exported"],
         required=True,
-        help="onnx: for onnxruntime and other ONNX runtimes; exported: for torch.export.load",
+        help="onnx: for onnxruntime and other ONNX runtimes; openvino: for OpenVINO, a graph (.xml) and its weights "
+        "(.bin); exported: for torch.export.load",
     )
+    parser.add_argument("--int8", action="store_true", help="quantize it by NNCF; for onnx and openvino")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the file to write (default: DIR/model.onnx or DIR/model.pt2)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the file to write (default: in DIR, model.onnx, model.xml or model.pt2, or model_int8)",
     )
     parser.add_argument(
         "--weights", choices=["best", "last"], default="best", help="the checkpoint, best.pt or last.pt (default: best)"
@@ -45,20 +51,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    from engine.export import export_run
+    from engine.export import export_run, scores
     from engine.runs.restore import load_run
     from models.export import ABSOLUTE, FORMATS, NOISE
     from models.interface import merging_method, removed_per_block
 
     run = load_run(args.run, args.overrides, args.weights)
-    path = args.out or args.run / f"model{FORMATS[args.to].suffix}"
-    agreement = export_run(run, args.to, path, args.weights)
+    path = args.out or args.run / f"model{'_int8' if args.int8 else ''}{FORMATS[args.to].suffixes[0]}"
+    agreement = export_run(run, args.to, path, args.weights, int8=args.int8)
     print(f"checked on {agreement.images} test images, in batches of {' and '.join(map(str, agreement.batch_sizes))}")
     print(
-        f"largest difference  {agreement.difference:.1e} of a logit (allowed {ABSOLUTE:.0e}; images differ by up to "
-        f"{agreement.spread:.1f})"
+        f"largest difference  {agreement.difference:.1e} of a logit ({'' if args.int8 else f'allowed {ABSOLUTE:.0e}; '}"
+        f"images differ by up to {agreement.spread:.1f})"
     )
     print(f"same prediction     {agreement.same_prediction} of {agreement.images}")
+    if args.int8 and len(run.data.test):
+        of_model, of_file = scores(run, path)
+        print(
+            f"{run.data.task.score_title:19} {100 * of_file.score:.2f} % of {of_file.n} test images in int8, "
+            f"{100 * of_model.score:.2f} % in fp32"
+        )
     if agreement.ties:
         print(
             f"ties                {agreement.ties} images where rounding decides which tokens merge: with noise of "

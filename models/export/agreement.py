@@ -25,6 +25,7 @@ ABSOLUTE, RELATIVE = 1e-4, 1e-5  # largest allowed difference of a logit
 NOISE = 1e-6  # for images whose pixels have a standard deviation near 1: a ten thousandth of a grey level
 DRAWS = 64  # draws of noise for each image that differs
 TIES = 1 / 8  # largest share of images that ties may explain
+LEAST_SAME = 1 / 2  # share of images whose prediction an int8 file must keep
 
 Runtime = Callable[[Tensor], Tensor]  # images (B, C, H, W) float32 -> logits (B, classes)
 
@@ -36,7 +37,7 @@ class Agreement:
     Attributes:
         images: number of images that were compared.
         batch_sizes: sizes of the batches.
-        difference: largest difference of a logit, except for images at ties.
+        difference: largest difference of a logit, except for images at ties; of an int8 file, for all images.
         spread: largest difference between the model's logits of two images.
         ties: number of images for which the model gives the file's logits only with noise.
         same_prediction: number of images with the same predicted class.
@@ -67,14 +68,7 @@ def compare(model: nn.Module, runtime: Runtime, images: Tensor, batch_sizes: Seq
     """
     difference, same, ties = 0.0, torch.ones(len(images), dtype=torch.bool), set()
     for size in batch_sizes:
-        expected = torch.cat([_logits(model, part) for part in images.split(size)])
-        actual = torch.cat([runtime(part) for part in images.split(size)])
-        spread = (expected.amax(0) - expected.amin(0)).max().item()
-        if not spread > 10 * ABSOLUTE:
-            raise UserError(f"the model gives {len(images)} images the same logits: they cannot show what a file does")
-        if actual.shape != expected.shape:
-            shapes = f"{tuple(actual.shape)} logits, the model {tuple(expected.shape)}"
-            raise UserError(f"the file gives {shapes}; nothing was written")
+        expected, actual, spread = _both(model, runtime, images, size)
         good = close(actual, expected)
         differ = (~good).nonzero().flatten().tolist()
         unexplained = differ if len(differ) > max(1, TIES * len(images)) else []
@@ -89,6 +83,44 @@ def compare(model: nn.Module, runtime: Runtime, images: Tensor, batch_sizes: Seq
         difference = max(difference, (actual - expected)[good].abs().max().item() if good.any() else 0.0)
         same &= actual.argmax(1) == expected.argmax(1)
     return Agreement(len(images), tuple(batch_sizes), difference, spread, len(ties), int(same.sum()))
+
+
+@torch.no_grad()
+def change(model: nn.Module, runtime: Runtime, images: Tensor, batch_sizes: Sequence[int] = (1, 16)) -> Agreement:
+    """Measures how far a quantized file's logits are from the model's; arguments are those of `compare`.
+
+    Raises:
+        UserError: the file's predictions are mostly not the model's, or the images cannot show whether they are.
+    """
+    difference, same = 0.0, torch.ones(len(images), dtype=torch.bool)
+    for size in batch_sizes:
+        expected, actual, spread = _both(model, runtime, images, size)
+        difference = max(difference, (actual - expected).abs().max().item())
+        same &= actual.argmax(1) == expected.argmax(1)
+    found = int(same.sum())
+    if not found > LEAST_SAME * len(images):
+        raise UserError(
+            f"the int8 file gives the model's prediction for only {found} of {len(images)} images; nothing was "
+            "written; calibrate on images of the kind that the model is for, or use fp32"
+        )
+    return Agreement(len(images), tuple(batch_sizes), difference, spread, 0, found)
+
+
+def _both(model: nn.Module, runtime: Runtime, images: Tensor, size: int) -> tuple[Tensor, Tensor, float]:
+    """Returns the logits of a model and of a file, and the largest difference between two images of the model's.
+
+    Raises:
+        UserError: the images cannot show what a file does, or the shapes differ.
+    """
+    expected = torch.cat([_logits(model, part) for part in images.split(size)])
+    actual = torch.cat([runtime(part) for part in images.split(size)])
+    spread = (expected.amax(0) - expected.amin(0)).max().item()
+    if not spread > 10 * ABSOLUTE:
+        raise UserError(f"the model gives {len(images)} images the same logits: they cannot show what a file does")
+    if actual.shape != expected.shape:
+        shapes = f"{tuple(actual.shape)} logits, the model {tuple(expected.shape)}"
+        raise UserError(f"the file gives {shapes}; nothing was written")
+    return expected, actual, spread
 
 
 def close(actual: Tensor, expected: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
-"""The kinds of files that a model can be exported to: ONNX, and programs of torch.export."""
+"""The kinds of files that a model can be exported to: ONNX, OpenVINO's, and programs of torch.export."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, BinaryIO
 
 import torch
 from torch.export import Dim, ExportedProgram
 
 from ..settings import UserError
+from . import openvino
 from .agreement import Runtime
 
 LEAST_TORCH = "2.13"  # the oldest version that all of this was tested with
@@ -24,18 +26,27 @@ class Format:
     """A kind of file.
 
     Attributes:
-        suffix: of the file's name.
-        write: writes a program and its metadata.
-        read: returns a file as a function from images to logits, and its metadata.
+        suffixes: of the files' names, that of the file to open first; the others lie beside it.
+        save: writes a graph and metadata into one file for each suffix.
+        read: returns the files' content as a function from images to logits, and its metadata.
+        of_onnx: makes the graph of an onnx.ModelProto; such a graph can be quantized. None: the program is the graph.
+        packages: what this needs, besides torch.
     """
 
-    suffix: str
-    write: Callable[[ExportedProgram, BinaryIO, Mapping[str, Any]], None]
-    read: Callable[[BinaryIO], tuple[Runtime, dict[str, Any]]]
+    suffixes: tuple[str, ...]
+    save: Callable[[Any, Sequence[BinaryIO], Mapping[str, Any]], None]
+    read: Callable[[Sequence[BinaryIO]], tuple[Runtime, dict[str, Any]]]
+    of_onnx: Callable[[Any], Any] | None = None
+    packages: tuple[str, ...] = ()
+
+    def graph_of(self, program: ExportedProgram) -> Any:
+        """Returns what is saved of a program."""
+        return program if self.of_onnx is None else self.of_onnx(onnx_of(program))
 
 
-def _write_onnx(program: ExportedProgram, file: BinaryIO, metadata: Mapping[str, Any]) -> None:
-    onnx = torch.onnx.export(
+def onnx_of(program: ExportedProgram) -> Any:
+    """Returns a program as onnx.ModelProto."""
+    converted = torch.onnx.export(
         program,
         dynamo=True,
         verbose=False,
@@ -44,35 +55,51 @@ def _write_onnx(program: ExportedProgram, file: BinaryIO, metadata: Mapping[str,
         dynamic_shapes=({0: Dim("batch", min=1)},),
         custom_translation_table=translations(),
     )
-    onnx.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
-    file.write(onnx.model_proto.SerializeToString())
+    return converted.model_proto
 
 
-def _read_onnx(file: BinaryIO) -> tuple[Runtime, dict[str, Any]]:
+def save_onnx(graph: Any, files: Sequence[BinaryIO], metadata: Mapping[str, Any]) -> None:
+    from onnx.helper import set_model_props  # an extra
+
+    set_model_props(graph, {key: json.dumps(value) for key, value in metadata.items()})
+    files[0].write(graph.SerializeToString())
+
+
+def read_onnx(files: Sequence[BinaryIO], batch_size: int | None = None) -> tuple[Runtime, dict[str, Any]]:
+    """Returns an ONNX file in ONNX Runtime, and its metadata.
+
+    Args:
+        files: the file.
+        batch_size: images of every batch, for which the graph is then simplified; None: batches of any size.
+    """
     import onnxruntime  # an extra
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    file.seek(0)
-    session = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
+    if batch_size is not None:
+        options.add_free_dimension_override_by_name("batch", batch_size)
+    files[0].seek(0)
+    session = onnxruntime.InferenceSession(files[0].read(), options, providers=["CPUExecutionProvider"])
     metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), metadata
 
 
-def _write_exported(program: ExportedProgram, file: BinaryIO, metadata: Mapping[str, Any]) -> None:
-    torch.export.save(program.run_decompositions({}), file, extra_files={METADATA: json.dumps(metadata)})
+def _save_exported(program: ExportedProgram, files: Sequence[BinaryIO], metadata: Mapping[str, Any]) -> None:
+    torch.export.save(program.run_decompositions({}), files[0], extra_files={METADATA: json.dumps(metadata)})
 
 
-def _read_exported(file: BinaryIO) -> tuple[Runtime, dict[str, Any]]:
-    file.seek(0)
+def _read_exported(files: Sequence[BinaryIO]) -> tuple[Runtime, dict[str, Any]]:
+    files[0].seek(0)
     extra = {METADATA: ""}
-    program = torch.export.load(file, extra_files=extra)
+    program = torch.export.load(files[0], extra_files=extra)
     return program.module(), json.loads(extra[METADATA])
 
 
+ONNX = ("onnx", "onnxscript")
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _read_onnx),
-    "exported": Format(".pt2", _write_exported, _read_exported),
+    "onnx": Format((".onnx",), save_onnx, read_onnx, lambda graph: graph, (*ONNX, "onnxruntime")),
+    "openvino": Format((".xml", ".bin"), openvino.save, openvino.read, openvino.from_onnx, (*ONNX, "openvino")),
+    "exported": Format((".pt2",), _save_exported, _read_exported),
 }
 
 
@@ -97,17 +124,23 @@ def translations() -> dict[Callable, Callable]:
     return {aten.sort.stable: sort_stable, aten._cdist_forward.default: euclidean}
 
 
-def check_packages(to: str) -> None:
-    """Raises UserError if torch is too old for a format, or a package that it needs is not installed."""
+def check_packages(to: str, int8: bool = False, what: str | None = None) -> None:
+    """Raises UserError if torch is too old for a format, or a package that it needs is not installed.
+
+    Args:
+        to: a key of FORMATS.
+        int8: whether the file is quantized.
+        what: what asks for it, for the error.
+    """
+    what = what or f"to = {to!r}"
     if torch.__version__ < LEAST_TORCH:
-        raise UserError(f"to = {to!r}: needs torch {LEAST_TORCH} or newer, this is {torch.__version__}; upgrade torch")
-    if to == "onnx":
+        raise UserError(f"{what}: needs torch {LEAST_TORCH} or newer, this is {torch.__version__}; upgrade torch")
+    packages = (*FORMATS[to].packages, *(("nncf",) if int8 else ()))
+    for package in packages:
         try:
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
+            import_module(package)
         except ImportError as error:
-            raise UserError(f"to = {to!r}: {error}; pip install onnx onnxscript onnxruntime") from None
+            raise UserError(f"{what}: {error}; pip install {' '.join(packages)}") from None
 
 
 @contextmanager

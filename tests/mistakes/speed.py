@@ -33,7 +33,12 @@ MISTAKES: list[Mistake] = [
     Mistake(
         "A precision that an exported file does not have",
         f"{VIT} --runtimes onnx --precision bf16",
-        "--precision bf16: has no effect on onnx, whose files are in fp32",
+        "--runtimes onnx: not in bf16; add --precision fp32 or int8, or leave it out",
+    ),
+    Mistake(
+        "A precision that only exported files have",
+        f"{VIT} --precision int8",
+        "--runtimes eager: not in int8; add --precision fp32 or bf16 or fp16, or leave it out",
     ),
     Mistake(
         "Settings of training where only the model is timed",

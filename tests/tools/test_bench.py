@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+import sys
 
 import pytest
 import torch
@@ -208,6 +209,30 @@ def test_runtimes(threads, capsys):
     assert "not timed" not in out
     assert [row["attention"] for row in rows] == ["fused"] * 4 + ["onnx"] * 2
     assert all(float(row["images/s"]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_files_in_fp32_and_int8(threads, capsys):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    arguments = ["--runtimes", "onnx", "openvino", "--precision", "fp32", "int8", "--batch-size", "2"]
+    bench.main(["model", *TINY, "merge.r=4", *arguments, "--repeats", "2"])
+    out = capsys.readouterr().out
+    assert "not timed" not in out
+    conditions = [(row["runtime"], row["precision"], row["method"], row["attention"]) for row in rows_of(out)]
+    assert conditions == [
+        (runtime, precision, method, runtime)
+        for runtime in ("onnx", "openvino")
+        for precision in ("fp32", "int8")
+        for method in ("unmerged", "tome")
+    ]
+
+
+def test_a_runtime_that_is_not_installed_is_one_line(threads, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    line = r"^--runtimes openvino: .*openvino.*; pip install onnx onnxscript openvino$"
+    with pytest.raises(UserError, match=line):
+        bench.main(["model", *TINY, "merge.r=4", "--runtimes", "eager", "openvino"])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import nn
 
 from engine import export
 from engine.cli import cli
+from engine.data.loading.loader import eval_batches
 from engine.export import sample_images
 from engine.runs.restore import load_run
 from engine.settings.schema import RunSettings
@@ -63,6 +64,23 @@ def test_a_run_becomes_a_checked_onnx_file(run, tell):
     assert metadata["mean"] == pytest.approx(other.data.mean) and metadata["std"] == pytest.approx(other.data.std)
 
 
+def test_a_run_becomes_an_int8_file_of_openvino(run, tell, monkeypatch):
+    """Calibrated on training images; its accuracy is measured on all test images, beside the model's."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(export, "MOST_IMAGES", 16)
+    code, out, err = tell("--to", "openvino", "--int8", "merge.r=2", new=("model_int8.xml", "model_int8.bin"))
+    assert code == 0 and err == ""
+    lines = dict(line.split(None, 1) for line in out.splitlines())
+    restored, (runtime, metadata) = load_run(run, ["merge.r=2"]), load(run / "model_int8.xml")
+    data, model = restored.data, restored.model.eval()
+    images, labels = next(eval_batches(data.test, len(data.test), data.mean, data.std))
+    shares = [100 * (logits.argmax(1) == labels).float().mean() for logits in (runtime(images), model(images))]
+    assert lines["accuracy"] == f"{shares[0]:.2f} % of {len(labels)} test images in int8, {shares[1]:.2f} % in fp32"
+    assert metadata["precision"] == "int8" and "allowed" not in out
+    assert not close(runtime(images), model(images).detach()).all(), "it is no file in fp32"
+
+
 def test_exported_goes_where_it_is_told(tell, tmp_path):
     code, out, err = tell("--to", "exported", "--weights", "last", "--out", str(tmp_path / "m.pt2"))
     assert code == 0 and err == "" and "64 of 64" in out
@@ -83,7 +101,7 @@ def test_another_librarys_model(tmp_path, monkeypatch, capsys):
     """What the tool says of it; that the files are right is tested with the engine."""
     folder, written = folder_run(tmp_path, TIMM), []
 
-    def write(model, to, path, images, metadata):
+    def write(model, to, path, images, metadata, int8):
         written.append(metadata)
         path.touch()
         return Agreement(8, (1, 16), 0.0, 1.0, 0, 8)
@@ -102,11 +120,11 @@ def test_another_librarys_model(tmp_path, monkeypatch, capsys):
 def test_a_converter_that_goes_wrong_is_no_success(tell, monkeypatch):
     """It gives a program of the right shape, and says nothing: exit code 2, one line, no file."""
 
-    def another(program, file, metadata):
-        form.write(program_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8)), file, metadata)
+    def another(program, files, metadata):
+        form.save(program_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8)), files, metadata)
 
     form = FORMATS["exported"]
-    monkeypatch.setitem(FORMATS, "exported", dataclasses.replace(form, write=another))
+    monkeypatch.setitem(FORMATS, "exported", dataclasses.replace(form, save=another))
     code, out, err = tell("--to", "exported", "merge.method=none")
     assert code == 2 and out == "" and err.count("\n") == 1
     assert err.startswith("error: the file does not give the model's logits: 64 of 64 images differ by up to ")

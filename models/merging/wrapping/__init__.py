@@ -195,10 +195,15 @@ class HasBaseModel(Protocol):
         """The adapted model."""
 
 
+def without_peft(model: nn.Module) -> nn.Module:
+    """The model inside peft's model, with its adapters; the model itself, where there is no peft."""
+    return model.get_base_model() if isinstance(model, HasBaseModel) else model
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """The ViT that is wrapped: the model itself, the one inside peft's model, or the one vision tower that a model of
     transformers holds."""
-    model = model.get_base_model() if isinstance(model, HasBaseModel) else model
+    model = without_peft(model)
     if type(model) in FAMILIES or not from_transformers(type(model)):
         return model
     read_transformers()

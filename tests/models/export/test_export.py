@@ -84,7 +84,7 @@ def test_a_training_step_compiles_without_a_graph_break():
 
 @pytest.mark.parametrize(("kind", "method", "to"), FILES)
 def test_a_file_gives_the_models_numbers_in_batches_of_any_size(kind, method, to, tmp_path):
-    model, path, said = small(kind, method), tmp_path / f"model{FORMATS[to].suffix}", {"classes": ["a", "ü"]}
+    model, path, said = small(kind, method), tmp_path / f"model{FORMATS[to].suffixes[0]}", {"classes": ["a", "ü"]}
     found = export_model(model, to, path, photographs(8), said, batch_sizes=(1, 2, 5))
     assert found.images == found.same_prediction == 8 and found.ties == 0
     assert found.difference <= 1e-4 and found.spread > 0.01
@@ -131,7 +131,7 @@ def test_what_the_converter_cannot_do_is_one_line(tmp_path, monkeypatch):
         except ValueError as error:
             raise torch.onnx.OnnxExporterError("pages of advice") from error
 
-    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], write=fail))
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], of_onnx=fail))
     with pytest.raises(UserError) as error:
         export_model(small("vit", "tome"), "onnx", tmp_path / "m.onnx", photographs(4))
     assert str(error.value) == "to = 'onnx': torch's converter failed: Cannot view a tensor; use exported"
@@ -157,7 +157,7 @@ class Maps(nn.Module):
 
 
 def test_an_unknown_format_is_refused(tmp_path):
-    with pytest.raises(UserError, match="to = 'torchscript': known: onnx, exported"):
+    with pytest.raises(UserError, match="to = 'torchscript': known: onnx, openvino, exported"):
         export_model(Maps(), "torchscript", tmp_path / "m.pt", photographs(2))
 
 
@@ -173,11 +173,11 @@ def test_a_wrong_file_leaves_nothing_behind(tmp_path, monkeypatch):
     """A converter that is a training behind: well-formed, of the right shape, and wrong."""
     model, other = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)) for _ in range(2))
 
-    def stale(program, file, metadata):
-        form.write(program_of(other, (3, 32, 32)), file, metadata)
+    def stale(program, files, metadata):
+        form.save(program_of(other, (3, 32, 32)), files, metadata)
 
     form = FORMATS["exported"]
-    monkeypatch.setitem(FORMATS, "exported", dataclasses.replace(form, write=stale))
+    monkeypatch.setitem(FORMATS, "exported", dataclasses.replace(form, save=stale))
     path = tmp_path / "model.pt2"
     with pytest.raises(UserError, match=r"does not give the model's logits: 16 of 16 images differ .* nothing was"):
         export_model(model, "exported", path, photographs(16))
@@ -203,8 +203,9 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    for name in ("model.txt", "missing.onnx"):
-        with pytest.raises(UserError, match=r"\.onnx or \.pt2"):
+    (tmp_path / "weightless.xml").touch()
+    for name in ("model.txt", "missing.onnx", "weightless.xml"):
+        with pytest.raises(UserError, match=r"not an exported file; give one of \.onnx, \.xml with \.bin, \.pt2"):
             load(tmp_path / name)
 
 

@@ -16,12 +16,16 @@ from engine.cost.speed.model.candidates import Candidate
 from engine.cost.speed.model.kernels import AUTO, NONE
 from engine.cost.speed.model.memory import Job, peak_of
 from engine.cost.speed.model.share import Clock
-from engine.cost.speed.model.variants import Variant
+from engine.cost.speed.model.variants import RUNTIMES, Variant
 from models.merging import MERGERS
 from models.settings import UserError
 from models.timing import timed
 
 LEAST_MS = 20.0  # shorter steps are called several times in a round
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}  # of files, by format
+
+File = tuple[str, str | None, bool]  # method, format, int8
+Files = dict[File, Path]
 
 
 @dataclass
@@ -129,29 +133,41 @@ def _has_share(variant: Variant) -> bool:
 
 def _export(
     models: Mapping[str, Candidate], rows: Sequence[Row], folder: Path, progress: Callable[[str], object]
-) -> dict[str, Path]:
-    """Exports the models that ONNX Runtime runs; the rows of one that cannot be exported say why."""
-    files: dict[str, Path] = {}
-    wanted = dict.fromkeys(row.variant.method for row in rows if row.variant.runtime == "onnx")
-    for number, method in enumerate(wanted):
-        from models.export import export_model
+) -> Files:
+    """Exports the models that run from files; the rows of one that cannot be exported say why."""
+    files: Files = {}
+    wanted = [row for row in rows if RUNTIMES[row.variant.runtime].format]
+    for number, method in enumerate(dict.fromkeys(row.variant.method for row in wanted)):
+        from models.export import convert_onnx, export_model, random_images
 
         progress(f"exporting {method} to ONNX")
         settings, path = models[method].settings, folder / f"{number}.onnx"
-        with _failing(*(row for row in rows if (row.variant.method, row.variant.runtime) == (method, "onnx"))):
-            size = (settings.in_chans, settings.img_size, settings.img_size)
-            export_model(models[method].model, "onnx", path, size, {"method": method})
-            files[method] = path
+        images = random_images((settings.in_chans, settings.img_size, settings.img_size))
+        own = [row for row in wanted if row.variant.method == method]
+        with _failing(*own):
+            export_model(models[method].model, "onnx", path, images, {"method": method})
+        for key in dict.fromkeys(_file_of(row.variant) for row in own if not row.failed):
+            _, to, int8 = key
+            files[key] = path if (to, int8) == ("onnx", False) else folder / f"{number}_{int8}{SUFFIXES[to]}"
+            if files[key] != path:
+                progress(f"converting {method}: {to}{', int8' if int8 else ''}")
+                with _failing(*(row for row in own if _file_of(row.variant) == key)):
+                    convert_onnx(path, files[key], images if int8 else None)
     return files
 
 
-def _prepared(row: Row, candidate: Candidate, device: torch.device, files: Mapping[str, Path]) -> Step:
+def _file_of(variant: Variant) -> File:
+    """Returns which file a variant runs; its format is None if it runs none."""
+    return variant.method, RUNTIMES[variant.runtime].format, variant.precision == "int8"
+
+
+def _prepared(row: Row, candidate: Candidate, device: torch.device, files: Mapping[File, Path]) -> Step:
     """Returns a row's step, run once, so that it is compiled."""
     variant = row.variant
     if row.failed:
         raise UserError(row.failed)
     images = images_of(candidate.settings, variant.batch_size, device)
-    call, row.attention = prepare(variant, candidate.model, images, files.get(variant.method))
+    call, row.attention = prepare(variant, candidate.model, images, files.get(_file_of(variant)))
     if variant.attention != AUTO and row.attention == NONE:
         raise UserError(f"--attention {variant.attention}: has no effect on a model without attention; leave it out")
     call()
@@ -162,15 +178,15 @@ def _measure_memory(
     models: Mapping[str, Candidate],
     rows: Sequence[Row],
     device: torch.device,
-    files: Mapping[str, Path],
+    files: Mapping[File, Path],
     progress: Callable[[str], object],
 ) -> None:
     for number, row in enumerate(rows):
         if row.failed is None:
             progress(f"memory of {number + 1} of {len(rows)}: {title(row.variant)}")
-            settings, onnx = models[row.variant.method].settings, files.get(row.variant.method)
+            settings, file = models[row.variant.method].settings, files.get(_file_of(row.variant))
             try:
-                row.peak_mib = peak_of(Job(row.variant, settings, str(device), torch.get_num_threads(), onnx))
+                row.peak_mib = peak_of(Job(row.variant, settings, str(device), torch.get_num_threads(), file))
             except Exception as error:  # the times are not lost
                 row.peak_failed = _reason(error)
 

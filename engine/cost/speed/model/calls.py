@@ -1,4 +1,4 @@
-"""Makes a function of each variant, which runs one step of it: eager, compiled, in ONNX Runtime, or as a CUDA graph."""
+"""Makes a function of each variant, which runs one step of it: eager, compiled, from a file, or as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.cost.speed.model.kernels import AUTO, choosing, seen_in
-from engine.cost.speed.model.variants import PRECISIONS, Variant
+from engine.cost.speed.model.variants import PRECISIONS, RUNTIMES, Variant
 from models.settings import ModelSettings
 
 Step = Callable[[], object]
@@ -28,7 +28,7 @@ def images_of(settings: ModelSettings, batch_size: int, device: torch.device) ->
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def prepare(variant: Variant, model: nn.Module, images: Tensor, onnx: Path | None = None) -> tuple[Step, str]:
+def prepare(variant: Variant, model: nn.Module, images: Tensor, file: Path | None = None) -> tuple[Step, str]:
     """Returns a function that runs one step of a variant, and the implementation of attention that it uses.
 
     The first call of a compiled variant compiles it.
@@ -37,13 +37,15 @@ def prepare(variant: Variant, model: nn.Module, images: Tensor, onnx: Path | Non
         variant: what to run.
         model: its model, on the device of the images. A training step changes a copy.
         images: (B, C, H, W).
-        onnx: the model's file, for the runtime onnx.
+        file: the model's file, for a runtime of files. It is loaded for the batch's size.
     """
-    if variant.runtime == "onnx":
+    if RUNTIMES[variant.runtime].format:
         from models.export import load
 
-        run, _ = load(onnx)
-        return lambda: run(images), "onnx"
+        assert file is not None
+        precision = {"precision": "bf16"} if variant.precision == "bf16" else {}
+        run, _ = load(file, batch_size=len(images), **precision)
+        return lambda: run(images), variant.runtime
     device = images.device
     model = copy.deepcopy(model).train() if variant.step == "train" else model.eval()
     with torch.set_grad_enabled(variant.step == "train"), context(variant, device):

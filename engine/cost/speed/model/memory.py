@@ -28,14 +28,14 @@ class Job:
         settings: of its model.
         device: name of the device.
         threads: of torch.
-        onnx: the model's file, for the runtime onnx.
+        file: the model's file, for a runtime of files.
     """
 
     variant: Variant
     settings: ModelSettings
     device: str
     threads: int
-    onnx: Path | None = None
+    file: Path | None = None
 
 
 def peak_of(job: Job) -> float:
@@ -58,10 +58,10 @@ def _run(job: Job) -> float:
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     model = build(job.settings).to(device)
-    step, _ = prepare(job.variant, model, images_of(job.settings, job.variant.batch_size, device), job.onnx)
+    step, _ = prepare(job.variant, model, images_of(job.settings, job.variant.batch_size, device), job.file)
     for _ in range(WARM_UP):
         step()
-    if job.variant.step == "train" or job.variant.runtime == "onnx":
+    if job.variant.step == "train" or job.file is not None:
         del model  # a training step has a copy
     reset_peak_memory(device)
     for _ in range(STEPS):

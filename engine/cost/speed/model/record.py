@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from engine.cost.speed.model.benchmark import Row
+from engine.cost.speed.model.variants import RUNTIMES
 from engine.machine import commit, device_name, versions
 from models.merging import MERGERS
 
@@ -30,12 +32,22 @@ def record(
         "overrides": list(overrides),
         "machine": device_name(device),
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": versions() | {name: version(name) for name in _packages(rows)},
         "commit": commit(),
         "warmup": warmup,
         "repeats": repeats,
         "rows": [row.record() for row in rows],
     }
+
+
+def _packages(rows: Sequence[Row]) -> list[str]:
+    """Returns the packages that made and ran the files of rows that were timed."""
+    from models.export import FORMATS
+
+    timed = [row.variant for row in rows if row.failed is None]
+    formats = [RUNTIMES[variant.runtime].format for variant in timed]
+    names = [name for to in formats if to for name in FORMATS[to].packages]
+    return sorted({*names, *(["nncf"] if any(variant.precision == "int8" for variant in timed) else [])})
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,19 +12,40 @@ from engine.cost.speed.model.kernels import AUTO, KERNELS, kernels_of
 from models.settings import UserError, nearest
 
 UNMERGED = "unmerged"
-# name -> whether it runs training steps, and the type of device that it needs
-RUNTIMES: dict[str, tuple[bool, str | None]] = {
-    "eager": (True, None),
-    "compiled": (True, None),
-    "onnx": (False, "cpu"),
-    "graph": (False, "cuda"),
-    "compiled-graph": (False, "cuda"),
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a model.
+
+    Attributes:
+        trains: whether it runs training steps.
+        device: the type of device that it needs; None: any.
+        precisions: keys of PRECISIONS in which it computes.
+        format: that of the file that it runs, a key of `models.export.FORMATS`; None: it runs the model itself. A file
+            has attention of its own.
+    """
+
+    trains: bool = False
+    device: str | None = None
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    format: str | None = None
+
+
+RUNTIMES = {
+    "eager": Runtime(trains=True),
+    "compiled": Runtime(trains=True),
+    "onnx": Runtime(device="cpu", precisions=("fp32", "int8"), format="onnx"),
+    "openvino": Runtime(device="cpu", precisions=("fp32", "bf16", "int8"), format="openvino"),
+    "graph": Runtime(device="cuda"),
+    "compiled-graph": Runtime(device="cuda"),
 }
-# name -> the type of autocast, and the types of devices that it is for
+# name -> the type of autocast, and the types of devices that it is for; int8 is that of files alone
 PRECISIONS: dict[str, tuple[torch.dtype | None, tuple[str, ...]]] = {
     "fp32": (None, ("cpu", "cuda", "mps")),
     "bf16": (torch.bfloat16, ("cpu", "cuda")),
     "fp16": (torch.float16, ("cuda",)),
+    "int8": (None, ("cpu",)),
 }
 STEPS = ("forward", "train")
 
@@ -64,7 +85,7 @@ class Asked:
 def variants(methods: Iterable[str], asked: Asked, device: torch.device) -> list[Variant]:
     """Returns what is timed, the methods of one condition side by side.
 
-    Files of ONNX are in fp32, and their runtime has its own attention: they are timed once for each batch size.
+    A runtime of files has its own attention: it is timed once for each batch size and precision that it has.
 
     Args:
         methods: the models: UNMERGED, merging methods, names of other models.
@@ -77,9 +98,10 @@ def variants(methods: Iterable[str], asked: Asked, device: torch.device) -> list
     _check(asked, device)
     found = []
     for step, batch_size, runtime in product(asked.steps, asked.batch_sizes, asked.runtimes):
-        if step == "train" and not RUNTIMES[runtime][0]:
+        if step == "train" and not RUNTIMES[runtime].trains:
             continue
-        ways = [("fp32", AUTO)] if runtime == "onnx" else list(product(asked.precisions, asked.attentions))
+        precisions = [name for name in asked.precisions if name in RUNTIMES[runtime].precisions]
+        ways = list(product(precisions, [AUTO] if RUNTIMES[runtime].format else asked.attentions))
         found += [
             Variant(method, step, batch_size, runtime, *way) for way, method in product(ways, dict.fromkeys(methods))
         ]
@@ -101,7 +123,7 @@ def _check(asked: Asked, device: torch.device) -> None:
             if value not in known:
                 raise UserError(f"{option} {value}: unknown; {nearest(value, known)}")
     for runtime in asked.runtimes:
-        needed = RUNTIMES[runtime][1]
+        needed = RUNTIMES[runtime].device
         if needed not in (None, device.type):
             raise UserError(f"--runtimes {runtime}: runs on {needed} alone; use --device {needed}")
     for precision in asked.precisions:
@@ -117,13 +139,29 @@ def _check(asked: Asked, device: torch.device) -> None:
 
 def _check_effects(asked: Asked) -> None:
     """Raises UserError for a value that would time nothing."""
-    if set(asked.runtimes) == {"onnx"}:
-        if set(asked.precisions) != {"fp32"}:
-            raise UserError(f"--precision {asked.precisions[-1]}: has no effect on onnx, whose files are in fp32")
-        if set(asked.attentions) != {AUTO}:
-            raise UserError(f"--attention {asked.attentions[-1]}: has no effect on onnx; add --runtimes eager")
-    if "onnx" in asked.runtimes and "fp32" not in asked.precisions:
-        raise UserError("--runtimes onnx: its files are in fp32; add --precision fp32, or leave onnx out")
     for runtime in asked.runtimes:
-        if not RUNTIMES[runtime][0] and "forward" not in asked.steps:
+        if not set(RUNTIMES[runtime].precisions) & set(asked.precisions):
+            known = " or ".join(RUNTIMES[runtime].precisions)
+            raise UserError(
+                f"--runtimes {runtime}: not in {asked.precisions[-1]}; add --precision {known}, or leave it out"
+            )
+        if not RUNTIMES[runtime].trains and "forward" not in asked.steps:
             raise UserError(f"--runtimes {runtime}: does not train; leave it out, or add --steps forward")
+    for precision in asked.precisions:
+        if not any(precision in RUNTIMES[runtime].precisions for runtime in asked.runtimes):
+            known = " or ".join(name for name, runtime in RUNTIMES.items() if precision in runtime.precisions)
+            raise UserError(f"--precision {precision}: not in these runtimes; add --runtimes {known}, or leave it out")
+    if all(RUNTIMES[runtime].format for runtime in asked.runtimes) and set(asked.attentions) != {AUTO}:
+        raise UserError(
+            f"--attention {asked.attentions[-1]}: has no effect on {asked.runtimes[-1]}; add --runtimes eager"
+        )
+
+
+def check_installed(asked: Asked) -> None:
+    """Raises UserError if a package that a runtime of files needs is not installed."""
+    for name in asked.runtimes:
+        if to := RUNTIMES[name].format:
+            from models.export import check_packages
+
+            for needed in ("onnx", to):  # every file is made from ONNX's, which ONNX Runtime checks
+                check_packages(needed, "int8" in asked.precisions, f"--runtimes {name}")

@@ -24,6 +24,14 @@ def test_onnx_is_timed_once_for_each_batch_size():
     assert found == [Variant(UNMERGED, "forward", size, "onnx", "fp32", "auto") for size in (1, 8)]
 
 
+def test_files_are_timed_in_the_precisions_that_they_have():
+    asked = Asked((1,), ("eager", "onnx", "openvino"), ("fp32", "bf16", "int8"), ("fused", "math"))
+    found = [(one.runtime, one.precision, one.attention) for one in variants((UNMERGED,), asked, CPU)]
+    own = [("eager", precision, attention) for precision in ("fp32", "bf16") for attention in ("fused", "math")]
+    files = [("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
+    assert found == own + [(*one, "auto") for one in files]
+
+
 def test_what_is_asked_for_twice_is_timed_once():
     assert len(variants((UNMERGED,), Asked((8, 8), ("eager", "eager")), CPU)) == 1
 
@@ -50,10 +58,13 @@ def test_what_cuda_has(runtime, attention, precision):
         (Asked(attentions=("fused",)), CUDA, "--attention fused: not on cuda; use auto, flash, efficient, cudnn, math"),
         (Asked(attentions=("math",)), MPS, "--attention math: not on mps; use auto$"),
         (Asked(steps=("backward",)), CPU, "--steps backward: unknown; known: forward, train"),
-        (Asked(runtimes=("onnx",), precisions=("bf16",)), CPU, "--precision bf16: has no effect on onnx"),
-        (Asked(runtimes=("onnx",), precisions=("fp32", "bf16")), CPU, "--precision bf16: has no effect on onnx"),
+        (Asked(runtimes=("onnx",), precisions=("bf16",)), CPU, "--runtimes onnx: not in bf16; add --precision fp32 or"),
+        (Asked(runtimes=("onnx",), precisions=("fp32", "bf16")), CPU, "--precision bf16: not in these runtimes; add"),
+        (Asked(precisions=("fp32", "int8")), CPU, "--precision int8: not in these .* --runtimes onnx or openvino, or"),
+        (Asked(runtimes=("eager", "onnx"), precisions=("int8",)), CPU, "--runtimes eager: not in int8; add"),
+        (Asked(runtimes=("openvino",), steps=("train",)), CPU, "--runtimes openvino: does not train"),
         (Asked(runtimes=("onnx",), attentions=("math",)), CPU, "--attention math: has no effect on onnx"),
-        (Asked(runtimes=("eager", "onnx"), precisions=("bf16",)), CPU, "--runtimes onnx: its files are in fp32; add"),
+        (Asked(runtimes=("eager", "onnx"), precisions=("bf16",)), CPU, "--runtimes onnx: not in bf16; add"),
         (Asked(runtimes=("onnx",), steps=("train",)), CPU, "--runtimes onnx: does not train"),
         (Asked(runtimes=("eager", "onnx"), steps=("train",)), CPU, "--runtimes onnx: does not train"),
         (Asked(runtimes=("graph",), steps=("train",)), CUDA, "--runtimes graph: does not train"),
