@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
-from engine.study.zeroshot import evaluate
+from engine.study.zeroshot import each
 from tools.zeroshot import main
 
 if __name__ == "__main__":
     out = Path(next(word for word in sys.argv if word.startswith("out=")).removeprefix("out="))
     kept = out / "unmerged.pt"  # to continue
-    evaluated = evaluate._evaluated
+    evaluated = each._evaluated
 
     def with_divergence(*args: Any) -> Any:
         logits: list[torch.Tensor] = []
@@ -41,5 +41,5 @@ if __name__ == "__main__":
             file.write(f"{row.name:50} {divergence.mean():.4f} ± {error:.4f}\n")
         return row
 
-    evaluate._evaluated = with_divergence
+    each._evaluated = with_divergence
     main(sys.argv[1:])
