@@ -96,6 +96,7 @@ def test_the_wheel_requires_what_models_import_and_no_more(wheel):
     assert set(metadata.get_all("Provides-Extra")) == {
         "lora",
         "export",
+        "openvino",
         "explain",
         "explore",
         "workbench",

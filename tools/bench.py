@@ -45,11 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 LISTS = (  # options of `model` that take several values, in the order of Asked: name, default, description
     ("batch-size", "8", "images in a batch"),
-    (
-        "runtimes",
-        "eager",
-        "eager, compiled (torch.compile), onnx (ONNX Runtime), openvino, graph (CUDA graphs), compiled-graph (both)",
-    ),
+    ("runtimes", "eager", "eager, compiled, onnx (ONNX Runtime), openvino, graph (CUDA graphs), compiled-graph"),
     ("precision", "fp32", "fp32; bf16 or fp16, fp16 on CUDA alone; int8 for onnx and openvino"),
     ("attention", "auto", "auto: torch chooses; on a CPU fused, math; on CUDA flash, efficient, cudnn, math"),
     ("steps", "forward", "forward: in evaluation mode; train: forward, loss, backward and update"),

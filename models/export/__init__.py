@@ -108,19 +108,13 @@ def export_model(
         raise UserError(f"to = {to!r}: {nearest(to, list(FORMATS))}")
     form, metadata, path = FORMATS[to], dict(metadata or {}), Path(path)
     images = images_to_check(images)
-    if int8 is not None and form.of_onnx is None:
-        raise UserError(f"to = {to!r}: has no int8; use onnx or openvino")
-    if len(form.suffixes) > 1 and path.suffix != form.suffixes[0]:
-        raise UserError(f"{path}: {to} writes a graph and its weights; give a name that ends in {form.suffixes[0]}")
-    check_packages(to, int8 is not None)
+    _check_form(to, path, int8 is not None)
     model = without_peft(copy.deepcopy(model)).to("cpu", torch.float32).eval()
     if from_transformers(type(model)):
         model = Logits(model)
     check_accepts(model, images)
-    if form.of_onnx is not None and sum(p.nbytes for p in (*model.parameters(), *model.buffers())) > BYTES:
-        raise UserError(
-            f"to = {to!r}: a single ONNX file ends at 2 GB, and this model's weights do not fit; use exported"
-        )
+    if form.of_onnx is not None:
+        _check_size(to, model)
     try:
         with ExitStack() as stack:
             # Left in reverse order: the file to open takes its name last.
@@ -158,6 +152,24 @@ def convert_onnx(source: Path, path: Path, int8: Tensor | None = None) -> None:
         if int8 is not None:
             graph = quantized(graph, int8)
         form.save(graph, [stack.enter_context(replacing(name)) for name in _names(form, path)], metadata)
+
+
+def _check_form(to: str, path: Path, int8: bool) -> None:
+    """Raises UserError if a format cannot be written to this path, or not quantized, or if a package is missing."""
+    form = FORMATS[to]
+    if int8 and form.of_onnx is None:
+        raise UserError(f"to = {to!r}: has no int8; use onnx or openvino")
+    if len(form.suffixes) > 1 and path.suffix != form.suffixes[0]:
+        raise UserError(f"{path}: {to} writes a graph and its weights; give a name that ends in {form.suffixes[0]}")
+    check_packages(to, int8)
+
+
+def _check_size(to: str, model: nn.Module) -> None:
+    """Raises UserError if a model's weights do not fit into an ONNX file."""
+    if sum(p.nbytes for p in (*model.parameters(), *model.buffers())) > BYTES:
+        raise UserError(
+            f"to = {to!r}: a single ONNX file ends at 2 GB, and this model's weights do not fit; use exported"
+        )
 
 
 def _names(form: Format, path: Path) -> list[Path]:
