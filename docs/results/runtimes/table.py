@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- written by table.py -->", "<!-- end of what is written -->"
 METHODS = ("unmerged", "tome")
 NAMES = {"eager": "eager", "compiled": "compiled", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+FILES = ("onnxruntime", "openvino", "nncf")  # what makes and runs the files
 Row = dict[str, Any]
 
 
@@ -80,7 +81,7 @@ def speed(record: dict[str, Any]) -> list[str]:
 
 def versions(record: dict[str, Any]) -> str:
     """The machine and the versions, in a line."""
-    found = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    found = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "timm", *FILES))
     return f"{record['machine']}; {found}."
 
 
