@@ -15,7 +15,7 @@ from .images import check_images
 from .merging import Tokens, effective_schedule, initial_tokens, size_bias
 from .merging.contract import Grid, Removal
 from .merging.layer import Attended, MergeLayer, Scores
-from .merging.schedule import Plan, tokens_left
+from .merging.schedule import Plan, fixed_removals, tokens_left
 from .settings.vit import EncoderSettings, ViTSettings
 from .stem import PatchStem
 
@@ -115,7 +115,7 @@ class MergingEncoder(nn.Module):
     def new_block(self, settings: EncoderSettings, number: int) -> Block:
         """Returns a new transformer block with its merging, for one of the numbers 0 to depth - 1."""
         s = settings
-        leaves = prod(s.grid) - sum(self.schedule[: number + 1])
+        leaves = prod(s.grid) - sum(fixed_removals(self.schedule)[: number + 1])
         merge = MergeLayer(
             merger=self.merger,
             metric=s.merge.compared_by(),

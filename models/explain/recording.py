@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..merging.adaptive import padded
-from ..merging.contract import Answer, Assignment, Merger, Removal
-from ..merging.layer import Attended, MergeLayer, split_heads
+from ..attention import split_heads
+from ..merging.adaptive import in_order, padded
+from ..merging.contract import Adaptive, Answer, Assignment, Merger, Removal
+from ..merging.layer import Attended, MergeLayer
 from ..merging.tokens import Tokens, apply_answer, unmerge
 from ..merging.wrapping import unwrap, wrap
 from ..settings import UserError
@@ -141,17 +142,17 @@ def _after(
     def hook(
         module: nn.Module, inputs: tuple[Tensor, Tokens, Removal, Attended], output: tuple[Tensor, Tokens]
     ) -> None:
-        _, before, _, attended = inputs
+        _, before, amount, attended = inputs
         if len(attention) != 1:
             raise UserError(
                 f"block {len(blocks) + 1}: computes attention {len(attention)} times by "
                 "scaled_dot_product_attention, and can be followed if it does so once"
             )
         x, after = output
-        # Where the number of patches depends on the image, each image has an answer of its own.
-        assigned = [answer for answer in answers if isinstance(answer, Assignment)]
-        joined = padded(assigned, before.size.shape[1] - layer.prefix) if assigned else None
-        answer = answers[0] if len(answers) == 1 else joined
+        answer = answers[0] if answers else None
+        if isinstance(amount, Adaptive):  # each image has an answer of its own
+            assigned = [in_order(answer) for answer in answers if isinstance(answer, Assignment)]
+            answer = padded(assigned, before.size.shape[1] - layer.prefix)
         answers.clear()
         blocks.append(Block(attention.pop(), attended.source, x, before, after, answer, layer.prefix, sides[0]))
 

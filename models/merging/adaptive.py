@@ -45,13 +45,13 @@ def assign_each(
     batch, patches = int(metric.shape[0]), int(metric.shape[1])
     numbers = [patches] * batch if left is None else [count - prefix for count in left]
     answers = [
-        _in_order(merger.adaptive(metric[i : i + 1, :n], amount.value, _of_image(context, i, n)))
+        in_order(merger.adaptive(metric[i : i + 1, :n], amount.value, _of_image(context, i, n)))
         for i, n in enumerate(numbers)
     ]
     return padded(answers, patches), tuple(prefix + int(answer.count) for answer in answers)
 
 
-def _in_order(answer: Assignment) -> Assignment:
+def in_order(answer: Assignment) -> Assignment:
     """The same assignment, but where it removes nothing patches keep their places, as they do with r = 0."""
     if answer.count < answer.index.shape[1]:
         return answer

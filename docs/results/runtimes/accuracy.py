@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from engine.files import write_json_atomic
 from engine.machine import device_name, pick_autocast, versions
 from engine.settings.layers import load_file
-from engine.study.zeroshot.evaluate import pretrained
+from engine.study.zeroshot.each import pretrained
 from engine.study.zeroshot.images import batches, labelled_images
 from engine.study.zeroshot.settings import ZeroshotSettings
 from models.export import convert_onnx, export_model, load

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from engine.data.formats import identify
 from engine.data.images import open_rgb, square_of, to_square
@@ -26,12 +26,21 @@ LAYOUT = "expected PATH/images and PATH/masks with files of the same names, such
 WHOLE_NUMBERS = ("P", "L", "1")  # Pillow's modes of PNG files whose pixels are whole numbers of up to 8 bits
 
 
+def _different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{names}: two classes have one name; give each its own")
+    return names
+
+
+Names = Annotated[list[str], AfterValidator(_different)]
+
+
 class MaskFolderSettings(ReadSettings):
     """`path` is the folder; see load_mask_folder for its layout."""
 
     name: Literal["masks"] = "masks"
     path: DataPath = Field(description="the folder that holds images and masks")
-    classes: list[str] | None = Field(
+    classes: Names | None = Field(
         None, min_length=2, max_length=IGNORED, description="names in the order of the masks' values; null: numbers"
     )
     held_out: float = Field(0.4, gt=0, lt=1, description="share of the images for testing if there are no splits")
@@ -69,6 +78,7 @@ def load_mask_folder(settings: MaskFolderSettings) -> MaskedImages:
     raise_unreadable(paths, call_each(read, len(pairs)), where, "repair them")
     classes = _class_names(settings, masks, paths, where)
     chosen = _parts(root, pairs, settings, where)
+    _check_labelled(masks, chosen, where)
     parts = {
         part: Masked(images[rows], masks[rows], tuple(str(pairs[row][0].relative_to(root)) for row in rows))
         for part, rows in chosen.items()
@@ -138,6 +148,16 @@ def _class_names(settings: MaskFolderSettings, masks: torch.Tensor, paths: list[
             f"classes, or use {IGNORED} for pixels without one"
         )
     return settings.classes
+
+
+def _check_labelled(masks: torch.Tensor, chosen: dict[str, list[int]], where: str) -> None:
+    """Raises UserError where there is nothing to tell apart in training, or nothing to measure in testing."""
+    train, test = ({int(v) for v in masks[chosen[part]].unique()} - {IGNORED} for part in ("train", "test"))
+    if len(train) < 2:
+        has = f"the single class {train.pop()}" if train else "no class"
+        raise UserError(f"{where}: the masks of its training images have {has}; give masks with two classes or more")
+    if not test:
+        raise UserError(f"{where}: every pixel of the test images' masks is {IGNORED}, which is ignored; label some")
 
 
 def _parts(

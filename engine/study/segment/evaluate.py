@@ -25,6 +25,7 @@ from engine.study.zeroshot.each import Comparison, evaluate_ways, pretrained
 from engine.study.zeroshot.images import normalisation_of
 from engine.study.zeroshot.rows import Row
 from engine.study.zeroshot.ways import Way
+from models.interface import depends_on_image
 from models.settings import UserError
 
 
@@ -97,7 +98,8 @@ def evaluate_rows(
     def evaluate(model: nn.Module, way: Way) -> dict[str, Any]:
         segmenter = fitted(settings, subject, model, way)
         cost, counts = measure_or_say(segmenter), count_pixels(settings, subject, segmenter, way)
-        return {"gmacs": cost.gmacs, "params": cost.params, "pixels": counts.tolist()}
+        gmacs = None if depends_on_image(model) else cost.gmacs  # which was counted on an empty image
+        return {"gmacs": gmacs, "params": cost.params, "pixels": counts.tolist()}
 
     def says(row: SegmentRow) -> str:
         return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"
