@@ -54,7 +54,8 @@ def commands(text: str, folder: Path) -> list[list[str]]:
     log = folder / "commands.txt"
     log.touch()
     silent = "".join(f"{name}() {{ :; }}; " for name in ("make", "pip", "python", "tensorboard", "git", "cd")) + "\n"
-    script = silent + text.replace(".venv/bin/python tools/", "tools/").replace(". .venv/bin/activate", ":")
+    started = 'torchrun() { while [ "${1#-}" != "$1" ]; do shift; done; "$@"; }\n'  # without its own options
+    script = silent + started + text.replace(".venv/bin/python tools/", "tools/").replace(". .venv/bin/activate", ":")
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
         cwd=folder,

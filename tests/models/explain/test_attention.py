@@ -41,6 +41,14 @@ def test_images_that_keep_different_numbers_of_tokens_are_explained_as_they_are_
         torch.testing.assert_close(together[image], alone, atol=1e-5 * float(alone.max()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", BY_ATTENTION)
+def test_a_threshold_that_merges_nothing_explains_as_no_merging(method):
+    found, wanted = (
+        explain(wrap(built(), **how), images(2), method).relevance for how in ({"threshold": 1.0}, {"r": 0})
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 @ALL
 def test_every_family_is_recorded_and_left_as_it_was(name):
     model = built(name)

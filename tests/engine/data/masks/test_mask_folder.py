@@ -117,6 +117,27 @@ def test_masks_without_any_class(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([255], [0, 1], "the masks of its training images have no class; give masks with two classes or more"),
+        ([1, 255], [0, 1], "the masks of its training images have the single class 1; give"),
+        ([0, 1], [255], "every pixel of the test images' masks is 255, which is ignored; label some"),
+    ],
+)
+def test_a_part_without_classes(train, test, message, tmp_path):
+    for part, values in (("train", train), ("test", test)):
+        save(tmp_path, np.resize(np.array(values, np.uint8), (20, 30)), f"{part}/1")
+    with pytest.raises(UserError) as raised:
+        read(tmp_path)
+    assert message in str(raised.value)
+
+
+def test_two_classes_of_one_name(folder):
+    with pytest.raises(UserError, match="two classes have one name; give each its own"):
+        read(folder, classes=["a", "b", "a"])
+
+
 def test_grey_of_four_bits_is_refused(folder):
     """Pillow would read 1 as 17, and does not save such files."""
 

@@ -43,6 +43,12 @@ def by_hand(settings, folder, merge=None, size=64):
     return pixel_counts(predicted, data.test.masks, 4).numpy()
 
 
+def test_the_cost_of_a_threshold_is_not_that_of_an_empty_image(load, tmp_path):
+    lines = []
+    _, rows = evaluate_rows(load("methods=[tome]", "budgets=[{threshold: 0.5}]"), tmp_path, lines.append)
+    assert rows[1].gmacs is None and "not counted" in lines[1] and rows[0].gmacs is not None
+
+
 def near(counts, others):
     """Within rounding, which may turn single pixels."""
     return np.abs(counts - others).sum() < 1e-3 * others.sum()
