@@ -1,6 +1,7 @@
 # make demo    trains the hybrid on handwritten digits; makes the environment first, where there is none
 # make test    runs the tests, on the CPU, in two processes; ARGS="-k merge" for some of them, JOBS=8 for more processes
 #              HYBRIDMERGE_PRECISION=bf16 make test runs them in bf16, on any processor
+# make test-all runs those, too, that take long: before a release, and after a change to what they test
 # make test-bf16 runs the tests that depend on precision in bf16
 # make test-cuda runs the tests of CUDA, on a machine that has it
 # make lint    checks the code and its format with ruff, and types with mypy
@@ -10,10 +11,11 @@
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2
+MARK ?= not slow
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-bf16 test-cuda lint clean
+.PHONY: install demo test test-all test-bf16 test-cuda lint clean
 
 install: $(STAMP)
 
@@ -22,10 +24,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
+	  $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 -m '$(MARK)' $(ARGS)
+
+test-all:
+	$(MAKE) test MARK=
 
 test-bf16:
-	HYBRIDMERGE_PRECISION=bf16 $(MAKE) test ARGS='-m precision $(ARGS)'
+	HYBRIDMERGE_PRECISION=bf16 $(MAKE) test MARK='precision and not slow'
 
 test-cuda: $(STAMP)
 	$(BIN)/python -m pytest -q -n 8 tests/cuda $(ARGS)
