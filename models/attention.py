@@ -39,7 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     """
     device, result = q.device.type, v.dtype
     with without_autocast(device):
-        if device == "cpu" and result == torch.bfloat16 and cpu_has_bf16() and not torch.compiler.is_compiling():
+        if device == "cpu" and result == torch.bfloat16 and cpu_has_bf16() and _is_free():
             out = by_blocks(_cast(q, result), _cast(k, result), v, bias, dropout)
         else:
             dtype = torch.float32 if q.requires_grad and device == "cpu" else result
@@ -51,20 +51,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     return out.transpose(1, 2).flatten(2)
 
 
+def _is_free() -> bool:
+    """Whether it does not matter which operators compute attention: they are not recorded, and no kernel was chosen."""
+    chosen = not (torch.backends.cuda.math_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled())  # for a CPU, too
+    watched = torch._C._len_torch_function_stack() > 0  # such as models.explain, which looks for the fused kernel
+    return not (chosen or watched or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Attention by plain products and a softmax in fp32, for as many images at a time as have BLOCK scores.
+    """Attention by plain products, for as many images at a time as have BLOCK scores.
 
     Arguments as for `attend`, in one dtype. Returns (B, heads, T, head_dim).
     """
     images = max(1, BLOCK // (q.shape[1] * q.shape[2] * k.shape[2]))
     scale, parts = q.shape[-1] ** -0.5, []
-    for first in range(0, q.shape[0], images):
+    if bias is not None:
+        bias = _cast(bias, q.dtype).view(*(1,) * (4 - bias.ndim), *bias.shape)
+    for first in range(0, max(q.shape[0], 1), images):
         part = slice(first, first + images)
         scores = (q[part] * scale) @ k[part].mT
         if bias is not None:
             scores = scores + (bias if bias.shape[0] == 1 else bias[part])
-        weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype), dropout)
-        parts.append(weights @ v[part])
+        # In bf16 its sums are in fp32, and what it keeps for the backward pass is what the product keeps.
+        parts.append(F.dropout(scores.softmax(dim=-1), dropout) @ v[part])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

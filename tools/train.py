@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -69,8 +70,13 @@ def main(argv: list[str]) -> None:
         return
     from engine.settings.layers import load_settings, to_yaml  # imports torch, which takes seconds
 
-    stored = run_to_resume(args.resume) if isinstance(args.resume, str) else None
-    settings = load_settings(args.cfg, args.overrides) if args.cfg else stored.settings_with(args.overrides)
+    try:
+        stored = run_to_resume(args.resume) if isinstance(args.resume, str) else None
+        settings = load_settings(args.cfg, args.overrides) if args.cfg else stored.settings_with(args.overrides)
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":  # of several processes, the first says it
+            raise SystemExit(2) from None
+        raise
     if args.print:
         print(to_yaml(settings), end="")
         return

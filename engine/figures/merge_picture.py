@@ -123,8 +123,9 @@ def _how_by_colour(patch: int, methods: Sequence[str]) -> str:
     )
     attending = [name for name in methods if MERGERS[name].attends is not None]
     if attending:
+        names = " and ".join(filter(None, (", ".join(attending[:-1]), attending[-1])))
         text += (
-            f" The attention used by {' and '.join(attending)} is computed from the same features, with the mean of "
+            f" The attention used by {names} is computed from the same features, with the mean of "
             "all patches as class token: it goes to common colours, not to what a trained model finds important."
         )
     return text

@@ -24,9 +24,10 @@ from models.settings import UserError
 
 # What torchrun, and srun with it, set for each process.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# A process that has ended is noticed at once, by its closed connections. One that waits while the first process tests a
-# fold is not to be given up.
-PATIENCE = timedelta(days=7)
+# gloo notices at once, by its closed connections, that a process has ended. One that waits while the first process
+# tests a fold is not to be given up.
+PATIENCE = timedelta(hours=2)
+BEGAN = "began"  # in the store, which outlives the processes: a run folder was taken
 
 
 class Group:
@@ -36,14 +37,16 @@ class Group:
         rank: the number of this process, from 0.
         size: the number of processes.
         device: where tensors lie that are sent.
-        restarted: whether torchrun has started the processes again after one had failed.
+        store: what torchrun keeps for the processes that it starts, and starts again; None: of a single process.
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, device: torch.device | None = None, *, restarted: bool = False
+        self, rank: int = 0, size: int = 1, device: torch.device | None = None, store: dist.Store | None = None
     ) -> None:
-        self.rank, self.size, self.restarted = rank, size, restarted
+        self.rank, self.size, self.store = rank, size, store
         self.device = device or torch.device("cpu")
+        # Whether torchrun has started the processes again after they had taken the run's folder.
+        self.restarted = store is not None and store.check([BEGAN])
 
     @property
     def leads(self) -> bool:
@@ -51,13 +54,17 @@ class Group:
         return self.rank == 0
 
     def led(self, open_: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
-        """Returns the context that `open_` returns in the first process, and one that does nothing in the others.
+        """Returns the context that `open_` returns in the first process, and one that does nothing in the others: a run
+        folder, which this job has from then on.
 
         Raises:
             UserError, SystemExit: it raised UserError there; see `agreed`.
         """
         with self.agreed():
-            return open_() if self.leads else nullcontext()
+            opened = open_() if self.leads else nullcontext()
+            if self.leads and self.store is not None:
+                self.store.set(BEGAN, "")
+        return opened
 
     def share(self, count: int, name: str) -> slice:
         """Returns the part of `count` images that this process computes.
@@ -132,42 +139,34 @@ class Group:
         Raises:
             UserError: in the first process: a process raised it in the block.
             SystemExit: in the others: one did.
+            Exception: what this process raised, if that is another error.
         """
         if self.size == 1:
             yield
             return
-        error: UserError | None = None
+        error: Exception | None = None
         try:
             yield
-        except UserError as raised:
+        except Exception as raised:
             error = raised
         said: list[str | None] = [None] * self.size
-        dist.all_gather_object(said, None if error is None else str(error))
+        dist.all_gather_object(said, None if error is None else str(error) or type(error).__name__)
+        if error is not None and not isinstance(error, UserError):
+            raise error
         for rank, text in enumerate(said):
             if text is not None:
                 raise self.for_all(text if said[0] is not None else f"process {rank}: {text}")
 
-    @contextmanager
-    def together(self, folder: object) -> Iterator[None]:
-        """A block of work in step with the other processes, which ends here when one of them has ended.
-
-        Args:
-            folder: the run folder, for the message.
-
-        Raises:
-            UserError: in the first process: another one has ended.
-            SystemExit: in the others: another one has ended.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size > 1 and "finished reduction" in str(error):
-                said = "parameters that learn get no gradient, which several processes cannot train together"
-                raise self.for_all(f"{said}; train with one process, or freeze them by finetune.groups") from error
-            if self.size == 1 or not _is_lost_connection(error):
-                raise
-            said = "a process of this run has ended, so that the others stop; when the reason is mended, continue with"
-            raise self.for_all(f"{said} --resume {folder}") from error
+    def explained(self, error: RuntimeError) -> BaseException:
+        """What a process raises for an error of torch: another process has ended, parameters without a gradient, or the
+        error itself."""
+        if "finished reduction" in str(error):
+            said = "parameters that learn get no gradient, which several processes cannot train together"
+            return self.for_all(f"{said}; train with one process, or freeze them by finetune.groups")
+        if not _is_lost_connection(error):
+            return error
+        said = "a process of this run has ended, so that the others stop; when the reason is mended, resume the run"
+        return self.for_all(f"{said}: tools/train.py --resume DIR, with torchrun or without")
 
     def for_all(self, text: str) -> BaseException:
         """What each process raises where all stop for one reason, which the first says."""
@@ -198,25 +197,44 @@ def joined(device_name: str) -> Iterator[Group]:
     if size == 1 or None in environment.values():
         yield ALONE
         return
-    if device_name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device = {device_name!r}: each of {size} processes has its own; use auto, cuda or cpu")
-    device = torch.device("cpu")
-    if torch.cuda.is_available() and device_name != "cpu":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    device = _own_device(device_name, size)
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    # torchrun's store still holds the addresses of processes that it has started again.
-    store = dist.PrefixStore(f"start {restarts}", store)
+    # The store still holds the addresses of processes that torchrun has started again.
+    addresses = dist.PrefixStore(f"start {restarts}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    group = Group(rank, size, device, restarted=restarts != "0")
+    dist.init_process_group(backend, store=addresses, rank=rank, world_size=size, timeout=PATIENCE)
     try:
+        group = Group(rank, size, device, store)
+        dist.barrier()  # before one of them says in the store that the run began
         yield group
     except UserError as error:
-        raise error if group.leads else UserError(f"process {group.rank}: {error}") from error
+        raise error if rank == 0 else UserError(f"process {rank}: {error}") from error
+    except RuntimeError as error:
+        raise Group(rank, size).explained(error) from error
     finally:
         dist.destroy_process_group()
+
+
+def _own_device(name: str, size: int) -> torch.device:
+    """Returns the device of this process, of `size`, where the setting `device` is `name`.
+
+    Raises:
+        UserError: it names one for all, CUDA where there is none, or there are fewer GPUs than processes.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device = {name!r}: each of {size} processes has its own; use auto, cuda or cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda': not available here; use auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= gpus:
+        raise UserError(
+            f"device = {name!r}: {gpus} GPUs for more processes; use --nproc_per_node={gpus}, or device=cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,9 +64,11 @@ def run_experiment(
     """
     run, longer = RunFolder(folder), ""
     if resume:
-        longer = check_unchanged(settings, run)
+        with group.agreed():
+            longer = check_unchanged(settings, run)
         if (results := run.read_results()) is not None and not longer:
-            warn_of_lost_best(run, results)
+            if group.leads:
+                warn_of_lost_best(run, results)
             return results  # it came to its end; the test set is used once
     code = commit()  # now: the files may be other ones when the run ends
     if settings.threads:
@@ -76,16 +79,14 @@ def run_experiment(
         with group.agreed():
             run.check_files()
             kept_log = start_log(says=group.leads)
-            prepared, progress, stopped = ready(settings, run, device, resume, group)
-            settings = prepared.settings
+        prepared, progress, stopped = ready(settings, run, device, resume, group)
+        settings = prepared.settings
         if not group.leads:
             build_trainer(prepared, progress, Silent()).fit()
             return None
         begin(settings)
         log_to(run.log_file, kept_log)
         settle(run, prepared, progress, stopped, longer)
-        log_free_changes(run, settings)
-        run.write_settings(settings)
         lines = stopped.state["lines"] if stopped.state else None
         with Tracker(folder, *([] if lines is None else [progress.step, lines])) as tracker:
             describe(prepared, progress, longer)
@@ -106,25 +107,34 @@ def ready(
     Raises:
         UserError: see `run_experiment`.
     """
-    data = build_data(settings.data, settings.split, settings.seed)
-    settings = settings.with_classes(len(data.classes))
-    stopped = find_stopped(run) if resume else StoppedRun()
-    prepared = prepare_run(settings, data, run.path, device, stopped.state, group)
-    progress = restored(prepared, stopped) if stopped.state else Progress()
-    if resume and not stopped.state:
-        check_nothing_lost(run, first_save(run, prepared))
+    load = partial(build_data, settings.data, settings.split, settings.seed)
+    with group.agreed():
+        data = load() if group.leads else None  # the first process first, since it may download
+    with group.agreed():
+        data = load() if data is None else data
+        settings = settings.with_classes(len(data.classes))
+        stopped = find_stopped(run) if resume else StoppedRun()
+        prepared = prepare_run(settings, data, run.path, device, stopped.state, group)
+        progress = restored(prepared, stopped) if stopped.state else Progress()
+        if resume and not stopped.state:
+            check_nothing_lost(run, first_save(run, prepared))
     return prepared, progress, stopped
 
 
 def settle(run: RunFolder, prepared: Preparation, progress: Progress, stopped: StoppedRun, longer: str) -> None:
-    """Sets aside the checkpoints that a stopped run cannot continue from, writes best.pt again if it was lost, and
-    deletes the results of a run that becomes `longer`: it is not finished any more."""
+    """Brings the folder of a run into the state in which it begins or goes on.
+
+    Checkpoints that it cannot continue from are set aside, best.pt is written again if it was lost, the results of a
+    run that becomes `longer` are deleted, since it is not finished any more, and the settings are written.
+    """
     stopped.set_aside()
     if stopped.lost_best and progress.step == progress.best_step:
         prepared.checkpoints.save_best(progress.step)  # the weights in last.pt are the best
     if longer:
         with writing(run.results_file):
             run.results_file.unlink(missing_ok=True)
+    log_free_changes(run, prepared.settings)
+    run.write_settings(prepared.settings)
 
 
 def prepare_run(

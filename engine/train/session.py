@@ -38,9 +38,10 @@ def train(
     with group.agreed():
         _refuse_time(settings)
     run = stored or RunFolder(Path(settings.out) / settings.name)
-    resume = resume or (group.restarted and run.path.is_dir())
+    resume = resume or group.restarted
     if settings.split.folds:
-        folder = folder_of_folds(stored, settings) if stored else run
+        with group.agreed():
+            folder = folder_of_folds(stored, settings) if stored else run
         train_folds(settings, folder, resume=resume, command=command, group=group)
         return
     with group.led(lambda: run.lock(resume=resume)):

@@ -16,7 +16,13 @@ from .schedule import Plan, effective_schedule
 
 # Ways to say how many tokens to remove; they exclude each other.
 BUDGETS = ("r", "keep", "threshold", "target_gmacs", "target_ratio", "target_ms")
-COUNTS = (*BUDGETS, "first_block", "blocks", "target_batch")
+TARGETS = ("target_gmacs", "target_ratio", "target_ms", "target_batch")
+
+
+def _keys(name: str, merger: Merger) -> tuple[str, ...]:
+    """The keys that a method has and others lack; without merging there is no target to be met."""
+    targets = TARGETS if name != "none" else ()
+    return (*merger.options, *targets, *(("threshold",) if merger.threshold else ()))
 
 
 def conflict_of_blocks(settings: Any) -> tuple[str, str] | None:
@@ -39,9 +45,7 @@ class CommonSettings(Settings):
     """The keys of the `merge:` section that every method accepts."""
 
     alternatives: ClassVar = (BUDGETS,)
-    keys_by_choice: ClassVar = {  # how many tokens to remove means nothing to a method that removes none
-        "method": {name: (*m.options, *(COUNTS if name != "none" else ())) for name, m in MERGERS.items()}
-    }
+    keys_by_choice: ClassVar = {"method": {name: _keys(name, merger) for name, merger in MERGERS.items()}}
 
     method: Literal[tuple(MERGERS)] = Field("tome", description="merging method; none: no merging, whatever r is")  # type: ignore[valid-type]
     r: Removed = Field(

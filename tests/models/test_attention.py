@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from models import attention
 from models.attention import attend
 
-BIASES = {"none": None, "of sizes": (5, 1, 1, 7), "of positions": (1, 3, 7, 7), "of both": (5, 3, 7, 7)}
+BIASES = {
+    "none": None,
+    "of sizes": (5, 1, 1, 7),
+    "of positions": (1, 3, 7, 7),
+    "of both": (5, 3, 7, 7),
+    "of heads": (3, 7, 7),
+    "of pairs": (7, 7),
+}
 
 
 @pytest.fixture

@@ -187,15 +187,18 @@ def test_models_that_do_not_merge_are_timed(threads, capsys, arguments, methods,
     assert "MAC ratio" not in rows[0] and float(rows[0]["GMACs"]) > 0 and float(rows[0]["images/s"]) > 0
 
 
-def test_attention_and_precision_of_torchvisions_vit(threads, capsys):
+@pytest.mark.parametrize(("native", "merged"), [(False, "native+fused"), (True, "native+blocks")])
+def test_attention_and_precision_of_torchvisions_vit(native, merged, threads, capsys, monkeypatch):
+    """`native`: whether the processor multiplies in bf16."""
+    monkeypatch.setattr("models.attention.cpu_has_bf16", lambda: native)
     arguments = ["--attention", "auto", "math", "--precision", "fp32", "bf16", "--repeats", "1", "--batch-size", "1"]
     removed = f"merge.r={[0, 2] + 10 * [0]}"
     bench.main(["model", "torchvision:vit_b_16", "model.img_size=48", *arguments, removed])
     rows = rows_of(capsys.readouterr().out)
     assert [(row["precision"], row["method"], row["attention"]) for row in rows] == [
         (precision, *names)
-        for precision in ("fp32", "bf16")
-        for names in (("unmerged", "native"), ("tome", "native+fused"), ("unmerged", "math"), ("tome", "math"))
+        for precision, own in (("fp32", "native+fused"), ("bf16", merged))
+        for names in (("unmerged", "native"), ("tome", own), ("unmerged", "math"), ("tome", "math"))
     ]
 
 

@@ -193,10 +193,11 @@ def _room(shape: tuple[int, ...], cache: str | None, file: Path) -> np.ndarray:
     """Allocates an array in memory, or on disk."""
     if cache == "memory" or (cache != "disk" and 4 * prod(shape) <= IN_MEMORY):
         return np.empty(shape, np.float32)
-    with writing(file), open(file, "w+b") as opened:
+    own = file.with_name(f"{file.name}.{os.getpid()}")  # several processes may train together
+    with writing(file), open(own, "w+b") as opened:
         try:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not as a signal when a page is written
                 os.posix_fallocate(opened.fileno(), 0, 4 * prod(shape))
             return np.memmap(opened, np.float32, mode="r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
         finally:
-            file.unlink()  # the pages stay until the last reader is gone, and no file is left behind
+            own.unlink()  # the pages stay until the last reader is gone, and no file is left behind

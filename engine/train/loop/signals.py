@@ -32,7 +32,8 @@ class Stopping:
 
     def __init__(self, *, patient: bool = False) -> None:
         self.patient = patient
-        self.asked = 0  # the signal's number
+        self.heard = 0  # the signal's number
+        self.asked = 0  # the same once it takes effect: where it is patient, when the caller says so
         self._waiting = False
         self._process = os.getpid()
         self._before: dict[int, object] = {}
@@ -57,7 +58,7 @@ class Stopping:
         while True:
             self._waiting = not self.patient
             try:
-                if self.asked and not self.patient:  # between the last item and this wait
+                if self.asked:  # between the last item and this wait
                     raise Stopped
                 item = next(iterator)
             except StopIteration:
@@ -69,13 +70,14 @@ class Stopping:
     def _remember(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a worker process that has just been forked; the main process is the one to stop
-        if self.asked and self.patient:
+        if self.patient:
+            self.heard = self.heard or number
             return
         if self.asked:
             for other in self._before:
                 signal.signal(other, signal.SIG_DFL)  # a third signal ends what still hangs
             raise SystemExit(128 + number)
-        self.asked = number
+        self.heard = self.asked = number
         if self._waiting:
             raise Stopped
 

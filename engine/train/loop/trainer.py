@@ -88,7 +88,7 @@ class Trainer:
         bar = tqdm(total=batches.total_steps, initial=progress.step, **options)
         logs = logging_redirect_tqdm([log]) if self.group.leads else nullcontext()
         with killed_workers_as_errors(), bar, logs, Stopping(patient=self.group.size > 1) as stopping:
-            with closing(batches), self.group.together(self.checkpoints.folder):
+            with closing(batches):
                 self._log_what_learns()
                 try:
                     while progress.step < batches.total_steps and not stopping.asked:
@@ -115,7 +115,7 @@ class Trainer:
                 self._end_epoch(epoch)
             if ended or (self.save_every and progress.step % self.save_every == 0):
                 self.save()
-            stopping.asked = self.group.largest(stopping.asked)  # all stop after the same step
+            stopping.asked = self.group.largest(stopping.heard)  # all stop after the same step
             if stopping.asked:
                 return
             started = time.perf_counter()  # validating and saving are not training
@@ -135,7 +135,7 @@ class Trainer:
             losses.append(loss.detach())
             corrects.append(correct)
         norm = self.optimization.clip()
-        # The only time in a step that the program waits for the device.
+        # In one process the only time in a step that the program waits for the device.
         values = self.group.mean(torch.stack([*losses, torch.stack(corrects).sum(), norm]))
         *losses, right, norm = values.tolist()
         self._check_finite({"loss": sum(losses), "gradient": norm})

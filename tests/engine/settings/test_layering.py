@@ -39,11 +39,24 @@ def test_merging_changes_neither_side_and_the_upper_wins(below, above):
     assert merged.keys() == below.keys() | above.keys()
 
 
-@pytest.mark.parametrize("budget", ["target_gmacs=0.05", "r=8", "target_ratio=1.2", "keep={rate: 0.7}"])
-def test_without_merging_no_number_of_tokens_is_left_to_be_met(budget, tmp_path):
-    text = f"base: {config.CONFIGS}/cifar10/hybrid.yaml\nmodel: {{merge: {{{budget.replace('=', ': ', 1)}, kth: 3}}}}\n"
+@pytest.mark.parametrize("budget", ["target_gmacs", "target_ratio", "target_ms", "threshold"])
+def test_without_merging_no_budget_is_left_to_be_met(budget, tmp_path):
+    text = f"base: {config.CONFIGS}/cifar10/hybrid.yaml\nmodel: {{merge: {{{budget}: 1.0, kth: 3}}}}\n"
     merge = load_settings(write(tmp_path, "one.yaml", text), ["merge.method=none"]).model.merge
     assert merge == check(MergeSettings, {"method": "none"})
+
+
+def test_a_number_of_tokens_is_kept_for_the_method_that_comes_back(tmp_path):
+    write(tmp_path, "one.yaml", f"base: {config.CONFIGS}/cifar10/hybrid.yaml\nmodel: {{merge: {{method: none}}}}\n")
+    two = write(tmp_path, "two.yaml", "base: one.yaml\nmodel: {merge: {method: tome}}\n")
+    assert load_settings(two).model.merge == check(MergeSettings, {"method": "tome", "r": 8})
+
+
+def test_a_threshold_goes_with_the_methods_that_have_one(tmp_path):
+    text = f"base: {config.CONFIGS}/cifar10/hybrid.yaml\nmodel: {{merge: {{method: topk, threshold: 0.9}}}}\n"
+    one = write(tmp_path, "one.yaml", text)
+    assert load_settings(one, ["merge.method=atc"]).model.merge.threshold == 0.9
+    assert load_settings(one, ["merge.method=pitome"]).model.merge == check(MergeSettings, {"method": "pitome"})
 
 
 def test_another_name_drops_what_only_the_old_one_knows():
@@ -130,7 +143,7 @@ def test_a_written_file_s_budget_and_options_are_dropped_too(tmp_path, stored):
 def test_two_budgets_in_one_layer_or_a_stranger_s_option_stay_errors(tmp_path):
     said = "model.merge.target_gmacs = 1.0: cannot be combined with merge.r = 4; give one of them"
     assert refusal("cifar10/hybrid", "merge.r=4", "merge.target_gmacs=1") == said
-    assert refusal("cifar10/hybrid", "merge.prune=true").endswith("= True: tome has no such option, topk has")
+    assert refusal("cifar10/hybrid", "merge.prune=true").endswith("= True: tome has no such option, topk and ats have")
     assert refusal("cifar10/hybrid", "merge.method=tome", "merge.prune=true").startswith("model.merge.prune = True")
     assert refusal("cifar10/hybrid", "merge.method=nothing", "merge.kth=3").startswith("model.merge.method = 'nothing'")
     assert refusal("cifar10/hybrid", "merge=3").startswith("model.merge = 3: must be a section")

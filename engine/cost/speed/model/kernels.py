@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models import attention
+
 AUTO = "auto"
+BLOCKS = "blocks"  # our own on a CPU in bf16: models.attention.by_blocks
 NONE = "-"  # a model without attention, or with one of its own
 # type of device -> name of an implementation -> torch's name. On a CPU torch calls its fused kernel flash attention.
 KERNELS: dict[str, dict[str, SDPBackend]] = {
@@ -72,10 +75,27 @@ def seen_in(model: nn.Module, images: Tensor) -> str:
     Returns:
         Such as "fused"; NONE if it called none.
     """
-    with _Operators() as operators:
+    with _Operators() as operators, _blocks(operators.names):
         model(images)
-    names = dict.fromkeys(OPERATORS[name] for name in operators.names if name in OPERATORS)
+    known = {**OPERATORS, BLOCKS: BLOCKS}
+    names = dict.fromkeys(known[name] for name in operators.names if name in known)
     return "+".join(names) or NONE
+
+
+@contextmanager
+def _blocks(names: dict[str, None]) -> Iterator[None]:
+    """Adds BLOCKS to the names when attention is computed by blocks, which no operator is for."""
+    by_blocks = attention.by_blocks
+
+    def seen(*args: Any) -> Tensor:
+        names[BLOCKS] = None
+        return by_blocks(*args)
+
+    attention.by_blocks = seen
+    try:
+        yield
+    finally:
+        attention.by_blocks = by_blocks
 
 
 class _Operators(TorchDispatchMode):
