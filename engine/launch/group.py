@@ -197,7 +197,12 @@ def joined(device_name: str) -> Iterator[Group]:
     if size == 1 or None in environment.values():
         yield ALONE
         return
-    device = _own_device(device_name, size)
+    try:
+        device = _own_device(device_name, size)
+    except UserError:
+        if environment["RANK"] != "0":  # the first process says it
+            raise SystemExit(2) from None
+        raise
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     # The store still holds the addresses of processes that torchrun has started again.
