@@ -39,7 +39,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     """
     device, result = q.device.type, v.dtype
     with without_autocast(device):
-        if device == "cpu" and result == torch.bfloat16 and cpu_has_bf16() and _is_free():
+        plain = device == "cpu" and result == torch.bfloat16 and not torch.compiler.is_compiling()
+        if plain and cpu_has_bf16() and _is_free():
             out = by_blocks(_cast(q, result), _cast(k, result), v, bias, dropout)
         else:
             dtype = torch.float32 if q.requires_grad and device == "cpu" else result
@@ -55,7 +56,7 @@ def _is_free() -> bool:
     """Whether it does not matter which operators compute attention: they are not recorded, and no kernel was chosen."""
     chosen = not (torch.backends.cuda.math_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled())  # for a CPU, too
     watched = torch._C._len_torch_function_stack() > 0  # such as models.explain, which looks for the fused kernel
-    return not (chosen or watched or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (chosen or watched or torch.jit.is_tracing())
 
 
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
