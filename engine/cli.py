@@ -40,6 +40,38 @@ def add_runs(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help=help_text)
 
 
+def parse_comparison(argv: list[str], description: str | None, folder: str, example: str) -> argparse.Namespace:
+    """Parses the arguments of a tool that compares ways of merging in a pretrained model.
+
+    Args:
+        argv: the arguments.
+        description: the tool's docstring.
+        folder: the folder under configs/ that has its files.
+        example: an override of a setting that it has.
+    """
+    parser = parser_of(description)
+    parser.add_argument("--cfg", required=True, help=f"a YAML file, or its name under configs/{folder}/")
+    parser.add_argument(
+        "--time",
+        type=int,
+        metavar="ROUNDS",
+        help="also measure ms per image of every row, in so many interleaved rounds; when nothing else runs",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="evaluate rows anew that another version of the merging code evaluated"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help=f"settings that override the file's, such as {example} or model.weights=FILE",
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.time is not None and args.time < 1:
+        parser.error(f"--time {args.time}: must be at least 1")
+    return args
+
+
 def cli(main: Callable[[list[str]], None]) -> int:
     """Runs a tool on the command-line arguments.
 

@@ -22,40 +22,15 @@ if __name__ == "__main__":
 
     prepare()
 
-import argparse
 import logging
 import sys
 
-from engine.cli import cli, parser_of
+from engine.cli import cli, parse_comparison
 from engine.tables import print_table
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = parser_of(__doc__)
-    parser.add_argument("--cfg", required=True, help="a YAML file, or its name under configs/segment/")
-    parser.add_argument(
-        "--time",
-        type=int,
-        metavar="ROUNDS",
-        help="also measure ms per image of every row, in so many interleaved rounds; when nothing else runs",
-    )
-    parser.add_argument(
-        "--again", action="store_true", help="evaluate rows anew that another version of the merging code evaluated"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="settings that override the file's, such as data.train=100 or model.weights=FILE",
-    )
-    args = parser.parse_intermixed_args(argv)
-    if args.time is not None and args.time < 1:
-        parser.error(f"--time {args.time}: must be at least 1")
-    return args
-
-
 def main(argv: list[str]) -> None:
-    args = parse(argv)
+    args = parse_comparison(argv, __doc__, "segment", "data.train=100")
     import torch
 
     from engine.runs.lock import take_lock

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -68,15 +67,12 @@ def main(argv: list[str]) -> None:
 
         write_text_atomic(args.schema, json.dumps(schema(), indent=2) + "\n")
         return
-    from engine.settings.layers import load_settings, to_yaml  # imports torch, which takes seconds
+    from engine.launch.group import joined, said_once  # imports torch, which takes seconds
+    from engine.settings.layers import load_settings, to_yaml
 
-    try:
+    with said_once():
         stored = run_to_resume(args.resume) if isinstance(args.resume, str) else None
         settings = load_settings(args.cfg, args.overrides) if args.cfg else stored.settings_with(args.overrides)
-    except UserError:
-        if os.environ.get("RANK", "0") != "0":  # of several processes, the first says it
-            raise SystemExit(2) from None
-        raise
     if args.print:
         print(to_yaml(settings), end="")
         return
@@ -84,7 +80,6 @@ def main(argv: list[str]) -> None:
         print_estimate(settings, args.json)
         return
 
-    from engine.launch.group import joined
     from engine.train.session import train
 
     command = shlex.join(["tools/train.py", *argv])

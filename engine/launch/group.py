@@ -182,6 +182,17 @@ def unsynchronised(module: nn.Module, last: bool) -> AbstractContextManager[None
 
 
 @contextmanager
+def said_once() -> Iterator[None]:
+    """A block before the processes are joined, in which all of them make the same mistake: the first one says it."""
+    try:
+        yield
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(2) from None
+        raise
+
+
+@contextmanager
 def joined(device_name: str) -> Iterator[Group]:
     """Joins the processes that torchrun has started; without torchrun, or with one process, it is a group of one.
 
@@ -197,26 +208,22 @@ def joined(device_name: str) -> Iterator[Group]:
     if size == 1 or None in environment.values():
         yield ALONE
         return
-    try:
+    with said_once():
         device = _own_device(device_name, size)
-    except UserError:
-        if environment["RANK"] != "0":  # the first process says it
-            raise SystemExit(2) from None
-        raise
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     # The store still holds the addresses of processes that torchrun has started again.
     addresses = dist.PrefixStore(f"start {restarts}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=addresses, rank=rank, world_size=size, timeout=PATIENCE)
+    group = Group(rank, size, device, store)
     try:
-        group = Group(rank, size, device, store)
         dist.barrier()  # before one of them says in the store that the run began
         yield group
     except UserError as error:
-        raise error if rank == 0 else UserError(f"process {rank}: {error}") from error
+        raise error if group.leads else UserError(f"process {rank}: {error}") from error
     except RuntimeError as error:
-        raise Group(rank, size).explained(error) from error
+        raise group.explained(error) from error
     finally:
         dist.destroy_process_group()
 
