@@ -110,7 +110,7 @@ def _line(cls: type[BaseModel], details: list[Mapping[str, Any]], where: str) ->
     top = located[0][0]
     here = [(path, owner, detail) for path, owner, detail in located if path[: len(top)] == top]
     path, owner, first = max(here, key=lambda entry: len(entry[0]))
-    line = _explain([where, *path] if where else path, owner, first)
+    line = _explain([*where.split("."), *path] if where else path, owner, first)
     rest = [_reason(detail) for other, _, detail in here if other == path and detail is not first]
     line += "".join(f" or {reason}" for reason in dict.fromkeys(rest) if reason not in line)
     more = len({tuple(path) for path, _, _ in located if path[: len(top)] != top})

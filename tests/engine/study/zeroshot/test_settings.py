@@ -85,3 +85,8 @@ def test_every_config_loads_by_its_name(path):
     assert settings.name == path.stem and len(settings.merged_ways()) > 2
     commands = (f"# tools/zeroshot.py --cfg {path.stem} ", f"# tools/explain.py --evaluate {path.stem} ")
     assert path.read_text().startswith(commands)
+
+
+def test_a_method_that_does_not_take_a_budget_is_named_with_one_key(load):
+    with pytest.raises(UserError, match=r"^model\.merge\.threshold = 0\.9: not with pitome; give r, or use "):
+        load("methods=[pitome]", "budgets=[{threshold: 0.9}]")
