@@ -15,9 +15,8 @@ from engine.measure.paired import Difference
 from engine.measure.segmentation import class_ious, mean_iou, paired_images, pixel_accuracy
 from engine.study.segment.evaluate import SegmentRow, Subject
 from engine.study.segment.settings import SegmentSettings
-from engine.study.zeroshot.report import NONE, TIMES, mac_ratio, of_comparison, of_row, points, time_cells
+from engine.study.zeroshot.report import NONE, TIMES, gmacs_cell, mac_ratio, of_comparison, of_row, points, time_cells
 from engine.tables import Column, markdown
-from engine.wording import NOT_COUNTED, fixed
 
 RECORD, COUNTS = "segment.json", "counts.npz"  # files in the folder of tools/segment.py
 VERSION = 1  # of segment.json
@@ -87,7 +86,7 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
     ratio = mac_ratio(row.row, first.row)
     cells = [
         row.row.name,
-        NOT_COUNTED if row.row.gmacs is None else fixed(row.row.gmacs, 4),
+        gmacs_cell(row.row),
         NONE if ratio is None else f"{ratio:.3f}",
         f"{100 * row.miou:.2f}",
         *points(row.difference),

@@ -117,7 +117,7 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
     ratio = mac_ratio(row.row, first.row)
     cells = [
         row.row.name,
-        _gmacs(row.row),
+        gmacs_cell(row.row),
         NONE if ratio is None else f"{ratio:.3f}",
         f"{100 * row.accuracy:.2f}",
         *points(row.difference),
@@ -127,7 +127,7 @@ def _cells(row: Compared, first: Compared, timed: bool) -> list[str]:
     return [*cells, *time_cells(row.ms, first.ms, ratio)] if timed else cells
 
 
-def _gmacs(row: Row) -> str:
+def gmacs_cell(row: Row) -> str:
     """GMACs of one image, or their mean over the images and its standard deviation."""
     if row.costs is not None:
         return row.costs.in_short()
