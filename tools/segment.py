@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
     prepare()
 
+import argparse
 import logging
 import sys
 
@@ -29,8 +30,12 @@ from engine.cli import cli, parse_comparison
 from engine.tables import print_table
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    return parse_comparison(argv, __doc__, "segment", "data.train=100")
+
+
 def main(argv: list[str]) -> None:
-    args = parse_comparison(argv, __doc__, "segment", "data.train=100")
+    args = parse(argv)
     import torch
 
     from engine.runs.lock import take_lock

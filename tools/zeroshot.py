@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
     prepare()
 
+import argparse
 import logging
 import sys
 
@@ -22,8 +23,12 @@ from engine.cli import cli, parse_comparison
 from engine.tables import print_table
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    return parse_comparison(argv, __doc__, "zeroshot", "budgets=[{r: 8}]")
+
+
 def main(argv: list[str]) -> None:
-    args = parse_comparison(argv, __doc__, "zeroshot", "budgets=[{r: 8}]")
+    args = parse(argv)
     import torch
 
     from engine.runs.lock import take_lock
