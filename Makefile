@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 -m '$(MARK)' $(ARGS)
+	  $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=10 -m '$(MARK)' $(ARGS)
 
 test-all:
 	$(MAKE) test MARK=

@@ -63,6 +63,7 @@ setup(
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
         "dev": [
             "pytest>=8.0",
+            "pytest-timeout>=2.2",
             "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "ruff>=0.6",

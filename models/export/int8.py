@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .signal_stack import signal_stack_kept
+
 MOST_IMAGES = 300  # NNCF's default; it looks at no more
 
 
@@ -29,7 +31,7 @@ def quantized(graph: Any, images: Tensor) -> Any:
     try:
         images = images[:MOST_IMAGES]
         data = nncf.Dataset([image.numpy() for image in images.split(1)], _inputs_of(graph))
-        with redirect_stdout(io.StringIO()):  # its bars of progress
+        with redirect_stdout(io.StringIO()), signal_stack_kept():  # NNCF shows bars of progress, and uses OpenVINO
             return nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
     finally:
         nncf.set_log_level(before)

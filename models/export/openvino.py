@@ -13,6 +13,7 @@ import torch
 
 from ..settings import UserError
 from .agreement import Runtime
+from .signal_stack import signal_stack_kept
 
 METADATA = "hybridmerge"
 # OpenVINO's name of each precision. It is always given: left to itself, OpenVINO computes in bf16 wherever the
@@ -72,7 +73,8 @@ def read(
         shape[0] = batch_size
         model.reshape(shape)
     options = {"INFERENCE_PRECISION_HINT": name, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", options)
+    with signal_stack_kept():
+        compiled = core.compile_model(model, "CPU", options)
     # The hint is only a hint: OpenVINO ignores bf16 where the processor does not have it.
     if compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != name:
         raise UserError(f"precision {precision}: OpenVINO does not compute in it on this processor; use fp32")

@@ -174,7 +174,9 @@ def test_a_merged_tokens_gradient_points_to_the_mean_of_its_members():
 
 
 @pytest.mark.precision
-@pytest.mark.parametrize("mode", [*MODES, None])
+@pytest.mark.parametrize(
+    "mode", [None, "full", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "full")]
+)
 def test_crashed_and_resumed_equals_uninterrupted(mode, tuned, start, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()

@@ -94,7 +94,7 @@ def test_adapters_follow_another_merging(finished):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("crash_at", [9, 30])
+@pytest.mark.parametrize("crash_at", [pytest.param(9, marks=pytest.mark.slow), 30])
 def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, finished, folder, monkeypatch):
     """20 steps an epoch: in the first, and after `gradual` has begun its second group."""
     whole, _ = finished(mode)

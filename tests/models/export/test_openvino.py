@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from models import export
 from models.export import close, convert_onnx, export_model, load
 from models.export.agreement import change
+from models.export.signal_stack import signal_stack, signal_stack_kept
 from models.settings import UserError
 from tests.models.export.test_export import photographs, small
 
@@ -51,10 +54,24 @@ def test_fp32_is_fp32_and_bf16_is_asked_for(files):
         assert not close(runtime(photographs(4)), model(photographs(4)).detach()).any()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's signal stacks")
+def test_signals_are_handled_where_they_were(files):
+    """Whatever the order in which models are deleted: otherwise the process dies by the next signal that it handles."""
+    _, folder = files
+    before = signal_stack()
+    first, _ = load(folder / "model.xml")
+    second, _ = load(folder / "model.xml")
+    del first, second
+    after = signal_stack()
+    assert (after.pointer, after.flags, after.size) == (before.pointer, before.flags, before.size)
+
+
 def test_openvino_reads_the_onnx_file(files):
     """As the page says, where no patches are equally similar."""
     model, folder = files
-    logits = openvino.compile_model(folder / "model.onnx", "CPU", FP32)(photographs(4).numpy())[0]
+    with signal_stack_kept():
+        compiled = openvino.compile_model(folder / "model.onnx", "CPU", FP32)
+    logits = compiled(photographs(4).numpy())[0]
     assert close(torch.from_numpy(logits.copy()), model(photographs(4)).detach()).all()
 
 

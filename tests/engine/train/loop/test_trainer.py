@@ -91,7 +91,9 @@ def run_until(monkeypatch, crash_at: int, settings, folder) -> None:
         run_experiment(settings, folder)
 
 
-@pytest.mark.parametrize("crash_at", [1, 4, 10, 13, 17, 29, 30])
+@pytest.mark.parametrize(
+    "crash_at", [1, 10, 17, 30, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 13, 29))]
+)
 def test_crashed_and_resumed_equals_uninterrupted(reference, tiny, folder, monkeypatch, crash_at):
     """From the middle of an epoch, its end, the first step and the last; lost steps are done again, the same."""
     settings = tiny(checkpoint={"every_steps": 4})
