@@ -1,4 +1,4 @@
-"""What it costs to merge inside cells alone, as Swin's windows would need, in a model whose pretrained weights are at hand.
+"""What it costs to merge inside cells alone, as Swin's windows need it, in a pretrained model: DeiT-Tiny.
 
 PYTHONPATH=. python docs/results/swin/cells_in_deit.py IMAGES WEIGHTS
 
@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from off_the_shelf import interval
 from PIL import Image
 from timm.data import ImageNetInfo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from windows import Cells
 
 from models.merging import Assignment, MergeContext, Merger, wrap
 from models.merging.wrapping import blocks_of
 from models.merging.wrapping.cost import count
-from off_the_shelf import interval
-from windows import Cells
 
 GRID, LEFT = (14, 14), 100  # 25 tokens of each window of 7 x 7
 
@@ -40,8 +40,8 @@ def inside_cells(inner: Merger, window: int = 7, shift: int = 3) -> Merger:
         index, before = torch.zeros(metric.shape[:2], dtype=torch.int64), 0
         for place in places:
             part = metric[:, place].flatten(0, 1)
-            answer = inner.assign(part, min(int(place.shape[1] / 2 + 0.5), inner.at_most(place.shape[1])),
-                                  MergeContext(torch.ones(part.shape[:2])))
+            removed = min(int(place.shape[1] / 2 + 0.5), inner.at_most(place.shape[1]))
+            answer = inner.assign(part, removed, MergeContext(torch.ones(part.shape[:2])))
             first = before + answer.count * torch.arange(len(place)).view(1, -1, 1)
             index[:, place.flatten()] = (answer.index.unflatten(0, (-1, len(place))) + first).flatten(1)
             before += answer.count * len(place)
@@ -65,9 +65,9 @@ def loaded(folder: Path) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def right(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> list[bool]:
     """Which images the model classifies correctly."""
-    scaled = [F.interpolate(part, (size, size), mode="bicubic", antialias=True) if size < 224 else part
-              for part in images.split(50)]
-    out: list[bool] = (torch.cat([model(part).argmax(1) for part in scaled]) == labels).tolist()
+    if size < 224:
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    out: list[bool] = (torch.cat([model(part).argmax(1) for part in images.split(50)]) == labels).tolist()
     return out
 
 
@@ -83,15 +83,15 @@ def main() -> None:
         return timm.create_model("deit_tiny_patch16_224", checkpoint_path=str(given.weights)).eval()
 
     rows: dict[str, tuple[nn.Module, int]] = {"unmerged": (model(), 224)}
-    for method in ("tome", "facility_location"):
-        for block in (1, 4, 7):
+    for method, blocks in (("tome", (1, 4, 7)), ("facility_location", (4,))):
+        for block in blocks:
             r = [GRID[0] * GRID[1] - LEFT if number == block else 0 for number in range(1, 13)]
             rows[f"`{method}` in block {block}, anywhere"] = (wrap(model(), method, r), 224)
             inside = wrap(model(), method, r)
             for layer in blocks_of(inside).layers():
                 layer.merger = inside_cells(layer.merger)
             rows[f"`{method}` in block {block}, inside cells"] = (inside, 224)
-    for size in (192, 176, 160):
+    for size in (192, 176):
         small = model()
         small.set_input_size((size, size))
         rows[f"{size} px"] = (small, size)
@@ -100,8 +100,8 @@ def main() -> None:
     for name, (each, size) in rows.items():
         answers = right(each, images, labels, size)
         before = answers if before is None else before
-        share = 100 * sum(answers) / len(answers)
-        print(f"| {name} | {count(each, (3, size, size)) / 1e9:.2f} | {share:.1f} % | {interval(answers, before)} |", flush=True)
+        macs, share = count(each, (3, size, size)) / 1e9, 100 * sum(answers) / len(answers)
+        print(f"| {name} | {macs:.2f} | {share:.1f} % | {interval(answers, before)} |", flush=True)
 
 
 if __name__ == "__main__":

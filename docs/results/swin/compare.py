@@ -12,7 +12,6 @@ import argparse
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,9 +19,9 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from windows import in_each_block, staged, stages_of
 
 from models.merging.wrapping.cost import count
-from windows import MergedBlock, MergedStage, replace
 
 
 def built(name: str) -> tuple[nn.Module, int]:
@@ -34,30 +33,18 @@ def built(name: str) -> tuple[nn.Module, int]:
     return model.eval(), model.pretrained_cfg["input_size"][-1]
 
 
-def staged(model: nn.Module, stages: tuple[int, ...], start: int | None = 0, **options: Any) -> nn.Module:
-    """Merged once in each of these stages."""
-    return replace(deepcopy(model), {stage: partial(MergedStage, start=start, **options) for stage in stages})
-
-
-def in_each_block(model: nn.Module, stages: tuple[int, ...]) -> nn.Module:
-    """Merged and restored in every block of these stages."""
-
-    def each(blocks: nn.Module) -> nn.Module:
-        return nn.Sequential(*(MergedBlock(block, i % 2 == 1) for i, block in enumerate(blocks.children())))
-
-    return replace(deepcopy(model), dict.fromkeys(stages, each))
-
-
 def ways(model: Any, size: int) -> dict[str, tuple[Callable[[], nn.Module], int]]:
     """What is compared: how to build it, and its image size."""
     every = (1, 2, 3, 4)
+    stage, name = stages_of(model)[2]
+    middle = len(list(getattr(stage, name).children())) // 2
     rows: dict[str, tuple[Callable[[], nn.Module], int]] = {
         "as it is": (lambda: model, size),
         "by cells, nothing merged": (lambda: staged(model, every, None), size),
         "stage 3, once": (lambda: staged(model, (3,)), size),
         "stage 3, once, bias of the first member": (lambda: staged(model, (3,), bias="first"), size),
         "stage 3, once, `grid`": (lambda: staged(model, (3,), method="grid"), size),
-        "stage 3, once, from its second block": (lambda: staged(model, (3,), 1), size),
+        "stage 3, once, from its middle, to three quarters": (lambda: staged(model, (3,), middle, rate=0.75), size),
         "stage 3, in each block anew": (lambda: in_each_block(model, (3,)), size),
         "stages 3 and 4, once": (lambda: staged(model, (3, 4)), size),
         "all stages, once": (lambda: staged(model, every), size),
@@ -109,7 +96,8 @@ def main() -> None:
     print(f"{given.model}\n\n| | GMACs | fewer |" + "".join(f" ms, batch {b} | faster |" for b in given.batch))
     print("|---|---|---|" + "---|---|" * len(given.batch))
     for name in rows:
-        print(f"| {name} | {macs[name] / 1e9:.2f} | {macs['as it is'] / macs[name]:.2f} | {' | '.join(quotients[name])} |")
+        cells = [f"{macs[name] / 1e9:.2f}", f"{macs['as it is'] / macs[name]:.2f}", *quotients[name]]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

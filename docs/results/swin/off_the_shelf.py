@@ -18,15 +18,8 @@ import numpy as np
 import torch
 from timm.models import SwinTransformer
 from torch import nn
-
-from compare import in_each_block
 from train import SIZE, arrays, built, result
-from windows import MergedStage, replace
-
-
-def staged(model: nn.Module, stages: tuple[int, ...], start: int = 0, **options: object) -> nn.Module:
-    """Merged once in each of these stages."""
-    return replace(deepcopy(model), {stage: partial(MergedStage, start=start, **options) for stage in stages})
+from windows import in_each_block, staged
 
 
 def smaller(model: SwinTransformer, size: int) -> nn.Module:

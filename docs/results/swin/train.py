@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +20,9 @@ from PIL import Image
 from timm.models import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from windows import staged
 
 from models.merging.wrapping.cost import count
-from windows import MergedStage, replace
 
 SIZE, BATCH = 96, 64
 MODELS = {
@@ -36,18 +34,26 @@ MODELS = {
 }
 
 
-def built(img_size: int = SIZE, window_size: int = 6, embed_dim: int = 64, depths: tuple[int, int] = (4, 2),
-          merge: bool = False) -> nn.Module:
+def built(
+    img_size: int = SIZE,
+    window_size: int = 6,
+    embed_dim: int = 64,
+    depths: tuple[int, int] = (4, 2),
+    merge: bool = False,
+) -> nn.Module:
     """A Swin of two stages with patches of 8 x 8 pixels."""
     torch.manual_seed(0)
-    model = SwinTransformer(img_size=img_size, patch_size=8, embed_dim=embed_dim, depths=depths, num_heads=(2, 4),
-                            window_size=window_size, num_classes=10, drop_path_rate=0.0)
-    return merged(model) if merge else model
-
-
-def merged(model: nn.Module, start: int = 0, method: str = "tome", rate: float = 0.5) -> nn.Module:
-    """The model with tokens merged in its first stage."""
-    return replace(model, {1: partial(MergedStage, start=start, method=method, rate=rate)})
+    model = SwinTransformer(
+        img_size=img_size,
+        patch_size=8,
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=(2, 4),
+        window_size=window_size,
+        num_classes=10,
+        drop_path_rate=0.0,
+    )
+    return staged(model, (1,)) if merge else model
 
 
 def arrays(folder: Path, work: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -55,11 +61,10 @@ def arrays(folder: Path, work: Path, split: str) -> tuple[Tensor, Tensor]:
     file = work / f"{split}.npz"
     if not file.exists():
         classes = sorted(path.name for path in (folder / split).iterdir())
-        files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / split / name).iterdir())]
-        images = np.stack([
-            np.asarray(Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for path, _ in files
-        ])
-        np.savez(file, images=images.transpose(0, 3, 1, 2), labels=np.array([label for _, label in files]))
+        files = sorted((folder / split).glob("*/*"))
+        images = np.stack([np.asarray(Image.open(path).convert("RGB").resize((SIZE, SIZE))) for path in files])
+        labels = np.array([classes.index(path.parent.name) for path in files])
+        np.savez(file, images=images.transpose(0, 3, 1, 2), labels=labels)
     loaded = np.load(file)
     return torch.from_numpy(loaded["images"]), torch.from_numpy(loaded["labels"])
 
@@ -108,19 +113,6 @@ def right(model: nn.Module, size: int, images: Tensor, labels: Tensor) -> list[b
     return out
 
 
-def off_the_shelf(model: SwinTransformer, images: Tensor, labels: Tensor) -> dict[str, dict[str, object]]:
-    """The trained unmerged model made cheaper without training: merged, or on smaller images."""
-    rows: dict[str, dict[str, object]] = {}
-    for method in ("tome", "facility_location", "grid", "random"):
-        for start in (0, 1):
-            each = merged(deepcopy(model), start, method)
-            rows[f"{method}, block {start + 1}"] = result(each, SIZE, images, labels)
-    small = deepcopy(model)
-    small.set_input_size((80, 80), window_size=5)
-    rows["smaller images"] = result(small, 80, images, labels)
-    return rows
-
-
 def result(model: nn.Module, size: int, images: Tensor, labels: Tensor) -> dict[str, object]:
     """What is written for a model."""
     answers = right(model, size, images, labels)
@@ -141,8 +133,6 @@ def main() -> None:
         size, model = int(options.get("img_size", SIZE)), built(**options)
         seconds = train(model, size, *learn, given.epochs)
         row = {**result(model, size, *test), "epochs": given.epochs, "cpu_seconds": seconds}
-        if name == "unmerged":
-            row["off_the_shelf"] = off_the_shelf(model, *test)
         (given.work / f"{name.replace(' ', '_')}.json").write_text(json.dumps(row))
         torch.save(model.state_dict(), given.work / f"{name.replace(' ', '_')}.pt")
         print(name, f"{row['accuracy']:.1f} %, {row['macs'] / 1e6:.1f} M multiply-adds", flush=True)

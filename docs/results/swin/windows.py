@@ -1,4 +1,4 @@
-"""Swin and SwinV2 of timm and torchvision with tokens merged inside their windows: what compare.py and train.py measure.
+"""Swin and SwinV2 of timm and torchvision, with tokens merged inside their windows.
 
 A stage attends in windows, and every second block in windows shifted by half a window. The borders of both cut the map
 into cells; with windows of 7 shifted by 3 these are 3 or 4 patches wide. A window of either kind consists of four whole
@@ -10,6 +10,8 @@ merged up to the end of the stage, where the map is restored for the next stage.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -30,7 +32,7 @@ class Attention:
         self.heads = attn.num_heads
 
     def qkv(self, x: Tensor) -> Tensor:
-        """Tokens (..., T, C) -> queries, keys, values (3, ..., heads, T, head_dim); cosine scales are in the queries."""
+        """Tokens (..., T, C) -> queries, which are scaled, keys and values, (3, ..., heads, T, head_dim)."""
         attn, bias = self.attn, self.attn.qkv.bias
         if self.cosine:
             bias = self._bias_without_keys()
@@ -77,7 +79,9 @@ class Cells:
         self.windows, self.window, self.shift = (grid[0] // window, grid[1] // window), window, shift
         sides = [range(shift), range(shift, window)] if shift else [range(window)]
         self.shapes = [(len(rows), len(columns)) for rows, columns in product(sides, sides)]
-        self.moves = [[dim for dim, part in enumerate(key) if part == 0] for key in product(range(len(sides)), repeat=2)]
+        number = range(len(sides))
+        # The first cells of a window belong, where windows are shifted, to the window before.
+        self.moves = [[dim for dim, part in enumerate(key) if part == 0] for key in product(number, number)]
         places = [(row, column) for rows, columns in product(sides, sides) for row, column in product(rows, columns)]
         self.order = torch.tensor([row * window + column for row, column in places])
         inside = [((row - shift) % window, (column - shift) % window) for row, column in places]
@@ -181,7 +185,8 @@ class MergedStage(nn.Module):
             bias = bias + cells.mask(counts, x.device).unsqueeze(-3)
         shape = (-1, *q.shape[-3:])
         bias = bias.expand(*q.shape[:-1], -1).reshape(-1, *bias.shape[-3:]) if bias.ndim > 3 else bias
-        out = F.scaled_dot_product_attention(*(part.reshape(shape) for part in (q, k, v)), attn_mask=bias.to(v.dtype), scale=1.0)
+        parts = (part.reshape(shape) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(*parts, attn_mask=bias.to(v.dtype), scale=1.0)
         out = out.transpose(1, 2).flatten(2).view(x.shape)
         return block.attn.proj(out), k
 
@@ -216,7 +221,7 @@ class MergedStage(nn.Module):
         return torch.cat(parts, 3), Tokens(torch.cat(index, 1), torch.cat(size, 1)), counts
 
     def _rolled(self, tokens: Tokens, cells: Cells, counts: list[int]) -> Tokens:
-        """The state of windows in the windows of shifted blocks. Indices of a cell are those of its place in any window."""
+        """The state of windows, in the windows of shifted blocks. A cell's indices do not depend on the window."""
         count = tokens.index.shape[0] // (cells.windows[0] * cells.windows[1])
         shape = (count, *cells.windows)
         index = cells.roll(tokens.index.unflatten(0, shape), cells.counts, -1).flatten(0, 2)
@@ -264,5 +269,19 @@ def replace(model: nn.Module, build: dict[int, Callable[[nn.Module], nn.Module]]
     """Replaces the blocks of stages, counted from 1, by what `build` makes of them."""
     for number, (module, name) in enumerate(stages_of(model), 1):
         if number in build:
-            setattr(module, name, nn.Sequential(build[number](getattr(module, name))))  # timm loops over the blocks
+            setattr(module, name, nn.Sequential(build[number](getattr(module, name))))  # timm loops over blocks
     return model
+
+
+def staged(model: nn.Module, stages: tuple[int, ...], start: int | None = 0, **options: Any) -> nn.Module:
+    """A copy that merges once in each of these stages."""
+    return replace(deepcopy(model), dict.fromkeys(stages, partial(MergedStage, start=start, **options)))
+
+
+def in_each_block(model: nn.Module, stages: tuple[int, ...]) -> nn.Module:
+    """A copy that merges in every block of these stages, and restores the map behind it."""
+
+    def each(blocks: nn.Module) -> nn.Module:
+        return nn.Sequential(*(MergedBlock(block, i % 2 == 1) for i, block in enumerate(blocks.children())))
+
+    return replace(deepcopy(model), dict.fromkeys(stages, each))
