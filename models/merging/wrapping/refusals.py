@@ -13,10 +13,13 @@ from .kinds import Family, Kind
 
 PACKAGE = __package__.split(".")[0]  # "models" in the working copy, "hybridmerge" as installed from a wheel
 
+WINDOWS = "attends inside windows, where merging does not pay: docs/results/swin"
+
 # The reason, by the start of the full name of a model's or block's class.
 REASONS = {
-    "timm.models.swin": "attends inside windows of the patch grid, and merged tokens have no place on it",
-    "torchvision.models.swin": "attends inside windows of the patch grid, and merged tokens have no place on it",
+    "timm.models.swin": WINDOWS,
+    "torchvision.models.swin": WINDOWS,
+    "transformers.models.swin": WINDOWS,
     "timm.models.maxxvit": "attends inside windows of the patch grid, and merged tokens have no place on it",
     "torchvision.models.maxvit": "attends inside windows of the patch grid, and merged tokens have no place on it",
     "timm.models.convnext": "convolves: there are no tokens to merge",

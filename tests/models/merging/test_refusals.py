@@ -8,12 +8,14 @@ import torch
 from timm.models import vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torchvision.models import swin_transformer as torchvision_swin
 
 from models import build_model
 from models.merging import unwrap, wrap
 from models.merging.wrapping import blocks_of, schedule_of, trace
 from models.settings import UserError
 from tests.models.merging.wrapped_models import TINY, built, container, gradients, images
+from tests.paths import ROOT
 
 
 def with_blocks(block_fn, **options):
@@ -66,9 +68,6 @@ def add_part(model):
 
 
 REFUSED = {
-    "SwinTransformer attends inside windows": lambda: timm.models.SwinTransformer(
-        img_size=32, patch_size=4, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4
-    ),
     "ConvNeXt convolves": lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
     "VisionTransformer merges by itself": lambda: build_model("vit", **TINY),
     "Linear is not a model that wrap supports; "
@@ -100,6 +99,27 @@ def test_what_cannot_be_served_is_refused_with_the_reason(line):
     with pytest.raises(UserError) as error:
         wrap(model, r=2)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def swin(library, cls="SwinTransformer"):
+    sizes = {"embed_dim": 8, "depths": [2], "num_heads": [1]}
+    if library == "timm":
+        return getattr(timm.models, cls)(img_size=32, patch_size=4, window_size=4, **sizes)
+    if library == "torchvision":
+        return torchvision_swin.SwinTransformer(patch_size=[4, 4], window_size=[4, 4], **sizes)
+    transformers = pytest.importorskip("transformers")
+    return transformers.SwinModel(transformers.SwinConfig(image_size=32, window_size=4, **sizes))
+
+
+@pytest.mark.parametrize(
+    "model", [("timm",), ("timm", "SwinTransformerV2"), ("torchvision",), ("transformers",)], ids="-".join
+)
+def test_windows_are_refused_and_the_measurement_is_named(model):
+    with pytest.raises(UserError) as error:
+        wrap(swin(*model), r=2)
+    said = str(error.value)
+    assert " attends inside windows, where merging does not pay: docs/results/swin; wrap takes" in said
+    assert "\n" not in said and (ROOT / "docs" / "results" / "swin" / "README.md").is_file()
 
 
 def test_lora_in_place_of_torchvision_s_attention_is_refused():
