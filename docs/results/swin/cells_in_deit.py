@@ -40,8 +40,7 @@ def inside_cells(inner: Merger, window: int = 7, shift: int = 3) -> Merger:
         index, before = torch.zeros(metric.shape[:2], dtype=torch.int64), 0
         for place in places:
             part = metric[:, place].flatten(0, 1)
-            removed = min(int(place.shape[1] / 2 + 0.5), inner.at_most(place.shape[1]))
-            answer = inner.assign(part, removed, MergeContext(torch.ones(part.shape[:2])))
+            answer = inner.assign(part, place.shape[1] // 2, MergeContext(torch.ones(part.shape[:2])))
             first = before + answer.count * torch.arange(len(place)).view(1, -1, 1)
             index[:, place.flatten()] = (answer.index.unflatten(0, (-1, len(place))) + first).flatten(1)
             before += answer.count * len(place)

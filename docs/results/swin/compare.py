@@ -44,7 +44,7 @@ def ways(model: Any, size: int) -> dict[str, tuple[Callable[[], nn.Module], int]
         "stage 3, once": (lambda: staged(model, (3,)), size),
         "stage 3, once, bias of the first member": (lambda: staged(model, (3,), bias="first"), size),
         "stage 3, once, `grid`": (lambda: staged(model, (3,), method="grid"), size),
-        "stage 3, once, from its middle, to three quarters": (lambda: staged(model, (3,), middle, rate=0.75), size),
+        "stage 3, once, from its middle": (lambda: staged(model, (3,), middle), size),
         "stage 3, in each block anew": (lambda: in_each_block(model, (3,)), size),
         "stages 3 and 4, once": (lambda: staged(model, (3, 4)), size),
         "all stages, once": (lambda: staged(model, every), size),

@@ -125,7 +125,7 @@ class MergedStage(nn.Module):
         blocks: of timm or torchvision.
         start: the block that merges, between its attention and its MLP; None: no block does.
         method: a name in MERGERS that needs neither attention nor a learned part.
-        rate: the share of tokens that each cell keeps; as many are removed as the method can, at most.
+        rate: the share of tokens that each cell keeps, rounded up.
         bias: of merged tokens: "mean" over all pairs of members, or that of the "first" members.
     """
 
@@ -208,7 +208,7 @@ class MergedStage(nn.Module):
         split = zip(x.split(cells.counts, 3), metric.split(cells.counts, 3), cells.shapes, strict=True)
         for part, compared, grid in split:
             part = part.flatten(0, 2)
-            r = min(int(part.shape[1] * (1 - self.rate) + 0.5), self.merger.at_most(part.shape[1]))
+            r = min(int(part.shape[1] * (1 - self.rate)), self.merger.at_most(part.shape[1]))
             if self.merger.shrink is not None:
                 rows, columns = self.merger.shrink(grid, r)
                 r = part.shape[1] - rows * columns
