@@ -33,7 +33,6 @@ def ways(model: SwinTransformer) -> dict[str, tuple[Callable[[], nn.Module], int
     rows: dict[str, tuple[Callable[[], nn.Module], int]] = {"unmerged": (lambda: model, SIZE)}
     for method in ("tome", "facility_location"):
         rows[f"`{method}`, once"] = (partial(staged, model, (1,), method=method), SIZE)
-    rows["`tome`, bias of the first member"] = (partial(staged, model, (1,), bias="first"), SIZE)
     rows["`tome`, from the second block"] = (partial(staged, model, (1,), 1), SIZE)
     rows["`tome`, both stages"] = (partial(staged, model, (1, 2)), SIZE)
     rows["`tome`, in each block anew"] = (partial(in_each_block, model, (1,)), SIZE)
