@@ -103,7 +103,7 @@ def train(model: nn.Module, size: int, images: Tensor, labels: Tensor, epochs: i
     return time.process_time() - began
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def result(model: nn.Module, size: int, images: Tensor, labels: Tensor) -> dict[str, object]:
     """What is written for a model: its accuracy and cost, and which images it classifies correctly, in fp32."""
     model.eval()
