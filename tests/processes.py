@@ -39,6 +39,7 @@ IMPORTED = (  # what the tools import as they go
     "engine.study.zeroshot",
     "engine.train.session",
     "sklearn.datasets",
+    "torch.distributed.fsdp",
     "sklearn.model_selection",
     "torchvision.datasets",
     "torchvision.transforms.v2",
