@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
@@ -70,15 +72,31 @@ def share_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     for path, norm in [(path, part) for path, part in model.named_modules() if isinstance(part, _BatchNorm)]:
         if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             raise UserError(
-                f"train.sync_batchnorm = true: {path} is a {type(norm).__name__}, which is not for several processes on "
-                "a CPU; use GPUs, or set it to false"
+                f"train.sync_batchnorm = true: {path} is a {type(norm).__name__}, which on a CPU does not "
+                "take the images of other processes; use GPUs, or set it to false"
             )
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, SharedBatchNorm.of(norm))
     return model
 
 
+class _SumOfAll(torch.autograd.Function):
+    """The sum over all processes. What each makes of it depends on the value of every one, so gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _mean_of_all(value: Tensor) -> Tensor:
     """The mean over all processes, through which gradients pass."""
-    total: Tensor = dist.nn.functional.all_reduce(value)
+    total: Tensor = _SumOfAll.apply(value)
     return total / dist.get_world_size()

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from engine.runs.checkpoints import checkpoint
@@ -91,7 +92,7 @@ def assert_same(run: Path, other: Path) -> None:
     states = [checkpoint.load(one / "best.pt") for one in (run, other)]
     assert states[0]["step"] == states[1]["step"] and states[0]["model"].keys() == states[1]["model"].keys()
     for name, value in states[0]["model"].items():
-        assert (value - states[1]["model"][name]).abs().max() < 2e-4, name
+        torch.testing.assert_close(states[1]["model"][name], value, atol=2e-4, rtol=1e-4, msg=name)
     tests = [json.loads((one / "results.json").read_text()) for one in (run, other)]
     assert tests[0]["test_images"] == tests[1]["test_images"]
     assert tests[1]["test_loss"] == pytest.approx(tests[0]["test_loss"], abs=1e-4)

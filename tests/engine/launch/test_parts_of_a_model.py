@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -56,19 +55,20 @@ def test_a_model_in_parts_results_in_what_a_whole_one_does(alone, tmp_path):
         for key, value in values.items():
             torch.testing.assert_close(moments[1][number][key], value, atol=1e-4, rtol=1e-2)
     done = finish("eval.py", "--run", str(run), cwd=tmp_path)
-    accuracy = json.loads((run / "results.json").read_text())["test_metrics"]["top1"]
-    assert done.returncode == 0 and f"{100 * accuracy:.2f}" in done.stdout, done
+    assert done.returncode == 0 and ": the same" in done.stdout, done
 
 
-@pytest.mark.parametrize("model", [WRAPPED, CONFORMER])
+@pytest.mark.parametrize("model", [WRAPPED, pytest.param(CONFORMER, marks=pytest.mark.slow)])
 def test_wrapped_models_and_several_heads(model, tmp_path):
     sections = {"model": model, "augment": PLAIN, "train": SHORT}
-    if model is CONFORMER:
-        sections["train"] = {**SHORT, "sync_batchnorm": True}
+    if model is CONFORMER:  # biases before BatchNorm have no gradient but rounding, of which AdamW makes steps
+        sections["train"] = {**SHORT, "sync_batchnorm": True, "optimizer": "sgd", "lr": 0.05}
     assert_same(*alone_and_together(tmp_path, *FSDP, **sections))
 
 
-@pytest.mark.parametrize("mode", ["gradual", "lora", "head"])
+@pytest.mark.parametrize(
+    "mode", ["lora", pytest.param("gradual", marks=pytest.mark.slow), pytest.param("head", marks=pytest.mark.slow)]
+)
 def test_fine_tuning_in_parts(mode, tmp_path):
     """Frozen parameters are split, too. Features are not kept: the head is a part of the model."""
     finetune = {key: value for key, value in MODES[mode].items() if key != "dropout"}
