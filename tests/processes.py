@@ -39,8 +39,8 @@ IMPORTED = (  # what the tools import as they go
     "engine.study.zeroshot",
     "engine.train.session",
     "sklearn.datasets",
-    "torch.distributed.fsdp",
     "sklearn.model_selection",
+    "torch.distributed.fsdp",
     "torchvision.datasets",
     "torchvision.transforms.v2",
 )

@@ -94,7 +94,6 @@ def run_experiment(
             build_trainer(prepared, progress, tracker).fit()
             with tracker.ending():
                 results = test_best(prepared, progress, tracker, code)
-                assert results is not None
                 show_results(tracker, settings, results)
             run.write_results(results)  # last: a run with results is never tested again
     return results

@@ -39,21 +39,13 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         tracker: gets the pictures.
         commit: the git commit of the code that has trained.
     """
-    cost, group = prepared.cost, prepared.group
-    model, data, settings, best = prepared.model, prepared.data, prepared.settings, prepared.checkpoints.best
-    group.wait()  # the first process may still be writing best.pt
-    with group.agreed():
-        state = checkpoint.load(best, {**checkpoint.WEIGHTS, "step": int})
-        check_classes(state["classes"], data.classes, best)
-    load_trained(model, state, best, prepared.checkpoints.saved_names)
+    cost, model, data, settings = prepared.cost, prepared.model, prepared.data, prepared.settings
+    state = _with_best(prepared)
     trained, parameters = prepared.tuning.trained(), sum(p.numel() for p in model.parameters())
-    if settings.finetune and settings.finetune.mode == "lora":
-        merge_lora(model)  # the run is read back with its adapters added in, which in bf16 computes something else
     test, val = _evaluated(prepared)
-    if not group.leads:
+    if not prepared.group.leads:
         return None
-    if data.task.one_class and test.n:
-        _show(prepared, test, progress.step, tracker)
+    _show(prepared, test, progress.step, tracker)
     target = target_macs(settings.model)
     return Results(
         name=settings.name,
@@ -80,7 +72,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         params=cost.params,
         trained_params=trained,
         trained_share=trained / parameters,
-        saved_mib=best.stat().st_size / 2**20,
+        saved_mib=prepared.checkpoints.best.stat().st_size / 2**20,
         gmacs=cost.gmacs,
         target_gmacs=None if target is None else target / 1e9,
         activations=cost.activations,
@@ -98,13 +90,26 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
     )
 
 
+def _with_best(prepared: Preparation) -> dict[str, Any]:
+    """Gives the model of every process the best weights; returns their checkpoint."""
+    best, group = prepared.checkpoints.best, prepared.group
+    group.wait()  # the first process may still be writing it
+    with group.agreed():
+        state = checkpoint.load(best, {**checkpoint.WEIGHTS, "step": int})
+        check_classes(state["classes"], prepared.data.classes, best)
+    load_trained(prepared.model, state, best, prepared.checkpoints.saved_names)
+    return state
+
+
 def _evaluated(prepared: Preparation) -> tuple[Evaluation, Evaluation | None]:
-    """Evaluates the model on the test images; without any, all measures are None.
+    """Evaluates the model on the test images, its adapters added in; without any, all measures are None.
 
     Returns:
         Beside this the evaluation on the validation images, where it is needed; otherwise None.
     """
     data, settings, task = prepared.data, prepared.settings, prepared.data.task
+    if settings.finetune and settings.finetune.mode == "lora":
+        merge_lora(prepared.model)  # the run is read back with its adapters added in, which in bf16 computes otherwise
     common = settings.train.batch_size, prepared.autocast
     kept = {"keep_logits": task.one_class, "keep_mistakes": settings.log.images, "group": prepared.group}
     test, val = Evaluation(0, None, dict.fromkeys(task.titles)), None
@@ -118,7 +123,9 @@ def _evaluated(prepared: Preparation) -> tuple[Evaluation, Evaluation | None]:
 
 def _show(prepared: Preparation, test: Evaluation, step: int, tracker: Tracker) -> None:
     """Leaves `predictions.csv`, the confusion matrix, the most confused images, and the most confident mistakes, which
-    only TensorBoard gets."""
+    only TensorBoard gets; nothing without test images, or where an image has many labels."""
+    if test.logits is None:
+        return
     data, settings, folder = prepared.data, prepared.settings, prepared.checkpoints.folder
     predictions = predictions_of(data.test.labels, test.logits, data.task)
     write_predictions(RunFolder(folder).predictions_file, predictions, data.test.paths, data.classes)
