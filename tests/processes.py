@@ -40,6 +40,7 @@ IMPORTED = (  # what the tools import as they go
     "engine.train.session",
     "sklearn.datasets",
     "sklearn.model_selection",
+    "torch.distributed.fsdp",
     "torchvision.datasets",
     "torchvision.transforms.v2",
 )

@@ -25,6 +25,7 @@ from engine.cli import cli, parser_of
 from models.settings import UserError
 
 if TYPE_CHECKING:
+    from engine.launch.group import Group
     from engine.runs.folder import RunFolder
     from engine.settings.schema import RunSettings
 
@@ -77,7 +78,8 @@ def main(argv: list[str]) -> None:
         print(to_yaml(settings), end="")
         return
     if args.estimate:
-        print_estimate(settings, args.json)
+        with joined(settings.device) as group:
+            print_estimate(settings, args.json, group)
         return
 
     from engine.train.session import train
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> None:
         train(settings, stored, resume=bool(args.resume), command=command, group=group)
 
 
-def print_estimate(settings: RunSettings, file: Path | None) -> None:
+def print_estimate(settings: RunSettings, file: Path | None, group: Group) -> None:
     """Times a few steps of a run, and prints how long it would take; all folds take as long as so many runs."""
     from engine.files import write_json_atomic
     from engine.runs.folds import of_fold
@@ -95,10 +97,13 @@ def print_estimate(settings: RunSettings, file: Path | None) -> None:
     from engine.wording import counted, duration
 
     runs = settings.split.folds if settings.split.all_folds else 1
-    found = estimate(of_fold(settings, 0) if settings.split.all_folds else settings)
+    found = estimate(of_fold(settings, 0) if settings.split.all_folds else settings, group)
+    if not group.leads:
+        return
     most = "at most " if found.kept_features else "about "
+    processes = f", {found.processes} processes" if found.processes > 1 else ""
     folds = f", {counted(runs, 'fold')}" if runs > 1 else ""
-    print(f"time            {most}{duration(runs * found.seconds)} on {found.device}{folds}")
+    print(f"time            {most}{duration(runs * found.seconds)} on {found.device}{processes}{folds}")
     print(f"steps           {found.steps}, {1e3 * found.step_seconds:.0f} ms each, the mean of {found.timed_steps}")
     print(f"images          {found.train_images} training, {found.val_images} validation, {found.test_images} test")
     if file is not None:

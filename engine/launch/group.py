@@ -1,8 +1,9 @@
 """The processes that train one model together, started by torchrun, and what they tell one another.
 
-Every process has the whole model and computes an equal share of each batch; `torch.distributed` averages gradients.
-`train.batch_size` counts the images of all processes, so that their number changes how fast a run is and not what it
-results in, up to rounding. The process of rank 0 leads: it alone writes, prints and tests.
+Every process has the whole model, or a part of it (see `engine.launch.sharding`), and computes an equal share of each
+batch; `torch.distributed` averages gradients. `train.batch_size` counts the images of all processes, so that their
+number changes how fast a run is and not what it results in, up to rounding. The process of rank 0 leads: it alone
+writes and prints.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.launch.sharding import is_sharded
 from models.merging.layer import MergeLayer
 from models.settings import UserError
 
 # What torchrun, and srun with it, set for each process.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # gloo notices at once, by its closed connections, that a process has ended. One that waits while the first process
-# tests a fold is not to be given up.
+# downloads or draws is not to be given up.
 PATIENCE = timedelta(hours=2)
 BEGAN = "began"  # in the store, which outlives the processes: a run folder was taken
 
@@ -50,7 +52,7 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes, prints and tests."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def led(self, open_: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
@@ -81,8 +83,8 @@ class Group:
         return slice(self.rank, None, self.size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Returns a module whose gradients are averaged over the processes."""
-        if self.size == 1:
+        """Returns a module whose gradients are averaged over the processes; one that is sharded does so by itself."""
+        if self.size == 1 or is_sharded(module):
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Only a learned metric has parameters that get no gradient in some steps: where nothing merges, for example.
@@ -95,6 +97,11 @@ class Group:
             dist.all_reduce(values)
             values /= self.size
         return values
+
+    def wait(self) -> None:
+        """Waits until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def largest(self, value: int) -> int:
         """Returns the largest of the processes' values."""
@@ -115,18 +122,22 @@ class Group:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the logits and the labels of all batches, in order; each process computes every size-th batch.
 
+        Where there are fewer batches than processes, some compute the last one, too: the parameters of a sharded model
+        are gathered by all processes together.
+
         Args:
             compute: images -> logits, float32 (B, classes).
             batches: images and labels, the same in every process.
             classes: the number of logits of an image.
         """
         each = iter(batches)
+        if self.size == 1:
+            yield from ((compute(images), labels) for images, labels in each)
         while part := list(islice(each, self.size)):
             longest = max(len(labels) for _, labels in part)
             sent = torch.zeros(longest, classes, device=self.device)
-            if self.rank < len(part):
-                images, labels = part[self.rank]
-                sent[: len(labels)] = compute(images)
+            images, labels = part[min(self.rank, len(part) - 1)]
+            sent[: len(labels)] = compute(images)
             received = [torch.empty_like(sent) for _ in range(self.size)]
             dist.all_gather(received, sent)
             for logits, (_, labels) in zip(received, part, strict=False):
@@ -194,7 +205,7 @@ def said_once() -> Iterator[None]:
 
 @contextmanager
 def joined(device_name: str) -> Iterator[Group]:
-    """Joins the processes that torchrun has started; without torchrun, or with one process, it is a group of one.
+    """Joins the processes that torchrun has started; without torchrun it is a group of one.
 
     Args:
         device_name: the setting `device`.
@@ -205,8 +216,12 @@ def joined(device_name: str) -> Iterator[Group]:
     """
     environment = {name: os.environ.get(name) for name in VARIABLES}
     size = int(environment["WORLD_SIZE"] or 1)
-    if size == 1 or None in environment.values():
+    if None in environment.values():
         yield ALONE
+        return
+    if size == 1:  # torchrun may start it again
+        agent = "TORCHELASTIC_RUN_ID" in os.environ  # otherwise nothing keeps the store
+        yield Group(store=next(dist.rendezvous("env://", timeout=PATIENCE))[0]) if agent else ALONE
         return
     with said_once():
         device = _own_device(device_name, size)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.data import Data
 from engine.data.loading.loader import eval_batches
+from engine.launch.group import ALONE, Group
 from engine.machine import to_device
 from engine.measure.metrics import build_metrics
 from engine.runs.records.class_scores import ClassScores
@@ -92,6 +93,7 @@ def evaluate(
     *,
     keep_mistakes: int = 0,
     keep_logits: bool = False,
+    group: Group = ALONE,
 ) -> Evaluation:
     """Runs a model over all batches of a split and measures its predictions.
 
@@ -104,20 +106,24 @@ def evaluate(
         autocast: a reusable context manager for the precision to compute in.
         keep_mistakes: the number of most confident mistakes to return; only for tasks with one class per image.
         keep_logits: whether to return the logits of every image.
+        group: the processes that share the batches; all of them get the measurements on all images.
 
     Raises:
         ValueError: there are no images.
     """
+
+    def compute(images: Tensor) -> Tensor:
+        with autocast:
+            logits: Tensor = model(to_device(images, device))
+        return logits.float()
+
     metrics = build_metrics(task, num_classes).to(device)
     kept: list[Tensor] = []
     mistakes: list[Mistake] = []
     total, n = 0.0, 0
     with eval_mode(model):
-        for images, labels in batches:
-            images, labels = to_device(images, device), labels.to(device, non_blocking=True)
-            with autocast:
-                logits = model(images)
-            logits = logits.float()
+        for logits, labels in group.spread(compute, batches, num_classes):
+            labels = labels.to(device, non_blocking=True)
             total += task.loss(logits, labels).item() * len(labels)
             metrics.update(logits, task.metric_labels(labels))
             if keep_logits:
@@ -141,6 +147,7 @@ def evaluate_split(
     first: int | None = None,
     keep_logits: bool = False,
     keep_mistakes: int = 0,
+    group: Group = ALONE,
 ) -> Evaluation:
     """Runs a model over a split of its data and measures its predictions.
 
@@ -153,10 +160,11 @@ def evaluate_split(
         first: the number of batches to evaluate; None: all.
         keep_logits: whether to return the logits of every image.
         keep_mistakes: the number of most confident mistakes to return; only for tasks with one class per image.
+        group: as of `evaluate`.
     """
     device = next(model.parameters()).device
     of_split = eval_batches(getattr(data, split), batch_size, data.mean, data.std, data.resize, device)
-    kept = {"keep_logits": keep_logits, "keep_mistakes": keep_mistakes}
+    kept = {"keep_logits": keep_logits, "keep_mistakes": keep_mistakes, "group": group}
     return evaluate(model, islice(of_split, first), data.task, len(data.classes), device, autocast, **kept)
 
 

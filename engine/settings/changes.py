@@ -16,9 +16,9 @@ from engine.settings.schema import RunSettings
 # numbers. Paths of data may change, but not the data: the checkpoint holds their fingerprint. The path of the starting
 # weights may change, since the checkpoint holds the trained weights, and a digest of those that were not trained; but
 # whether there are any may not, since the results say how a run was trained. So may the folder of the run that teaches,
-# of whose weights the checkpoint has a digest.
+# of whose weights the checkpoint has a digest. How parameters and activations are kept changes no number.
 FREE_ON_RESUME = re.compile(
-    r"(name|out|device|threads|model\.weights|train\.teacher|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
+    r"(name|out|device|threads|model\.weights|train\.(teacher|parallel|checkpoint_activations)|data\.(root|path|images|workers)|(checkpoint|log)\..*)"
 )
 WEIGHTS, TEACHER = "model.weights", "train.teacher"
 

@@ -130,6 +130,17 @@ class TrainSettings(Settings):
         "without merging), a run folder, timm:NAME or torchvision:NAME",
     )
     distill: DistillSettings = Field(DistillSettings(), description="what it learns from its teacher")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes, ddp: each has the whole model; fsdp: each has a part of every parameter, "
+        "for models that do not fit",
+    )
+    sync_batchnorm: bool = Field(
+        False, description="whether BatchNorm normalises by the images of all processes, not of its own"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="whether blocks compute their activations again in the backward pass, which saves memory"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:

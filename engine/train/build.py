@@ -21,10 +21,12 @@ from engine.data import Data
 from engine.data.augmentation.mix import Mix
 from engine.data.loading.loader import TrainLoader, eval_batches
 from engine.data.loading.order import Order, build_order
+from engine.launch.batchnorm import share_batchnorm
 from engine.launch.group import ALONE, Group
+from engine.launch.sharding import shard
 from engine.machine import pick_autocast
 from engine.runs.tracking import Tracker
-from engine.settings.schema import RunSettings
+from engine.settings.schema import RunSettings, TrainSettings
 from engine.train.loop.batches import StepBatches
 from engine.train.loop.checkpoints import Checkpoints, Progress
 from engine.train.loop.distillation import DistilledObjective, Teacher
@@ -37,6 +39,7 @@ from engine.train.loop.weighting import class_weights
 from engine.train.teacher import source_of, teacher_of
 from engine.wording import counted
 from models.finetune import Tuning
+from models.recomputing import recompute_blocks
 from models.settings import UserError
 
 
@@ -75,10 +78,11 @@ class Preparation:
 def prepare(
     model: nn.Module, data: Data, settings: RunSettings, folder: Path, cost: Complexity, group: Group = ALONE
 ) -> Preparation:
-    """Prepares the training of a model on its device.
+    """Prepares the training of a model.
 
     Args:
-        model: with the weights that it starts from; adapters are added to it where the settings ask for them.
+        model: with the weights that it starts from, on its device unless it is to be sharded; adapters are added to it
+            where the settings ask for them.
         data: splits, classes and statistics.
         settings: of the whole run.
         folder: the run folder, in which nothing is written.
@@ -87,10 +91,10 @@ def prepare(
 
     Raises:
         UserError: a batch that is larger than the training set, options that the labels do not allow, parameters that
-            would begin to learn after the last epoch, or a teacher that cannot teach this run.
+            would begin to learn after the last epoch, a teacher that cannot teach this run; or see `placed`.
     """
     t = settings.train
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if group.size == 1 else group.device
     batches = build_batches(data, settings, device, group)
     weights = class_weights(t.class_weights, data.task, data.classes, data.train.labels)
     tuning = Tuning(model, settings.finetune, t.lr)
@@ -100,10 +104,10 @@ def prepare(
             f"finetune.groups.epoch = {late}: the run has {counted(epochs, 'epoch')}, counted from 0, so that it never "
             "begins; use an earlier one"
         )
+    average = placed(model, t, group)
     optimizer = build_optimizer(model, t.optimizer, t.lr, t.weight_decay, t.momentum, tuple(t.betas), tuning.scales)
     warmup_steps = round(t.warmup_ratio * batches.total_steps or t.warmup_epochs * batches.steps_per_epoch)
     rate = LearningRate(t.lr, batches.total_steps, warmup_steps, t.min_lr, t.schedule)
-    average = MovingAverage(model, t.ema) if t.ema else None
     optimization = Optimization(model, optimizer, rate, t.clip_norm, average)
     autocast, source = pick_autocast(t.precision, device), source_of(settings, data)
     digest = None if source is None else source.digest
@@ -114,6 +118,26 @@ def prepare(
     return Preparation(
         settings, model, data, cost, autocast, tuning, optimization, batches, weights, teacher, checkpoints, group
     )
+
+
+def placed(model: nn.Module, settings: TrainSettings, group: Group) -> MovingAverage | None:
+    """Changes a model, in place, to how several processes train it and its activations are kept.
+
+    Returns:
+        The moving average of its weights; None: there is none.
+
+    Raises:
+        UserError: the model does not allow what the settings ask for.
+    """
+    if settings.sync_batchnorm and group.size > 1:
+        share_batchnorm(model, group.device)
+    average = MovingAverage(model, settings.ema) if settings.ema else None  # a copy, which sharded models do not allow
+    if settings.checkpoint_activations:
+        recompute_blocks(model)
+    if settings.parallel == "fsdp" and group.size > 1:
+        for network in [model] if average is None else [model, average.module]:
+            shard(network, group.device, group.size)
+    return average
 
 
 def build_batches(data: Data, settings: RunSettings, device: torch.device, group: Group = ALONE) -> StepBatches:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from engine.data import Data, build_data
+from engine.data import Data
+from engine.launch.group import ALONE, Group
 from engine.machine import device_name, pick_device
 from engine.measure.evaluate import evaluate_split
 from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
 from engine.train.build import Preparation, build_trainer
-from engine.train.experiment import explained_limits, prepare_run
+from engine.train.experiment import data_of, explained_limits, prepare_run
 from engine.train.loop.checkpoints import Progress
 
 STEPS = 8  # that are timed, after one to warm up
@@ -38,11 +39,12 @@ class Estimate:
         epochs: of which the last may be incomplete.
         start_seconds: to load the data and build the model.
         step_seconds: of an optimizer step, with the wait for its images.
-        eval_seconds: to evaluate one image.
+        eval_seconds: to evaluate one image, which several processes do together.
         timed_steps: how many steps `step_seconds` is the mean of.
         kept_features: whether the run may compute the frozen part's output once, and then takes less than this.
         device: that it was measured on.
-        threads: of the CPU.
+        threads: of the CPU, in each process.
+        processes: that train together.
         took_seconds: for this estimate itself.
     """
 
@@ -61,6 +63,7 @@ class Estimate:
     kept_features: bool
     device: str
     threads: int
+    processes: int
     took_seconds: float
 
     @property
@@ -73,11 +76,12 @@ class Estimate:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def estimate(settings: RunSettings) -> Estimate:
+def estimate(settings: RunSettings, group: Group = ALONE) -> Estimate:
     """Loads a run's data, builds its model, and times some of its training steps. No run folder is made.
 
     Args:
         settings: of a run, with a fold chosen where there are folds.
+        group: the processes that would train together. They take the steps together.
 
     Raises:
         UserError: device, data and model do not fit together.
@@ -85,16 +89,17 @@ def estimate(settings: RunSettings) -> Estimate:
     started = time.perf_counter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = pick_device(settings.device)
+    device = pick_device(settings.device) if group.size == 1 else group.device
     finetune = settings.finetune
     keeps = finetune is not None and finetune.mode == "head" and finetune.cache != "none"
     keeps = keeps and settings.train.teacher is None
     if keeps:  # computing the features of all images would take as long as a large part of the run
         settings = settings.model_copy(update={"finetune": finetune.model_copy(update={"cache": "none"})})
     with explained_limits(settings, device), tempfile.TemporaryDirectory() as temporary:
-        data = build_data(settings.data, settings.split, settings.seed)
-        settings = settings.with_classes(len(data.classes))
-        prepared = prepare_run(settings, data, Path(temporary), device, None)
+        data = data_of(settings, group)
+        with group.agreed():
+            settings = settings.with_classes(len(data.classes))
+            prepared = prepare_run(settings, data, Path(temporary), device, None, group)
         start_seconds = time.perf_counter() - started
         step_seconds, timed = _timed_steps(prepared, Path(temporary))
         eval_seconds = _timed_evaluation(prepared, data)
@@ -115,6 +120,7 @@ def estimate(settings: RunSettings) -> Estimate:
         kept_features=keeps,
         device=device_name(device),
         threads=torch.get_num_threads(),
+        processes=group.size,
         took_seconds=time.perf_counter() - started,
     )
 
@@ -132,7 +138,7 @@ def _timed_steps(prepared: Preparation, folder: Path) -> tuple[float, int]:
                 if begun is not None:
                     times.append(now - begun)
                 begun = now
-                if sum(times) > SECONDS:
+                if prepared.group.largest(int(sum(times) > SECONDS)):  # all stop after the same step
                     break
         finally:
             batches.close()
@@ -140,13 +146,13 @@ def _timed_steps(prepared: Preparation, folder: Path) -> tuple[float, int]:
 
 
 def _timed_evaluation(prepared: Preparation, data: Data) -> float:
-    """Returns the seconds that the evaluation of an image takes; 0 without images to evaluate."""
+    """Returns the seconds that the evaluation of an image takes, by all processes; 0 without images to evaluate."""
     split = next((name for name in ("val", "test") if len(getattr(data, name))), None)
     if split is None:
         return 0.0
-    size = prepared.settings.train.batch_size
+    size, group = prepared.settings.train.batch_size, prepared.group
     for _ in range(2):  # the first to warm up
         started = time.perf_counter()
-        n = evaluate_split(prepared.model, data, split, size, prepared.autocast, first=1).n
+        n = evaluate_split(prepared.model, data, split, size, prepared.autocast, first=group.size, group=group).n
         seconds = time.perf_counter() - started
     return seconds / n

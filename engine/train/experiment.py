@@ -54,7 +54,7 @@ def run_experiment(
         resume: whether to continue from `last.pt`, if there is one.
         begin: called with the settings, complete by now, when everything fits together, before anything is written.
         command: what the user typed, for TensorBoard; empty: not known.
-        group: the processes that train together. The first writes, tests and records.
+        group: the processes that train together. The first writes and records.
 
     Returns:
         The results; None in the other processes of a group.
@@ -83,7 +83,7 @@ def run_experiment(
         settings = prepared.settings
         if not group.leads:
             build_trainer(prepared, progress, Silent()).fit()
-            return None
+            return test_best(prepared, progress, Silent(), code)
         begin(settings)
         log_to(run.log_file, kept_log)
         settle(run, prepared, progress, stopped, longer)
@@ -107,11 +107,8 @@ def ready(
     Raises:
         UserError: see `run_experiment`.
     """
-    load = partial(build_data, settings.data, settings.split, settings.seed)
+    data = data_of(settings, group)
     with group.agreed():
-        data = load() if group.leads else None  # the first process first, since it may download
-    with group.agreed():
-        data = load() if data is None else data
         settings = settings.with_classes(len(data.classes))
         stopped = find_stopped(run) if resume else StoppedRun()
         prepared = prepare_run(settings, data, run.path, device, stopped.state, group)
@@ -119,6 +116,19 @@ def ready(
         if resume and not stopped.state:
             check_nothing_lost(run, first_save(run, prepared))
     return prepared, progress, stopped
+
+
+def data_of(settings: RunSettings, group: Group) -> Data:
+    """Loads the data of a run in all processes, in the first one first, since it may download.
+
+    Raises:
+        UserError: see `run_experiment`.
+    """
+    load = partial(build_data, settings.data, settings.split, settings.seed)
+    with group.agreed():
+        data = load() if group.leads else None
+    with group.agreed():
+        return load() if data is None else data
 
 
 def settle(run: RunFolder, prepared: Preparation, progress: Progress, stopped: StoppedRun, longer: str) -> None:
@@ -159,7 +169,8 @@ def prepare_run(
     warn_of_seen(settings, "train.teacher", None if teacher is None else teacher.path)
     check_fits(settings, data, trained=state is not None)
     data = with_statistics(data, settings, state)
-    model = model.to(device)
+    if settings.train.parallel == "ddp" or group.size == 1:  # otherwise it may not fit on the device
+        model = model.to(device)
     return prepare(model, data, settings, folder, measure_or_say(model, settings=solved.model), group)
 
 

@@ -28,8 +28,10 @@ from models.interface import model_name, removed_per_block
 from models.lora import merge_lora
 
 
-def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commit: str | None) -> Results:
-    """Tests the best weights, once, and returns what the run measured.
+def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commit: str | None) -> Results | None:
+    """Tests the best weights, once, and returns what the run measured; None in other processes than the first.
+
+    The processes of a group share the images, as in validation.
 
     Args:
         prepared: the run; its model gets the best weights.
@@ -37,15 +39,13 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         tracker: gets the pictures.
         commit: the git commit of the code that has trained.
     """
-    cost = prepared.cost
-    model, data, settings, best = prepared.model, prepared.data, prepared.settings, prepared.checkpoints.best
-    state = checkpoint.load(best, {**checkpoint.WEIGHTS, "step": int})
-    check_classes(state["classes"], data.classes, best)
-    load_trained(model, state, best, prepared.checkpoints.saved_names)
+    cost, model, data, settings = prepared.cost, prepared.model, prepared.data, prepared.settings
+    state = _with_best(prepared)
     trained, parameters = prepared.tuning.trained(), sum(p.numel() for p in model.parameters())
-    if settings.finetune and settings.finetune.mode == "lora":
-        merge_lora(model)  # the run is read back with its adapters added in, which in bf16 computes something else
-    test = _test(prepared, progress.step, tracker)
+    test, val = _evaluated(prepared)
+    if not prepared.group.leads:
+        return None
+    _show(prepared, test, progress.step, tracker)
     target = target_macs(settings.model)
     return Results(
         name=settings.name,
@@ -62,7 +62,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         test_interval=_interval(test, data),
         val_score=progress.best if len(data.val) else None,
         selected_by=settings.train.select,
-        thresholds=_thresholds(prepared),
+        thresholds=_thresholds(data, val),
         val_images=len(data.val),
         best_step=state["step"],
         steps=progress.step,
@@ -72,7 +72,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         params=cost.params,
         trained_params=trained,
         trained_share=trained / parameters,
-        saved_mib=best.stat().st_size / 2**20,
+        saved_mib=prepared.checkpoints.best.stat().st_size / 2**20,
         gmacs=cost.gmacs,
         target_gmacs=None if target is None else target / 1e9,
         activations=cost.activations,
@@ -81,7 +81,7 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
         seconds=progress.seconds,
         images_per_second=progress.step * settings.train.batch_size * settings.train.accumulate / progress.seconds,
         peak_memory_mib=peak_memory(prepared.device),
-        **_class_scores(prepared, test),
+        **_class_scores(data, test, val),
         precision=prepared.precision,
         device=device_name(prepared.device),
         versions=versions(),
@@ -90,20 +90,43 @@ def test_best(prepared: Preparation, progress: Progress, tracker: Tracker, commi
     )
 
 
-def _test(prepared: Preparation, step: int, tracker: Tracker) -> Evaluation:
-    """Evaluates the model on the test images; without any, all measures are None.
+def _with_best(prepared: Preparation) -> dict[str, Any]:
+    """Gives the model of every process the best weights; returns their checkpoint."""
+    best, group = prepared.checkpoints.best, prepared.group
+    group.wait()  # the first process may still be writing it
+    with group.agreed():
+        state = checkpoint.load(best, {**checkpoint.WEIGHTS, "step": int})
+        check_classes(state["classes"], prepared.data.classes, best)
+    load_trained(prepared.model, state, best, prepared.checkpoints.saved_names)
+    return state
 
-    With one class for each image this leaves `predictions.csv`, the confusion matrix, the most confused images, and the
-    most confident mistakes, which only TensorBoard gets.
+
+def _evaluated(prepared: Preparation) -> tuple[Evaluation, Evaluation | None]:
+    """Evaluates the model on the test images, its adapters added in; without any, all measures are None.
+
+    Returns:
+        Beside this the evaluation on the validation images, where it is needed; otherwise None.
     """
+    data, settings, task = prepared.data, prepared.settings, prepared.data.task
+    if settings.finetune and settings.finetune.mode == "lora":
+        merge_lora(prepared.model)  # the run is read back with its adapters added in, which in bf16 computes otherwise
+    common = settings.train.batch_size, prepared.autocast
+    kept = {"keep_logits": task.one_class, "keep_mistakes": settings.log.images, "group": prepared.group}
+    test, val = Evaluation(0, None, dict.fromkeys(task.titles)), None
+    if len(data.test):
+        test = evaluate_split(prepared.model, data, "test", *common, **kept)
+    if len(data.val) and (task.has_thresholds or not test.n):
+        kept = {"keep_logits": task.has_thresholds, "group": prepared.group}
+        val = evaluate_split(prepared.model, data, "val", *common, **kept)
+    return test, val
+
+
+def _show(prepared: Preparation, test: Evaluation, step: int, tracker: Tracker) -> None:
+    """Leaves `predictions.csv`, the confusion matrix, the most confused images, and the most confident mistakes, which
+    only TensorBoard gets; nothing without test images, or where an image has many labels."""
+    if test.logits is None:
+        return
     data, settings, folder = prepared.data, prepared.settings, prepared.checkpoints.folder
-    if not len(data.test):
-        return Evaluation(0, None, dict.fromkeys(data.task.titles))
-    size, autocast = settings.train.batch_size, prepared.autocast
-    kept = {"keep_logits": data.task.one_class, "keep_mistakes": settings.log.images}
-    test = evaluate_split(prepared.model, data, "test", size, autocast, **kept)
-    if not data.task.one_class:
-        return test
     predictions = predictions_of(data.test.labels, test.logits, data.task)
     write_predictions(RunFolder(folder).predictions_file, predictions, data.test.paths, data.classes)
     matrix = confusion_matrix(predictions.labels, predictions.predicted, len(data.classes))
@@ -114,17 +137,15 @@ def _test(prepared: Preparation, step: int, tracker: Tracker) -> Evaluation:
     draw(folder, tracker, step, "test/confused", figure)
     if test.mistakes:
         tracker.figure(step, "wrong/test", mistakes_figure(test.mistakes, data.test, data.classes))
-    return test
 
 
-def _class_scores(prepared: Preparation, test: Evaluation) -> dict[str, Any]:
+def _class_scores(data: Data, test: Evaluation, val: Evaluation | None) -> dict[str, Any]:
     """Returns the fields of `Results` about single classes: on the test images, or on the validation images where there
     are no test images."""
-    data, classes, classes_of = prepared.data, test.classes, "test"
+    classes, classes_of = test.classes, "test"
     fields: dict[str, Any] = {"train_class_images": dict(zip(data.classes, data.train_class_images, strict=True))}
-    if not test.n and len(data.val):
-        size = prepared.settings.train.batch_size
-        classes, classes_of = evaluate_split(prepared.model, data, "val", size, prepared.autocast).classes, "val"
+    if not test.n and val is not None:
+        classes, classes_of = val.classes, "val"
     return fields | {"classes_of": classes_of} | classes_to_json(classes, data.task, data.classes)
 
 
@@ -133,13 +154,11 @@ def _interval(test: Evaluation, data: Data) -> tuple[float, float] | None:
     return wilson(round(test.score * test.n), test.n) if test.n and data.task.counts_images else None
 
 
-def _thresholds(prepared: Preparation) -> dict[str, float] | None:
+def _thresholds(data: Data, val: Evaluation | None) -> dict[str, float] | None:
     """The probability above which each label is predicted, fitted to the validation images."""
-    data, task = prepared.data, prepared.data.task
-    if not (task.has_thresholds and len(data.val)):
+    task = data.task
+    if not task.has_thresholds or val is None:
         return None
-    size = prepared.settings.train.batch_size
-    val = evaluate_split(prepared.model, data, "val", size, prepared.autocast, keep_logits=True)
     return dict(zip(data.classes, task.thresholds(task.probabilities(val.logits), data.val.labels), strict=True))
 
 

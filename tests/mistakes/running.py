@@ -27,6 +27,11 @@ MISTAKES: list[Mistake] = [
         _run_in_progress,
     ),
     Mistake(
+        "Activation checkpointing of a model without blocks",
+        "tools/train.py --cfg digits/lenet5 train.checkpoint_activations=true device=cpu threads=1",
+        "train.checkpoint_activations = true: LeNet5 has no blocks that repeat; set it to false",
+    ),
+    Mistake(
         "A learning rate at which training diverges",
         "tools/train.py --cfg digits/lenet5 train.lr=1000 device=cpu threads=1",
         "train.lr = 1000.0: the ... is ... after step ...; start a run under another name= with a lower train.lr, a "

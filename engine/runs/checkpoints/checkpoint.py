@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.files import replacing
+from engine.launch.sharding import part_of, whole
 from engine.runs.checkpoints.seal import check_seal, comment_of, seal
 from engine.wording import few
 from models.archives import in_words, unpacked_size
@@ -175,7 +176,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], what: str, o
     report = "; ".join(f"{len(names)} {fault} ({few(names)})" for fault, names in faults.items() if names)
     if report:
         raise UserError(f"{what}: the weights do not fit the model: {report}; use the model settings of their run")
-    model.load_state_dict({key: given[name] for name, key in expected.items()}, strict=only is None)
+    own = model.state_dict()
+    parts = {key: part_of(given[name], own[key]) for name, key in expected.items()}
+    model.load_state_dict(parts, strict=only is None)
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
@@ -183,7 +186,7 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name}{tuple(state[name].shape)}".encode())
-        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(whole(state[name]).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

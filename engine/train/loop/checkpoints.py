@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.data import Data
 from engine.files import writing
+from engine.launch.sharding import gathered, is_sharded
 from engine.runs.checkpoints import checkpoint
 from engine.runs.checkpoints.weights import load_trained
 from engine.runs.folder import RunFolder
@@ -98,8 +99,9 @@ class Checkpoints:
 
     def save_best(self, step: int) -> None:
         """Writes `best.pt`: the weights that are evaluated and kept, after this many steps."""
+        state = self._whole({**self._weights(self.optimization.kept_model), "step": step})
         if self.writes:
-            checkpoint.save(self.best, {**self._weights(self.optimization.kept_model), "step": step})
+            checkpoint.save(self.best, state)
 
     def save_last(self, progress: Progress, lines: int) -> None:
         """Writes `last.pt`: everything that the next step depends on. The one before becomes `last-1.pt`.
@@ -108,8 +110,6 @@ class Checkpoints:
             progress: of the run.
             lines: the number of lines in `metrics.jsonl`, as `Tracker.flush` returns it.
         """
-        if not self.writes:
-            return
         average = self.optimization.average
         state = {
             **self._weights(self.model),
@@ -118,6 +118,9 @@ class Checkpoints:
             "progress": asdict(progress),
             "lines": lines,
         }
+        state = self._whole(state)
+        if not self.writes:
+            return
         run, keep = RunFolder(self.folder), self.settings.checkpoint.keep
         checkpoint.save(self.last, state, [run.earlier_checkpoint(number) for number in range(1, keep)])
         with writing(self.last):
@@ -142,15 +145,17 @@ class Checkpoints:
             )
         load_trained(self.model, state, file, self.saved_names)
         try:
-            self.optimization.optimizer.load_state_dict(state["optimizer"])
-            if self.optimization.average is not None:
-                self.optimization.average.restore(state["ema"])
+            self.optimization.restore(state["optimizer"], state["ema"])
             return progress_of(state)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{file}: optimizer, average or progress are not those of this run ({type(error).__name__}: {error}); "
                 "put the run's own checkpoint back, or start the run again under another name="
             ) from error
+
+    def _whole(self, state: dict) -> dict:
+        """The state with whole tensors, where the model is split over processes, which all call this."""
+        return gathered(state, self.writes) if is_sharded(self.model) else state
 
     def _weights(self, model: nn.Module) -> dict:
         """What both checkpoints have: the weights, or the part of them that learns, and what they were trained with."""

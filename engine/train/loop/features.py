@@ -19,6 +19,7 @@ from engine.data import AugmentSettings, Data
 from engine.data.loading.loader import eval_batches
 from engine.data.loading.order import Order
 from engine.files import writing
+from engine.launch.sharding import is_sharded
 from engine.machine import to_device
 from engine.measure.evaluate import eval_mode
 from engine.wording import counted
@@ -131,6 +132,8 @@ def _refused(model: nn.Module, settings: FinetuneSettings, augment: AugmentSetti
     """Returns why features cannot be kept, for the log; "" where they can be."""
     if settings.cache == "none":
         return "finetune.cache = none"
+    if is_sharded(model):
+        return "train.parallel = fsdp splits the head with the model"
     if _drops_before_head(model):
         return "dropout stands before the head"
     if on := [key for key, value in augment.model_dump().items() if value]:

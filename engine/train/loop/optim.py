@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from engine.launch.sharding import optimizer_part, part_of, whole
 from models.interface import ExemptFromWeightDecay
 
 
@@ -129,7 +130,7 @@ class MovingAverage(AveragedModel):
         self.n_averaged.fill_(state["updates"] + 1)
         weights = self.module.state_dict()
         for name, value in state["shadow"].items():
-            weights[name].copy_(value)
+            weights[name].copy_(part_of(value, weights[name]))
 
 
 class Optimization:
@@ -169,7 +170,13 @@ class Optimization:
 
     def clip(self) -> Tensor:
         """Clips the gradients; returns their norm before, a scalar."""
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or math.inf)
+        return whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or math.inf))
+
+    def restore(self, optimizer: dict, average: dict | None) -> None:
+        """Restores the states of the optimizer and of the moving average that a checkpoint holds."""
+        self.optimizer.load_state_dict(optimizer_part(optimizer, self.optimizer))
+        if self.average is not None:
+            self.average.restore(average)
 
     def apply(self) -> None:
         """Takes the optimizer's step and updates the moving average."""

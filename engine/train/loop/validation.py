@@ -11,8 +11,7 @@ from engine.data import Data
 from engine.data.balance import are_unequal
 from engine.figures.gallery import mistakes_figure
 from engine.launch.group import ALONE, Group
-from engine.machine import to_device
-from engine.measure.evaluate import Evaluation, eval_mode, evaluate
+from engine.measure.evaluate import Evaluation, evaluate
 from engine.runs.tracking import Tracker
 
 
@@ -59,19 +58,9 @@ class Validation:
         """Every process gets the measurements on all images."""
         network, batches, classes = self.network_of(model), self.batches(), len(self.data.classes)
         device = next(model.parameters()).device
-        options = self.data.task, classes, device, self.autocast
-        if self.group.size == 1:
-            return evaluate(network, batches, *options, keep_mistakes=self.pictures)
-
-        def compute(images: Tensor) -> Tensor:
-            with self.autocast:
-                logits: Tensor = network(to_device(images, device))
-            return logits.float()
-
         self.group.share_buffers(model)
-        with eval_mode(network):
-            logits = self.group.spread(compute, batches, classes)
-            return evaluate(nn.Identity(), logits, *options, keep_mistakes=self.pictures)
+        options = {"keep_mistakes": self.pictures, "group": self.group}
+        return evaluate(network, batches, self.data.task, classes, device, self.autocast, **options)
 
     def selected(self, evaluation: Evaluation) -> float:
         """Returns the value by which the best epoch is selected: the higher, the better."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -31,6 +31,11 @@ class Unmerge(nn.Module):
         return unmerge(x, tokens) if tokens.merged else x
 
 
+def plainly(block: nn.Module, run: Callable[..., tuple[Tensor, Tokens]], *args: Any, **options: Any) -> Any:
+    """Runs a block: calls its equations, and nothing around them."""
+    return run(*args, **options)
+
+
 class MergingBlocks(nn.Module):
     """A model's blocks with merging inside; replaces their container.
 
@@ -46,6 +51,8 @@ class MergingBlocks(nn.Module):
     Attributes:
         plan: may be set to another plan at any time.
         merging: the merge layers, one per block. Each is called in every forward pass, also where r = 0.
+        around: runs a block, since a block's own call, and with it hooks on the block, is not used: see `plainly`. What
+            recomputes activations or splits parameters over processes sets another function.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class MergingBlocks(nn.Module):
         self.merging, self.unmerge = nn.ModuleList(layers), Unmerge()
         self.settings, self.merger, self.plan = settings, settings.merger(), plan
         self.prefix, self.layout, self.container = prefix, layout, container
+        self.around: Callable[..., Any] = plainly
         self._warned = False
 
     @property
@@ -127,7 +135,10 @@ class MergingBlocks(nn.Module):
         if not own and (unsupported := sorted(key for key in options if key not in kind.options)):
             raise UserError(f"{unsupported[0]}: does not follow merged tokens; omit it, or unwrap the model")
         bias = size_bias(tokens, proportional=self.settings.prop_attn)
-        return kind.run(block, x, tokens, r, self.merging[position], bias, own=own, **options)
+        result: tuple[Tensor, Tokens] = self.around(
+            block, partial(kind.run, block), x, tokens, r, self.merging[position], bias, own=own, **options
+        )
+        return result
 
     def grid(self, patches: int) -> Grid | None:
         """Rows and columns of so many patches; None where they are not known: images of any size, patch dropout."""
@@ -167,7 +178,7 @@ class MergingBlocks(nn.Module):
             blocks = {name: self.get_submodule(name) for name in self.names[key]}
             layers, plan = self.layers()[key], self.plan[key]
             part = MergingBlocks(blocks, layers, self.settings, plan, self.prefix, self.layout, self.container)
-            part.training = self.training
+            part.training, part.around = self.training, self.around
             return part
         return self.get_submodule(self.names[key])
 

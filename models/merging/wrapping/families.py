@@ -183,6 +183,12 @@ KINDS: dict[type[nn.Module], Kind] = {
 }
 
 
+def own_class(block: nn.Module) -> type[nn.Module]:
+    """Returns the class of a block. FSDP2 puts a class of its own and FSDPModule before it in the order of methods."""
+    names = type(block).__mro__
+    return names[2] if names[1].__module__.startswith("torch.distributed.fsdp") else names[0]
+
+
 def kind_of(block: nn.Module, name: str) -> Kind:
     """Returns the kind of a block.
 
@@ -190,7 +196,7 @@ def kind_of(block: nn.Module, name: str) -> Kind:
         UserError: a block or an attention of an unknown class, which includes subclasses of known ones, or an adapter
             where it would have no effect.
     """
-    kind = KINDS.get(type(block))
+    kind = KINDS.get(own_class(block))
     if kind is None:
         raise UserError(f"{name} is a {type(block).__name__}, which {why_not(type(block), 'wrap does not support')}")
     where, expected = kind.attention

@@ -6,114 +6,21 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-import yaml
 
 from engine.launch.group import ALONE, Group
 from engine.runs.checkpoints import checkpoint
 from models.settings import UserError
 from tests.engine.data.conftest import save_image
+from tests.engine.launch.runs import HYBRID, assert_same, config, ended, started, trained, wait_for
 from tests.engine.train.tuned_runs import MODES, PLAIN, VIT
 from tests.paths import ROOT
-from tests.processes import ENVIRONMENT, Process, finish
-
-HYBRID = {
-    "name": "together",
-    "threads": 1,
-    "device": "cpu",
-    "model": {
-        "name": "hybrid",
-        "img_size": 8,
-        "patch_size": 2,
-        "in_chans": 1,
-        "embed_dim": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "stem": "patch",
-        "merge": {"method": "tome", "r": {"train": [0, 4]}},  # drawn for each step, the same in every process
-        "cnn": {"block": "convnext", "depth": 1},  # its norms see one image at a time
-    },
-    "data": {"name": "digits"},
-    "split": {"val": 0.1, "part": 0.25},
-    "augment": {"crop": 1, "erase": 0.3, "mixup": 0.2, "cutmix": 1.0},
-    "train": {"epochs": 2, "batch_size": 16, "accumulate": 2, "lr": 0.003, "ema": 0.9, "label_smoothing": 0.1},
-    "log": {"every_steps": 1, "images": 4},
-}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def started(stack: ExitStack, cwd: Path, *args: str, size: int = 2) -> list[Process]:
-    """Starts the processes of a run, as torchrun does."""
-    group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environments = [{**ENVIRONMENT, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-    return [stack.enter_context(Process("train.py", *args, cwd=cwd, environment=one)) for one in environments]
-
-
-def ended(processes: list[Process], timeout: float = 120) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each process."""
-    found = []
-    for process in processes:
-        out, err = process.communicate(timeout)
-        found.append((process.returncode, out, err))
-    return found
-
-
-def trained(cwd: Path, *args: str, size: int = 2) -> Path:
-    """Trains to the end; returns the run folder."""
-    with ExitStack() as stack:
-        first, *others = ended(started(stack, cwd, *args, size=size))
-    assert first[0] == 0, first
-    assert all(other == (0, "", "") for other in others), others
-    return Path(first[1].partition("run folder")[2].split()[0])
-
-
-def config(folder: Path, tree: dict = HYBRID, **sections) -> str:
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump({**tree, "out": str(folder), **sections}))
-    return str(file)
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(run: Path, other: Path) -> None:
-    """Every line and the kept weights, up to rounding."""
-    lines = [metrics(one) for one in (run, other)]
-    assert len(lines[0]) == len(lines[1])
-    for one, two in zip(*lines, strict=True):
-        assert one.keys() == two.keys() and one["step"] == two["step"]
-        for key in one:
-            if key.startswith(("train/", "val/", "lr")):
-                assert two[key] == pytest.approx(one[key], abs=2e-5), (one["step"], key)
-    states = [checkpoint.load(one / "best.pt") for one in (run, other)]
-    assert states[0]["step"] == states[1]["step"] and states[0]["model"].keys() == states[1]["model"].keys()
-    for name, value in states[0]["model"].items():
-        assert (value - states[1]["model"][name]).abs().max() < 2e-4, name
-    tests = [json.loads((one / "results.json").read_text()) for one in (run, other)]
-    assert tests[0]["test_images"] == tests[1]["test_images"]
-    assert tests[1]["test_loss"] == pytest.approx(tests[0]["test_loss"], abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """The hybrid, trained by one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    done = finish("train.py", "--cfg", config(folder), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "together"
+from tests.processes import ENVIRONMENT, finish
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -142,12 +49,13 @@ def test_folds_follow_one_another(tmp_path):
     assert "folds" in first[1] and (tmp_path / "together" / "folds.json").exists()
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [("2 ddp", "1 ddp"), ("1 ddp", "2 fsdp"), ("2 fsdp", "2 ddp")])
 def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, before, after, tmp_path):
-    run = tmp_path / "together"
+    """Split over them or not: checkpoints hold whole tensors."""
+    run, (before, how), (after, then) = tmp_path / "together", before.split(), after.split()
     with ExitStack() as stack:
-        args = "--cfg", config(tmp_path, checkpoint={"every_steps": 1})
-        processes = started(stack, tmp_path, *args, size=before)
+        args = "--cfg", config(tmp_path, checkpoint={"every_steps": 1}), f"train.parallel={how}"
+        processes = started(stack, tmp_path, *args, size=int(before))
         wait_for(run / "last.pt")
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -156,14 +64,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, before, a
     assert first[0] == 143 and f"stopped; continue with: tools/train.py --resume {run}" in first[1], first
     assert all(other == (143, "", "") for other in others), others
     assert 0 < checkpoint.load(run / "last.pt")["progress"]["step"] < 20
-    assert_same(alone, trained(tmp_path, "--resume", str(run), size=after))
-
-
-def wait_for(file: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert file.exists()
+    assert_same(alone, trained(tmp_path, "--resume", str(run), f"train.parallel={then}", size=int(after)))
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -245,9 +146,20 @@ def test_a_process_that_fails_alone_is_named(tmp_path):
     assert not found[1][2] or found[1][2].startswith("error: process 1: ")
 
 
+def test_an_estimate_is_that_of_all_processes(tmp_path):
+    with ExitStack() as stack:
+        args = "--cfg", config(tmp_path), "--estimate", "--json", str(tmp_path / "estimate.json")
+        first, second = ended(started(stack, tmp_path, *args))
+    assert first[0] == 0 and second == (0, "", ""), (first, second)
+    assert ", 2 processes\n" in first[1] and first[1].startswith("time            about ")
+    found = json.loads((tmp_path / "estimate.json").read_text())
+    assert found["processes"] == 2 and found["steps"] == 20 and found["step_seconds"] > 0
+
+
 @pytest.mark.slow
-def test_torchrun_starts_a_failed_run_again_from_its_last_checkpoint(alone, tmp_path):
-    args = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+@pytest.mark.parametrize("size", [1, 2])
+def test_torchrun_starts_a_failed_run_again_from_its_last_checkpoint(alone, size, tmp_path):
+    args = ["--standalone", f"--nproc_per_node={size}", "--max-restarts=1"]
     tool = [str(ROOT / "tools" / "train.py"), "--cfg", config(tmp_path, checkpoint={"every_steps": 1})]
     run = tmp_path / "together"
     with subprocess.Popen(
