@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,7 +89,8 @@ def run_experiment(
         log_to(run.log_file, kept_log)
         settle(run, prepared, progress, stopped, longer)
         lines = stopped.state["lines"] if stopped.state else None
-        with Tracker(folder, *([] if lines is None else [progress.step, lines])) as tracker:
+        resumed = [] if lines is None else [progress.step, lines]
+        with Tracker(folder, *resumed, **tracking(settings)) as tracker:
             describe(prepared, progress, longer)
             tracker.text(progress.step, "run", settings_card(settings, command, tokens_per_block(prepared.model)))
             build_trainer(prepared, progress, tracker).fit()
@@ -119,6 +121,13 @@ def ready(
         if resume and not stopped.state:
             check_nothing_lost(run, first_save(run, prepared))
     return prepared, progress, stopped
+
+
+def tracking(settings: RunSettings) -> dict[str, Any]:
+    """Returns what a `Tracker` is told about a run."""
+    plain = settings.model_dump(mode="json", exclude={"name", "out"})
+    about = {"title": settings.title, "home": Path(settings.out), "settings": plain}
+    return {"trackers": settings.log.trackers, **about}
 
 
 def settle(run: RunFolder, prepared: Preparation, progress: Progress, stopped: StoppedRun, longer: str) -> None:

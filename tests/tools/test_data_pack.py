@@ -42,7 +42,8 @@ def test_a_folder_is_packed_and_checked(tmp_path, tell):
 
 def test_arrays_are_packed_by_the_settings_of_training(tmp_path, tell):
     images = np.random.default_rng(0).integers(0, 256, (8, 6, 6), dtype=np.uint8)
-    np.savez(tmp_path / "set.npz", train_images=images, train_labels=np.arange(8) % 2)
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "set.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     arguments = (f"data.path={tmp_path / 'set.npz'}", "--out", tmp_path / "packed")
     code, said, errors = tell("pack", "data.name=npz", *arguments)
     assert code == 0 and said.startswith("train   8 images in 1 shard"), errors
