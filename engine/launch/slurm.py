@@ -60,7 +60,9 @@ def options_of(words: Sequence[str]) -> tuple[bool, dict[str, Any]]:
         if word == "local":
             continue
         if key not in OPTIONS or not (equals and value):
-            raise UserError(f"--slurm {word}: unknown; {nearest(key, [*OPTIONS, 'local'])}, as in partition=gpu")
+            raise UserError(
+                f"--slurm {word}: unknown; write it as in partition=gpu; {nearest(key, [*OPTIONS, 'local'])}"
+            )
         if key in NUMBERS and not re.fullmatch(r"[0-9]{1,4}", value):
             raise UserError(f"--slurm {word}: must be a whole number")
         found[OPTIONS[key]] = minutes(word, value) if key == "time" else int(value) if key in NUMBERS else value

@@ -68,7 +68,7 @@ class Tracker:
 
     Raises:
         UserError: the disk is full, or the folder is read-only or gone, which every method raises as well; a tracker
-            is not installed, or cannot begin.
+            cannot begin.
     """
 
     def __init__(
@@ -185,8 +185,6 @@ def _begun(name: str, about: About) -> Sink:
     """
     try:
         return TRACKERS[name](about)
-    except UserError:
-        raise
     except Exception as error:
         if isinstance(error, OSError) and name == "tensorboard":  # about the run folder
             raise

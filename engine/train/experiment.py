@@ -23,6 +23,7 @@ from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
 from engine.runs.records.results import Results
+from engine.runs.trackers import check_installed
 from engine.runs.tracking import Silent, Tracker
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
@@ -79,6 +80,8 @@ def run_experiment(
         # Nothing is written before everything fits together: once a mistake is corrected, the same command runs.
         with group.agreed():
             run.check_files()
+            if group.leads:
+                check_installed(settings.log.trackers)
             kept_log = start_log(says=group.leads)
         prepared, progress, stopped = ready(settings, run, device, resume, group)
         settings = prepared.settings

@@ -13,28 +13,21 @@ from typing import Any
 from PIL import Image
 
 from engine.runs.trackers.sink import PROJECT, About, Pixels, keep_id, kept_id
-from models.settings import UserError
 
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read as it is imported; nothing leaves the machine
 URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"  # MLflow's own variables
 MOST, LONGEST = 100, 6000  # parameters of a call, and characters of a value, that MLflow takes
 
 
 class Mlflow:
-    """A run of MLflow, with the settings as its parameters.
-
-    Raises:
-        UserError: MLflow is not installed.
-    """
+    """A run of MLflow, with the settings as its parameters."""
 
     discards = False
 
     def __init__(self, about: About) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unless the user says so
-        try:
-            from mlflow.entities import Metric, Param
-            from mlflow.tracking import MlflowClient
-        except ImportError:
-            raise UserError("log.trackers: mlflow is not installed; pip install -e '.[mlflow]'") from None
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking import MlflowClient
+
         self._metric = Metric
         home = about.of_all_runs.resolve()
         own = os.environ.get(URI)

@@ -9,23 +9,16 @@ from typing import Any
 from uuid import uuid4
 
 from engine.runs.trackers.sink import PROJECT, About, Pixels, keep_id, kept_id
-from models.settings import UserError
 
 
 class Wandb:
-    """A run of Weights & Biases. Each session of a run that was resumed leaves a folder, all with the run's id.
-
-    Raises:
-        UserError: wandb is not installed.
-    """
+    """A run of Weights & Biases. Each session of a run that was resumed leaves a folder, all with the run's id."""
 
     discards = False
 
     def __init__(self, about: About) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("log.trackers: wandb is not installed; pip install -e '.[wandb]'") from None
+        import wandb
+
         self._wandb: Any = wandb
         identity = kept_id(about.folder, "wandb")
         if identity is None:
