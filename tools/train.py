@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     if args.slurm is not None:
         from engine.train.submission import submit
 
-        for line in submit(settings, args.slurm, resume=bool(args.resume)):
+        for line in submit(settings, args.slurm, stored, resume=bool(args.resume)):
             print(line)
         return
 

@@ -14,11 +14,13 @@ from engine.runs.folds import of_fold
 from engine.settings.layers import to_yaml
 from engine.settings.schema import RunSettings
 from engine.train.experiment import check_unchanged
-from engine.train.session import refuse_time
+from engine.train.session import folder_of_folds, refuse_time
 from models.settings import UserError
 
 
-def submit(settings: RunSettings, words: Sequence[str], *, resume: bool = False) -> list[str]:
+def submit(
+    settings: RunSettings, words: Sequence[str], stored: RunFolder | None = None, *, resume: bool = False
+) -> list[str]:
     """Submits a run as a job, or each of its folds that is not finished; see `engine.launch.slurm.submit`.
 
     What the jobs need lies in OUT/NAME.slurm: the settings as they are now, logs, and what submitit writes.
@@ -26,6 +28,7 @@ def submit(settings: RunSettings, words: Sequence[str], *, resume: bool = False)
     Args:
         settings: of the run; with `split.folds` all folds are submitted, or the one that `split.fold` names.
         words: the options of --slurm.
+        stored: the run folder to continue, or one of its folds, which may have been moved; None: the settings say it.
         resume: whether its folder may be there already.
 
     Returns:
@@ -35,6 +38,9 @@ def submit(settings: RunSettings, words: Sequence[str], *, resume: bool = False)
         UserError: the folder is there and `resume` is off, a local job failed, or see `engine.launch.slurm.submit`.
     """
     refuse_time(settings)
+    if stored is not None:
+        top = folder_of_folds(stored, settings).path if settings.split.folds else stored.path
+        settings = settings.model_copy(update={"name": top.resolve().name, "out": str(top.resolve().parent)})
     local, _ = slurm.options_of(words)
     run, folder = RunFolder(Path(settings.out) / settings.name), Path(settings.out) / f"{settings.name}.slurm"
     folds = list(range(settings.split.folds or 0)) if settings.split.all_folds else [settings.split.fold]

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from models.vit import VisionTransformer
+from models import build_model
 
 IMAGES = 16
 
@@ -32,7 +32,7 @@ def main(rounds: int) -> None:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
-    model = VisionTransformer(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10)
+    model = build_model("vit", img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10)
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images, labels = torch.randn(IMAGES, 3, 32, 32), torch.randint(10, (IMAGES,))

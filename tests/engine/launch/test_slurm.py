@@ -75,6 +75,17 @@ def test_each_fold_is_a_job_of_one_array(tmp_path, slurm, monkeypatch):
     assert run.folder == Path("runs/together/fold2")
 
 
+def test_a_folder_that_was_renamed_goes_on_where_it_is(tmp_path, slurm, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(config(tmp_path, PLAIN), ["out=runs"])
+    (tmp_path / "moved" / "other").mkdir(parents=True)
+    stored = RunFolder("moved/other")
+    stored.write_settings(settings)
+    submit(settings, [], stored, resume=True)
+    written = load_settings(str(tmp_path / "moved" / "other.slurm" / "settings.yaml"))
+    assert (written.name, written.out) == ("other", str(tmp_path / "moved"))
+
+
 def test_what_cannot_be_submitted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load_settings(config(tmp_path, PLAIN), ["out=runs"])
@@ -125,6 +136,10 @@ def test_the_end_of_a_task(task):
             task(rank, 2, code)()
 
 
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the job's processes in /proc")
 @pytest.mark.parametrize("processes", [1, 2])
@@ -141,9 +156,9 @@ def test_a_job_whose_time_is_up_saves_and_ends_with_the_same_result(tmp_path, mo
     executor.update_parameters(tasks_per_node=processes, timeout_min=10)
     job = executor.submit(SlurmRun(command, run.path, tmp_path / "log.txt", 1))
     until(lambda: run.last_checkpoints)
-    controller = int(job.job_id)
-    for process in Path(f"/proc/{controller}/task/{controller}/children").read_text().split():
-        os.kill(int(process), signal.SIGUSR2)
+    tasks = children(int(job.job_id))
+    for process in [*(child for task in tasks for child in children(task)), *tasks]:  # as Slurm signals all of a job
+        os.kill(process, signal.SIGUSR2)
     until(job.done)
     until(lambda: run.is_finished)
     assert job.exception() is None
