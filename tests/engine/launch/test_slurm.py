@@ -157,7 +157,7 @@ def test_a_job_whose_time_is_up_saves_and_ends_with_the_same_result(tmp_path, mo
     job = executor.submit(SlurmRun(command, run.path, tmp_path / "log.txt", 1))
     until(lambda: run.last_checkpoints)
     tasks = children(int(job.job_id))
-    for process in [*(child for task in tasks for child in children(task)), *tasks]:  # as Slurm signals all of a job
+    for process in [*(own for task in tasks for own in children(task)), *tasks]:  # as Slurm signals all of a job
         os.kill(process, signal.SIGUSR2)
     until(job.done)
     until(lambda: run.is_finished)
