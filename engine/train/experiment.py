@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -80,8 +79,6 @@ def run_experiment(
         # Nothing is written before everything fits together: once a mistake is corrected, the same command runs.
         with group.agreed():
             run.check_files()
-            if group.leads:
-                check_installed(settings.log.trackers)
             kept_log = start_log(says=group.leads)
         prepared, progress, stopped = ready(settings, run, device, resume, group)
         settings = prepared.settings
@@ -91,9 +88,7 @@ def run_experiment(
         begin(settings)
         log_to(run.log_file, kept_log)
         settle(run, prepared, progress, stopped, longer)
-        lines = stopped.state["lines"] if stopped.state else None
-        resumed = [] if lines is None else [progress.step, lines]
-        with Tracker(folder, *resumed, **tracking(settings)) as tracker:
+        with tracker_of(settings, run, progress, stopped) as tracker:
             describe(prepared, progress, longer)
             tracker.text(progress.step, "run", settings_card(settings, command, tokens_per_block(prepared.model)))
             build_trainer(prepared, progress, tracker).fit()
@@ -114,6 +109,8 @@ def ready(
     """
     load = partial(build_data, settings.data, settings.split, settings.seed)
     with group.agreed():
+        if group.leads:
+            check_installed(settings.log.trackers)
         data = load() if group.leads else None  # the first process first, since it may download
     with group.agreed():
         data = load() if data is None else data
@@ -126,11 +123,17 @@ def ready(
     return prepared, progress, stopped
 
 
-def tracking(settings: RunSettings) -> dict[str, Any]:
-    """Returns what a `Tracker` is told about a run."""
-    plain = settings.model_dump(mode="json", exclude={"name", "out"})
-    about = {"title": settings.title, "home": Path(settings.out), "settings": plain}
-    return {"trackers": settings.log.trackers, **about}
+def tracker_of(settings: RunSettings, run: RunFolder, progress: Progress, stopped: StoppedRun) -> Tracker:
+    """Returns what records the numbers of a run that starts, or goes on where it was stopped."""
+    lines = stopped.state["lines"] if stopped.state else None
+    return Tracker(
+        run.path,
+        *([] if lines is None else [progress.step, lines]),
+        trackers=settings.log.trackers,
+        title=settings.title,
+        home=Path(settings.out),
+        settings=settings.model_dump(mode="json", exclude={"name", "out"}),
+    )
 
 
 def settle(run: RunFolder, prepared: Preparation, progress: Progress, stopped: StoppedRun, longer: str) -> None:

@@ -64,7 +64,7 @@ def find_in_shards(settings: ShardSettings) -> Source:
         UserError: there are no shards, or none with labelled images to train on.
     """
     where, root = f"data.path = {settings.path!r}", Path(settings.path)
-    splits, findings = find_shards(settings.path, where)
+    splits, gaps = find_shards(settings.path, where)
     samples: dict[str, list[Sample]] = {split: [] for split in splits}
     damaged, counts = [], {}
     for split, path in [(split, path) for split, paths in splits.items() for path in paths]:
@@ -76,9 +76,9 @@ def find_in_shards(settings: ShardSettings) -> Source:
     index = read_index(root) if root.is_dir() else None
     if damaged:
         text = counted(len(damaged), "shard is damaged", "shards are damaged")
-        findings.append(Finding(text, tuple(damaged), "copy or pack them again", error=True))
-    elif index is not None:
-        findings += compared_with_index(index, root, counts)
+        findings = [*gaps, Finding(text, tuple(damaged), "copy or pack them again", error=True)]
+    else:
+        findings = gaps if index is None else compared_with_index(index, root, counts)
     findings += _wrong(samples)
     good = {split: [sample for sample in found if sample.label is not None] for split, found in samples.items()}
     if not good["train"]:

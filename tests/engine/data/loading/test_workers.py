@@ -327,6 +327,7 @@ def _children() -> list[int]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("together, own", [(None, 16), ("", 16), ("1", 16), ("4", 4), ("6", 2), ("99", 1)])
 def test_processes_that_train_together_share_the_processors(monkeypatch, make_arrays, together, own):
     monkeypatch.setattr(workers_module, "processors", lambda: 16)
