@@ -17,6 +17,10 @@ PAGE = ["altair>=5.5", "vl-convert-python>=1.7", "Jinja2>=3.1"]
 SLURM = ["submitit>=1.5"]
 TRANSFORMERS = ["transformers>=5.24"]
 SEARCH = ["optuna>=4.0"]
+SHARDS = ["webdataset>=1.0"]  # writes shards, and brings braceexpand; reading a folder of shards needs neither
+# The small MLflow has no database of its own, and without one it needs a server.
+MLFLOW = ["mlflow-skinny>=3.17", "SQLAlchemy>=2.0,<3", "alembic>=1.13,<2"]
+WANDB = ["wandb>=0.31"]
 EXPLORE = ["gradio>=6.31,<7"]
 EXPLAIN = ["captum>=0.8", "scikit-image>=0.22"]
 
@@ -58,7 +62,10 @@ setup(
             "rich>=13",  # tables on a terminal
         ],
         "page": PAGE,  # tools/compare.py --html
-        "slurm": SLURM,  # tools/study.py --slurm
+        "slurm": SLURM,  # tools/train.py --slurm, tools/study.py --slurm
+        "shards": SHARDS,  # tools/data.py pack, and patterns in data.path
+        "mlflow": MLFLOW,  # log.trackers=[mlflow]
+        "wandb": WANDB,  # log.trackers=[wandb]
         "search": SEARCH,  # a study that searches over settings
         "bench": ["submodlib-py>=0.0.3"],  # tools/bench.py --selection measures it beside ours
         "dev": [
@@ -80,6 +87,8 @@ setup(
             *TRANSFORMERS,
             "accelerate>=1.1",  # the Trainer of transformers
             *SEARCH,
+            *SHARDS,
+            *MLFLOW,
             *EXPLAIN,
             *EXPLORE,
         ],

@@ -192,7 +192,7 @@ def _serve(server: socket.socket) -> None:
 
 def _start_forked(argv: list[str], environment: Mapping[str, str]) -> None:
     """Runs a script in this process, a fork, to the process's end."""
-    from engine.study.execute import child
+    from engine.launch import child
 
     child.subprocess = SimpleNamespace(Popen=_forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     os.environ.clear()

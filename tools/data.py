@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks images before training, draws a training batch, and checks a submission against the competition's sample.
+"""Checks images before training, draws a training batch, packs images into shards, and checks a submission.
 
 tools/data.py COMMAND --help describes a command. If anything is wrong the exit code is 2, and details are printed above
 the last line.
@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.cli import cli, parser_of
 from engine.wording import counted
@@ -52,9 +52,11 @@ def main(argv: list[str]) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a folder of images, or a CSV file of paths and labels")
+    parser.add_argument("path", metavar="PATH", help="a folder of images or shards, or a CSV file of paths and labels")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="settings of the data, as in training")
-    parser.add_argument("--kind", help="data.name in training: folder, csv, kaggle ... (default: guessed from PATH)")
+    parser.add_argument(
+        "--kind", help="data.name in training: folder, csv, kaggle, shards (default: guessed from PATH)"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write a picture, check.png, there: images of each class, and sizes"
     )
@@ -63,13 +65,9 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     from engine.data.check.preflight import check_source, source_settings
     from engine.data.check.text import report_lines
-    from engine.settings.layers import parse_overrides
     from models.settings import UserError
 
-    overrides = parse_overrides(args.overrides)
-    if strange := next((key for key in overrides if key != "data"), None):
-        raise UserError(f"{strange}: not a setting of the data; write data.key=value, as in data.max_pixels=1000000")
-    settings = source_settings(args.path, args.kind, overrides.get("data"))
+    settings = source_settings(args.path, args.kind, data_keys(args.overrides))
     report = check_source(settings)
     for line in report_lines(report):
         print(line)
@@ -81,6 +79,60 @@ def check(args: argparse.Namespace) -> None:
         errors = "; ".join(finding.text for finding in report.errors)
         raise UserError(f"{report.where}: training cannot start: {errors}; see above")
     print(f"training can start: data.name={settings.name}")
+
+
+def data_keys(overrides: list[str]) -> dict[str, Any]:
+    """Returns the settings of the data among overrides.
+
+    Raises:
+        UserError: there is another setting.
+    """
+    from engine.settings.layers import parse_overrides
+    from models.settings import UserError
+
+    values = parse_overrides(overrides)
+    if strange := next((key for key in values if key != "data"), None):
+        raise UserError(f"{strange}: not a setting of the data; write data.key=value, as in data.max_pixels=1000000")
+    return values.get("data", {})
+
+
+def pack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", nargs="+", metavar="PATH | data.key=value", help="a folder or table, or data.name=... as in training"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the shards")
+    parser.add_argument("--kind", help="data.name in training: folder, csv, kaggle (default: guessed from PATH)")
+    parser.add_argument(
+        "--megabytes", type=int, default=256, metavar="N", help="size at which a shard ends, 10^6 bytes (default: 256)"
+    )
+
+
+def pack(args: argparse.Namespace) -> None:
+    from engine.data import DATASETS, Source
+    from engine.data.check.preflight import source_settings
+    from engine.data.shards.packing import pack
+    from models.settings import UserError, check
+
+    paths = [word for word in args.source if "=" not in word]
+    values = data_keys([word for word in args.source if "=" in word])
+    if args.megabytes < 1:
+        raise UserError(f"--megabytes {args.megabytes}: must be at least 1")
+    if len(paths) > 1 or (not paths and values.get("name") not in DATASETS):
+        raise UserError(f"pack: give one PATH, or data.name= one of {', '.join(DATASETS)}")
+    if paths:
+        settings = source_settings(paths[0], args.kind, values)
+    else:
+        settings = check(DATASETS[values["name"]][0], values, "data")
+    data = DATASETS[settings.name][1](settings)
+    if isinstance(data, Source):
+        data.report()
+    index = pack(data, args.out, args.megabytes * 10**6)
+    for split in dict.fromkeys(shard.split for shard in index.shards):
+        of_split = [shard for shard in index.shards if shard.split == split]
+        images, size = sum(shard.samples for shard in of_split), sum(shard.bytes for shard in of_split)
+        print(f"{split:<8}{images:,} images in {counted(len(of_split), 'shard')}, {size / 1e6:.1f} MB")
+    many = "" if index.labels == "one" else f" data.labels={index.labels}"
+    print(f"train on them: data.name=shards data.path={args.out}{many}")
 
 
 def preview_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +213,12 @@ COMMANDS = {
         "--cfg zoo/resnet18 data.path=my_images",
         preview_arguments,
         preview,
+    ),
+    "pack": Command(
+        "Packs a data set into WebDataset shards: few large files, for disks that are slow with many small ones.",
+        "my_images --out shards",
+        pack_arguments,
+        pack,
     ),
     "validate": Command(
         "Checks a submission against the competition's sample file.",

@@ -21,6 +21,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.cli import cli, parser_of
+from engine.launch.slurm import split_words
 from engine.tables import print_table
 from engine.wording import counted
 from models.settings import UserError
@@ -53,12 +54,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="settings of all runs, such as train.epochs=3, or keys of the plan: name, out, seeds, folds, threads, ...",
     )
     args = parser.parse_intermixed_args(argv)
-    if args.slurm:  # argparse cannot know where this list ends
-        words = args.slurm
-        args.slurm = [
-            word for word in words if "." not in word.partition("=")[0] and word.partition("=")[0] not in PLAN
-        ]
-        args.overrides += [word for word in words if word not in args.slurm]
+    if args.slurm:
+        args.slurm, settings = split_words(args.slurm, PLAN)
+        args.overrides += settings
     return args
 
 

@@ -5,6 +5,9 @@
 
 Any setting can be overridden by section.key=value. With split.folds=5 five models are trained, each tested on a
 different fifth of the images; split.fold=2 trains one of them. Ctrl-C saves the run; --resume continues it.
+
+  torchrun --standalone --nproc_per_node=2 tools/train.py --cfg digits/vit     # two processes train one run
+  tools/train.py --cfg digits/vit --slurm partition=gpu time=4:00:00 gpus=1    # as a job of a cluster
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.cli import cli, parser_of
+from engine.launch.slurm import split_words
 from models.settings import UserError
+
+KEYS = ("name", "out", "seed", "device", "threads")  # settings without a section: no options of --slurm
 
 if TYPE_CHECKING:
     from engine.launch.group import Group
@@ -45,6 +51,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--estimate", action="store_true", help="time a few steps, print how long the run would take, and exit"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="with --estimate: write its numbers as JSON")
+    parser.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="OPTION=VALUE",
+        help="submit the run, or each of its folds, to Slurm, with options such as partition=x time=4:00:00 gpus=8 "
+        "processes=8; local: as jobs of this machine",
+    )
     parser.add_argument("--schema", metavar="FILE", help="write a JSON schema of the settings, for editors, and exit")
     parser.add_argument(
         "overrides",
@@ -53,10 +66,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="settings that override the file's, such as train.epochs=5; --print shows all of them",
     )
     args = parser.parse_intermixed_args(argv)
+    if args.slurm:
+        args.slurm, settings = split_words(args.slurm, KEYS)
+        args.overrides += settings
     if not (args.cfg or args.schema or isinstance(args.resume, str)):
         parser.error("give --cfg FILE, or --resume DIR")
     if args.json and not args.estimate:
         parser.error("--json: only with --estimate; a run writes its results into its folder")
+    if args.slurm is not None and (args.estimate or args.print):
+        parser.error("--slurm: submits the run; leave --estimate and --print out")
     return args
 
 
@@ -80,6 +98,12 @@ def main(argv: list[str]) -> None:
     if args.estimate:
         with joined(settings.device) as group:
             print_estimate(settings, args.json, group)
+        return
+    if args.slurm is not None:
+        from engine.train.submission import submit
+
+        for line in submit(settings, args.slurm, stored, resume=bool(args.resume)):
+            print(line)
         return
 
     from engine.train.session import train

@@ -18,6 +18,7 @@ from engine.data.sources.dtd import DtdSettings, find_dtd
 from engine.data.sources.folder import FolderSettings, find_folder
 from engine.data.sources.kaggle import KaggleSettings, find_kaggle
 from engine.data.sources.npz import NpzSettings, load_npz
+from engine.data.sources.shards import ShardSettings, find_in_shards
 from engine.data.sources.table import CsvSettings, find_csv
 from engine.data.split import absent_parts, split_data, with_test_set
 
@@ -46,6 +47,7 @@ DATASETS: dict[str, tuple[type[DataSettings], Callable[..., RawData | Source]]] 
     "dtd": (DtdSettings, find_dtd),
     "kaggle": (KaggleSettings, find_kaggle),
     "csv": (CsvSettings, find_csv),
+    "shards": (ShardSettings, find_in_shards),
 }
 
 

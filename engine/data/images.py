@@ -30,6 +30,7 @@ from engine.data.formats.ppm import open_ppm
 from engine.data.formats.tga import open_tga
 from engine.data.formats.tiff import full_range, open_tiff
 from engine.data.settings import ReadSettings
+from engine.data.shards.members import open_member
 
 Image.MAX_IMAGE_PIXELS = None  # some formats would check this limit, too, whatever data.max_pixels is
 
@@ -80,14 +81,14 @@ def read_with_facts(path: Path, settings: ReadSettings) -> tuple[Image.Image, Fa
     The content of the file determines its format, whatever its name. The format's reader is called directly, because
     Image.open has a pixel limit of its own, which is global to the process, and opens many more formats.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         kind = identify(file, path.name)
         if kind == "PFM":
             raise ValueError("floating-point pixels (PFM); save it with 8 or 16 bits")
         if kind in FOREIGN:
             raise ValueError(f"{kind}; convert it to JPEG or PNG")
         if kind is None:
-            raise UnidentifiedImageError if os.path.getsize(path) else ValueError("empty file")
+            raise UnidentifiedImageError if file.seek(0, os.SEEK_END) else ValueError("empty file")
         try:
             return _read(kind, file, settings)
         except ValueError as error:
@@ -118,13 +119,20 @@ def has_image(path: Path) -> bool:
     Raises:
         OSError, ValueError: the file cannot be opened, or is not a regular file.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return identify(file, path.name) is not None
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """Opens an image file, also one in a tar file (see `engine.data.shards.members`).
+
+    Raises:
+        OSError, ValueError: it cannot be opened, or is not a regular file.
+    """
     try:
         mode = os.stat(path).st_mode
+    except NotADirectoryError:
+        return open_member(path)
     except FileNotFoundError:
         if os.path.islink(path):
             raise ValueError(f"broken link to {os.readlink(path)!r}") from None

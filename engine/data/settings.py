@@ -80,7 +80,11 @@ class FileSettings(ReadSettings):
         "memory", description="memory: decoded once, at `size`; none: training images are decoded in every epoch"
     )
     workers: int | None = Field(
-        None, ge=0, le=256, description="processes that decode and transform; null: one per processor, at most 8"
+        None,
+        ge=0,
+        le=256,
+        description="processes that decode and transform; null: one per processor, at most 8; processes that train "
+        "together on a machine share its processors",
     )
 
 

@@ -23,7 +23,7 @@ from engine.explain.opening import Opened, Wanted, opened
 from engine.figures.drawing import save_figure
 from engine.figures.merge_tracing import Merged
 from engine.files import replacing, writing
-from engine.runs.board import EXPLAINED_ENDING, Board, picture_of, remove_ends, write_end
+from engine.runs.trackers.board import EXPLAINED_ENDING, Board, picture_of, remove_ends, write_end
 from engine.wording import counted
 from models.explain import EXPLAINERS
 from models.settings import UserError, nearest

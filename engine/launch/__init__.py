@@ -1,1 +1,1 @@
-"""Several processes that train one run together."""
+"""Several processes that train one run together, and runs as jobs of a cluster."""

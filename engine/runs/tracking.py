@@ -1,13 +1,13 @@
-"""Records the numbers and pictures of a run during training, in metrics.jsonl and in TensorBoard's event files."""
+"""Records the numbers and pictures of a run in training: in metrics.jsonl, and by the trackers of `log.trackers`."""
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,18 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import summary
 
 from engine.files import finite, write_text_atomic, writing
-from engine.runs.board import Board, next_events, remove_ends, write_end
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import step_of
+from engine.runs.trackers import TRACKERS
+from engine.runs.trackers.board import remove_ends
+from engine.runs.trackers.sink import About, Sink
 from models.settings import UserError
+
+log = logging.getLogger("hybridmerge")
+
+Row = tuple[float, tuple[str, ...]]  # a step and its tags
 
 
 class Silent:
@@ -42,32 +47,53 @@ class Tracker:
     """Writes the numbers and pictures of one run.
 
     Each call of `scalars` writes one line of metrics.jsonl, `{"step": 40, "train/loss": 1.5, ...}`, with null for nan
-    and inf. TensorBoard gets the same numbers under the tags of `board_tag`, and also pictures, texts and settings.
-    Whatever has a single value at the end of a run is a text or an entry of the HPARAMS page: as a scalar it would be a
-    chart with one dot.
+    and inf. The trackers get the same numbers, and also pictures, texts and settings.
 
     A resumed run continues the files where its checkpoint left them: lines that the interrupted run wrote after the
-    checkpoint are deleted, and TensorBoard is told to discard its events after that step. For this to be exact, log
-    first, then call `flush`, then save the checkpoint with the step and the number that `flush` returned.
+    checkpoint are deleted, and TensorBoard is told to discard its events after that step. A tracker that cannot discard
+    anything has these numbers already, and is not given them again. For this to be exact, log first, then call
+    `flush`, then save the checkpoint with the step and the number that `flush` returned.
+
+    A tracker that fails while the run trains is named in the log and left out from there on. TensorBoard's files lie
+    in the run folder, as metrics.jsonl does: where they cannot be written, nothing can.
 
     Args:
         run_dir: the run folder, which must exist.
         resume_step: the step of the checkpoint that the run resumes from; None: the files are started afresh.
         resume_lines: the number that `flush` returned for that checkpoint; None: all lines up to that step are kept.
+        trackers: names in TRACKERS.
+        title: what the run is called.
+        home: the folder of all runs; None: that in which the run folder lies.
+        settings: nested settings; their keys become "train.lr" and so on.
 
     Raises:
-        UserError: the disk is full, or the folder is read-only or gone; every method raises it as well.
+        UserError: the disk is full, or the folder is read-only or gone, which every method raises as well; a tracker
+            cannot begin.
     """
 
-    def __init__(self, run_dir: str | Path, resume_step: int | None = None, resume_lines: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        resume_step: int | None = None,
+        resume_lines: int | None = None,
+        *,
+        trackers: Sequence[str] = ("tensorboard",),
+        title: str = "",
+        home: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._path = RunFolder(run_dir).metrics_file
-        self._start = 0 if resume_step is None else resume_step + 1
-        with writing(self._path):
-            self._lines = _cut(self._path, self._start, resume_lines)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, it stays open
+        start = 0 if resume_step is None else resume_step + 1
+        about = About(Path(run_dir), start, title, home, _flat(settings or {}))
+        self._sinks: dict[str, Sink] = {}
+        with writing(self._path), ExitStack() as opened:
+            self._lines, self._told = _cut(self._path, start, resume_lines)
+            self._file = opened.enter_context(open(self._path, "a", encoding="utf-8"))
             remove_ends(Path(run_dir))
-            file = open(next_events(Path(run_dir)), "xb")  # noqa: SIM115, it stays open
-            self._board = Board(file, self._start)
+            for name in trackers:
+                self._sinks[name] = _begun(name, about)
+                opened.callback(self._sinks[name].close, finished=False)
+            opened.pop_all()
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Writes numbers, or tensors of one element, under tags such as "train/loss"."""
@@ -77,79 +103,55 @@ class Tracker:
             self._file.write(json.dumps({"step": step, **finite(row)}, allow_nan=False) + "\n")
             self._file.flush()
             self._lines += 1
-            for tag, value in row.items():
-                self._board.add(step, summary.scalar(board_tag(tag), value))
-            self._board.flush()
+        known = (step, tuple(row)) in self._told
+        self._tell(lambda sink: None if known and not sink.discards else sink.scalars(step, row))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """Writes a text card, in Markdown; TensorBoard only."""
-        content = summary.text(tag, markdown)
-        content.value[0].tag = tag  # without the ending that SummaryWriter gives it
-        with writing(self._path):
-            self._board.add(step, content)
-            self._board.flush()
+        """Writes a text card, in Markdown; for trackers only."""
+        self._tell(lambda sink: sink.text(step, tag, markdown))
 
     def figure(self, step: int, tag: str, figure: Figure) -> None:
-        """Draws a matplotlib figure and writes it as a picture; TensorBoard only."""
+        """Draws a matplotlib figure and writes it as a picture; for trackers only."""
         canvas = FigureCanvasAgg(figure)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a letter that the font lacks is drawn as a box
             canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        with writing(self._path):
-            self._board.add(step, summary.image(tag, pixels, dataformats="HWC"))
-            self._board.flush()
+        self._tell(lambda sink: sink.picture(step, tag, pixels))
 
     def hparams(self, step: int, results: Mapping[str, float | str], settings: Mapping[str, Any]) -> None:
-        """Writes the run's row of TensorBoard's HPARAMS page, once, at the end of the run; TensorBoard only.
-
-        TensorBoard finds the columns itself, from the rows of all runs: first those in which the runs differ, then the
-        others, each in the order of their names, in which capitals come before small letters. Five are shown until the
-        user chooses others, and beside them the last values of five curves.
+        """Writes what the run measured, and its settings, once, at the end of the run; for trackers only.
 
         Args:
             step: the last step.
-            results: what the run measured, by titles that begin with a capital, so that they come first.
+            results: by titles that begin with a capital, so that TensorBoard shows them first.
             settings: nested settings; their keys become "train.lr" and so on.
         """
-        columns = {**results, **_flat(settings)}
-        # The first part would fix the columns for all runs to those of one; SummaryWriter.add_hparams writes it.
-        _, begin, end = summary.hparams(columns, {})
-        with writing(self._path):
-            self._board.add(step, begin)
-            self._board.add(step, end)
-            self._board.flush()
+        flat = _flat(settings)
+        self._tell(lambda sink: sink.results(step, results, flat))
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Collects what the block writes to TensorBoard, the last of the run, in a file that appears as a whole.
-
-        A run that is stopped inside the block, or after it and before its results are written, comes here again when it
-        is resumed; it deletes the file first, so that TensorBoard shows the end of a run once, however often it came.
-        """
-        board, self._board = self._board, Board(io.BytesIO())
-        try:
+        """A block in which the last of the run is written; see `TensorBoard.ending`."""
+        with ExitStack() as endings:
+            for sink in self._sinks.values():
+                endings.enter_context(sink.ending())
             yield
-            with writing(self._path):
-                self._board.flush()
-                write_end(self._path.parent, self._board.file.getvalue())
-        finally:
-            self._board = board
 
     def flush(self) -> int:
         """Writes everything so far to disk; returns the number of lines in metrics.jsonl, for the checkpoint."""
         with writing(self._path):
             os.fsync(self._file.fileno())
-            os.fsync(self._board.file.fileno())
+        self._tell(lambda sink: sink.flush())
         return self._lines
 
-    def close(self) -> None:
-        """Closes the files."""
+    def close(self, *, finished: bool = True) -> None:
+        """Closes the files, and ends the session of each tracker; `finished`: without an error or a signal."""
         with writing(self._path):
             try:
                 self._file.close()
             finally:
-                self._board.file.close()
+                self._tell(lambda sink: sink.close(finished=finished))
 
     def __enter__(self) -> Tracker:
         return self
@@ -159,27 +161,50 @@ class Tracker:
             self.close()
             return
         with suppress(UserError):  # the error that got us here is the one to show
-            self.close()
+            self.close(finished=False)
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        """Gives something to every tracker; one that fails is left out from there on."""
+        for name, sink in list(self._sinks.items()):
+            try:
+                with writing(self._path) if sink.discards else nullcontext():
+                    what(sink)
+            except Exception as error:
+                if sink.discards:
+                    raise
+                log.warning("log.trackers: %s gets nothing more: %s", name, _first_line(error))
+                del self._sinks[name]
 
 
-def board_tag(tag: str) -> str:
-    """Returns the tag of a number in TensorBoard, which sorts by tags and opens the first two groups.
+def _begun(name: str, about: About) -> Sink:
+    """Returns a tracker that is ready.
 
-    "train/loss" becomes "loss/train" and "val/top1" "metrics/val_top1"; "lr" and others that are of no split become
-    "training/lr".
+    Raises:
+        UserError: it is not.
+        OSError: the disk is full, or the folder read-only.
     """
-    split, slash, name = tag.rpartition("/")
-    if not slash:
-        return f"training/{tag}"
-    return f"loss/{split}" if name == "loss" else f"metrics/{split}_{name}"
+    try:
+        return TRACKERS[name](about)
+    except Exception as error:
+        if isinstance(error, OSError) and name == "tensorboard":  # about the run folder
+            raise
+        raise UserError(
+            f"log.trackers: {name} cannot begin: {_first_line(error)}; mend this, or leave it out"
+        ) from error
 
 
-def _cut(path: Path, end: int, most: int | None) -> int:
-    """Keeps the first `most` whole lines of metrics.jsonl whose step is less than `end`; returns their number."""
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _cut(path: Path, end: int, most: int | None) -> tuple[int, set[Row]]:
+    """Keeps the first `most` whole lines of metrics.jsonl whose step is less than `end`; returns their number, and the
+    step and tags of those that it deletes."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     kept = [line for line in lines if step_of(line) < end][:most]
     write_text_atomic(path, "".join(line + "\n" for line in kept))
-    return len(kept)
+    later = [line for line in lines if step_of(line) != float("inf")][len(kept) :]
+    return len(kept), {(step_of(line), tuple(tag for tag in json.loads(line) if tag != "step")) for line in later}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

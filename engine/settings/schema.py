@@ -169,11 +169,18 @@ class CheckpointSettings(Settings):
     )
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]  # see engine.runs.trackers
+
+
 class LogSettings(Settings):
     """What is logged during training."""
 
     every_steps: int = Field(
-        20, ge=1, le=10**9, description="optimizer steps between lines of metrics.jsonl and TensorBoard"
+        20, ge=1, le=10**9, description="optimizer steps between lines of metrics.jsonl and of the trackers"
+    )
+    trackers: list[TrackerName] = Field(
+        ["tensorboard"],
+        description="what gets curves, pictures and settings beside metrics.jsonl: tensorboard, mlflow, wandb",
     )
     images: int = Field(
         16,

@@ -22,6 +22,7 @@ from engine.runs.compatibility import check_fits, same_images, test_set_of
 from engine.runs.folder import RunFolder, with_budget
 from engine.runs.log import log_to, start_log
 from engine.runs.records.results import Results
+from engine.runs.trackers import check_installed
 from engine.runs.tracking import Silent, Tracker
 from engine.settings.changes import changed_on_resume, freely_changed, goes_on
 from engine.settings.schema import RunSettings
@@ -87,8 +88,7 @@ def run_experiment(
         begin(settings)
         log_to(run.log_file, kept_log)
         settle(run, prepared, progress, stopped, longer)
-        lines = stopped.state["lines"] if stopped.state else None
-        with Tracker(folder, *([] if lines is None else [progress.step, lines])) as tracker:
+        with tracker_of(settings, run, progress, stopped) as tracker:
             describe(prepared, progress, longer)
             tracker.text(progress.step, "run", settings_card(settings, command, tokens_per_block(prepared.model)))
             build_trainer(prepared, progress, tracker).fit()
@@ -107,6 +107,9 @@ def ready(
     Raises:
         UserError: see `run_experiment`.
     """
+    with group.agreed():
+        if group.leads:
+            check_installed(settings.log.trackers)
     data = data_of(settings, group)
     with group.agreed():
         settings = settings.with_classes(len(data.classes))
@@ -129,6 +132,19 @@ def data_of(settings: RunSettings, group: Group) -> Data:
         data = load() if group.leads else None
     with group.agreed():
         return load() if data is None else data
+
+
+def tracker_of(settings: RunSettings, run: RunFolder, progress: Progress, stopped: StoppedRun) -> Tracker:
+    """Returns what records the numbers of a run that starts, or goes on where it was stopped."""
+    lines = stopped.state["lines"] if stopped.state else None
+    return Tracker(
+        run.path,
+        *([] if lines is None else [progress.step, lines]),
+        trackers=settings.log.trackers,
+        title=settings.title,
+        home=Path(settings.out),
+        settings=settings.model_dump(mode="json", exclude={"name", "out"}),
+    )
 
 
 def settle(run: RunFolder, prepared: Preparation, progress: Progress, stopped: StoppedRun, longer: str) -> None:

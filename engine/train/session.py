@@ -36,9 +36,10 @@ def train(
         UserError: settings, data, model and an earlier run that do not fit together, in one line.
     """
     with group.agreed():
-        _refuse_time(settings)
+        refuse_time(settings)
     run = stored or RunFolder(Path(settings.out) / settings.name)
-    resume = resume or group.restarted
+    # Jobs of several machines may see the folder at different times, and so differ in whether they resume.
+    resume = bool(group.largest(resume or group.restarted))
     if settings.split.folds:
         with group.agreed():
             folder = folder_of_folds(stored, settings) if stored else run
@@ -50,7 +51,7 @@ def train(
         print_run(results, run.path)
 
 
-def _refuse_time(settings: RunSettings) -> None:
+def refuse_time(settings: RunSettings) -> None:
     """Raises UserError if the settings say how long a forward pass takes: another machine would train another model."""
     merge = merge_settings(settings.model)
     if merge is not None and merge.target_ms is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.launch.slurm import options_of
 from tests.docs.commands import DOCUMENTS, blocks, commands
 from tests.paths import CONFIGS, ROOT
 
@@ -75,7 +76,9 @@ def check(tool: str, arguments: list[str]) -> None:
     a run are drawn. All other commands parse their arguments.
     """
     module = importlib.import_module(f"tools.{tool.removesuffix('.py')}")
-    if tool == "train.py" and "--resume" not in arguments and any(a.startswith("digits/") for a in arguments):
+    if "--slurm" in arguments:
+        options_of(module.parse(arguments).slurm)
+    elif tool == "train.py" and "--resume" not in arguments and any(a.startswith("digits/") for a in arguments):
         module.main([*arguments, "train.epochs=1", "train.warmup_epochs=0", "split.part=0.1", "threads=1"])
     elif tool == "train.py" and "--resume" not in arguments:
         module.main([*arguments, "--print"])

@@ -10,6 +10,7 @@ import torch
 
 from engine.settings.schema import RunSettings
 from models.settings import check
+from tests.engine.launch.slurm import slurm  # noqa: F401, a fixture
 from tests.engine.settings.settings_files import BODY, write
 
 TINY = {

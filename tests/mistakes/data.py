@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.data.formats.tiff import GREY, RGB
+from engine.data.shards.packing import pack
+from engine.data.sources.folder import FolderSettings, find_folder
 from tests.engine.data.conftest import save_image
 from tests.engine.data.formats.tiff_files import write_tiff
 from tests.mistakes.mistake import Mistake
@@ -54,6 +56,22 @@ def _phone(folder: Path) -> None:
 
 def _raw(folder: Path) -> None:
     write_tiff(_classes(folder) / "bee" / "DSC_1.NEF", np.zeros((4, 4, 3), np.uint8), RGB)
+
+
+def _shards(folder: Path) -> Path:
+    """Eight images in shards of one or two."""
+    source = find_folder(FolderSettings(path=str(_classes(folder)), size=8))
+    pack(source, folder / "shards", shard_bytes=500)
+    return folder / "shards"
+
+
+def _without_a_shard(folder: Path) -> None:
+    (_shards(folder) / "train-000001.tar").unlink()
+
+
+def _half_a_shard(folder: Path) -> None:
+    shard = _shards(folder) / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
 
 
 def _bomb(folder: Path) -> None:
@@ -182,5 +200,24 @@ MISTAKES: list[Mistake] = [
     ),
     _unreadable(
         "An image of billions of pixels", "bee/map.pgm", "60000 x 60000 pixels, more than data.max_pixels", _bomb
+    ),
+    Mistake(
+        "A shard that was not copied",
+        "tools/data.py check shards",
+        "data.path = 'shards': training cannot start: 1 shard missing; see above",
+        _without_a_shard,
+    ),
+    Mistake(
+        "A shard that was not copied to its end",
+        "tools/data.py check shards",
+        "data.path = 'shards': training cannot start: 1 shard is damaged; see above",
+        _half_a_shard,
+    ),
+    Mistake(
+        "Shards whose labels have another extension",
+        "tools/data.py check shards data.label=txt",
+        "data.path = 'shards': 8 images have no label beside them: ...; data.label says which extension labels have, "
+        "such as json",
+        _shards,
     ),
 ]

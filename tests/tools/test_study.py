@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.launch import child
 from engine.runs.checkpoints import checkpoint
 from engine.runs.lock import in_use
-from engine.study.execute import child
 from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, write_plan
 from tests.processes import ENVIRONMENT, Process, finish

@@ -18,6 +18,7 @@ from engine.data.images import Facts
 from engine.data.names import on_disk
 from engine.data.reading import by_training, lost_classes, read_each, repair_advice
 from engine.data.settings import FileSettings
+from engine.data.shards.layout import holds_shards
 from engine.data.sources.kaggle import SAMPLE
 from engine.data.sources.layout import named_splits
 from engine.data.sources.scan import folders_in
@@ -88,7 +89,7 @@ def source_settings(path: str, kind: str | None = None, values: Mapping[str, Any
 
 
 def kind_of(path: Path) -> str:
-    """Returns which of folder, csv and kaggle a path looks like.
+    """Returns which of folder, csv, kaggle and shards a path looks like.
 
     Raises:
         UserError: a folder that cannot be read, or a file that is an archive.
@@ -99,6 +100,8 @@ def kind_of(path: Path) -> str:
         if path.suffix.lower() in ARCHIVES:
             raise UserError(f"{path}: an archive; unpack it, and give the folder or table that was in it")
         return "csv"
+    if "{" in path.name or holds_shards(path):
+        return "shards"
     splits = named_splits(path, f"data.path = {str(path)!r}") if os.path.isdir(path) else {}
     if "train" not in splits or not folders_in(splits["train"], str(path)):
         return "folder"

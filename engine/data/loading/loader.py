@@ -31,8 +31,9 @@ class TrainLoader:
         mean, std: statistics of each channel, for pixels in [0, 1].
         seed: the run's seed.
         resize: height and width to which batches are resized at the end, pixels; None: unchanged.
-        workers: number of processes that read images and apply `augment.transforms`; None: one per processor, at most
-            8. The result does not depend on it. Images in memory need no processes unless there are `transforms`.
+        workers: number of processes that read images and apply `augment.transforms`; None: one per processor that this
+            process has, at most 8. The result does not depend on it. Images in memory need no processes unless there
+            are `transforms`.
         order: which images an epoch draws, in which order; None: every image once, shuffled.
         device: where images are normalised, erased and resized, and where they are yielded; None: the CPU. They travel
             there as uint8, and before they are resized.

@@ -80,7 +80,7 @@ class Workers:
     """Worker processes that run a Reader and stay alive from epoch to epoch; with 0 of them it runs in this process."""
 
     def __init__(self, reader: Reader, count: int | None) -> None:
-        self.count = min(processors(), MOST) if count is None else count
+        self.count = min(own_processors(), MOST) if count is None else count
         self._keys = _Keys()
         worker_options = {}
         if self.count:
@@ -198,6 +198,11 @@ def killed_workers_as_errors() -> Iterator[None]:
 def processors() -> int:
     """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_processors() -> int:
+    """Returns this process's part of the processors, at least 1: torchrun says how many processes share them."""
+    return max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def _unchanged(batch: Tensor | UserError) -> Tensor | UserError:

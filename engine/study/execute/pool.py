@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.study.execute.child import Child, reason
+from engine.launch.child import Child, reason
 from engine.study.execute.progress import Progress
 from engine.study.execute.stopping import Asked
 from models.settings import UserError
@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         title: what lines and the bar call it.
-        command: see `engine.study.execute.child.tool`.
+        command: see `engine.launch.child.tool`.
         log: the file of its output.
         ended: called when it has ended without an error; returns the line to print. It raises a UserError if what the
             process was to leave behind is not there.

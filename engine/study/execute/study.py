@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from engine.files import write_text_atomic, writing
+from engine.launch.child import tool
 from engine.runs.lock import LOCK, Lock, in_use, take_lock
 from engine.settings.layers import to_yaml
-from engine.study.execute.child import threads_of, tool
 from engine.study.execute.pool import Failure, Job, Wait, run_jobs
 from engine.study.execute.progress import Progress, fraction_done
 from engine.study.execute.sweeps import SWEEPS, check_sweep, entry_of, merges, sweep_job, sweep_size
+from engine.study.execute.threads import threads_of
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import RUNS, Placed, Placing, again, place
 from engine.study.plan.index import write_index

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.launch.child import tool
 from engine.runs.folder import RunFolder
 from engine.settings.layers import load_settings
-from engine.study.execute.child import threads_of, tool
 from engine.study.execute.pool import Job
+from engine.study.execute.threads import threads_of
 from engine.study.plan.cost import kind, work_of
 from engine.study.plan.folders import Placed
 from engine.study.plan.index import Entry

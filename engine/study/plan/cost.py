@@ -84,7 +84,8 @@ def measure(run: PlannedRun, jobs: int = 1) -> Measured:
         run: the run.
         jobs: number of runs at a time, whose share of the processors it has.
     """
-    from engine.study.execute.child import Child, reason, threads_of, tool
+    from engine.launch.child import Child, reason, tool
+    from engine.study.execute.threads import threads_of
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

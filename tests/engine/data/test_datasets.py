@@ -53,7 +53,7 @@ def test_a_dataset_of_files_is_a_class_a_function_and_a_line(flowers):
     assert raw.classes == ["rose", "tulip"] and raw.train.images.shape == (12, 3, 8, 8)
     data = build_data(settings, SplitSettings(test=0.25, val=0.25), seed=0)
     assert [len(split) for split in (data.train, data.val, data.test)] == [6, 2, 4]
-    assert kinds() == ["folder", "kaggle", "csv", "flowers"]
+    assert kinds() == ["folder", "kaggle", "csv", "shards", "flowers"]
     report = check_source(source_settings(str(flowers), "flowers"))
     assert report.counts == {"train": [6, 6]} and not report.findings
     (flowers / "rose_0.png").write_bytes(b"")

@@ -95,8 +95,8 @@ POINTS = {
     "the third picture": lambda patch: crash_in(patch, FINAL, "mistakes_figure", after=True),
     "before hparams": lambda patch: crash_in(patch, Tracker, "hparams"),
     "after hparams": lambda patch: crash_in(patch, Tracker, "hparams", after=True),
-    "before the events": lambda patch: crash_in(patch, engine.runs.tracking, "write_end"),
-    "after the events": lambda patch: crash_in(patch, engine.runs.tracking, "write_end", after=True),
+    "before the events": lambda patch: crash_in(patch, engine.runs.trackers.tensorboard, "write_end"),
+    "after the events": lambda patch: crash_in(patch, engine.runs.trackers.tensorboard, "write_end", after=True),
     "before the results": lambda patch: crash_in(patch, RunFolder, "write_results"),
     "after the results": lambda patch: crash_in(patch, RunFolder, "write_results", after=True),
 }

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler as Rows
 
 from engine.runs.folder import RunFolder
 from engine.runs.records.metrics import metrics_of
-from engine.runs.tracking import board_tag
+from engine.runs.trackers.tensorboard import board_tag
 from engine.settings.schema import RunSettings
 from engine.train.experiment import run_experiment
 from engine.train.session import train

@@ -325,3 +325,15 @@ def _children() -> list[int]:
         if int(parent) == os.getpid() and state != "Z" and "resource_tracker" not in name:
             found.append(int(entry.parent.name))
     return found
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("together, own", [(None, 16), ("", 16), ("1", 16), ("4", 4), ("6", 2), ("99", 1)])
+def test_processes_that_train_together_share_the_processors(monkeypatch, make_arrays, together, own):
+    monkeypatch.setattr(workers_module, "processors", lambda: 16)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if together is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", together)  # as torchrun does
+    reader = workers_module.Reader(make_arrays(4), None, seed=0)
+    assert workers_module.Workers(reader, None).count == min(own, workers_module.MOST)
+    assert workers_module.Workers(reader, 3).count == 3

@@ -1,23 +1,24 @@
-"""Runs as jobs of a cluster: submitit's local executor with real processes, and Slurm's commands as stand-ins."""
+"""Runs of a study as jobs of a cluster: submitit's local executor with real processes, stand-ins for Slurm."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import submitit
 
-from engine.study.execute import child, cluster
-from engine.study.execute.cluster import minutes, options_of, submit
+from engine.launch import child
+from engine.launch.slurm import JOBS
+from engine.study.execute import cluster
+from engine.study.execute.cluster import submit
 from engine.study.execute.study import Study
 from engine.study.plan.rows import planned_runs
 from models.settings import UserError
+from tests.engine.launch.slurm import until
 from tests.engine.study import stand_in
 from tests.engine.study.plans import TINY, plan_of
 from tests.paths import ROOT
@@ -50,7 +51,7 @@ def test_a_job_whose_time_is_up_saves_and_goes_on(study, monkeypatch):
     monkeypatch.setenv("EPOCH_SECONDS", "3")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     placed = study.place().runs[0]
-    call = cluster.call_of(study.folder, placed)
+    call = cluster.job_of(study.folder, placed)
     job = submitit.AutoExecutor(folder=study.folder / cluster.FOLDER, cluster="local").submit(call)
     metrics, saved = placed.folder.metrics_file, placed.folder.path / "saved"
     until(metrics.exists)
@@ -60,37 +61,6 @@ def test_a_job_whose_time_is_up_saves_and_goes_on(study, monkeypatch):
     until(job.done)
     assert saved.exists() and placed.folder.is_finished and job.exception() is None
     assert [row["step"] for row in map(json.loads, metrics.read_text().splitlines())] == [1, 2]
-
-
-def until(condition, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
-
-
-def test_the_process_of_a_job_imports_no_torch():
-    code = "import sys, engine.study.execute.cluster_run; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-SBATCH = """#!/bin/sh
-cat "$1" >> {log}
-echo "Submitted batch job 77"
-"""
-SACCT = "#!/bin/sh\nprintf 'JobID|State|NodeList\\n77_0|RUNNING|n1\\n77_1|PENDING|n1\\n77_2|FAILED|n1\\n'\n"
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Stand-ins for Slurm's commands; returns the file with what sbatch was given."""
-    programs, log = tmp_path / "bin", tmp_path / "sbatch.txt"
-    programs.mkdir()
-    for name, text in {"sbatch": SBATCH.format(log=log), "srun": "#!/bin/sh\n", "sacct": SACCT}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    return log
 
 
 def test_slurm_gets_one_array_and_nothing_twice(study, slurm):
@@ -113,7 +83,7 @@ def test_slurm_gets_one_array_and_nothing_twice(study, slurm):
 
 
 def test_a_damaged_file_of_jobs_is_no_end(study, slurm):
-    jobs = study.folder / cluster.FOLDER / cluster.JOBS
+    jobs = study.folder / cluster.FOLDER / JOBS
     jobs.parent.mkdir()
     for text in ('{"a_s0": 5, "b_s0": "77_1"}', "[1]", "{"):
         jobs.write_text(text)
@@ -125,12 +95,3 @@ def test_without_slurm(study, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="--slurm: no sbatch on this machine"):
         submit(study.folder, "tiny", study.place().runs, [], jobs=1)
-
-
-def test_options():
-    assert options_of(["local"]) == (True, {})
-    assert options_of(["time=90", "mem=32GB"]) == (False, {"timeout_min": 90, "slurm_mem": "32GB"})
-    assert minutes("", "1-12:00:00") == 36 * 60 and minutes("", "0:30:01") == 31
-    for word in ("partitoin=gpu", "partition", "gpus=many", "time=soon", "time=0"):
-        with pytest.raises(UserError, match=f"--slurm {word}: "):
-            options_of([word])

@@ -9,9 +9,10 @@ import sys
 import time
 from collections import deque
 
-from engine.study.execute.child import Child, reason, threads_of
+from engine.launch.child import Child, reason
 from engine.study.execute.pool import Job, Pool, Wait
 from engine.study.execute.progress import START, Progress
+from engine.study.execute.threads import threads_of
 from models.settings import UserError
 from tests.paths import ROOT
 
@@ -121,7 +122,7 @@ def test_a_child_saves_when_its_parent_is_killed(tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-from engine.study.execute.child import Child
+from engine.launch.child import Child
 Child([sys.executable, "-c", {saving(tmp_path, "a")!r}], Path({str(tmp_path / "log.txt")!r}))
 time.sleep(60)
 """
@@ -174,7 +175,7 @@ def test_the_last_job_has_no_other_to_share_its_time_with():
 
 def test_jobs_at_a_time_share_the_processors(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("engine.data.loading.workers.processors", lambda: 8)
+    monkeypatch.setattr("engine.study.execute.threads.processors", lambda: 8)
     shares = [threads_of(*case).get("OMP_NUM_THREADS") for case in ((None, 1), (None, 3), (None, 99), (6, 1), (6, 4))]
     assert shares == [None, "2", "1", "6", "6"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's own

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.launch import child
 from engine.runs.folder import RunFolder
-from engine.study.execute import child
 from engine.study.execute.study import Study
 from engine.study.plan.rows import planned_runs
 from engine.study.search.search import JOURNAL, Search

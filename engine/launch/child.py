@@ -1,4 +1,4 @@
-"""Runs a tool as a process of its own: its memory is freed at its end, and what kills it does not kill the study."""
+"""Runs a tool as a process of its own: its memory is freed at its end, and what kills it does not kill its caller."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from pathlib import Path
 
 from engine.files import writing
 
-TOOLS = Path(__file__).resolve().parents[3] / "tools"
-THREADS = "OMP_NUM_THREADS"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -76,30 +75,16 @@ class Child:
             self._process.wait()
 
 
-def threads_of(settings: int | None, jobs: int) -> dict[str, str]:
-    """Returns the variable that says how many CPU threads a process has; {}: as many as it finds processors.
-
-    Without it, each of several processes would start as many threads as there are processors, and all would wait.
-
-    Args:
-        settings: the setting `threads` of a run.
-        jobs: number of processes at a time.
-    """
-    from engine.data.loading.workers import processors  # imports torch, which a job of a cluster is to do without
-
-    if settings is None and (jobs == 1 or THREADS in os.environ):
-        return {}
-    return {THREADS: str(settings or max(1, processors() // jobs))}
-
-
 def _when_parent_dies():
-    """Returns what a child calls as it starts, so that it gets SIGTERM if this process dies; None where there is no
-    such thing."""
+    """Returns what a child calls as it starts: it gets SIGTERM if this process dies, and leaves to this process what
+    Slurm sends to all processes of a job before its time is up. None where there is no such thing."""
     if not sys.platform.startswith("linux"):
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()  # looked up here: between fork and exec little is safe
 
     def before_exec() -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before this call
             os._exit(128 + signal.SIGTERM)
