@@ -49,7 +49,7 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
     for container in [module for module in model.modules() if isinstance(module, MergingBlocks)]:
         for name in container.names:  # the container calls a block's equations, not the block
             block = container.get_submodule(name)
-            block.run_gathered = MethodType(_run, block)
+            block.run_gathered = MethodType(_run, block)  # which `models.merging.wrapping.families` looks for
             register_fsdp_forward_method(block, "run_gathered")
         container.around = partial(_around, container.around)
     fully_shard(model, mesh=mesh)

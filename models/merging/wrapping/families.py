@@ -184,9 +184,9 @@ KINDS: dict[type[nn.Module], Kind] = {
 
 
 def own_class(block: nn.Module) -> type[nn.Module]:
-    """Returns the class of a block. FSDP2 puts a class of its own and FSDPModule before it in the order of methods."""
-    names = type(block).__mro__
-    return names[2] if names[1].__module__.startswith("torch.distributed.fsdp") else names[0]
+    """Returns the class of a block; of one that is sharded and has `run_gathered`, by which its parameters are gathered
+    around its equations, the class that it had: FSDP2 puts one of its own and FSDPModule before it."""
+    return type(block).__mro__[2 if "run_gathered" in vars(block) else 0]
 
 
 def kind_of(block: nn.Module, name: str) -> Kind:
