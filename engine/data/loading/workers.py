@@ -154,7 +154,8 @@ class _Processes(_MultiProcessingDataLoaderIter):
         self._workers = []
         try:
             demand_files(loader.num_workers)
-            super().__init__(loader)
+            with _born_deaf():
+                super().__init__(loader)
         except BaseException:
             self._shutdown = True  # otherwise torch shuts down what was never made
             for process in self._workers:
@@ -232,6 +233,22 @@ def _shared(batch: Tensor | UserError) -> _Shared | UserError:
         if limit is None:
             raise
         return UserError(f"data.workers = {get_worker_info().num_workers}: {limit}")
+
+
+@contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Blocks SIGTERM where processes are forked, so that it is blocked in all of their threads from the first moment.
+
+    Libraries such as those of trackers start threads in every forked process, before `_begin` is called there.
+    """
+    if not hasattr(signal, "sigtimedwait"):  # not Linux
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(_: int) -> None:

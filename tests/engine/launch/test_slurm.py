@@ -141,6 +141,7 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # where much else runs
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the job's processes in /proc")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_job_whose_time_is_up_saves_and_ends_with_the_same_result(tmp_path, monkeypatch, processes):
