@@ -129,10 +129,12 @@ class Merger:
             that each patch stands for. Unlike `context.grid` it is known after every merge.
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
         metric: what the method compares patches by, unless the settings choose another metric.
-        soft: what it does instead during training; see dtem.py.
-        pooling: for methods that return a Mixture: (width of a token, M) -> a new module, the part that learns to make
-            M output patches. It is `context.pooling`, and learns. M is in the shapes of its parameters, so that a block
-            can leave no other number of patches than it was built for.
+        soft: what it does instead during training: (x, tokens, metric, r, prefix, **options) -> x and its soft state,
+            see dtem.py; with `pooling`, this is an argument too. Losses that the state holds are added to the run's.
+        pooling: for methods with a part that learns: (width of a token, M) -> a new module, that part for M output
+            patches. It is `context.pooling`. Methods without a soft form return a Mixture.
+        sized: whether M is in the shapes of its parameters, so that a block can leave no other number of patches than
+            it was built for.
         linear: (counts) -> multiply-adds of the linear layers in it.
         adaptive: the form in which the number removed depends on the image: (metric (1, N, D) float32 of one image,
             value, context, **options) -> Assignment, to as many output patches as this image keeps. It multiplies as
@@ -156,6 +158,7 @@ class Merger:
     metric: Literal["keys", "tokens", "learned"] = "keys"
     soft: Callable[..., Any] | None = None
     pooling: Callable[[int, int], nn.Module] | None = None
+    sized: bool = True
     linear: Callable[[Counts], int] = no_macs
     adaptive: Callable[..., Assignment] | None = None
     threshold: str = ""
@@ -173,6 +176,11 @@ class Merger:
         return self.metric == "learned" or self.pooling is not None
 
     @property
+    def mixes(self) -> bool:
+        """Whether it returns a Mixture, so that states are soft in evaluation too."""
+        return self.pooling is not None and self.soft is None
+
+    @property
     def samples(self) -> bool:
         """Whether r says, with these options, how many samples are drawn, so that the number removed depends on the
         image."""
@@ -184,8 +192,8 @@ class Merger:
 
     def bind(self, **options: Any) -> Merger:
         """The same method with other values for some of its options."""
-        adaptive = self.adaptive and partial(self.adaptive, **options)
-        return replace(self, assign=partial(self.assign, **options), adaptive=adaptive)
+        adaptive, soft = (form and partial(form, **options) for form in (self.adaptive, self.soft))
+        return replace(self, assign=partial(self.assign, **options), adaptive=adaptive, soft=soft)
 
 
 def declared_options(method: Assign) -> dict[str, tuple[Any, Option]]:

@@ -64,10 +64,10 @@ class MergeLayer(nn.Module):
         depth: the block's number divided by the number of blocks.
         dim: width of a token.
         head_dim: width of an attention head.
-        leaves: number of patches that the layer leaves, for methods that learn to make so many; None: it removes none.
+        leaves: number of patches that the layer leaves, for methods with a part that learns; None: it removes none.
 
     Attributes:
-        pooling: what such a method learns, for so many patches; None for other methods, and where nothing is removed.
+        pooling: that part; None for other methods, and where nothing is removed.
     """
 
     def __init__(
@@ -81,10 +81,14 @@ class MergeLayer(nn.Module):
         self.resize(leaves)
 
     def resize(self, leaves: int | None) -> None:
-        """Makes a new `pooling` that leaves so many patches; where it does so already, it stays."""
-        if self.merger.pooling is not None and leaves != self.leaves:
-            self.leaves = leaves
-            self.pooling = None if leaves is None else self.merger.pooling(self.dim, leaves)
+        """Makes a new `pooling` that leaves so many patches; where it does so already, or for any number, it stays."""
+        if self.merger.pooling is None or leaves == self.leaves:
+            return
+        self.leaves = leaves
+        if leaves is None:
+            self.pooling = None
+        elif self.pooling is None or self.merger.sized:
+            self.pooling = self.merger.pooling(self.dim, leaves)
 
     def forward(self, x: Tensor, tokens: Tokens, r: Removal, attended: Attended) -> tuple[Tensor, Tokens]:
         """Removes r patches by merging.
@@ -113,15 +117,16 @@ class MergeLayer(nn.Module):
         if self.training and self.merger.soft is not None:
             assert isinstance(r, int), "no soft method has an adaptive form"
             with without_autocast(x.device.type):
-                softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
+                part = {} if self.pooling is None else {"pooling": self.pooling}
+                softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix, **part)
                 return softened
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth, self.pooling)
 
     def _check_leaves(self, patches: int, r: Removal) -> None:
         if self.merger.pooling is None:
             return
-        assert isinstance(r, int), "no method that learns its tokens has an adaptive form"
-        if patches - r != self.leaves:
+        assert isinstance(r, int), "no method with a part that learns has an adaptive form"
+        if self.leaves is None or (self.merger.sized and patches - r != self.leaves):
             has = "it has learned nothing" if self.leaves is None else f"it has learned to leave {self.leaves}"
             raise UserError(
                 f"merge.r = {r}: leaves {patches - r} of {patches} patches in a block where {has}; merge as in "

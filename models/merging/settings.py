@@ -146,7 +146,7 @@ class MergeSettings(WithOptions):
             if isinstance(self.r, AnySettings):
                 raise ValueError(f"merge.r.train = {self.r.train}: {self.method} learns one number of tokens; give r=n")
         if MERGERS[self.method].soft is not None:
-            if self.compared_by() != "learned":
+            if self.compared_by() != MERGERS[self.method].metric:
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own metric; omit the key")
             if not self.prop_attn:
                 raise ValueError(f"merge.prop_attn = false: {self.method} learns through it; use true")

@@ -53,13 +53,26 @@ def topk(
         An assignment to N - r output patches.
     """
     assert context.attention is not None
+    return keep_best(metric, context.attention, r, context.size, prune)
+
+
+def keep_best(metric: Tensor, score: Tensor, r: int, size: Tensor, prune: bool) -> Assignment:
+    """Keeps the patches with the highest scores, and fuses the r + 1 others by their scores, or drops r of them.
+
+    Args:
+        metric: (B, N, D) float32, used only with `prune`.
+        score: (B, N) float32, not negative.
+        r: patches to remove, 0 <= r < N.
+        size: (B, N) float32.
+        prune: drop instead of fusing.
+    """
     patches = metric.shape[1]
-    order = context.attention.argsort(dim=-1, descending=True, stable=True)
+    order = score.argsort(dim=-1, descending=True, stable=True)
     if prune:
         return onto_survivors(metric, order, r, drop=True)
-    kept = torch.zeros_like(context.attention).scatter(1, order[:, : patches - r - 1], 1.0).bool()
+    kept = torch.zeros_like(score).scatter(1, order[:, : patches - r - 1], 1.0).bool()
     index = torch.where(kept, kept.cumsum(dim=1) - 1, patches - r - 1)
-    weight = context.attention.clamp(min=LEAST_ATTENTION) / context.size
+    weight = score.clamp(min=LEAST_ATTENTION) / size
     return Assignment(index, patches - r, torch.where(kept, 1.0, weight))
 
 
