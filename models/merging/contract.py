@@ -81,7 +81,7 @@ class Option:
     most: int | None = None
 
 
-Attention = Literal["class", "all"] | None
+Attention = Literal["class", "all", "keys"] | None
 Answer = Assignment | Mixture
 Assign = Callable[..., Answer]  # (metric (B, N, D) float32, r, context, **options)
 
@@ -111,6 +111,13 @@ def all_pairs_macs(counts: Counts, **options: Any) -> int:
     return counts.patches**2 * counts.metric_dim
 
 
+def importance_macs(counts: Counts, importance: str) -> int:
+    """MACs of what patches count by: attention from the class token to all tokens; "keys": the mean key, and each
+    patch's product with it; otherwise none."""
+    tokens = {"attention": counts.patches + counts.prefix, "keys": 2 * counts.patches}
+    return tokens.get(importance, 0) * counts.embed_dim
+
+
 @dataclass(frozen=True)
 class Merger:
     """An entry of MERGERS: a method, and what the rest of the code has to know about it.
@@ -123,7 +130,8 @@ class Merger:
             method have no formula, and settings with a budget are refused.
         attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
             heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
-            separately, and costs include it. A function of the method's options where these decide.
+            separately, and costs include it. "keys": no attention, but how far the patch's keys are from the mean, see
+            `distinctness` in layer.py; it needs no class token. A function of the method's options where these decide.
         values: whether that attention is multiplied by the norm of the patch's value, of all heads together.
         position: whether the method needs `context.position`: the mean row and column, in patches, of the input patches
             that each patch stands for. Unlike `context.grid` it is known after every merge.

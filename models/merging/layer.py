@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..modes import without_autocast
 from ..settings import UserError
@@ -25,6 +26,11 @@ class Scores(NamedTuple):
     bias: Tensor | None  # broadcastable to (B, heads, T, T); None: no bias
     unrotated: Tensor | None = None  # keys before their rotation by position; None: they are not rotated
     v: Tensor | None = None  # (B, heads, T, head_dim): the values, for methods that request them (Merger.values)
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys that say what a token shows, and not where it is."""
+        return self.k if self.unrotated is None else self.unrotated
 
 
 class Attended:
@@ -110,10 +116,10 @@ class MergeLayer(nn.Module):
         self._check_leaves(int(x.shape[1]) - self.prefix, r)  # while torch.jit traces, a shape holds tensors
         scores, attention = attended.scores, None
         if self.merger.attends is not None:
-            attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
+            attention = self._importance(scores, tokens, self.merger.attends)
             if self.merger.values:
                 attention = attention * value_norms(scores.v)
-        metric = self.compared(x, attended.source, scores.k if scores.unrotated is None else scores.unrotated)
+        metric = self.compared(x, attended.source, scores.keys)
         if self.training and self.merger.soft is not None:
             assert isinstance(r, int), "no soft method has an adaptive form"
             with without_autocast(x.device.type):
@@ -121,6 +127,12 @@ class MergeLayer(nn.Module):
                 softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix, **part)
                 return softened
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth, self.pooling)
+
+    def _importance(self, scores: Scores, tokens: Tokens, of: str) -> Tensor:
+        """What patches count by, (B, T) float32; see Merger.attention."""
+        if of == "keys":
+            return distinctness(scores.keys, tokens.size, self.prefix)
+        return attention_received(scores.q, scores.k, scores.bias, of)
 
     def _check_leaves(self, patches: int, r: Removal) -> None:
         if self.merger.pooling is None:
@@ -163,6 +175,33 @@ def value_norms(v: Tensor | None) -> Tensor:
         raise UserError("merge.method: it needs the values of attention, which this kind of block does not give")
     norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 3), dtype=torch.float32)
     return norms
+
+
+@torch.no_grad()
+def distinctness(k: Tensor, size: Tensor, prefix: int) -> Tensor:
+    """What patches can count by without attention: how far their keys are from the mean key.
+
+    With unit keys k_i of a head, and sizes s_i,
+
+        s_i (1 - cos(k_i, sum_j s_j k_j)) / 2        the mean over the heads
+
+    Keys that differ from most others receive much attention (Park et al.: KeyDiff, 2025, arXiv:2504.15364, where it
+    decides which keys of a language model to keep). As of attention, a merged patch has what its copies would have
+    together, and the mean is that of the copies.
+
+    Args:
+        k: keys, (B, heads, T, head_dim).
+        size: (B, T) float32.
+        prefix: number of leading tokens that are not patches; they have 0, and take no part in the mean.
+
+    Returns:
+        (B, T) float32, from 0 to s_i.
+    """
+    patches = size[:, prefix:]
+    unit = F.normalize(k[:, :, prefix:].float(), dim=-1)
+    mean = F.normalize(patches[:, None, None] @ unit, dim=-1)  # (B, heads, 1, head_dim)
+    apart = (1 - (unit @ mean.mT).squeeze(-1)).clamp(min=0).mean(1) / 2
+    return F.pad(patches * apart, (prefix, 0))
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ class Soft(NamedTuple):
     """A soft state: input tokens are divided among tokens, by soft forms in training and always by Mixtures.
 
     Shares are not negative and rows sum to one, so that mass is conserved: sizes, which are the sums of columns, add up
-    to the number of input tokens (but where tokens are masked, as if they were pruned). Prefix tokens are themselves alone. Pulling values back to the input tokens is linear
-    in the values: `unmerge` multiplies by the shares.
+    to the number of input tokens. Where tokens are masked, mass is lost, as if they were pruned. Prefix tokens are
+    themselves alone. Pulling values back to the input tokens is linear in the values: `unmerge` multiplies by shares.
     """
 
     share: Tensor  # (B, P + N, T) float32: how much of each input token is in each token; rows sum to one
