@@ -288,12 +288,15 @@ def test_planted_patches_are_learned():
 def test_a_run_resumes_with_moving_average_and_accumulation_to_the_same_bits(tmp_path, monkeypatch):
     merge_section = {"method": "dynamicvit", "r": 3, "ratio_weight": 4.0}
     settings = settings_of(
-        model={**VIT, "merge": merge_section}, train={"ema": 0.9, "accumulate": 2}, checkpoint={"every_steps": 4}
+        model={**VIT, "merge": merge_section},
+        train={"ema": 0.9, "accumulate": 2, "epochs": 1},
+        split={"val": 0.1, "part": 0.15},
+        checkpoint={"every_steps": 2},
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
     run_experiment(settings, whole)
-    run_until(monkeypatch, 10, settings, parts)
+    run_until(monkeypatch, 3, settings, parts)
     run_experiment(settings, parts, resume=True)
     assert_same_run(whole, parts)
     net = load_run(whole, overrides=["merge.r=2"]).model
