@@ -19,8 +19,8 @@ what evaluation keeps: with rho_s the share of all N patches that block s of S l
     L_ratio = 1 / S sum_s mean over images of (rho_s - 1 / N sum_i D_i^s)^2
 
 times `ratio_weight` (the paper's 2) is added to the run's loss. The paper's other terms are the workbench's own
-(`train.teacher`). The paper weights labels, logits, tokens and ratio by 1, 0.5, 0.5 and 2; a third of that sum of labels
-and logits is `train.distill.logits: 0.333`, then `tokens: 0.333` and `ratio_weight: 1.333` keep the proportions.
+(`train.teacher`). The paper weights labels, logits, tokens and ratio by 1, 0.5, 0.5 and 2. In the same proportions:
+`train.distill: {logits: 0.333, tokens: 0.333}` and `ratio_weight: 1.333`.
 
 Evaluation: the r patches with the least probability of being kept go.
 
