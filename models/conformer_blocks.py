@@ -162,8 +162,8 @@ def mean_by_token(x: Tensor, patches: Tokens) -> Tensor:
     weighted by shares.
     """
     if patches.soft is not None:
-        size = patches.size.clamp(min=1e-6).unsqueeze(-1)  # a source that was given away completely has size 0
-        return (patches.soft.share.mT.to(x.dtype) @ x) / size
+        members = patches.soft.share.sum(1).clamp(min=1e-6)  # a token that was given away completely, or masked, has 0
+        return (patches.soft.share.mT.to(x.dtype) @ x) / members.unsqueeze(-1)
     if not patches.merged:
         return x
     assignment = Assignment(patches.index, patches.size.shape[1])

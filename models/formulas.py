@@ -96,7 +96,7 @@ def _merge(s: Any, tokens: int, removed: int) -> Counter:
 
 def _composed(s: Any) -> int:
     """The shares of a soft state after the last block. Logits of a ViT do not depend on them, those of a map do."""
-    if s.merge.merger().pooling is None:
+    if not s.merge.merger().mixes:
         return 0
     counts = [(before - PREFIX, after - PREFIX) for before, after in token_counts(s) if after < before]
     return sum(compose_macs(prod(s.grid), before, after) for before, after in counts)
@@ -107,7 +107,7 @@ def _by_shares(s: Any, tokens: int, width: int, prefix: int) -> int:
 
     Without MACs where each patch has one token: then it is a gather, or a mean over members.
     """
-    soft = s.merge.merger().pooling is not None and tokens - prefix < prod(s.grid)
+    soft = s.merge.merger().mixes and tokens - prefix < prod(s.grid)
     return soft * prod(s.grid) * tokens * width
 
 

@@ -237,6 +237,28 @@ def last_tokens(model: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+@contextmanager
+def merging_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the merging of a model adds to the loss while it runs in training mode in this context.
+
+    After a forward pass the list holds its losses, scalars of the graph: none, or one for each block that removes
+    patches by a method with a loss of its own. Their mean is added to the run's loss.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MergeLayer) and module.merger.soft is not None]
+    found: list[Tensor] = []
+
+    def read(module: nn.Module, inputs: Any, output: tuple[Tensor, Tokens]) -> None:
+        _, tokens = output
+        found[:] = found if tokens.soft is None else tokens.soft.losses
+
+    hooks = [layer.register_forward_hook(read) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _last_block(model: nn.Module) -> tuple[nn.Module, Callable[[Any], Tensor]]:
     """The last block of a model that is not wrapped, and how its output is read."""
     vit = getattr(model, "vit", model)

@@ -81,7 +81,7 @@ class Option:
     most: int | None = None
 
 
-Attention = Literal["class", "all"] | None
+Attention = Literal["class", "all", "keys"] | None
 Answer = Assignment | Mixture
 Assign = Callable[..., Answer]  # (metric (B, N, D) float32, r, context, **options)
 
@@ -111,6 +111,13 @@ def all_pairs_macs(counts: Counts, **options: Any) -> int:
     return counts.patches**2 * counts.metric_dim
 
 
+def importance_macs(counts: Counts, importance: str) -> int:
+    """MACs of what patches count by: attention from the class token to all tokens; "keys": the mean key, and each
+    patch's product with it; otherwise none."""
+    tokens = {"attention": counts.patches + counts.prefix, "keys": 2 * counts.patches}
+    return tokens.get(importance, 0) * counts.embed_dim
+
+
 @dataclass(frozen=True)
 class Merger:
     """An entry of MERGERS: a method, and what the rest of the code has to know about it.
@@ -123,16 +130,19 @@ class Merger:
             method have no formula, and settings with a budget are refused.
         attention: what `context.attention` is: the share of attention that each patch receives, averaged over the
             heads, from the class token or from all tokens. Fused attention never computes it, so it is computed
-            separately, and costs include it. A function of the method's options where these decide.
+            separately, and costs include it. "keys": no attention, but how far the patch's keys are from the mean, see
+            `distinctness` in layer.py; it needs no class token. A function of the method's options where these decide.
         values: whether that attention is multiplied by the norm of the patch's value, of all heads together.
         position: whether the method needs `context.position`: the mean row and column, in patches, of the input patches
             that each patch stands for. Unlike `context.grid` it is known after every merge.
         shrink: for methods that keep a grid: the grid after removing at most r patches. They remove what it allows.
         metric: what the method compares patches by, unless the settings choose another metric.
-        soft: what it does instead during training; see dtem.py.
-        pooling: for methods that return a Mixture: (width of a token, M) -> a new module, the part that learns to make
-            M output patches. It is `context.pooling`, and learns. M is in the shapes of its parameters, so that a block
-            can leave no other number of patches than it was built for.
+        soft: what it does instead during training: (x, tokens, metric, r, prefix, **options) -> x and its soft state,
+            see dtem.py; with `pooling`, this is an argument too. Losses that the state holds are added to the run's.
+        pooling: for methods with a part that learns: (width of a token, M) -> a new module, that part for M output
+            patches. It is `context.pooling`. Methods without a soft form return a Mixture.
+        sized: whether M is in the shapes of its parameters, so that a block can leave no other number of patches than
+            it was built for.
         linear: (counts) -> multiply-adds of the linear layers in it.
         adaptive: the form in which the number removed depends on the image: (metric (1, N, D) float32 of one image,
             value, context, **options) -> Assignment, to as many output patches as this image keeps. It multiplies as
@@ -156,6 +166,7 @@ class Merger:
     metric: Literal["keys", "tokens", "learned"] = "keys"
     soft: Callable[..., Any] | None = None
     pooling: Callable[[int, int], nn.Module] | None = None
+    sized: bool = True
     linear: Callable[[Counts], int] = no_macs
     adaptive: Callable[..., Assignment] | None = None
     threshold: str = ""
@@ -173,6 +184,11 @@ class Merger:
         return self.metric == "learned" or self.pooling is not None
 
     @property
+    def mixes(self) -> bool:
+        """Whether it returns a Mixture, so that states are soft in evaluation too."""
+        return self.pooling is not None and self.soft is None
+
+    @property
     def samples(self) -> bool:
         """Whether r says, with these options, how many samples are drawn, so that the number removed depends on the
         image."""
@@ -184,8 +200,8 @@ class Merger:
 
     def bind(self, **options: Any) -> Merger:
         """The same method with other values for some of its options."""
-        adaptive = self.adaptive and partial(self.adaptive, **options)
-        return replace(self, assign=partial(self.assign, **options), adaptive=adaptive)
+        adaptive, soft = (form and partial(form, **options) for form in (self.adaptive, self.soft))
+        return replace(self, assign=partial(self.assign, **options), adaptive=adaptive, soft=soft)
 
 
 def declared_options(method: Assign) -> dict[str, tuple[Any, Option]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..modes import without_autocast
 from ..settings import UserError
@@ -25,6 +26,11 @@ class Scores(NamedTuple):
     bias: Tensor | None  # broadcastable to (B, heads, T, T); None: no bias
     unrotated: Tensor | None = None  # keys before their rotation by position; None: they are not rotated
     v: Tensor | None = None  # (B, heads, T, head_dim): the values, for methods that request them (Merger.values)
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys that say what a token shows, and not where it is."""
+        return self.k if self.unrotated is None else self.unrotated
 
 
 class Attended:
@@ -64,10 +70,10 @@ class MergeLayer(nn.Module):
         depth: the block's number divided by the number of blocks.
         dim: width of a token.
         head_dim: width of an attention head.
-        leaves: number of patches that the layer leaves, for methods that learn to make so many; None: it removes none.
+        leaves: number of patches that the layer leaves, for methods with a part that learns; None: it removes none.
 
     Attributes:
-        pooling: what such a method learns, for so many patches; None for other methods, and where nothing is removed.
+        pooling: that part; None for other methods, and where nothing is removed.
     """
 
     def __init__(
@@ -81,10 +87,14 @@ class MergeLayer(nn.Module):
         self.resize(leaves)
 
     def resize(self, leaves: int | None) -> None:
-        """Makes a new `pooling` that leaves so many patches; where it does so already, it stays."""
-        if self.merger.pooling is not None and leaves != self.leaves:
-            self.leaves = leaves
-            self.pooling = None if leaves is None else self.merger.pooling(self.dim, leaves)
+        """Makes a new `pooling` that leaves so many patches; where it does so already, or for any number, it stays."""
+        if self.merger.pooling is None or leaves == self.leaves:
+            return
+        self.leaves = leaves
+        if leaves is None:
+            self.pooling = None
+        elif self.pooling is None or self.merger.sized:
+            self.pooling = self.merger.pooling(self.dim, leaves)
 
     def forward(self, x: Tensor, tokens: Tokens, r: Removal, attended: Attended) -> tuple[Tensor, Tokens]:
         """Removes r patches by merging.
@@ -106,22 +116,29 @@ class MergeLayer(nn.Module):
         self._check_leaves(int(x.shape[1]) - self.prefix, r)  # while torch.jit traces, a shape holds tensors
         scores, attention = attended.scores, None
         if self.merger.attends is not None:
-            attention = attention_received(scores.q, scores.k, scores.bias, self.merger.attends)
+            attention = self._importance(scores, tokens, self.merger.attends)
             if self.merger.values:
                 attention = attention * value_norms(scores.v)
-        metric = self.compared(x, attended.source, scores.k if scores.unrotated is None else scores.unrotated)
+        metric = self.compared(x, attended.source, scores.keys)
         if self.training and self.merger.soft is not None:
             assert isinstance(r, int), "no soft method has an adaptive form"
             with without_autocast(x.device.type):
-                softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix)
+                part = {} if self.pooling is None else {"pooling": self.pooling}
+                softened: tuple[Tensor, Tokens] = self.merger.soft(x, tokens, metric, r, self.prefix, **part)
                 return softened
         return merge(x, tokens, metric, r, self.merger, self.prefix, attention, self.depth, self.pooling)
+
+    def _importance(self, scores: Scores, tokens: Tokens, of: str) -> Tensor:
+        """What patches count by, (B, T) float32; see Merger.attention."""
+        if of == "keys":
+            return distinctness(scores.keys, tokens.size, self.prefix)
+        return attention_received(scores.q, scores.k, scores.bias, of)
 
     def _check_leaves(self, patches: int, r: Removal) -> None:
         if self.merger.pooling is None:
             return
-        assert isinstance(r, int), "no method that learns its tokens has an adaptive form"
-        if patches - r != self.leaves:
+        assert isinstance(r, int), "no method with a part that learns has an adaptive form"
+        if self.leaves is None or (self.merger.sized and patches - r != self.leaves):
             has = "it has learned nothing" if self.leaves is None else f"it has learned to leave {self.leaves}"
             raise UserError(
                 f"merge.r = {r}: leaves {patches - r} of {patches} patches in a block where {has}; merge as in "
@@ -158,6 +175,33 @@ def value_norms(v: Tensor | None) -> Tensor:
         raise UserError("merge.method: it needs the values of attention, which this kind of block does not give")
     norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 3), dtype=torch.float32)
     return norms
+
+
+@torch.no_grad()
+def distinctness(k: Tensor, size: Tensor, prefix: int) -> Tensor:
+    """What patches can count by without attention: how far their keys are from the mean key.
+
+    With unit keys k_i of a head, and sizes s_i,
+
+        s_i (1 - cos(k_i, sum_j s_j k_j)) / 2        the mean over the heads
+
+    Keys that differ from most others receive much attention (Park et al.: KeyDiff, 2025, arXiv:2504.15364, where it
+    decides which keys of a language model to keep). As of attention, a merged patch has what its copies would have
+    together, and the mean is that of the copies.
+
+    Args:
+        k: keys, (B, heads, T, head_dim).
+        size: (B, T) float32.
+        prefix: number of leading tokens that are not patches; they have 0, and take no part in the mean.
+
+    Returns:
+        (B, T) float32, from 0 to s_i.
+    """
+    patches = size[:, prefix:]
+    unit = F.normalize(k[:, :, prefix:].float(), dim=-1)
+    mean = F.normalize(patches[:, None, None] @ unit, dim=-1)  # (B, heads, 1, head_dim)
+    apart = (1 - (unit @ mean.mT).squeeze(-1)).clamp(min=0).mean(1) / 2
+    return F.pad(patches * apart, (prefix, 0))
 
 
 @torch.no_grad()

@@ -89,14 +89,21 @@ def _option_fields() -> dict[str, Any]:
         for key, (kind, option) in declared_options(merger.assign).items():
             default = str(merger.options[key]).lower()
             text = f"{name}: {option.description}; null: {default}"
-            values = set(get_args(kind)) or kind, option.least, option.most
+            values = bool(get_args(kind)) or kind, option.least, option.most
             if declared.setdefault(key, values) != values:
                 raise TypeError(f"{key} is an option of two methods with other values; rename the one of {name}")
             if key in fields:
                 text = f"{fields[key][1].description}. {text}"
+                kind = _either(fields[key][0], kind)
             most = MOST if option.most is None and option.least is not None else option.most
-            fields[key] = (kind | None, Field(None, ge=option.least, le=most, description=text))
-    return fields
+            fields[key] = (kind, Field(None, ge=option.least, le=most, description=text))
+    return {key: (kind | None, field) for key, (kind, field) in fields.items()}
+
+
+def _either(kind: Any, other: Any) -> Any:
+    """The type of an option of two methods: of lists of words, all words. What a method accepts is checked below."""
+    words = tuple(dict.fromkeys((*get_args(kind), *get_args(other))))
+    return Literal[words] if words else kind
 
 
 OPTIONS = tuple(_option_fields())  # keys that only some methods accept
@@ -140,17 +147,24 @@ class MergeSettings(WithOptions):
                 owners = [name for name, merger in MERGERS.items() if key in merger.options]
                 has = f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'}"
                 raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {has}")
+            if (words := self._words(key)) and getattr(self, key) not in (None, *words):
+                raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has {' and '.join(words)}")
         if MERGERS[self.method].pooling is not None:
             if self.compared_by() != "tokens":
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} compares the tokens; omit the key")
             if isinstance(self.r, AnySettings):
                 raise ValueError(f"merge.r.train = {self.r.train}: {self.method} learns one number of tokens; give r=n")
         if MERGERS[self.method].soft is not None:
-            if self.compared_by() != "learned":
+            if self.compared_by() != MERGERS[self.method].metric:
                 raise ValueError(f"merge.metric = {self.metric!r}: {self.method} learns its own metric; omit the key")
             if not self.prop_attn:
                 raise ValueError(f"merge.prop_attn = false: {self.method} learns through it; use true")
         return self
+
+    def _words(self, key: str) -> tuple[str, ...]:
+        """The words that an option of the method may be; none for other options."""
+        kind, _ = declared_options(MERGERS[self.method].assign).get(key, (None, None))
+        return get_args(kind)
 
     @property
     def target(self) -> str | None:

@@ -25,15 +25,19 @@ SHORT = 1e-3  # a mean shorter than this fraction of its longest member has no d
 
 
 class Soft(NamedTuple):
-    """A soft state: input tokens are divided among tokens, by `dtem` in training and always by methods with a Mixture.
+    """A soft state: input tokens are divided among tokens, by soft forms in training and always by Mixtures.
 
     Shares are not negative and rows sum to one, so that mass is conserved: sizes, which are the sums of columns, add up
-    to the number of input tokens. Prefix tokens are themselves alone. Pulling values back to the input tokens is linear
-    in the values: `unmerge` multiplies by the shares.
+    to the number of input tokens. Where tokens are masked, mass is lost, as if they were pruned. Prefix tokens are
+    themselves alone. Pulling values back to the input tokens is linear in the values: `unmerge` multiplies by shares.
     """
 
     share: Tensor  # (B, P + N, T) float32: how much of each input token is in each token; rows sum to one
-    active: int  # how many tokens, counted from the first, still take part in merging
+    # How many tokens still take part in merging: so many from the first, or, where tokens are masked, as many as
+    # evaluation would have left
+    active: int
+    kept: Tensor | None = None  # (B, T) float32: 1 for tokens that are not masked, 0 for those that are; None: no masks
+    losses: tuple[Tensor, ...] = ()  # what training adds to the loss: the mean of these scalars
 
 
 class Tokens(NamedTuple):

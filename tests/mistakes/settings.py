@@ -39,6 +39,11 @@ MISTAKES: list[Mistake] = [
         "model.merge.r.train = [0, 8]: patchmerger learns one number of tokens; give r=n",
     ),
     Mistake(
+        "What another merging method counts patches by",
+        "tools/train.py --cfg digits/hybrid merge.method=kmedoids merge.importance=keys --print",
+        "model.merge.importance = keys: kmedoids has attention and size",
+    ),
+    Mistake(
         "A threshold for a merging method that has none",
         "tools/train.py --cfg digits/hybrid merge.method=pitome merge.threshold=0.9 --print",
         "model.merge.threshold = 0.9: not with pitome; give r, or use tome, tofu, atc, topk",

@@ -17,6 +17,7 @@ from models import MODELS, build, build_model
 from models.budget import solve
 from models.conformer_blocks import ConvBlock, ConvTransBlock, Expand, Squeeze, mean_by_token, patches_alone
 from models.formulas import formula_macs
+from models.interface import merging_losses
 from models.merging import MERGERS, Tokens, initial_tokens, unmerge
 from models.merging.layer import MergeLayer
 from models.merging.tokens import Soft
@@ -210,9 +211,10 @@ def test_gradients_reach_every_parameter_from_both_heads(method: str) -> None:
     torch.manual_seed(0)
     r = {"pool": 12, "sinkhorn": 4}.get(method, 5)  # to a single query sinkhorn brings all patches, whatever it learns
     model = build_model("conformer", **SMALL, merge={"method": method, "r": r}).train()
-    conv, trans = model.forward_heads(images())
+    with merging_losses(model) as losses:
+        conv, trans = model.forward_heads(images())
     target = torch.tensor([0, 1, 2])
-    (F.cross_entropy(conv, target) + F.cross_entropy(trans, target)).backward()
+    sum(losses, F.cross_entropy(conv, target) + F.cross_entropy(trans, target)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name

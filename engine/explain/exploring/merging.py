@@ -81,7 +81,7 @@ class Merging:
 
     def least(self, method: str) -> int:
         """The smallest budget that a method can reach, percent; that of the start is one of them."""
-        if MERGERS[method].pooling is not None:  # it has learned this budget alone
+        if MERGERS[method].pooling is not None:  # it has learned this budget, or these blocks, alone
             return self.start
         if method not in self._least:
             self._set(method, r=EVERYTHING)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from engine.settings.distill import DistillSettings
 from engine.tasks import Task
-from engine.train.loop.objective import Objective
-from models.interface import last_tokens
+from engine.train.loop.objective import Objective, mean_of
+from models.interface import last_tokens, merging_losses
 
 
 class Answer(NamedTuple):
@@ -76,7 +76,7 @@ class DistilledObjective(Objective):
     The divergence is that of the classes' probabilities (Hinton, Vinyals and Dean, 2015), with several heads of the sum
     of their logits. The last term is the mean over all input tokens and channels of the squared difference between what
     leaves the last blocks, each token normalised to mean 0 and variance 1; as in DynamicViT (Rao et al., 2021), with a
-    merged token in the place of each of its members.
+    merged token in the place of each of its members. What a merging method learns by is added.
 
     Args:
         network, task, autocast, label_smoothing, weights: as of `Objective`.
@@ -100,18 +100,20 @@ class DistilledObjective(Objective):
     def forward(self, images: Tensor, targets: Tensor, schedule: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """As of `Objective`."""
         answer = self.teacher(images)
-        if answer.tokens is None:
-            heads, difference = self.heads(images, schedule), 0.0
-        else:
-            with last_tokens(self.network) as found:
-                heads = self.heads(images, schedule)
-            difference = between_tokens(found[-1], answer.tokens)
+        with merging_losses(self.network) as losses:
+            if answer.tokens is None:
+                heads, difference = self.heads(images, schedule), 0.0
+            else:
+                with last_tokens(self.network) as found:
+                    heads = self.heads(images, schedule)
+                difference = between_tokens(found[-1], answer.tokens)
         loss, correct = self.score(heads, targets)
         share = self.settings.logits
         divergence = (
             self.task.distillation(sum(heads).float(), answer.logits, self.settings.temperature) if share else 0.0
         )
-        return (1 - share) * loss + share * divergence + self.settings.tokens * difference, correct
+        taught = (1 - share) * loss + share * divergence + self.settings.tokens * difference
+        return taught + mean_of(losses), correct
 
 
 def between_tokens(own: Tensor, theirs: Tensor) -> Tensor:

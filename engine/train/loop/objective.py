@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.tasks import Task
 from engine.train.loop.weighting import WEIGHTINGS
-from models.interface import SeveralHeads
+from models.interface import SeveralHeads, merging_losses
 
 
 class Objective(nn.Module):
@@ -43,14 +43,17 @@ class Objective(nn.Module):
         """Returns the mean loss of a batch, and how many images it got right, as scalars.
 
         With several heads the loss is the mean over the heads, and the sum of their logits predicts. Of a mixed image
-        the class with the largest share counts.
+        the class with the largest share counts. What a merging method learns by is added (`merging_losses`).
 
         Args:
             images: (B, C, H, W), or features.
             targets: labels (B, ...), or soft targets, float32 (B, classes).
             schedule: the number of patches that each block removes in this step; None: as the network has it.
         """
-        return self.score(self.heads(images, schedule), targets)
+        with merging_losses(self.network) as losses:
+            heads = self.heads(images, schedule)
+        loss, correct = self.score(heads, targets)
+        return loss + mean_of(losses), correct
 
     def heads(self, images: Tensor, schedule: list[int] | None) -> tuple[Tensor, ...]:
         """The logits (B, classes) of each head; arguments as of `forward`."""
@@ -69,3 +72,8 @@ class Objective(nn.Module):
         if self.weights is None:
             return self.task.loss(logits, targets, self.label_smoothing)
         return WEIGHTINGS[self.task].loss(logits, targets, self.weights, self.label_smoothing)
+
+
+def mean_of(losses: list[Tensor]) -> Tensor | float:
+    """The mean of scalars; 0 where there are none."""
+    return torch.stack(losses).mean() if losses else 0.0

@@ -8,6 +8,7 @@ from .ats import ATS
 from .baselines import NONE, POOL, RANDOM
 from .dpc_knn import DPC_KNN
 from .dtem import DTEM
+from .dynamicvit import DYNAMICVIT
 from .facility_location import FACILITY_LOCATION
 from .grid import GRID
 from .kmedoids import KMEDOIDS
@@ -35,6 +36,7 @@ MERGERS: dict[str, Merger] = {
     "ats": ATS,
     "mctf": MCTF,
     "dtem": DTEM,
+    "dynamicvit": DYNAMICVIT,
     "patchmerger": PATCHMERGER,
     "sinkhorn": SINKHORN,
     "sit": SIT,

@@ -59,7 +59,7 @@ def soften(
     Returns:
         x (B, T, C) and its soft state, which is float32 for any dtype of x.
     """
-    share, active = tokens.soft or Soft(F.one_hot(tokens.index, x.shape[1]).float(), x.shape[1])
+    share, active = (tokens.soft or Soft(F.one_hot(tokens.index, x.shape[1]).float(), x.shape[1]))[:2]
     a, b = slice(prefix + 1, active, 2), slice(prefix, active, 2)
     group, taken = grouped(metric[:, a], metric[:, b], r, temperature)  # s (B, sources, destinations), (B, sources)
 

@@ -7,7 +7,9 @@ is
     F(S) = sum_i size_i max_{j in S} sim(i, j),    sim(i, j) = (1 + cos(m_i, m_j)) / 2,    F of nothing = 0.
 
 With `importance: attention` a patch counts size_i a_i, where a_i is its share of the class token's attention divided by
-the mean over the patches: patches that the class token reads are represented better, at the price of others.
+the mean over the patches: patches that the class token reads are represented better, at the price of others. With
+`importance: keys`, which needs neither attention nor a class token, a_i is how far the patch's keys are from the mean
+key (`distinctness` in layer.py).
 
 F is monotone and submodular, so repeatedly adding the patch with the greatest gain reaches at least 1 - 1/e of the
 value of the best S of the same size. Every patch that is not selected merges into the selected patch that is most
@@ -34,13 +36,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..contract import Assignment, Counts, MergeContext, Merger, Option, all_pairs_macs
+from ..contract import Assignment, Attention, Counts, MergeContext, Merger, Option, all_pairs_macs, importance_macs
 from ..tokens import take
 from .selection import select_directly
 from .topk import LEAST_ATTENTION
 
 Form = Literal["auto", "greedy", "elimination", "stochastic"]
-Importance = Literal["size", "attention"]
+Importance = Literal["size", "attention", "keys"]
 LONG = 1024  # patches
 
 
@@ -50,7 +52,7 @@ def facility_location(
     context: MergeContext,
     form: Annotated[Form, Option("how patches are selected")] = "auto",
     importance: Annotated[
-        Importance, Option("what patches count by: size, or size and the class token's attention")
+        Importance, Option("what patches count by: size, or size and the class token's attention, or size and keys")
     ] = "size",
 ) -> Assignment:
     """Selects N - r patches by facility location and merges each of the others into the one most similar to it.
@@ -61,7 +63,7 @@ def facility_location(
     Args:
         metric: (B, N, D) float32.
         r: patches to remove, 0 <= r < N.
-        context: provides the sizes and, for `importance: attention`, the class token's attention.
+        context: provides the sizes and, unless they alone count, the class token's attention or what stands for it.
         form: see above.
         importance: see above.
 
@@ -72,7 +74,7 @@ def facility_location(
     unit = F.normalize(metric, dim=-1)  # a zero vector stays zero: similarity 1/2 to everything
     similarity = (unit @ unit.transpose(1, 2)).add_(1).div_(2)  # in place: allocating takes longer than adding
     weight = context.size
-    if importance == "attention":
+    if importance != "size":
         assert context.attention is not None
         # Divided by its mean, so that ties are decided as they are by sizes alone; none at all is equal attention.
         attended = context.attention.clamp(min=LEAST_ATTENTION)
@@ -97,14 +99,14 @@ def chosen_form(form: str, patches: int, r: int) -> str:
 
 
 def macs(counts: Counts, form: str, importance: str) -> int:
-    """MACs of comparing all patches with all, and of the class token's attention for `importance: attention`."""
-    attention = (counts.patches + counts.prefix) * counts.embed_dim if importance == "attention" else 0
-    return all_pairs_macs(counts) + attention
+    """MACs of comparing all patches with all, and of what they count by besides size."""
+    return all_pairs_macs(counts) + importance_macs(counts, importance)
 
 
-def attention(form: str, importance: str) -> Literal["class"] | None:
-    """The attention that the method uses with these options."""
-    return "class" if importance == "attention" else None
+def attention(form: str, importance: str) -> Attention:
+    """What the method uses with these options."""
+    used: dict[str, Attention] = {"size": None, "attention": "class", "keys": "keys"}
+    return used[importance]
 
 
 FACILITY_LOCATION = Merger(facility_location, macs=macs, attention=attention)

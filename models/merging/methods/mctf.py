@@ -6,18 +6,27 @@ CVPR 2024, section 3.
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..contract import Assignment, Counts, MergeContext, Merger, halves_macs
+from ..contract import Assignment, Counts, MergeContext, Merger, Option, halves_macs, importance_macs
 from ..tokens import take
-from .topk import LEAST_ATTENTION
+from .topk import LEAST_ATTENTION, Importance
 
 SIMILARITY, INFORMATION, SIZE = 1, 1 / 20, 1 / 40  # tau of each criterion, for ImageNet
 
 
-def mctf(metric: Tensor, r: int, context: MergeContext) -> Assignment:
+def mctf(
+    metric: Tensor,
+    r: int,
+    context: MergeContext,
+    importance: Annotated[
+        Importance, Option("what is informative: attention from all tokens, or keys, which need no attention")
+    ] = "attention",
+) -> Assignment:
     """Merges patches that are similar, small and receive little attention, in both directions of a bipartite matching.
 
     With unit vectors v, received attention a (averaged over heads and queries) and sizes s, the score of a pair is
@@ -34,10 +43,14 @@ def mctf(metric: Tensor, r: int, context: MergeContext) -> Assignment:
     stops at r = N // 2; matching in both directions can go up to N - 1. Not implemented: one-step-ahead attention (a is
     this block's attention, where the paper computes the next block's and reuses it there) and the consistency loss.
 
+    `importance: keys` is not in the paper: a is how far the patch's keys are from the mean key (`distinctness` in
+    layer.py), in place of all tokens' attention to all tokens.
+
     Args:
         metric: (B, N, D) float32.
         r: patches to remove, 0 <= r < N.
-        context: provides the attention from all tokens, and the sizes.
+        context: provides the attention from all tokens, or what stands for it, and the sizes.
+        importance: of no effect here; it decides what the context provides.
 
     Returns:
         An assignment to N - r output patches.
@@ -72,9 +85,15 @@ def log_score(metric: Tensor, attention: Tensor, size: Tensor) -> Tensor:
     return similarity.add_(own[:, 0::2, None]).add_(own[:, None, 1::2])
 
 
-def macs(counts: Counts) -> int:
-    """MACs of all tokens' attention to all tokens, and of comparing one half of the patches with the other."""
-    return (counts.patches + counts.prefix) ** 2 * counts.embed_dim + halves_macs(counts)
+def macs(counts: Counts, importance: str) -> int:
+    """MACs of what patches count by, and of comparing one half of the patches with the other."""
+    all_to_all = (counts.patches + counts.prefix) ** 2 * counts.embed_dim
+    return halves_macs(counts) + (all_to_all if importance == "attention" else importance_macs(counts, importance))
 
 
-MCTF = Merger(mctf, macs=macs, attention="all")
+def attention(importance: str) -> Literal["all", "keys"]:
+    """What the method uses with these options."""
+    return "keys" if importance == "keys" else "all"
+
+
+MCTF = Merger(mctf, macs=macs, attention=attention)

@@ -6,18 +6,19 @@ Reorganizations (EViT). ICLR 2022, section 3.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..contract import Assignment, Counts, MergeContext, Merger, Option
+from ..contract import Assignment, Counts, MergeContext, Merger, Option, importance_macs
 from ..tokens import take
 
 # Replaces smaller attention values, such as a softmax that underflowed: negligible next to any that did not, and large
 # enough for its products with tokens and sizes to be normal floating-point numbers.
 LEAST_ATTENTION = 1e-20
+Importance = Literal["attention", "keys"]
 
 
 def topk(
@@ -25,6 +26,9 @@ def topk(
     r: int,
     context: MergeContext,
     prune: Annotated[bool, Option("drop patches instead of fusing them; their mass is lost")] = False,
+    importance: Annotated[
+        Importance, Option("what patches count by: the class token's attention, or keys, which need no attention")
+    ] = "attention",
 ) -> Assignment:
     """Keeps the patches that the class token attends to most and fuses the r + 1 others into one.
 
@@ -43,27 +47,46 @@ def topk(
     With `prune`, nothing is fused and **mass is lost**: the r patches with the least attention are dropped and enter no
     mean and no size. On a map they are shown as the kept patch that is most similar to them by the metric.
 
+    `importance: keys` is not in the paper: a_i is how far the patch's keys are from the mean key (`distinctness` in
+    layer.py), which needs neither attention nor a class token.
+
     Args:
         metric: (B, N, D) float32, used only with `prune`.
         r: patches to remove, 0 <= r < N.
-        context: provides the class token's attention, and the sizes.
+        context: provides the class token's attention, or what stands for it, and the sizes.
         prune: drop instead of fusing.
+        importance: of no effect here; it decides what the context provides.
 
     Returns:
         An assignment to N - r output patches.
     """
     assert context.attention is not None
+    return keep_best(metric, context.attention, r, context.size, prune)
+
+
+def keep_best(metric: Tensor, score: Tensor, r: int, size: Tensor, prune: bool) -> Assignment:
+    """Keeps the patches with the highest scores, and fuses the r + 1 others by their scores, or drops r of them.
+
+    Args:
+        metric: (B, N, D) float32, used only with `prune`.
+        score: (B, N) float32, not negative.
+        r: patches to remove, 0 <= r < N.
+        size: (B, N) float32.
+        prune: drop instead of fusing.
+    """
     patches = metric.shape[1]
-    order = context.attention.argsort(dim=-1, descending=True, stable=True)
+    order = score.argsort(dim=-1, descending=True, stable=True)
     if prune:
         return onto_survivors(metric, order, r, drop=True)
-    kept = torch.zeros_like(context.attention).scatter(1, order[:, : patches - r - 1], 1.0).bool()
+    kept = torch.zeros_like(score).scatter(1, order[:, : patches - r - 1], 1.0).bool()
     index = torch.where(kept, kept.cumsum(dim=1) - 1, patches - r - 1)
-    weight = context.attention.clamp(min=LEAST_ATTENTION) / context.size
+    weight = score.clamp(min=LEAST_ATTENTION) / size
     return Assignment(index, patches - r, torch.where(kept, 1.0, weight))
 
 
-def beyond(metric: Tensor, threshold: float, context: MergeContext, prune: bool = False) -> Assignment:
+def beyond(
+    metric: Tensor, threshold: float, context: MergeContext, prune: bool = False, importance: str = "attention"
+) -> Assignment:
     """As `topk`, of one image, with the largest r whose patches receive less than 1 - threshold of the attention.
 
     The class token's attention to all patches counts as 1. What is kept holds the threshold or more of it.
@@ -72,7 +95,7 @@ def beyond(metric: Tensor, threshold: float, context: MergeContext, prune: bool 
         metric: (1, N, D) float32.
         threshold: share of the attention; at 0 or less one patch is left.
         context: provides the class token's attention, and the sizes.
-        prune: as in `topk`.
+        prune, importance: as in `topk`.
     """
     assert context.attention is not None
     ranked = context.attention[0].sort(descending=True).values
@@ -102,13 +125,16 @@ def onto_survivors(metric: Tensor, order: Tensor, r: int, *, drop: bool) -> Assi
     return Assignment(index, patches - r, weight)
 
 
-def macs(counts: Counts, prune: bool) -> int:
-    """MACs of the class token's attention to all tokens; with `prune`, also of each dropped with each kept patch."""
-    attention = (counts.patches + counts.prefix) * counts.embed_dim
-    if not prune:
-        return attention
-    return attention + counts.removed * (counts.patches - counts.removed) * counts.metric_dim
+def macs(counts: Counts, prune: bool, importance: str = "attention") -> int:
+    """MACs of what patches count by; with `prune`, also of each dropped with each kept patch."""
+    shown = counts.removed * (counts.patches - counts.removed) * counts.metric_dim if prune else 0
+    return importance_macs(counts, importance) + shown
+
+
+def attention(prune: bool, importance: str) -> Literal["class", "keys"]:
+    """What the method uses with these options."""
+    return "keys" if importance == "keys" else "class"
 
 
 HELD = "share of the class token's attention that the kept patches hold"
-TOPK = Merger(topk, macs=macs, attention="class", adaptive=beyond, threshold=HELD)
+TOPK = Merger(topk, macs=macs, attention=attention, adaptive=beyond, threshold=HELD)

@@ -136,7 +136,7 @@ class BlockCost:
 
     def __init__(self, block: nn.Module, layer: MergeLayer, grid: Grid) -> None:
         self.grid, patches = grid, prod(grid)
-        self.soft = layer.merger.pooling is not None
+        self.soft = layer.merger.mixes
         plain: list[Sample] = [(max(patches // part, 1), 0, None) for part in (1, 2, 3, 5)]
         with _without_data():
             self.block, self.layer = _empty_copy(block), _empty_copy(layer)
@@ -185,7 +185,7 @@ def _samples(merger: Merger, grid: Grid) -> list[Sample]:
     """Returns (patches, removed, grid) of merges that the method can make, as different as possible."""
     patches = prod(grid)
     if merger.shrink is None:
-        sizes = [max(patches // part, 1) for part in ((1, 2, 3) if merger.pooling is None else (1, 2, 3, 5))]
+        sizes = [max(patches // part, 1) for part in ((1, 2, 3) if not merger.mixes else (1, 2, 3, 5))]
         most = {n: merger.at_most(n) for n in sizes}
         samples = {(n, max(most[n] // part, 1), None) for n in sizes for part in (1, 2, 4) if most[n]}
         return sorted(samples, key=lambda sample: sample[:2])

@@ -112,9 +112,8 @@ def check_needs(merger: Merger, name: str, model: nn.Module, family: Family) -> 
             "or other options of it"
         )
     if merger.pooling is not None and family.layout(model)()[0] is None:
-        raise UserError(
-            f"{method}: it learns a number of tokens, and this {cls} was built for no image size; build it for one"
-        )
+        learns = "a number of tokens" if merger.sized else "where patches are removed"
+        raise UserError(f"{method}: it learns {learns}, and this {cls} was built for no image size; build it for one")
     if merger.shrink is None and not merger.position:
         return
     need = "it uses the positions of patches" if merger.shrink is None else "it keeps a grid"

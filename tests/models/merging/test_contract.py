@@ -23,7 +23,7 @@ from models.merging.tokens import mean_positions
 from tests.paths import CONFIGS
 
 # Every method, and every option that changes what a method does to all patches. Pruning has tests of its own
-# (test_attention_methods.py, test_tofu.py).
+# (test_attention_methods.py, test_tofu.py, test_dynamicvit.py).
 VARIANTS = {
     **{name: merger for name, merger in MERGERS.items() if merger.pooling is None},
     "tome-kth3": MERGERS["tome"].bind(kth=3),
@@ -35,8 +35,15 @@ VARIANTS = {
     "atc-single": MERGERS["atc"].bind(linkage="single"),
     "facility_location-greedy": MERGERS["facility_location"].bind(form="greedy"),
     "facility_location-stochastic": MERGERS["facility_location"].bind(form="stochastic"),
+    "dynamicvit-fused": MERGERS["dynamicvit"].bind(prune=False),
 }
 EVERY = pytest.mark.parametrize("merger", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def learned(merger, dim):
+    """The part that a method learns, as it is drawn; None where there is none."""
+    torch.manual_seed(0)
+    return merger.pooling and merger.pooling(dim, 1)
 
 
 @st.composite
@@ -57,7 +64,8 @@ def merge_twice(case, merger, dtype=torch.float32):
     tokens = initial_tokens(x, grid)
     for block, r in enumerate(effective_schedule(asked, prod(grid), merger, grid)):
         attention = x.float().square().mean(-1).softmax(-1)
-        x, tokens = merge(x, tokens, x, r, merger, prefix, attention, depth=block / 2)
+        part = learned(merger, x.shape[2])
+        x, tokens = merge(x, tokens, x, r, merger, prefix, attention, depth=block / 2, pooling=part)
     return x, tokens
 
 
@@ -105,7 +113,8 @@ def test_the_weighted_sum_is_conserved_and_each_token_is_its_inputs_mean(merger,
     size[:, prefix:] += torch.arange(prod(grid)) % 3  # as if merged before
     attention = x.square().mean(-1).softmax(-1)
     position = mean_positions(initial_tokens(x, grid), prefix)
-    context = MergeContext(size[:, prefix:], attention[:, prefix:], grid, position=position)
+    part = learned(merger, x.shape[2])
+    context = MergeContext(size[:, prefix:], attention[:, prefix:], grid, position=position, pooling=part)
     answer = merger.assign(x[:, prefix:], r, context)
     assert answer.count == prod(grid) - r
     index = initial_tokens(x).index
@@ -219,7 +228,7 @@ def table_row(name, merger):
     if merger.metric == "learned":
         uses.append("learned metric")
     if merger.pooling is not None:
-        uses.append("learned tokens")
+        uses.append("learned tokens" if merger.mixes else "a learned prediction")
     if merger.shrink is not None:
         uses.append("the grid")
     if merger.position:

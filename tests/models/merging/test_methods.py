@@ -155,7 +155,9 @@ def atc_by_the_book(metric: np.ndarray, r: int, seen: Seen, linkage: str) -> lis
     return mean_by(seen.size, clusters)
 
 
-def topk_by_the_book(metric: np.ndarray, r: int, seen: Seen, prune: bool) -> list[Shares]:
+def topk_by_the_book(
+    metric: np.ndarray, r: int, seen: Seen, prune: bool, importance: str = "attention"
+) -> list[Shares]:
     """Liang et al., section 3: the most attended stay; the others are one mean by attention, or are dropped."""
     patches = range(len(metric))
     kept = sorted(highest(dict(enumerate(seen.attention)), len(metric) - r - (not prune)))
@@ -169,7 +171,7 @@ def topk_by_the_book(metric: np.ndarray, r: int, seen: Seen, prune: bool) -> lis
     return list(groups.values())
 
 
-def mctf_by_the_book(metric: np.ndarray, r: int, seen: Seen) -> list[Shares]:
+def mctf_by_the_book(metric: np.ndarray, r: int, seen: Seen, importance: str = "attention") -> list[Shares]:
     """Lee et al., section 3: three criteria, half of r from A to B, the rest from B to what is left of A."""
     v, a, s = unit(metric), seen.attention, seen.size
     alpha, beta = list(range(0, len(metric), 2)), list(range(1, len(metric), 2))

@@ -31,7 +31,7 @@ from tests.models.merging.test_contract import cases
 from tests.models.merging.test_methods import planted
 from tests.models.merging.wrapped_models import built, images
 
-SOFT = {name: merger for name, merger in MERGERS.items() if merger.pooling is not None}
+SOFT = {name: merger for name, merger in MERGERS.items() if merger.mixes}
 VARIANTS = {**SOFT, "sinkhorn-sharp": SOFT["sinkhorn"].bind(sharpness=10, transports=1)}
 EVERY = pytest.mark.parametrize("merger", VARIANTS.values(), ids=VARIANTS.keys())
 

@@ -69,7 +69,13 @@ def trained(settings, folder, wrap) -> dict:
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"merge": {"method": "tome", "r": {"train": [0, 8]}}}, {"merge": {"method": "dtem", "r": 3}}]
+    "model",
+    [
+        {},
+        {"merge": {"method": "tome", "r": {"train": [0, 8]}}},
+        {"merge": {"method": "dtem", "r": 3}},
+        {"merge": {"method": "dynamicvit", "r": 3}},
+    ],
 )
 def test_wrapped_for_several_processes_it_trains_to_the_same_weights(model, tiny, tmp_path, one_process):
     """Steps with accumulation, mixing, label smoothing and drawn budgets."""
