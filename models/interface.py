@@ -171,13 +171,17 @@ def depends_on_image(model: nn.Module) -> bool:
 
 
 @contextmanager
-def tokens_of_images(model: nn.Module) -> Iterator[list[tuple[int, ...]]]:
+def tokens_of_images(model: nn.Module, blocks: int | None = None) -> Iterator[list[tuple[int, ...]]]:
     """Collects how many tokens every image has while a model runs in this context.
 
     The list gets an entry for each image: the number of tokens that enter the first block, then of those that leave
     each block, prefix tokens included.
+
+    Args:
+        model: a model that merges.
+        blocks: how many of its blocks run; None: all.
     """
-    layers = [module for module in model.modules() if isinstance(module, MergeLayer)]
+    layers = [module for module in model.modules() if isinstance(module, MergeLayer)][:blocks]
     found: list[tuple[int, ...]] = []
     running: list[tuple[int, ...]] = []  # of the images of one batch, by block
 

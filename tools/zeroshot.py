@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         results = compared(images, rows, times)
         write_outputs(folder, settings, images, results)
     print_table(*table(results))
-    for note in notes(results):
+    for note in notes(rows):
         print(note)
     print(f"{folder}: table.md, zeroshot.json, predictions.npz")
 

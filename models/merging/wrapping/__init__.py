@@ -129,15 +129,20 @@ def schedule_of(model: nn.Module) -> list[Removal]:
     return blocks_of(model).schedule()
 
 
-def cost_per_image(model: nn.Module) -> Cost:
+def cost_per_image(model: nn.Module, whole: nn.Module | None = None, depth: int | None = None) -> Cost:
     """The MACs of one image through a wrapped model, as a function of what each block removes of it.
+
+    Args:
+        model: the wrapped model.
+        whole: what the image goes through, of which the wrapped model is a part; None: the wrapped model alone.
+        depth: how many of the model's blocks it goes through; None: all.
 
     Raises:
         UserError: a model that is not wrapped.
         CountError: the model cannot be counted.
     """
     vit = base_model(model)
-    return cost_of_images(vit, family_of(vit), blocks_of(model))
+    return cost_of_images(vit, family_of(vit), blocks_of(model), whole, depth)
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[Any, Tokens]:
