@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from engine.cost.macs import TOLERANCE, CountError, check_agreement, traced_macs
 from engine.wording import fixed
 from models.formulas import FORMULAS, macs_of_image
-from models.interface import depends_on_image, tokens_of_images
+from models.interface import depends_on_image
+from models.merging.layer import tokens_of_images
 from models.merging.wrapping import cost_per_image
 from models.settings import Settings
 

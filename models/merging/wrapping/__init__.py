@@ -11,6 +11,8 @@ patches weights tokens by size, a pooling attention is proportional, and a map i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -36,6 +38,7 @@ __all__ = [
     "MergingBlocks",
     "blocks_of",
     "cost_per_image",
+    "merging_in",
     "schedule_of",
     "trace",
     "unwrap",
@@ -91,6 +94,30 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
             _replace(vit, family.blocks, old)
             raise
     return model
+
+
+@contextmanager
+def merging_in(model: nn.Module, settings: MergeSettings) -> Iterator[MergingBlocks]:
+    """In this context a model merges by some settings, and afterwards as before, or not at all if it did not.
+
+    Args:
+        model: as for `wrap`.
+        settings: without a budget.
+
+    Returns:
+        Its blocks, whose `plan` may be changed.
+
+    Raises:
+        UserError: as `wrap`.
+    """
+    vit = base_model(model)
+    family = family_of(vit)
+    old, new = vit.get_submodule(family.blocks), _merging_blocks(vit, family, settings)
+    _replace(vit, family.blocks, new)
+    try:
+        yield new
+    finally:
+        _replace(vit, family.blocks, old)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
