@@ -60,7 +60,7 @@ def fit_threshold(
     settings = settings_for("a threshold", method, others)
     if not MERGERS[method].threshold:
         takes = ", ".join(name for name, merger in MERGERS.items() if merger.threshold)
-        raise UserError(f"merge.method = {method!r}: takes no threshold; use one of {takes}, or fit_schedule")
+        raise UserError(f"merge.method = {method!r}: takes no threshold; use one of {takes}, or fit a schedule")
     with fitted_on(model, images, settings.with_threshold(MOST), batch_size) as subject:
         depth, unmerged, cost = len(subject.blocks), 0, subject.cost()
         if settings.target_ratio is not None:  # of MACs without any matching
