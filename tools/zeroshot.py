@@ -2,7 +2,7 @@
 """Puts merging into a pretrained model without training, and compares methods and budgets on labelled images.
 
   tools/zeroshot.py --cfg deit_tiny data.path=imagenet/val
-  tools/zeroshot.py --cfg deit_tiny data.path=imagenet/some methods=[tome] budgets='[{target_gmacs: 0.9}]' --fit schedule
+  tools/zeroshot.py --cfg deit_tiny data.path=some methods=[tome] budgets='[{target_gmacs: 0.9}]' --fit schedule
 
 For each row: accuracy, its difference from the unmerged model on the same images with a 95 % interval and McNemar's
 p-value (corrected for the number of rows), agreement with the unmerged model, and GMACs. Results go to runs/NAME: a

@@ -23,7 +23,8 @@ from .subject import Distance, Subject, divergence, fitted_on, settings_for
 log = logging.getLogger("hybridmerge")
 
 # Multiples of what a block removes that it is asked for instead: from far to near, a sweep over all blocks each.
-SWEEPS = ((0.0, 0.5, 2.0, inf), (0.6, 1.6), (0.8, 1.25))
+SWEEPS = ((0.0, 0.5, 2.0, inf), (0.7, 1.4))
+CERTAIN = 2.0  # standard errors of the mean difference over the images by which a schedule has to be better
 FEW = 4  # a block that removes less is asked for multiples of this
 HALVINGS = 16  # of the factor by which the other blocks change
 
@@ -54,8 +55,10 @@ def fit_schedule(
 
     It starts with the removals spread evenly over all blocks, or over all but the first few, whichever moves less. Then
     each block in turn is asked to remove nothing, half as many, twice as many, and as many as it can, while the others
-    share what is left of the budget in the proportions that they have; the schedule with the least distance is kept.
-    Two more sweeps over the blocks try smaller changes.
+    share what is left of the budget in the proportions that they have. A second sweep over the blocks tries smaller
+    changes. A schedule replaces the one before if its mean distance is less by two standard errors of the difference
+    over the images, since the best of many schedules on a few images is otherwise the luckiest.
+
     Every schedule that is tried meets the budget within 0.5 %. Nothing is random, and no labels are needed: the
     distance is that to the unmerged model, in evaluation mode and in the precision of the weights.
 
@@ -64,8 +67,8 @@ def fit_schedule(
 
     Args:
         model: a model that `wrap` takes, wrapped or not. It is as it was afterwards.
-        images: (n, C, H, W), normalised as the model expects, of the size that it was built for. 32 to 64 are enough
-            (docs/results/off_the_shelf); images by which the result is judged should not be among them.
+        images: (n, C, H, W), normalised as the model expects, of the size that it was built for: 64 or more.
+            Images by which the result is judged should not be among them.
         method: any method that can remove as many patches as it is asked to, and needs no training.
         batch_size: images in a forward pass.
         distance: (merged, unmerged) outputs of the model for B images -> (B,), at least 0; the default compares class
@@ -92,46 +95,64 @@ def fit_schedule(
         even: Schedule = tuple(solve_budget(settings, cost, depth, grid))
         space = BudgetSearch(cost, depth, grid, merger, tuple(settings.merging_blocks(depth)))
         moved = _Moved(subject, distance)
-        best = _searched(space, moved, even, macs_of_target(settings, cost((0,) * depth)))
-    return FittedSchedule(list(best), space.macs(best) / 1e9, moved(best), moved(even), len(moved.known))
+        best = _searched(space, moved.less, even, macs_of_target(settings, cost((0,) * depth)))
+        distances = [float(moved(schedule).mean()) for schedule in (best, even)]
+    return FittedSchedule(list(best), space.macs(best) / 1e9, *distances, len(moved.known))
 
 
 class _Moved:
-    """How far the answers move with a schedule, mean over the images."""
+    """How far the answers move with a schedule."""
 
     def __init__(self, subject: Subject, distance: Distance) -> None:
-        self.known: dict[Schedule, float] = {}
+        self.known: dict[Schedule, Tensor] = {}
         self._subject, self._distance = subject, distance
         self._unmerged = subject.outputs([0] * len(subject.blocks))
 
-    def __call__(self, schedule: Schedule) -> float:
+    def __call__(self, schedule: Schedule) -> Tensor:
+        """The distance of each image, (n,) float64."""
         if schedule not in self.known:
             merged = self._subject.outputs(schedule)
-            found = [self._distance(*pair) for pair in zip(merged, self._unmerged, strict=True)]
-            self.known[schedule] = float(torch.cat(found).mean())
-            if not self.known[schedule] < inf:
-                raise UserError(f"images: the distance with r = {list(schedule)} is {self.known[schedule]}; check them")
+            found = torch.cat([self._distance(*pair) for pair in zip(merged, self._unmerged, strict=True)]).double()
+            if not found.isfinite().all():
+                raise UserError(f"images: the distance with r = {list(schedule)} is not finite for all; check them")
+            self.known[schedule] = found
         return self.known[schedule]
 
+    def less(self, schedule: Schedule, other: Schedule) -> bool:
+        """Whether the answers move less with a schedule than with another, by more than chance: of a hundred that are
+        tried on a few images, some look better than they are."""
+        difference = self(schedule) - self(other)
+        error = difference.std() / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+        return bool(difference.mean() + CERTAIN * error < 0)
 
-def _searched(space: BudgetSearch, moved: Callable[[Schedule], float], even: Schedule, target: float) -> Schedule:
+
+def _searched(
+    space: BudgetSearch, less: Callable[[Schedule, Schedule], bool], even: Schedule, target: float
+) -> Schedule:
     """Returns the schedule that the sweeps end with; see `fit_schedule`.
 
     Args:
         space: the schedules of the model, and their costs.
-        moved: what is made small.
+        less: whether a schedule is better than another.
         even: the schedule that spreads the removals evenly over the blocks.
         target: MACs of one image.
     """
     late = ([int(i in space.blocks[skipped:]) for i in range(space.depth)] for skipped in range(1, len(space.blocks)))
-    schedule = min([even, *_meeting(space, ((shape, {}) for shape in late), target)], key=moved)
+    schedule = _best(less, even, _meeting(space, ((shape, {}) for shape in late), target))
     for number, factors in enumerate(SWEEPS, 1):
         for block in space.blocks:
             now = max(schedule[block], FEW)
             fixed = ({block: space.patches if factor == inf else round(now * factor)} for factor in factors)
-            others = _meeting(space, ((schedule, asked) for asked in fixed), target)
-            schedule = min([schedule, *others], key=moved)
-        log.info(f"sweep {number} of {len(SWEEPS)}: r = {list(schedule)}, distance {moved(schedule):.4g}")
+            others = [*_meeting(space, ((schedule, asked) for asked in fixed), target)]
+            schedule = _best(less, schedule, others)
+        log.info(f"sweep {number} of {len(SWEEPS)}: r = {list(schedule)}")
+    return schedule
+
+
+def _best(less: Callable[[Schedule, Schedule], bool], schedule: Schedule, others: Iterable[Schedule]) -> Schedule:
+    """Returns a schedule, or one of the others, if it is better."""
+    for other in others:
+        schedule = other if less(other, schedule) else schedule
     return schedule
 
 
