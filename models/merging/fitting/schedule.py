@@ -96,8 +96,8 @@ def fit_schedule(
         space = BudgetSearch(cost, depth, grid, merger, tuple(settings.merging_blocks(depth)))
         moved = _Moved(subject, distance)
         best = _searched(space, moved.less, even, macs_of_target(settings, cost((0,) * depth)))
-        distances = [float(moved(schedule).mean()) for schedule in (best, even)]
-    return FittedSchedule(list(best), space.macs(best) / 1e9, *distances, len(moved.known))
+        least, spread = (float(moved(schedule).mean()) for schedule in (best, even))
+    return FittedSchedule(list(best), space.macs(best) / 1e9, least, spread, len(moved.known))
 
 
 class _Moved:

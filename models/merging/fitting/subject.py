@@ -84,7 +84,7 @@ class Subject:
         """What the model returns for each batch of the images with a plan."""
         self.blocks.plan = plan
         with torch.inference_mode():
-            return [self.model(batch) for batch in self.images.split(self.batch_size)]
+            return [self.model(batch) for batch in torch.split(self.images, self.batch_size)]
 
     def cost(self) -> Callable[[tuple[int, ...]], int]:
         """The MACs of one image as a function of what each block removes of it.
