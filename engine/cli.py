@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,7 +40,9 @@ def add_runs(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help=help_text)
 
 
-def parse_comparison(argv: list[str], description: str | None, folder: str, example: str) -> argparse.Namespace:
+def parse_comparison(
+    argv: list[str], description: str | None, folder: str, example: str, *, fits: Sequence[str] = ()
+) -> argparse.Namespace:
     """Parses the arguments of a tool that compares ways of merging in a pretrained model.
 
     Args:
@@ -48,9 +50,15 @@ def parse_comparison(argv: list[str], description: str | None, folder: str, exam
         description: the tool's docstring.
         folder: the folder under configs/ that has its files.
         example: an override of a setting that it has.
+        fits: what it can fit to the budgets of its rows.
     """
     parser = parser_of(description)
     parser.add_argument("--cfg", required=True, help=f"a YAML file, or its name under configs/{folder}/")
+    if fits:
+        parser.add_argument(
+            "--fit", choices=fits, help="evaluate nothing: fit the budgets of all rows to some images, and print rows"
+        )
+        parser.add_argument("--images", type=int, metavar="N", help="for --fit: how many images, 64 if not given")
     parser.add_argument(
         "--time",
         type=int,
@@ -69,6 +77,10 @@ def parse_comparison(argv: list[str], description: str | None, folder: str, exam
     args = parser.parse_intermixed_args(argv)
     if args.time is not None and args.time < 1:
         parser.error(f"--time {args.time}: must be at least 1")
+    if fits and args.images is not None and (args.images < 1 or args.fit is None):
+        parser.error(
+            f"--images {args.images}: " + ("must be at least 1" if args.fit else "is for --fit; give that too")
+        )
     return args
 
 

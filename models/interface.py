@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from .merging.contract import Grid, Removal
-from .merging.layer import MergeLayer
 from .merging.schedule import fixed_removals
 from .merging.settings import MergeSettings
 from .merging.tokens import Tokens, unmerge
@@ -168,33 +167,6 @@ def depends_on_image(model: nn.Module) -> bool:
     """Whether the number of patches that a model merges away depends on the image, and with it its cost."""
     merging = as_merging_model(model)
     return merging is not None and bool(merging.schedule) and not fixed_removals(merging.schedule)
-
-
-@contextmanager
-def tokens_of_images(model: nn.Module) -> Iterator[list[tuple[int, ...]]]:
-    """Collects how many tokens every image has while a model runs in this context.
-
-    The list gets an entry for each image: the number of tokens that enter the first block, then of those that leave
-    each block, prefix tokens included.
-    """
-    layers = [module for module in model.modules() if isinstance(module, MergeLayer)]
-    found: list[tuple[int, ...]] = []
-    running: list[tuple[int, ...]] = []  # of the images of one batch, by block
-
-    def left(module: nn.Module, inputs: Any, output: tuple[Tensor, Tokens]) -> None:
-        x, tokens = output
-        batch, count, entering = int(x.shape[0]), int(x.shape[1]), int(tokens.index.shape[1])
-        running.append(tokens.left or (count,) * batch)
-        if len(running) == len(layers):
-            found.extend(zip((entering,) * batch, *running, strict=True))
-            running.clear()
-
-    hooks = [layer.register_forward_hook(left) for layer in layers]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def tokens_per_block(model: nn.Module) -> list[int]:

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     from engine.study.segment.settings import SegmentSettings
     from engine.study.segment.timing import time_rows
     from engine.study.zeroshot.each import folder_of
-    from engine.study.zeroshot.report import earlier_times
+    from engine.study.zeroshot.report import earlier_times, notes
 
     settings = load_file(SegmentSettings, args.cfg, args.overrides, "segment")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -58,6 +58,8 @@ def main(argv: list[str]) -> None:
         results = compared(rows, times)
         write_outputs(folder, settings, subject, results)
     print_table(*table(results))
+    for note in notes(rows):
+        print(note)
     print(f"{folder}: table.md, segment.json, counts.npz")
 
 

@@ -2,10 +2,15 @@
 """Puts merging into a pretrained model without training, and compares methods and budgets on labelled images.
 
   tools/zeroshot.py --cfg deit_tiny data.path=imagenet/val
+  tools/zeroshot.py --cfg deit_tiny data.path=some methods=[tome] budgets='[{target_gmacs: 0.9}]' --fit schedule
 
 For each row: accuracy, its difference from the unmerged model on the same images with a 95 % interval and McNemar's
 p-value (corrected for the number of rows), agreement with the unmerged model, and GMACs. Results go to runs/NAME: a
 table, zeroshot.json, and every prediction. Rows that were evaluated before are not evaluated again.
+
+--fit schedule finds, for every row with a budget of multiply-adds, how many patches each block should remove, by the
+divergence from the unmerged model on some images; --fit threshold finds the threshold that costs as much on average. It
+prints rows for a settings file. Evaluate them on other images.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from engine.tables import print_table
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    return parse_comparison(argv, __doc__, "zeroshot", "budgets=[{r: 8}]")
+    return parse_comparison(argv, __doc__, "zeroshot", "budgets=[{r: 8}]", fits=("schedule", "threshold"))
 
 
 def main(argv: list[str]) -> None:
@@ -35,6 +40,7 @@ def main(argv: list[str]) -> None:
     from engine.settings.layers import load_file
     from engine.study.zeroshot.each import folder_of
     from engine.study.zeroshot.evaluate import evaluate_rows
+    from engine.study.zeroshot.fitting import fit_rows
     from engine.study.zeroshot.report import compared, earlier_times, notes, table, write_outputs
     from engine.study.zeroshot.settings import ZeroshotSettings
     from engine.study.zeroshot.timing import time_rows
@@ -43,6 +49,9 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if args.fit:
+        fit_rows(settings, args.fit, args.images or 64)
+        return
     folder = folder_of(settings)
     with take_lock(folder, resume=True):
         images, rows = evaluate_rows(settings, folder, again=args.again)
@@ -50,7 +59,7 @@ def main(argv: list[str]) -> None:
         results = compared(images, rows, times)
         write_outputs(folder, settings, images, results)
     print_table(*table(results))
-    for note in notes(results):
+    for note in notes(rows):
         print(note)
     print(f"{folder}: table.md, zeroshot.json, predictions.npz")
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from engine.cost.macs import TOLERANCE, CountError, check_agreement, traced_macs
 from engine.wording import fixed
 from models.formulas import FORMULAS, macs_of_image
-from models.interface import depends_on_image, tokens_of_images
+from models.interface import depends_on_image
+from models.merging.layer import tokens_of_images
 from models.merging.wrapping import cost_per_image
 from models.settings import Settings
 
@@ -52,16 +53,20 @@ class ImageCounter:
     Args:
         model: any model. Images are counted only if its number of tokens depends on them.
         settings: the settings of a model of our own; None for those of other libraries.
+        part: the wrapped ViT inside the model, where the model is more than that, and how many of its blocks run.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, settings: Settings | None = None, part: tuple[nn.Module, int] | None = None
+    ) -> None:
         self._model, self._settings, self._stack = model, settings, ExitStack()
+        self._vit, self._blocks = (model, None) if part is None else part
         self._tokens: list[tuple[int, ...]] = []
         self._first: Tensor | None = None
 
     def __enter__(self) -> ImageCounter:
-        if depends_on_image(self._model):
-            self._tokens = self._stack.enter_context(tokens_of_images(self._model))
+        if depends_on_image(self._vit):
+            self._tokens = self._stack.enter_context(tokens_of_images(self._vit, self._blocks))
             self._stack.callback(self._model.register_forward_pre_hook(self._entered).remove)
         return self
 
@@ -81,8 +86,8 @@ class ImageCounter:
         if self._first is None:
             return None
         ours = self._settings is not None and self._settings.name in FORMULAS
-        count = _by_formula(self._settings) if ours else _by_trace(self._model)
-        _check(self._model, self._first, count)
+        count = _by_formula(self._settings) if ours else self._by_trace()
+        self._check(count)
         gmacs = [sum(count(_removed(tokens)).values()) / 1e9 for tokens in self._tokens]
         return ImageCosts(
             images=len(gmacs),
@@ -93,6 +98,22 @@ class ImageCounter:
             tokens=[statistics.fmean(block) for block in zip(*(tokens[1:] for tokens in self._tokens), strict=True)],
         )
 
+    def _by_trace(self) -> Counted:
+        cost = cost_per_image(self._vit, self._model, self._blocks)
+        return cache(lambda removed: {"all": cost(removed)})
+
+    def _check(self, count: Counted) -> None:
+        """Compares two counts of the first image."""
+        assert self._first is not None
+        with tokens_of_images(self._vit, self._blocks) as tokens:  # anew: in another precision other tokens may merge
+            traced = traced_macs(self._model, self._first)
+        expected = count(_removed(tokens[0]))
+        if len(expected) > 1:
+            check_agreement(traced, expected)
+        elif abs(sum(traced.values()) - sum(expected.values())) > TOLERANCE * sum(expected.values()):
+            counts = f"{sum(traced.values()) / 1e9:.6g} GMACs traced, {sum(expected.values()) / 1e9:.6g} expected"
+            raise CountError(f"the counts of the first image differ: {counts}")
+
 
 Counted = Callable[[tuple[int, ...]], dict[str, int]]  # what each block removes of an image -> its MACs by kind
 
@@ -102,22 +123,5 @@ def _removed(tokens: Sequence[int]) -> tuple[int, ...]:
     return tuple(before - after for before, after in pairwise(tokens))
 
 
-def _check(model: nn.Module, image: Tensor, count: Counted) -> None:
-    """Compares two counts of an image (1, C, H, W)."""
-    with tokens_of_images(model) as tokens:  # anew, because in another precision other tokens may merge
-        traced = traced_macs(model, image)
-    expected = count(_removed(tokens[0]))
-    if len(expected) > 1:
-        check_agreement(traced, expected)
-    elif abs(sum(traced.values()) - sum(expected.values())) > TOLERANCE * sum(expected.values()):
-        counts = f"{sum(traced.values()) / 1e9:.6g} GMACs traced, {sum(expected.values()) / 1e9:.6g} expected"
-        raise CountError(f"the counts of the first image differ: {counts}")
-
-
 def _by_formula(settings: Any) -> Counted:
     return cache(lambda removed: macs_of_image(settings, removed))
-
-
-def _by_trace(model: nn.Module) -> Counted:
-    cost = cost_per_image(model)
-    return cache(lambda removed: {"all": cost(removed)})

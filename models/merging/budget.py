@@ -63,7 +63,7 @@ def solve_budget(merge: MergeSettings, cost: Cost, depth: int, grid: Grid, secti
         UserError: the target cannot be reached with this method.
         TooCoarse: the model is too small for any schedule within 0.5 % of it.
     """
-    search = _Search(cost, depth, grid, merge.merger(), tuple(merge.merging_blocks(depth)))
+    search = BudgetSearch(cost, depth, grid, merge.merger(), tuple(merge.merging_blocks(depth)))
     target = macs_of_target(merge, search.macs([0] * depth))
     asked = f"{section}.{merge.target} = {merge.target_gmacs or merge.target_ratio}"
     if merge.target_gmacs is None:
@@ -101,7 +101,7 @@ def macs_of_target(merge: MergeSettings, unmerged: int) -> float:
 
 
 @dataclass
-class _Search:
+class BudgetSearch:
     """The schedules of one model, and the costs of those tried so far."""
 
     cost: Cost
@@ -139,7 +139,7 @@ class _Search:
     def nearest(self, target: float) -> Schedule:
         """Returns the schedule whose cost is nearest to the target, of all that were tried."""
         for start in self._starts(target):
-            self._climb(start, target)
+            self.climb(start, target)
             if self._is_met(target):
                 break
         else:
@@ -177,8 +177,8 @@ class _Search:
             asked[block] = number
         return asked
 
-    def _climb(self, schedule: Schedule, target: float) -> None:
-        """Makes the best single move for as long as it brings the cost nearer to the target."""
+    def climb(self, schedule: Schedule, target: float) -> Schedule:
+        """Makes the best single move for as long as it brings the cost nearer to the target; returns where it ends."""
 
         def off(asked: Sequence[int]) -> float:
             return abs(self.macs(asked) - target)
@@ -187,8 +187,9 @@ class _Search:
         while off(schedule) > near * target:
             moved = min(self._moves(schedule), key=off)
             if off(moved) >= off(schedule):
-                return
+                break
             schedule = self.schedule(moved)
+        return schedule
 
     def _moves(self, schedule: Schedule) -> Iterator[list[int]]:
         """Removes one patch more, one less, or one in the merging block before or after; on a grid, a row or column at

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -226,3 +227,34 @@ def attention_received(q: Tensor, k: Tensor, bias: Tensor | None, of: str) -> Te
         total = received if total is None else total + received
     assert total is not None
     return total / (heads * rows)
+
+
+@contextmanager
+def tokens_of_images(model: nn.Module, blocks: int | None = None) -> Iterator[list[tuple[int, ...]]]:
+    """Collects how many tokens every image has while a model runs in this context.
+
+    The list gets an entry for each image: the number of tokens that enter the first block, then of those that leave
+    each block, prefix tokens included.
+
+    Args:
+        model: a model that merges.
+        blocks: how many of its blocks run; None: all.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MergeLayer)][:blocks]
+    found: list[tuple[int, ...]] = []
+    running: list[tuple[int, ...]] = []  # of the images of one batch, by block
+
+    def left(module: nn.Module, inputs: Any, output: tuple[Tensor, Tokens]) -> None:
+        x, tokens = output
+        batch, count, entering = int(x.shape[0]), int(x.shape[1]), int(tokens.index.shape[1])
+        running.append(tokens.left or (count,) * batch)
+        if len(running) == len(layers):
+            found.extend(zip((entering,) * batch, *running, strict=True))
+            running.clear()
+
+    hooks = [layer.register_forward_hook(left) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -236,6 +236,11 @@ class MergeSettings(WithOptions):
         blocks = {"first_block": 1, "blocks": None} if isinstance(r, list) else {}
         return self.model_copy(update={**dict.fromkeys(BUDGETS), "target_batch": 1, "r": r, **blocks})
 
+    def with_threshold(self, threshold: float) -> MergeSettings:
+        """The same settings with this threshold in place of whatever says how many tokens are removed."""
+        others = {**dict.fromkeys(BUDGETS), "r": 0, "target_batch": 1}
+        return self.model_copy(update={**others, "threshold": threshold})
+
     def merging_blocks(self, depth: int) -> list[int]:
         """The blocks, of `depth`, that may merge where `r` is no list: their numbers counted from 0, ascending.
 

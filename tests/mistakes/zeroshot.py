@@ -50,4 +50,17 @@ MISTAKES: list[Mistake] = [
         "out = 'run': is the folder of a training run; give another",
         _of_a_run,
     ),
+    Mistake(
+        "Fitting to rows that have no budget of multiply-adds",
+        "tools/zeroshot.py --cfg small.yaml --fit schedule",
+        "budgets: none of multiply-adds, which --fit meets; give budgets=[{target_gmacs: 0.9}]",
+        _files,
+    ),
+    Mistake(
+        "A threshold for a method that takes none",
+        "tools/zeroshot.py --cfg small.yaml methods=[pitome] budgets='[{target_ratio: 1.2}]' --fit threshold",
+        "row 'pitome, 1.2 times fewer MACs': merge.method = 'pitome': takes no threshold; use one of ..., or fit a "
+        "schedule",
+        _files,
+    ),
 ]

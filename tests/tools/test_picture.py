@@ -72,7 +72,7 @@ def test_without_a_model_every_untrained_method_has_a_column(tell, tmp_path):
     assert set(titles(figure).values()) == {"16 patches", "4 tokens"}
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["china", "mine"]
     caption = " ".join(figure.get_supxlabel().split())
-    assert "No model, nothing trained" in caption and "used by kmedoids, topk, ats and mctf is" in caption
+    assert "No model, nothing trained" in caption and "used by kmedoids, topk, ats, diffrate and mctf is" in caption
     assert caption.endswith("Photographs, made square: china by danielbuechele (Flickr), CC BY 2.0.")
     with Image.open(tmp_path / "out.png") as image:
         assert image.format == "PNG" and image.size[0] == pytest.approx(130 * figure.get_figwidth(), abs=2)

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from engine.cost.images import ImageCounter
 from engine.cost.macs import measure_or_say
 from engine.data.loading.loader import Normalise, resized
 from engine.data.masks import Masked, MaskedImages, load_masked
@@ -23,9 +24,8 @@ from engine.study.segment.probe import Maps, Segmenter, drawn_patches, fit_linea
 from engine.study.segment.settings import SegmentSettings
 from engine.study.zeroshot.each import Comparison, evaluate_ways, pretrained
 from engine.study.zeroshot.images import normalisation_of
-from engine.study.zeroshot.rows import Row
+from engine.study.zeroshot.rows import Row, spread_of
 from engine.study.zeroshot.ways import Way
-from models.interface import depends_on_image
 from models.settings import UserError
 
 
@@ -97,9 +97,16 @@ def evaluate_rows(
 
     def evaluate(model: nn.Module, way: Way) -> dict[str, Any]:
         segmenter = fitted(settings, subject, model, way)
-        cost, counts = measure_or_say(segmenter), count_pixels(settings, subject, segmenter, way)
-        gmacs = None if depends_on_image(model) else cost.gmacs  # which was counted on an empty image
-        return {"gmacs": gmacs, "params": cost.params, "pixels": counts.tolist()}
+        cost = measure_or_say(segmenter)  # of an empty image, which is not meant where the image decides
+        with ImageCounter(segmenter, part=(model, segmenter.maps.depth)) as counter:
+            counts = count_pixels(settings, subject, segmenter, way)
+        costs = counter.costs()
+        return {
+            "gmacs": cost.gmacs if costs is None else costs.mean,
+            "gmacs_spread": spread_of(costs),
+            "params": cost.params,
+            "pixels": counts.tolist(),
+        }
 
     def says(row: SegmentRow) -> str:
         return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"

@@ -21,6 +21,9 @@ class Maps(nn.Module):
         model: a ViT of timm, wrapped or not, with `img_size` and `in_chans`.
         blocks: numbers of blocks from 1; None: the last. Blocks behind the greatest are not run.
 
+    Attributes:
+        depth: how many blocks are run.
+
     Raises:
         UserError: a model without such maps, or without such a block.
     """
@@ -33,7 +36,7 @@ class Maps(nn.Module):
         blocks = [depth] if blocks is None else list(blocks)
         if max(blocks) > depth:
             raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks; give numbers from 1 to {depth}")
-        self.model, self.indices = model, [block - 1 for block in blocks]
+        self.model, self.indices, self.depth = model, [block - 1 for block in blocks], max(blocks)
         self.img_size, self.in_chans = model.img_size, model.in_chans
 
     def forward(self, images: Tensor) -> Tensor:

@@ -15,8 +15,19 @@ from engine.measure.paired import Difference
 from engine.measure.segmentation import class_ious, mean_iou, paired_images, pixel_accuracy
 from engine.study.segment.evaluate import SegmentRow, Subject
 from engine.study.segment.settings import SegmentSettings
-from engine.study.zeroshot.report import NONE, TIMES, gmacs_cell, mac_ratio, of_comparison, of_row, points, time_cells
-from engine.tables import Column, markdown
+from engine.study.zeroshot.report import (
+    NONE,
+    TIMES,
+    as_text,
+    gmacs_cell,
+    mac_ratio,
+    notes,
+    of_comparison,
+    of_row,
+    points,
+    time_cells,
+)
+from engine.tables import Column
 
 RECORD, COUNTS = "segment.json", "counts.npz"  # files in the folder of tools/segment.py
 VERSION = 1  # of segment.json
@@ -138,7 +149,7 @@ def write_outputs(folder: Path, settings: SegmentSettings, subject: Subject, row
         UserError: a file cannot be written.
     """
     write_json_atomic(folder / RECORD, record(settings, subject, rows))
-    write_text_atomic(folder / "table.md", markdown(*table(rows)) + "\n")
+    write_text_atomic(folder / "table.md", as_text(*table(rows), notes([row.row for row in rows])))
     counts = np.stack([row.row.counts for row in rows])
     with replacing(folder / COUNTS) as file:
         np.savez_compressed(

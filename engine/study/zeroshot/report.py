@@ -134,9 +134,15 @@ def gmacs_cell(row: Row) -> str:
     return NOT_COUNTED if row.gmacs is None else fixed(row.gmacs, 4)
 
 
-def notes(rows: Sequence[Compared]) -> list[str]:
+def notes(rows: Sequence[Row]) -> list[str]:
     """Returns what a reader of the table has to know: where GMACs are means over images, and their spread."""
-    return [f"{row.row.name}: {row.row.costs.in_words()}" for row in rows if row.row.costs is not None]
+    return [f"{row.name}: {row.costs.in_words()}" for row in rows if row.costs is not None]
+
+
+def as_text(columns: Sequence[Column], cells: Sequence[Sequence[str]], below: Sequence[str]) -> str:
+    """Returns a table and the notes below it as Markdown."""
+    lines = "".join(f"\n{note}  " for note in below)  # two spaces: a line of its own in Markdown
+    return markdown(columns, cells) + "\n" + lines + ("\n" if below else "")
 
 
 def mac_ratio(row: Row, first: Row) -> float | None:
@@ -222,8 +228,7 @@ def write_outputs(folder: Path, settings: ZeroshotSettings, images: LabelledImag
         UserError: a file cannot be written.
     """
     write_json_atomic(folder / RECORD, record(settings, images, rows))
-    below = "".join(f"\n{note}  " for note in notes(rows))  # two spaces: a line of its own in Markdown
-    write_text_atomic(folder / "table.md", markdown(*table(rows)) + "\n" + below + ("\n" if below else ""))
+    write_text_atomic(folder / "table.md", as_text(*table(rows), notes([row.row for row in rows])))
     predicted = np.stack([row.row.predictions for row in rows])
     small = np.min_scalar_type(int(max(predicted.max(), images.targets.max())))
     with replacing(folder / PREDICTIONS) as file:

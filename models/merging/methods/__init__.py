@@ -6,6 +6,7 @@ from ..contract import Merger
 from .atc import ATC
 from .ats import ATS
 from .baselines import NONE, POOL, RANDOM
+from .diffrate import DIFFRATE
 from .dpc_knn import DPC_KNN
 from .dtem import DTEM
 from .dynamicvit import DYNAMICVIT
@@ -34,6 +35,7 @@ MERGERS: dict[str, Merger] = {
     "atc": ATC,
     "topk": TOPK,
     "ats": ATS,
+    "diffrate": DIFFRATE,
     "mctf": MCTF,
     "dtem": DTEM,
     "dynamicvit": DYNAMICVIT,

@@ -58,7 +58,7 @@ def ats(
     """
     significance = _significance(context)
     first = torch.where(_drawn(significance, metric.shape[1] - r), 2.0, 0.0) + significance
-    return onto_survivors(metric, first.argsort(dim=1, descending=True, stable=True), r, drop=prune)
+    return onto_survivors(metric, first.argsort(dim=1, descending=True, stable=True), r, drop=r if prune else 0)
 
 
 def sampled(
@@ -67,7 +67,8 @@ def sampled(
     """Keeps those patches of one image, metric (1, N, D), that so many samples hit."""
     drawn = _drawn(_significance(context), int(samples))
     order = drawn.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    return onto_survivors(metric, order, metric.shape[1] - int(drawn.sum()), drop=prune)
+    r = metric.shape[1] - int(drawn.sum())
+    return onto_survivors(metric, order, r, drop=r if prune else 0)
 
 
 def _significance(context: MergeContext) -> Tensor:

@@ -77,7 +77,7 @@ def keep_best(metric: Tensor, score: Tensor, r: int, size: Tensor, prune: bool) 
     patches = metric.shape[1]
     order = score.argsort(dim=-1, descending=True, stable=True)
     if prune:
-        return onto_survivors(metric, order, r, drop=True)
+        return onto_survivors(metric, order, r, drop=r)
     kept = torch.zeros_like(score).scatter(1, order[:, : patches - r - 1], 1.0).bool()
     index = torch.where(kept, kept.cumsum(dim=1) - 1, patches - r - 1)
     weight = score.clamp(min=LEAST_ATTENTION) / size
@@ -104,24 +104,24 @@ def beyond(
     return topk(metric, len(ranked) - kept, context, prune)
 
 
-def onto_survivors(metric: Tensor, order: Tensor, r: int, *, drop: bool) -> Assignment:
+def onto_survivors(metric: Tensor, order: Tensor, r: int, *, drop: int) -> Assignment:
     """Assigns the last r patches of `order` (B, N) to the most similar of the others, which keep their original order.
 
     Args:
         metric: (B, N, D) float32.
         order: the patches, those to be kept first.
         r: patches to remove, 0 <= r < N.
-        drop: whether their mass is lost.
+        drop: how many of them, the last, enter no mean and no size.
     """
     batch, patches, _ = metric.shape
-    survivors, dropped = order[:, : patches - r].sort().values, order[:, patches - r :]
+    survivors, gone = order[:, : patches - r].sort().values, order[:, patches - r :]
     unit = F.normalize(metric, dim=-1)
-    a, b = (take(unit, part) for part in (dropped, survivors))
+    a, b = (take(unit, part) for part in (gone, survivors))
     most_similar = (a @ b.transpose(1, 2)).argmax(dim=-1)  # (B, r)
 
     place = torch.arange(patches - r, device=metric.device).expand(batch, -1)
-    index = torch.empty_like(order).scatter(1, survivors, place).scatter(1, dropped, most_similar)
-    weight = torch.ones_like(metric[..., 0]).scatter(1, dropped, 0.0) if drop else None
+    index = torch.empty_like(order).scatter(1, survivors, place).scatter(1, gone, most_similar)
+    weight = torch.ones_like(metric[..., 0]).scatter(1, order[:, patches - drop :], 0.0) if drop else None
     return Assignment(index, patches - r, weight)
 
 

@@ -11,6 +11,8 @@ patches weights tokens by size, a pooling attention is proportional, and a map i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -36,6 +38,7 @@ __all__ = [
     "MergingBlocks",
     "blocks_of",
     "cost_per_image",
+    "merging_in",
     "schedule_of",
     "trace",
     "unwrap",
@@ -93,6 +96,30 @@ def wrap(model: nn.Module, method: str = "tome", r: Any = 0, **others: Any) -> n
     return model
 
 
+@contextmanager
+def merging_in(model: nn.Module, settings: MergeSettings) -> Iterator[MergingBlocks]:
+    """In this context a model merges by some settings, and afterwards as before, or not at all if it did not.
+
+    Args:
+        model: as for `wrap`.
+        settings: without a budget.
+
+    Returns:
+        Its blocks, whose `plan` may be changed.
+
+    Raises:
+        UserError: as `wrap`.
+    """
+    vit = base_model(model)
+    family = family_of(vit)
+    old, new = vit.get_submodule(family.blocks), _merging_blocks(vit, family, settings)
+    _replace(vit, family.blocks, new)
+    try:
+        yield new
+    finally:
+        _replace(vit, family.blocks, old)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Removes merging, in place: the blocks go back into a container of their original class.
 
@@ -129,15 +156,20 @@ def schedule_of(model: nn.Module) -> list[Removal]:
     return blocks_of(model).schedule()
 
 
-def cost_per_image(model: nn.Module) -> Cost:
+def cost_per_image(model: nn.Module, whole: nn.Module | None = None, depth: int | None = None) -> Cost:
     """The MACs of one image through a wrapped model, as a function of what each block removes of it.
+
+    Args:
+        model: the wrapped model.
+        whole: what the image goes through, of which the wrapped model is a part; None: the wrapped model alone.
+        depth: how many of the model's blocks it goes through; None: all.
 
     Raises:
         UserError: a model that is not wrapped.
         CountError: the model cannot be counted.
     """
     vit = base_model(model)
-    return cost_of_images(vit, family_of(vit), blocks_of(model))
+    return cost_of_images(vit, family_of(vit), blocks_of(model), whole, depth)
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[Any, Tokens]:

@@ -30,26 +30,32 @@ def _sizes(vit: nn.Module, family: Family, blocks: MergingBlocks) -> tuple[Grid,
     return grid, (convolution.in_channels, *family.image_size(vit))
 
 
-def cost_of_images(vit: nn.Module, family: Family, blocks: MergingBlocks) -> Cost:
+def cost_of_images(
+    vit: nn.Module, family: Family, blocks: MergingBlocks, whole: nn.Module | None = None, depth: int | None = None
+) -> Cost:
     """Returns the MACs of one image as a function of what each block removes of it, where that depends on the image.
 
     Args:
         vit: the wrapped model, whose plan this does not change.
         family: its family.
         blocks: its blocks.
+        whole: what the image goes through, of which the model is a part; None: the model alone.
+        depth: how many of the blocks it goes through; None: all.
 
     Raises:
         CountError: the model cannot be counted.
     """
     grid, image = _sizes(vit, family, blocks)
     plan = blocks.plan
-    matching = [block for block, removed in enumerate(blocks.schedule()) if isinstance(removed, Adaptive)]
+    schedule = blocks.schedule()[:depth]
+    matching = [block for block, removed in enumerate(schedule) if isinstance(removed, Adaptive)]
     blocks.plan = [0] * len(blocks)
     try:
-        unmerged = count(vit, image)
+        unmerged = count(vit if whole is None else whole, image)
     finally:
         blocks.plan = plan
-    return traced_cost(unmerged, blocks.merging, [blocks[i] for i in range(len(blocks))], grid, matching)
+    run = [blocks[i] for i in range(len(schedule))]
+    return traced_cost(unmerged, blocks.layers()[: len(run)], run, grid, matching)
 
 
 def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:

@@ -12,8 +12,9 @@ from engine.cost.images import ImageCosts, ImageCounter
 from engine.cost.macs import CountError, NotCounted, measure, measure_or_say, traced_macs
 from models import MODELS
 from models.formulas import formula_macs
-from models.interface import depends_on_image, removed_per_block, tokens_of_images, tokens_per_block
+from models.interface import depends_on_image, removed_per_block, tokens_per_block
 from models.merging import wrap
+from models.merging.layer import tokens_of_images
 from models.settings import check
 from tests.models.merging.support import CONFORMER
 from tests.models.merging.wrapped_models import TINY, built

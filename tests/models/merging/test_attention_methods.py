@@ -116,6 +116,18 @@ def test_pruned_sizes_are_those_of_the_kept():
     assert after.size.tolist() == [[2.0, 3.0]] and out.flatten().tolist() == [1.0, 3.0]
 
 
+def test_diffrate_merges_the_second_least_attended_and_drops_the_least():
+    """Patches 1 and 3 receive least; half of them is dropped, patch 3, and shown as the most similar that is kept."""
+    x = torch.tensor([[[4.0, 0.0], [3.0, 0.3], [0.0, 2.0], [0.1, 5.0]]])
+    attention = torch.tensor([[0.4, 0.1, 0.3, 0.05]])
+    out, tokens = merge(x, initial_tokens(x), x, 2, MERGERS["diffrate"].bind(pruned=0.5), 0, attention)
+    assert tokens.index.tolist() == [[0, 0, 1, 1]] and tokens.size.tolist() == [[2, 1]]
+    torch.testing.assert_close(out, torch.tensor([[[3.5, 0.15], [0.0, 2.0]]]))
+    whole, tokens = merge(x, initial_tokens(x), x, 2, MERGERS["diffrate"], 0, attention)
+    assert tokens.size.tolist() == [[2, 2]]
+    torch.testing.assert_close(whole, torch.tensor([[[3.5, 0.15], [0.05, 3.5]]]))
+
+
 @pytest.mark.parametrize("fill", [0.0, 0.7])
 @pytest.mark.parametrize("patches", [2, 3, 9])
 def test_pruning_equal_patches_is_finite_and_keeps_the_first(fill, patches):

@@ -171,6 +171,18 @@ def topk_by_the_book(
     return list(groups.values())
 
 
+def diffrate_by_the_book(metric: np.ndarray, r: int, seen: Seen, pruned: float) -> list[Shares]:
+    """Chen et al., section 3: sorted by attention; the last are dropped, those before them join the most similar."""
+    v, order = unit(metric), highest(dict(enumerate(seen.attention)), len(metric))
+    kept, removed = order[: len(metric) - r], order[len(metric) - r :]
+    dropped = removed[len(removed) - int(pruned * r + 0.5) :]
+    groups = {i: [i] for i in sorted(kept)}
+    for i in removed:
+        groups[max(sorted(kept), key=lambda j: v[i] @ v[j])].append(i)
+    mass = np.array([0.0 if i in dropped else seen.size[i] for i in range(len(metric))])
+    return mean_by(mass, list(groups.values()))
+
+
 def mctf_by_the_book(metric: np.ndarray, r: int, seen: Seen, importance: str = "attention") -> list[Shares]:
     """Lee et al., section 3: three criteria, half of r from A to B, the rest from B to what is left of A."""
     v, a, s = unit(metric), seen.attention, seen.size
@@ -202,6 +214,7 @@ BY_THE_BOOK: dict[str, tuple[Callable[..., list[Shares]], dict[str, st.SearchStr
     ),
     "atc": (atc_by_the_book, {"linkage": st.sampled_from(["average", "complete", "single"])}),
     "topk": (topk_by_the_book, {"prune": st.booleans()}),
+    "diffrate": (diffrate_by_the_book, {"pruned": st.sampled_from([0.0, 0.4, 1.0])}),
     "mctf": (mctf_by_the_book, {}),
 }
 

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file as read_tensors
 
+from engine.cost.macs import traced_macs
 from engine.data.loading.loader import resized
 from engine.data.masks import load_masked
 from engine.measure.segmentation import mean_iou, paired_images, pixel_accuracy, pixel_counts
@@ -43,10 +44,22 @@ def by_hand(settings, folder, merge=None, size=64):
     return pixel_counts(predicted, data.test.masks, 4).numpy()
 
 
-def test_the_cost_of_a_threshold_is_not_that_of_an_empty_image(load, tmp_path):
-    lines = []
-    _, rows = evaluate_rows(load("methods=[tome]", "budgets=[{threshold: 0.5}]"), tmp_path, lines.append)
-    assert rows[1].gmacs is None and "not counted" in lines[1] and rows[0].gmacs is not None
+@pytest.mark.parametrize("blocks", [[6], [2, 4]])
+def test_the_cost_of_a_threshold_is_the_mean_of_the_test_images(load, tmp_path, blocks):
+    """Each image's cost as it is traced from pixels to logits, through the blocks that are run alone."""
+    given = ("methods=[tome]", "budgets=[{threshold: 0.9}]", "data.test=3", f"probe.blocks={blocks}")
+    settings, lines = load(*given), []
+    subject, rows = evaluate_rows(settings, tmp_path, lines.append)
+    way = settings.ways()["tome, threshold 0.9"]
+    model = wrap(evaluate.pretrained(settings, torch.device("cpu"))[0], "tome", threshold=0.9)
+    segmenter = evaluate.fitted(settings, subject, model, way)
+    images, _ = next(evaluate.batches(settings, subject, subject.images.test, None))
+    alone = [sum(traced_macs(segmenter, image).values()) / 1e9 for image in images.split(1)]
+    assert rows[1].gmacs == pytest.approx(np.mean(alone), rel=1e-3) and rows[1].gmacs < rows[0].gmacs
+    spread = rows[1].gmacs_spread
+    assert (spread.least, spread.most) == pytest.approx((min(alone), max(alone)), rel=1e-3) and spread.std > 0
+    assert spread.images == 3 and len(spread.tokens) == max(blocks)
+    assert "mean of 3 images" in lines[1] and rows[0].gmacs_spread is None
 
 
 def near(counts, others):

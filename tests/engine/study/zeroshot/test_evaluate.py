@@ -78,9 +78,9 @@ def test_a_row_whose_number_of_tokens_depends_on_the_image(load, session_files, 
     found = compared(images, rows)
     _, cells = table(found)
     assert " ± " in cells[1][1] and " ± " not in cells[0][1]
-    assert notes(found) == [f"tome, threshold 0.5: {row.costs.in_words()}"]
+    assert notes(rows) == [f"tome, threshold 0.5: {row.costs.in_words()}"]
     write_outputs(tmp_path, settings, images, found)
-    assert notes(found)[0] in (tmp_path / "table.md").read_text()
+    assert notes(rows)[0] in (tmp_path / "table.md").read_text()
     of_file = json.loads((tmp_path / "zeroshot.json").read_text())["rows"][1]
     assert of_file["gmacs"] == row.gmacs and of_file["gmacs_spread"]["images"] == 18
     _, again = evaluate_rows(settings, tmp_path, report=lambda line: None)
