@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from .merging.contract import Grid, Removal
+from .merging.layer import MergeLayer
 from .merging.schedule import fixed_removals
 from .merging.settings import MergeSettings
 from .merging.tokens import Tokens, unmerge
