@@ -66,9 +66,10 @@ def padded(answers: Sequence[Assignment], patches: int) -> Assignment:
     if len(answers) == 1 and answers[0].index.shape[1] == patches:
         return answers[0]
     index = torch.cat([F.pad(answer.index, (0, patches - answer.index.shape[1])) for answer in answers])
-    weights = [answer.weight for answer in answers if answer.weight is not None]
-    assert len(weights) in (0, len(answers)), "a method weights all images or none"
-    weight = torch.cat([F.pad(w, (0, patches - w.shape[1]), value=1.0) for w in weights]) if weights else None
+    weight = None
+    if any(answer.weight is not None for answer in answers):  # an image from which nothing is dropped may have none
+        given = [torch.ones_like(a.index, dtype=torch.float32) if a.weight is None else a.weight for a in answers]
+        weight = torch.cat([F.pad(w, (0, patches - w.shape[1]), value=1.0) for w in given])
     return Assignment(index, max(answer.count for answer in answers), weight, keep_norm=answers[0].keep_norm)
 
 
