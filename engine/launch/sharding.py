@@ -18,9 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.interface import SeveralHeads
-from models.merging.wrapping import MergingBlocks
-from models.repeated import repeated
 from models.settings import UserError
 
 
@@ -35,9 +32,13 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
     Raises:
         UserError: a parameter that cannot be split.
     """
-    # These imports take a second, which most programs do not need.
+    # These imports take seconds, which most programs do not need.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    from models.interface import SeveralHeads
+    from models.merging.wrapping import MergingBlocks
+    from models.repeated import repeated
 
     if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
         raise UserError(f"train.parallel = 'fsdp': {scalars[0]} is a single number, which cannot be split; use ddp")

@@ -145,8 +145,6 @@ def test_two_budgets_in_one_layer_or_a_stranger_s_option_stay_errors(tmp_path):
     assert refusal("cifar10/hybrid", "merge.r=4", "merge.target_gmacs=1") == said
     has = "tome has no such option, topk, ats and dynamicvit have"
     assert refusal("cifar10/hybrid", "merge.prune=true").endswith(has)
-        "tome has no such option, topk, ats and dynamicvit have"
-    )
     assert refusal("cifar10/hybrid", "merge.method=tome", "merge.prune=true").startswith("model.merge.prune = True")
     assert refusal("cifar10/hybrid", "merge.method=nothing", "merge.kth=3").startswith("model.merge.method = 'nothing'")
     assert refusal("cifar10/hybrid", "merge=3").startswith("model.merge = 3: must be a section")
