@@ -20,6 +20,7 @@ from models.merging.budget import CountError
 from models.merging.wrapping import blocks_of, schedule_of
 from models.merging.wrapping.cost import count
 from models.settings import Settings, UserError, check
+from tests.marks import mostly_slow
 from tests.models.merging import wrapped_models
 from tests.models.test_zoo import settings as zoo_settings
 
@@ -216,7 +217,7 @@ def traced(model: nn.Module, size: int = 96) -> int:
     return measure(model).macs
 
 
-@pytest.mark.parametrize("method", MERGING)
+@pytest.mark.parametrize("method", mostly_slow(MERGING, ["tome", "facility_location", "pool", "topk", "dynamicvit"]))
 def test_wrap_meets_a_ratio(method):
     model = timm.create_model("vit_tiny_patch16_224", **SMALL)
     unmerged = traced(model)

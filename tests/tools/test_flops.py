@@ -135,6 +135,7 @@ def test_command_and_its_mistakes(configs: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "cost.json").exists()
 
 
+@pytest.mark.slow
 def test_a_method_that_is_added_is_counted(tmp_path):
     """The example of docs/merging.md, added as the page says to a copy of the project: a file and an entry."""
     page = (ROOT / "docs" / "merging.md").read_text()

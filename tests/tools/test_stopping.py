@@ -61,6 +61,7 @@ def test_workers_that_hang_do_not_keep_a_stopped_run_alive(images, number):
     assert state["lines"] == len((folder / "metrics.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_does_not_stop_a_run_under_nohup(tmp_path):
     args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=3", "name=kept"]
     folder = tmp_path / "runs" / "kept"

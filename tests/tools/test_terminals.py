@@ -84,7 +84,11 @@ def test_folds_whose_output_goes_nowhere_are_complete(folder):
 
 @pytest.mark.parametrize(
     ("shell", "expected"),
-    [("exec {} >&-", 0), ("{} | head -0; exit ${{PIPESTATUS[0]}}", 141), ("exec {} >/dev/full", 2)],
+    [
+        pytest.param("exec {} >&-", 0, marks=pytest.mark.slow),
+        ("{} | head -0; exit ${{PIPESTATUS[0]}}", 141),
+        pytest.param("exec {} >/dev/full", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_output_that_nobody_reads_ends_in_no_traceback(tmp_path, shell, expected):
     code, errors = _in_shell(shell, ["--cfg", "digits/hybrid", "--print"], tmp_path)

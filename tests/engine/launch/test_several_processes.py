@@ -19,6 +19,7 @@ from models.settings import UserError
 from tests.engine.data.conftest import save_image
 from tests.engine.launch.runs import HYBRID, assert_same, config, ended, started, trained, wait_for
 from tests.engine.train.tuned_runs import MODES, PLAIN, VIT
+from tests.marks import mostly_slow
 from tests.paths import ROOT
 from tests.processes import ENVIRONMENT, finish
 
@@ -31,7 +32,7 @@ def test_the_number_of_processes_does_not_change_the_result(alone, size, tmp_pat
     assert len((run / "predictions.csv").read_text().splitlines()) == 361
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", mostly_slow(MODES, ["gradual", "head"]))
 def test_nor_in_any_mode_of_fine_tuning(mode, tmp_path):
     """Gradual fine-tuning lets other parameters learn in the second epoch; head learns from kept features."""
     finetune = {key: value for key, value in MODES[mode].items() if key != "dropout"}  # each process drops its own

@@ -29,6 +29,7 @@ from models.settings import UserError
 from models.weights.hubs import HUBS
 from tests.engine.train.loop.test_trainer import assert_same_run, run_until
 from tests.engine.train.tuned_runs import MODES, VIT, settings_of
+from tests.marks import mostly_slow
 
 FP32 = torch.autocast("cpu", enabled=False)
 PLAIN = ((0.0,), (1.0,), (0.0,), (1.0,))  # the same statistics for both
@@ -174,9 +175,7 @@ def test_a_merged_tokens_gradient_points_to_the_mean_of_its_members():
 
 
 @pytest.mark.precision
-@pytest.mark.parametrize(
-    "mode", [None, "full", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "full")]
-)
+@pytest.mark.parametrize("mode", mostly_slow([*MODES, None], [None, "full"]))
 def test_crashed_and_resumed_equals_uninterrupted(mode, tuned, start, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()

@@ -22,6 +22,7 @@ from models.settings import UserError
 from tests.engine.data.conftest import save_image
 from tests.engine.train.loop.test_trainer import assert_same_run, run_until
 from tests.engine.train.tuned_runs import MODES, VIT, settings_of, state_of
+from tests.marks import mostly_slow
 
 pytestmark = pytest.mark.precision
 
@@ -94,7 +95,7 @@ def test_adapters_follow_another_merging(finished):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("crash_at", [pytest.param(9, marks=pytest.mark.slow), 30])
+@pytest.mark.parametrize("crash_at", mostly_slow([9, 30], [30]))
 def test_crashed_and_resumed_equals_uninterrupted(mode, crash_at, tuned, finished, folder, monkeypatch):
     """20 steps an epoch: in the first, and after `gradual` has begun its second group."""
     whole, _ = finished(mode)

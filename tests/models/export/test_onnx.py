@@ -20,6 +20,7 @@ from models.export.formats import conversion_errors, translations
 from models.export.openvino import from_onnx
 from models.merging import MERGERS, Assignment, Tokens, apply_assignment, merge, unmerge
 from models.settings import UserError
+from tests.marks import mostly_slow
 from tests.models.export.test_export import photographs, small
 
 pytestmark = pytest.mark.skipif(torch.__version__ < export.LEAST_TORCH, reason=f"needs torch {export.LEAST_TORCH}")
@@ -140,7 +141,10 @@ def one_merge(method: str) -> tuple[OneMerge, tuple[Tensor, ...], tuple[Tensor, 
     return model, inputs, model(*inputs)
 
 
-@pytest.mark.parametrize("method", [name for name in MERGERS if name != "none"])
+@pytest.mark.parametrize(
+    "method",
+    mostly_slow([n for n in MERGERS if n != "none"], ["tome", "facility_location", "topk", "grid", "sinkhorn"]),
+)
 def test_every_method_merges_the_same_patches(method):
     """Compiled without a graph break, exported, and as ONNX, in ONNX Runtime and OpenVINO."""
     torch._dynamo.reset()

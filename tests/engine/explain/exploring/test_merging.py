@@ -41,6 +41,7 @@ def logits(merging, subject, image):
         return merging.model(subject.input_of(image))
 
 
+@pytest.mark.slow
 def test_every_method_meets_every_budget(zoo):
     merging = Merging(zoo)
     assert sorted(merging.methods) == sorted(UNTRAINED) and merging.start == WHOLE

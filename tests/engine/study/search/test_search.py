@@ -85,6 +85,7 @@ def test_a_trial_that_was_killed_is_continued(searching):
     assert len(searching(2).trials.trials) == 2
 
 
+@pytest.mark.slow
 def test_runs_that_fall_behind_are_stopped_early_and_saved(searching, monkeypatch):
     monkeypatch.setenv("EPOCH_SECONDS", "0.25")
     search = searching(12, "train.epochs=8")

@@ -26,6 +26,7 @@ from engine.train.loop.optim import LearningRate
 from engine.train.loop.trainer import Trainer
 from engine.train.loop.validation import Validation
 from models.settings import UserError
+from tests.marks import mostly_slow
 
 pytestmark = pytest.mark.precision
 
@@ -91,9 +92,7 @@ def run_until(monkeypatch, crash_at: int, settings, folder) -> None:
         run_experiment(settings, folder)
 
 
-@pytest.mark.parametrize(
-    "crash_at", [1, 10, 17, 30, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 13, 29))]
-)
+@pytest.mark.parametrize("crash_at", mostly_slow([1, 4, 10, 13, 17, 29, 30], [1, 17, 30]))
 def test_crashed_and_resumed_equals_uninterrupted(reference, tiny, folder, monkeypatch, crash_at):
     """From the middle of an epoch, its end, the first step and the last; lost steps are done again, the same."""
     settings = tiny(checkpoint={"every_steps": 4})
@@ -358,7 +357,7 @@ def test_out_of_memory_says_what_to_change(tiny, folder, monkeypatch):
         run_experiment(tiny(), folder)
 
 
-@pytest.mark.parametrize("stopped_at", [None, 13, 3])
+@pytest.mark.parametrize("stopped_at", mostly_slow([None, 13, 3], [13]))
 def test_a_run_goes_on_for_more_epochs(reference, tiny, folder, monkeypatch, stopped_at):
     """After its end, or from where it was stopped: the learning rate follows the new total from there on."""
     if stopped_at is None:

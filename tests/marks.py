@@ -1,0 +1,19 @@
+"""Marks for tests of which some cases stand for the others in `make test`; `make test-all` runs all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+
+def mostly_slow(cases: Iterable[Any], quick: Sequence[Any]) -> list[Any]:
+    """Returns the cases of a parametrised test, all but the quick ones marked slow.
+
+    Raises:
+        AssertionError: a quick case is none of them.
+    """
+    cases = list(cases)
+    assert all(case in cases for case in quick), quick
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
