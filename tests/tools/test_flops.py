@@ -14,6 +14,7 @@ import pytest
 
 from engine.cost.table import COLUMNS
 from models.settings import UserError
+from tests.processes import finish
 from tests.tools.tables import read_markdown
 from tools import flops
 
@@ -122,14 +123,9 @@ def test_overrides_on_either_side_of_the_files(configs: list[str], tmp_path: Pat
 
 
 def test_command_and_its_mistakes(configs: list[str], tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "tools" / "flops.py"), "--cfg", configs[0], *arguments]
-        env = os.environ | {"PYTHONWARNINGS": "ignore::FutureWarning"}  # what timm's import says is not ours
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=env)
-
-    done = run()
+    done = finish("flops.py", "--cfg", configs[0], cwd=ROOT)
     assert done.returncode == 0 and "merging" in done.stdout
-    wrong = run("--json", str(tmp_path / "cost.json"), "model.depht=3")
+    wrong = finish("flops.py", "--cfg", configs[0], "--json", str(tmp_path / "cost.json"), "model.depht=3", cwd=ROOT)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert re.fullmatch(r"error: .*depht.*depth\?.*\n", wrong.stderr)
     assert not (tmp_path / "cost.json").exists()
