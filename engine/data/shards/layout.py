@@ -17,6 +17,7 @@ from engine.wording import counted
 from models.settings import UserError
 
 INDEX = "index.json"
+SPARSE = 10  # of so many numbers one is there at least, where they count shards
 LAYOUT = "expected PATH/train-000000.tar, ... and optionally val-*.tar and test-*.tar, or a pattern of files"
 
 
@@ -153,7 +154,10 @@ def _missing(files: Sequence[str]) -> list[Finding]:
 
 
 def _gaps(shards: Sequence[Path]) -> list[Finding]:
-    """Returns an error about numbers that are missing between the first and the last shard of a name."""
+    """Returns an error about numbers that are missing between the first and the last shard of a name.
+
+    Numbers of which most are missing count nothing: they are dates, or those of ImageNet's classes, n01440764.tar.
+    """
     numbers: dict[tuple[Path, str], dict[int, int]] = {}
     for shard in shards:
         if found := re.fullmatch(r"(.*?)(\d+)", shard.stem):
@@ -161,6 +165,7 @@ def _gaps(shards: Sequence[Path]) -> list[Finding]:
     missing = [
         str(folder / f"{name}{number:0{widths[min(widths)]}d}{SUFFIX}")
         for (folder, name), widths in numbers.items()
+        if max(widths) - min(widths) < SPARSE * len(widths)
         for number in range(min(widths), max(widths))
         if number not in widths
     ]

@@ -153,6 +153,27 @@ def test_shards_may_lie_in_folders_or_be_named_by_a_pattern(tmp_path):
     )
 
 
+def test_names_of_members_are_kept(tmp_path):
+    """Extensions in capitals, and paths from the root, as `tar -P` writes them."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for number, name in enumerate(["a.PNG", "a.CLS", "/b/c.JPEG", "/b/c.cls", "d.png", "d.cls"]):
+            content = picture(1) if number % 2 == 0 else str(number // 2).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = found(tmp_path)
+    [(paths, labels)] = source.samples.values()
+    assert [path.name for path in paths] == ["a.PNG", "c.JPEG", "d.png"] and labels.tolist() == [0, 1, 2]
+    for path in paths:
+        with open_member(path) as file:
+            assert file.read() == picture(1)
+
+
+def test_names_with_numbers_that_count_nothing(tmp_path):
+    """Of ImageNet's classes, for example, most of the numbers in between are missing."""
+    assert not found(write(tmp_path, {"n01440764.tar": 2, "n15075141.tar": 2})).findings
+
+
 def test_what_is_no_folder_of_shards(tmp_path, shards):
     for path, message in (
         (tmp_path / "none", "not found; expected PATH/train-000000.tar"),
