@@ -33,7 +33,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Index:
-    """What was packed: written last, so that shards without it may be incomplete.
+    """What was packed. Until all of it is, the index that lies beside the shards has none of them.
 
     Attributes:
         classes: names, in the order of the labels.
@@ -128,6 +128,8 @@ def compared_with_index(index: Index, root: Path, counts: dict[Path, int]) -> li
         root: the folder.
         counts: the samples in each shard that was found.
     """
+    if not index.shards:
+        return [Finding("packing was interrupted", (repr(str(root)),), "pack again, into another folder", error=True)]
     packed = {root / shard.file: shard for shard in index.shards}
     missing = [str(path) for path in packed if path not in counts]
     changed = tuple(

@@ -18,6 +18,7 @@ from PIL import Image
 from engine.data import SplitSettings, build_data, load_raw
 from engine.data.check.preflight import check_source, source_settings
 from engine.data.images import open_rgb
+from engine.data.shards import packing as packing_module
 from engine.data.shards.members import open_member, read_shard
 from engine.data.shards.packing import pack
 from engine.data.sources.folder import FolderSettings, find_folder
@@ -250,6 +251,20 @@ def test_labels_that_are_no_class(tmp_path):
     gap = write(tmp_path / "gap", {"x.tar": 4}, lambda i: {"cls": 2 * (i % 2)})
     [warning] = found(gap).findings
     assert warning.line() == "1 class has no training images: '1'; add shards that have some" and not warning.error
+
+
+def test_an_interrupted_packing_is_not_trained_on(tmp_path, monkeypatch):
+    source = find_folder(FolderSettings(path=str(fill(tmp_path / "set", {"a": 2, "b": 2}))))
+
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    [(paths, _), *_] = source.samples.values()
+    whole = packing_module._of_file
+    monkeypatch.setattr(packing_module, "_of_file", lambda path: stop(path) if path == paths[-1] else whole(path))
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "shards", 10**6)
+    assert "packing was interrupted" in problems(tmp_path / "shards")
 
 
 def test_an_index_tells_what_is_missing(tmp_path):
