@@ -242,19 +242,27 @@ def joined(device_name: str) -> Iterator[Group]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=addresses, rank=rank, world_size=size, timeout=PATIENCE)
     group = Group(rank, size, device, store)
+    with _after_the_first(group):
+        try:
+            dist.barrier()  # before one of them says in the store that the run began
+            yield group
+        except UserError as error:
+            raise error if group.leads else UserError(f"process {rank}: {error}") from error
+        except RuntimeError as error:
+            raise group.explained(error) from error
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _after_the_first(group: Group) -> Iterator[None]:
+    """A block at whose end the other processes wait, if they leave it in silence since the first says why."""
     try:
-        dist.barrier()  # before one of them says in the store that the run began
-        yield group
-    except UserError as error:
-        raise error if group.leads else UserError(f"process {rank}: {error}") from error
-    except RuntimeError as error:
-        raise group.explained(error) from error
+        yield
     except SystemExit as leaving:
         if leaving.code == 2 and not group.leads:
             _let_the_first_speak()
         raise
-    finally:
-        dist.destroy_process_group()
 
 
 def _own_device(name: str, size: int) -> torch.device:
