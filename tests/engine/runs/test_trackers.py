@@ -143,6 +143,12 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, name):
         check_installed(["tensorboard", name])
 
 
+def test_a_tracker_that_is_named_twice_begins_once(tmp_path, recorders):
+    with tracker(tmp_path, trackers=["mlflow", "mlflow"]):
+        pass
+    assert [recorder.told for recorder in recorders] == [[("closed", True)]]
+
+
 def test_runs_that_begin_at_once_make_one_database(tmp_path):
     """One after the other: MLflow's own first steps in a new database fail when two take them together."""
     began: list[str] = []
