@@ -9,6 +9,7 @@ writes and prints.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -29,6 +30,8 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # gloo notices at once, by its closed connections, that a process has ended. One that waits while the first process
 # downloads or draws is not to be given up.
 PATIENCE = timedelta(hours=2)
+# torchrun ends all processes as soon as one has failed. What has gone wrong for all is for the first one to say.
+SPEAKS = 5.0  # seconds that it has for this
 BEGAN = "began"  # in the store, which outlives the processes: a run folder was taken
 
 
@@ -199,8 +202,15 @@ def said_once() -> Iterator[None]:
         yield
     except UserError:
         if os.environ.get("RANK", "0") != "0":
+            _let_the_first_speak()
             raise SystemExit(2) from None
         raise
+
+
+def _let_the_first_speak() -> None:
+    """Waits before another process than the first ends. Under torchrun it is a SIGTERM that ends this wait."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(SPEAKS)
 
 
 @contextmanager
@@ -232,15 +242,27 @@ def joined(device_name: str) -> Iterator[Group]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=addresses, rank=rank, world_size=size, timeout=PATIENCE)
     group = Group(rank, size, device, store)
+    with _after_the_first(group):
+        try:
+            dist.barrier()  # before one of them says in the store that the run began
+            yield group
+        except UserError as error:
+            raise error if group.leads else UserError(f"process {rank}: {error}") from error
+        except RuntimeError as error:
+            raise group.explained(error) from error
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _after_the_first(group: Group) -> Iterator[None]:
+    """A block at whose end the other processes wait, if they leave it in silence since the first says why."""
     try:
-        dist.barrier()  # before one of them says in the store that the run began
-        yield group
-    except UserError as error:
-        raise error if group.leads else UserError(f"process {rank}: {error}") from error
-    except RuntimeError as error:
-        raise group.explained(error) from error
-    finally:
-        dist.destroy_process_group()
+        yield
+    except SystemExit as leaving:
+        if leaving.code == 2 and not group.leads:
+            _let_the_first_speak()
+        raise
 
 
 def _own_device(name: str, size: int) -> torch.device:

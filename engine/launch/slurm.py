@@ -65,6 +65,8 @@ def options_of(words: Sequence[str]) -> tuple[bool, dict[str, Any]]:
             )
         if key in NUMBERS and not re.fullmatch(r"[0-9]{1,4}", value):
             raise UserError(f"--slurm {word}: must be a whole number")
+        if key in NUMBERS and key != "gpus" and not int(value):
+            raise UserError(f"--slurm {word}: must be at least 1; leave it out for the default")
         found[OPTIONS[key]] = minutes(word, value) if key == "time" else int(value) if key in NUMBERS else value
     if "local" in words and found.get("nodes", 1) > 1:
         raise UserError(f"--slurm local nodes={found['nodes']}: local jobs have this machine alone; leave nodes out")

@@ -90,7 +90,7 @@ class Tracker:
             self._lines, self._told = _cut(self._path, start, resume_lines)
             self._file = opened.enter_context(open(self._path, "a", encoding="utf-8"))
             remove_ends(Path(run_dir))
-            for name in trackers:
+            for name in dict.fromkeys(trackers):  # each once
                 self._sinks[name] = _begun(name, about)
                 opened.callback(self._sinks[name].close, finished=False)
             opened.pop_all()

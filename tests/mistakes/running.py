@@ -57,4 +57,9 @@ MISTAKES: list[Mistake] = [
         "tools/train.py --cfg digits/vit --slurm partitoin=gpu",
         "--slurm partitoin=gpu: unknown; write it as in partition=gpu; did you mean partition?",
     ),
+    Mistake(
+        "No process",
+        "tools/train.py --cfg digits/vit --slurm local processes=0",
+        "--slurm processes=0: must be at least 1; leave it out for the default",
+    ),
 ]

@@ -17,6 +17,7 @@ from engine.wording import counted
 from models.settings import UserError
 
 INDEX = "index.json"
+SPARSE = 10  # of so many numbers one is there at least, where they count shards
 LAYOUT = "expected PATH/train-000000.tar, ... and optionally val-*.tar and test-*.tar, or a pattern of files"
 
 
@@ -32,7 +33,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Index:
-    """What was packed: written last, so that shards without it may be incomplete.
+    """What was packed. Until all of it is, the index that lies beside the shards has none of them.
 
     Attributes:
         classes: names, in the order of the labels.
@@ -127,6 +128,8 @@ def compared_with_index(index: Index, root: Path, counts: dict[Path, int]) -> li
         root: the folder.
         counts: the samples in each shard that was found.
     """
+    if not index.shards:
+        return [Finding("packing was interrupted", (repr(str(root)),), "pack again, into another folder", error=True)]
     packed = {root / shard.file: shard for shard in index.shards}
     missing = [str(path) for path in packed if path not in counts]
     changed = tuple(
@@ -153,7 +156,10 @@ def _missing(files: Sequence[str]) -> list[Finding]:
 
 
 def _gaps(shards: Sequence[Path]) -> list[Finding]:
-    """Returns an error about numbers that are missing between the first and the last shard of a name."""
+    """Returns an error about numbers that are missing between the first and the last shard of a name.
+
+    Numbers of which most are missing count nothing: they are dates, or those of ImageNet's classes, n01440764.tar.
+    """
     numbers: dict[tuple[Path, str], dict[int, int]] = {}
     for shard in shards:
         if found := re.fullmatch(r"(.*?)(\d+)", shard.stem):
@@ -161,6 +167,7 @@ def _gaps(shards: Sequence[Path]) -> list[Finding]:
     missing = [
         str(folder / f"{name}{number:0{widths[min(widths)]}d}{SUFFIX}")
         for (folder, name), widths in numbers.items()
+        if max(widths) - min(widths) < SPARSE * len(widths)
         for number in range(min(widths), max(widths))
         if number not in widths
     ]

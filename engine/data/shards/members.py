@@ -58,7 +58,7 @@ def _read_shard(path: Path, size: int, _: int) -> Shard:
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # it would keep all of them
                     if info.isreg():
-                        name = os.path.normpath(info.name)
+                        name = os.path.normpath(info.name).lstrip(os.sep)  # tar -P keeps the one in front
                         if name in members:
                             return Shard(members, f"has two members {name!r}")
                         members[name] = Member(info.offset_data, info.size)

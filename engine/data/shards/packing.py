@@ -52,6 +52,8 @@ def pack(data: RawData | Source, out: Path, shard_bytes: int) -> Index:
         if any(out.iterdir()):
             raise UserError(f"--out {out}: is not empty; give another folder")
     task, shards = data.task, []
+    [kind] = [name for name, known in TASKS.items() if known is task]
+    write_index(out, Index(list(data.classes), kind, []))  # so that those of an interrupted packing are not used
     for split, (count, content, labels) in _splits(data).items():
         written: Counter[str] = Counter()
         pattern = f"{out.resolve()}{os.sep}{split}-".replace("%", "%%") + "%06d.tar"
@@ -62,7 +64,6 @@ def pack(data: RawData | Source, out: Path, shard_bytes: int) -> Index:
                 writer.write({"__key__": f"{i:07d}{stem}", extension: image, **_label(labels[i], data.classes, task)})
                 written[os.path.basename(writer.fname)] += 1
         shards += [Packed(name, split, images, (out / name).stat().st_size) for name, images in written.items()]
-    [kind] = [name for name, known in TASKS.items() if known is task]
     index = Index(list(data.classes), kind, shards)
     write_index(out, index)
     return index

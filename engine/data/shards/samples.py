@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data.formats import has_image_extension
 from engine.data.names import is_leftover
-from engine.data.shards.members import Member, Shard, read_member
+from engine.data.shards.members import Shard, read_member
 
 Label = int | str | list[int] | list[str]
 
@@ -39,11 +39,11 @@ def read_samples(path: Path, shard: Shard, label: str | None, key: str | None) -
         label: the extension of the member with the label; None: "cls", or else "json".
         key: where the label is in JSON; None: "label", or else "labels".
     """
-    for name, parts in _grouped(shard.members).items():
+    for parts in _grouped(shard.members).values():
         images = [extension for extension in parts if has_image_extension(f".{extension}")]
         if not images:
             continue
-        image = path / f"{name}.{images[0]}"
+        image = path / parts[images[0]]
         extension = label or ("cls" if "cls" in parts else "json")
         if len(images) > 1:
             yield Sample(image, None, f"several images in a sample: {', '.join(images)}")
@@ -51,7 +51,7 @@ def read_samples(path: Path, shard: Shard, label: str | None, key: str | None) -
             yield Sample(image, None)
         else:
             try:
-                content = read_member(path, parts[extension]).decode()
+                content = read_member(path, shard.members[parts[extension]]).decode()
                 yield Sample(image, _label(content, key, is_json=extension.endswith("json")))
             except (OSError, ValueError) as error:
                 yield Sample(image, None, f"its label, .{extension}, cannot be read: {error}")
@@ -62,14 +62,14 @@ def count_samples(shard: Shard) -> int:
     return len(_grouped(shard.members))
 
 
-def _grouped(members: Mapping[str, Member]) -> dict[str, dict[str, Member]]:
-    """Returns the members of each sample by their extension, as webdataset groups them."""
-    samples: dict[str, dict[str, Member]] = {}
-    for name, member in members.items():
+def _grouped(members: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Returns the members' names of each sample by their extension in small letters, as webdataset groups them."""
+    samples: dict[str, dict[str, str]] = {}
+    for name in members:
         folder, base = os.path.split(name)
         stem, dot, extension = base.partition(".")
         if stem and dot and not is_leftover(base):
-            samples.setdefault(os.path.join(folder, stem), {})[extension.lower()] = member
+            samples.setdefault(os.path.join(folder, stem), {})[extension.lower()] = name
     return samples
 
 

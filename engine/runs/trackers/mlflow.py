@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,21 +33,27 @@ class Mlflow:
         self._metric = Metric
         home = about.of_all_runs.resolve()
         own = os.environ.get(URI)
-        self._client = MlflowClient(tracking_uri=own or f"sqlite:///{home / 'mlflow.db'}")
+        artifacts = None if own else (home / "mlartifacts").as_uri()
+        with _alone(home):
+            self._client = MlflowClient(tracking_uri=own or f"sqlite:///{home / 'mlflow.db'}")
+            identity = self._experiment(artifacts)
         known = kept_id(about.folder, "mlflow")
         if known is not None:
             self._run: str = known
             self._client.update_run(self._run, status="RUNNING")
             return
-        name = os.environ.get(EXPERIMENT, PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        artifacts = None if own else (home / "mlartifacts").as_uri()
-        identity = experiment.experiment_id if experiment else self._client.create_experiment(name, artifacts)
         self._run = self._client.create_run(identity, run_name=about.title).info.run_id
         keep_id(about.folder, "mlflow", self._run)
         settings = (Param(_key(key), str(value)[:LONGEST]) for key, value in about.settings.items())
         while some := list(islice(settings, MOST)):
             self._client.log_batch(self._run, params=some)
+
+    def _experiment(self, artifacts: str | None) -> str:
+        """Returns the id of the experiment, which is made where there is none."""
+        name = os.environ.get(EXPERIMENT, PROJECT)
+        found = self._client.get_experiment_by_name(name)
+        identity: str = found.experiment_id if found else self._client.create_experiment(name, artifacts)
+        return identity
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
@@ -73,6 +81,15 @@ class Mlflow:
 
     def close(self, *, finished: bool) -> None:
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """A block that one process at a time runs: MLflow does not guard a new database against runs that begin at once."""
+    with open(home / ".mlflow.lock", "w") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _key(tag: str) -> str:

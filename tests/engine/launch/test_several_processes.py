@@ -13,7 +13,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from engine.launch.group import ALONE, Group
+from engine.launch import group as group_module
+from engine.launch.group import ALONE, Group, said_once
 from engine.runs.checkpoints import checkpoint
 from models.settings import UserError
 from tests.engine.data.conftest import save_image
@@ -115,6 +116,19 @@ def test_a_mistake_is_said_once(override, message, tmp_path):
     assert [code for code, _, _ in found] == [2, 2]
     assert found[0][2].count("\n") == 1 and message in found[0][2], found
     assert found[1][2] == "", found
+
+
+@pytest.mark.parametrize("under_torchrun", [True, False])
+def test_the_first_process_speaks_before_torchrun_ends_it(under_torchrun, monkeypatch):
+    """torchrun sends SIGTERM to all others as soon as one process has failed."""
+    waits: list[float] = []
+    monkeypatch.setattr(group_module.time, "sleep", waits.append)
+    monkeypatch.setenv("RANK", "1")
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with pytest.raises(SystemExit), said_once():
+        raise UserError("train.lr: unknown")
+    assert waits == [group_module.SPEAKS] * under_torchrun
 
 
 def test_shares_of_a_batch():

@@ -43,7 +43,7 @@ def test_options():
     assert options_of(["time=90", "mem=32GB"]) == (False, {"timeout_min": 90, "slurm_mem": "32GB"})
     assert options_of(["processes=8", "nodes=2"]) == (False, {"tasks_per_node": 8, "nodes": 2})
     assert minutes("", "1-12:00:00") == 36 * 60 and minutes("", "0:30:01") == 31
-    for word in ("partitoin=gpu", "partition", "gpus=many", "time=soon", "time=0"):
+    for word in ("partitoin=gpu", "partition", "gpus=many", "time=soon", "time=0", "processes=0"):
         with pytest.raises(UserError, match=f"--slurm {word}: "):
             options_of([word])
     with pytest.raises(UserError, match="--slurm local nodes=2: "):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from threading import Thread
 from typing import get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from engine.runs.trackers import TRACKERS, check_installed
+from engine.runs.trackers import mlflow as mlflow_module
 from engine.runs.trackers.sink import kept_id
 from engine.runs.tracking import Tracker
 from engine.settings.schema import TrackerName
@@ -139,6 +141,29 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"^log\.trackers: {name} is not installed; pip install -e '\.\[{name}\]'$"):
         check_installed(["tensorboard", name])
+
+
+def test_a_tracker_that_is_named_twice_begins_once(tmp_path, recorders):
+    with tracker(tmp_path, trackers=["mlflow", "mlflow"]):
+        pass
+    assert [recorder.told for recorder in recorders] == [[("closed", True)]]
+
+
+def test_runs_that_begin_at_once_make_one_database(tmp_path):
+    """One after the other: MLflow's own first steps in a new database fail when two take them together."""
+    began: list[str] = []
+
+    def begin() -> None:
+        with mlflow_module._alone(tmp_path):
+            began.append("second")
+
+    second = Thread(target=begin)
+    with mlflow_module._alone(tmp_path):
+        second.start()
+        second.join(0.1)
+        began.append("first")
+    second.join(10)
+    assert began == ["first", "second"]
 
 
 def test_mlflow_keeps_one_run_without_a_server(tmp_path, monkeypatch):

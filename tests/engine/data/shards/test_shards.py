@@ -18,6 +18,7 @@ from PIL import Image
 from engine.data import SplitSettings, build_data, load_raw
 from engine.data.check.preflight import check_source, source_settings
 from engine.data.images import open_rgb
+from engine.data.shards import packing as packing_module
 from engine.data.shards.members import open_member, read_shard
 from engine.data.shards.packing import pack
 from engine.data.sources.folder import FolderSettings, find_folder
@@ -153,6 +154,27 @@ def test_shards_may_lie_in_folders_or_be_named_by_a_pattern(tmp_path):
     )
 
 
+def test_names_of_members_are_kept(tmp_path):
+    """Extensions in capitals, and paths from the root, as `tar -P` writes them."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for number, name in enumerate(["a.PNG", "a.CLS", "/b/c.JPEG", "/b/c.cls", "d.png", "d.cls"]):
+            content = picture(1) if number % 2 == 0 else str(number // 2).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = found(tmp_path)
+    [(paths, labels)] = source.samples.values()
+    assert [path.name for path in paths] == ["a.PNG", "c.JPEG", "d.png"] and labels.tolist() == [0, 1, 2]
+    for path in paths:
+        with open_member(path) as file:
+            assert file.read() == picture(1)
+
+
+def test_names_with_numbers_that_count_nothing(tmp_path):
+    """Of ImageNet's classes, for example, most of the numbers in between are missing."""
+    assert not found(write(tmp_path, {"n01440764.tar": 2, "n15075141.tar": 2})).findings
+
+
 def test_what_is_no_folder_of_shards(tmp_path, shards):
     for path, message in (
         (tmp_path / "none", "not found; expected PATH/train-000000.tar"),
@@ -229,6 +251,20 @@ def test_labels_that_are_no_class(tmp_path):
     gap = write(tmp_path / "gap", {"x.tar": 4}, lambda i: {"cls": 2 * (i % 2)})
     [warning] = found(gap).findings
     assert warning.line() == "1 class has no training images: '1'; add shards that have some" and not warning.error
+
+
+def test_an_interrupted_packing_is_not_trained_on(tmp_path, monkeypatch):
+    source = find_folder(FolderSettings(path=str(fill(tmp_path / "set", {"a": 2, "b": 2}))))
+
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    [(paths, _), *_] = source.samples.values()
+    whole = packing_module._of_file
+    monkeypatch.setattr(packing_module, "_of_file", lambda path: stop(path) if path == paths[-1] else whole(path))
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "shards", 10**6)
+    assert "packing was interrupted" in problems(tmp_path / "shards")
 
 
 def test_an_index_tells_what_is_missing(tmp_path):
