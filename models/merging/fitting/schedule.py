@@ -80,13 +80,14 @@ def fit_schedule(
         The schedule, whose `r` is written into settings as it is, and what it costs.
 
     Raises:
-        UserError: invalid settings, a method with a grid or learned tokens, a model that is not supported, cannot be
-            counted or gives no logits, or a budget that cannot be met.
+        UserError: invalid settings, a method with a grid or one that learns, a model that is not supported, cannot be
+            counted or gives no logits, images of another size, or a budget that cannot be met.
     """
     settings = settings_for("a schedule", method, others)
     merger = settings.merger()
     if merger.shrink is not None or merger.pooling is not None:
-        why = "keeps a grid" if merger.shrink is not None else "learns how many tokens it leaves"
+        learns = "how many tokens it leaves" if merger.sized else "which patches it removes"
+        why = "keeps a grid" if merger.shrink is not None else f"learns {learns}"
         raise UserError(f"merge.method = {method!r}: {why}, and its schedule cannot be fitted; use another method")
     with fitted_on(model, images, settings.with_r(0), batch_size) as subject:
         depth, cost = len(subject.blocks), subject.cost()

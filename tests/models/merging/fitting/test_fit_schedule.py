@@ -138,11 +138,23 @@ def test_a_distance_of_ones_own_and_outputs_with_logits():
         ({"target_ms": 3.0}, "give target_gmacs or target_ratio"),
         ({"method": "grid", **BUDGET}, "merge.method = 'grid': keeps a grid, and its schedule cannot be fitted"),
         ({"method": "sit", **BUDGET}, "'sit': learns how many tokens it leaves"),
+        ({"method": "dynamicvit", **BUDGET}, "'dynamicvit': learns which patches it removes"),
+        ({"method": "dtem", **BUDGET}, "merge.method = 'dtem': compares patches by what it learns, and a schedule is"),
+        ({"metric": "learned", **BUDGET}, "merge.metric = 'learned': compares patches by what it learns"),
         ({"target_ratio": 9.0}, "merge.target_ratio = 9.0 "),
         ({"target_ratio": 1.3, "threshold": 0.9}, "cannot be combined"),
         ({"images": torch.zeros(3, 32, 32), **BUDGET}, "images: float32 (3, 32, 32); give normalised images"),
         ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), **BUDGET}, "images: uint8 (2, 3, 32, 32)"),
         ({"images": torch.full((2, 3, 32, 32), torch.nan), **BUDGET}, "is not finite for all; check them"),
+        (
+            {"images": torch.zeros(2, 3, 64, 32), **BUDGET},
+            "images: 3 x 64 x 32; this VisionTransformer was built for 3",
+        ),
+        (
+            {"images": torch.zeros(2, 1, 32, 32), **BUDGET},
+            "images: 1 x 32 x 32; this VisionTransformer was built for 3",
+        ),
+        ({"batch_size": 0, **BUDGET}, "batch_size = 0: must be at least 1"),
         ({"distance": lambda a, b: divergence(a[None], b), **BUDGET}, "no logits (B, classes)"),
     ],
 )
