@@ -81,7 +81,8 @@ def fit_schedule(
 
     Raises:
         UserError: invalid settings, a method with a grid or one that learns, a model that is not supported, cannot be
-            counted or gives no logits, images of another size, or a budget that cannot be met.
+            counted or gives no logits, images of another size, a distance of another shape, or a budget that cannot
+            be met.
     """
     settings = settings_for("a schedule", method, others)
     merger = settings.merger()
@@ -113,11 +114,20 @@ class _Moved:
         """The distance of each image, (n,) float64."""
         if schedule not in self.known:
             merged = self._subject.outputs(schedule)
-            found = torch.cat([self._distance(*pair) for pair in zip(merged, self._unmerged, strict=True)]).double()
+            parts = [self._distance(*pair) for pair in zip(merged, self._unmerged, strict=True)]
+            self._check_shapes(parts)
+            found = torch.cat(parts).double()
             if not found.isfinite().all():
                 raise UserError(f"images: the distance with r = {list(schedule)} is not finite for all; check them")
             self.known[schedule] = found
         return self.known[schedule]
+
+    def _check_shapes(self, parts: Sequence[Any]) -> None:
+        """Whether the distance returned one number for each image of every batch."""
+        for part, batch in zip(parts, self._subject.batches(), strict=True):
+            if not isinstance(part, Tensor) or part.shape != (len(batch),):
+                has = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                raise UserError(f"distance: returned {has} for {len(batch)} images; return a tensor ({len(batch)},)")
 
     def less(self, schedule: Schedule, other: Schedule) -> bool:
         """Whether the answers move less with a schedule than with another, by more than chance: of a hundred that are

@@ -87,7 +87,11 @@ class Subject:
         """What the model returns for each batch of the images with a plan."""
         self.blocks.plan = plan
         with torch.inference_mode():
-            return [self.model(batch) for batch in torch.split(self.images, self.batch_size)]
+            return [self.model(batch) for batch in self.batches()]
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """The images, in batches."""
+        return torch.split(self.images, self.batch_size)
 
     def cost(self) -> Callable[[tuple[int, ...]], int]:
         """The MACs of one image as a function of what each block removes of it.

@@ -155,6 +155,8 @@ def test_a_distance_of_ones_own_and_outputs_with_logits():
             "images: 1 x 32 x 32; this VisionTransformer was built for 3",
         ),
         ({"batch_size": 0, **BUDGET}, "batch_size = 0: must be at least 1"),
+        ({"distance": lambda a, b: a - b, **BUDGET}, "distance: returned (2, 5) for 2 images; return a tensor (2,)"),
+        ({"distance": lambda a, b: 1.0, **BUDGET}, "distance: returned float for 2 images"),
         ({"distance": lambda a, b: divergence(a[None], b), **BUDGET}, "no logits (B, classes)"),
     ],
 )
