@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...settings import UserError
 from ..budget import TOLERANCE, BudgetSearch, Schedule, macs_of_target, solve_budget
+from ..contract import Merger
 from .subject import Distance, Subject, divergence, fitted_on, settings_for
 
 log = logging.getLogger("hybridmerge")
@@ -81,14 +82,12 @@ def fit_schedule(
 
     Raises:
         UserError: invalid settings, a method with a grid or one that learns, a model that is not supported, cannot be
-            counted or gives no logits, images of another size, a distance of another shape, or a budget that cannot
-            be met.
+            counted or gives no logits, images or distances of another shape, or a budget that cannot be met.
     """
     settings = settings_for("a schedule", method, others)
     merger = settings.merger()
     if merger.shrink is not None or merger.pooling is not None:
-        learns = "how many tokens it leaves" if merger.sized else "which patches it removes"
-        why = "keeps a grid" if merger.shrink is not None else f"learns {learns}"
+        why = "keeps a grid" if merger.shrink is not None else f"learns {_learned(merger)}"
         raise UserError(f"merge.method = {method!r}: {why}, and its schedule cannot be fitted; use another method")
     with fitted_on(model, images, settings.with_r(0), batch_size) as subject:
         depth, cost = len(subject.blocks), subject.cost()
@@ -100,6 +99,11 @@ def fit_schedule(
         best = _searched(space, moved.less, even, macs_of_target(settings, cost((0,) * depth)))
         least, spread = (float(moved(schedule).mean()) for schedule in (best, even))
     return FittedSchedule(list(best), space.macs(best) / 1e9, least, spread, len(moved.known))
+
+
+def _learned(merger: Merger) -> str:
+    """What a method with a part that learns learns."""
+    return "how many tokens it leaves" if merger.sized else "which patches it removes"
 
 
 class _Moved:
