@@ -81,6 +81,8 @@ def parse_comparison(
         parser.error(
             f"--images {args.images}: " + ("must be at least 1" if args.fit else "is for --fit; give that too")
         )
+    if fits and args.fit and (args.again or args.time is not None):
+        parser.error(f"{'--again' if args.again else '--time'}: not with --fit, which evaluates nothing; leave it out")
     return args
 
 

@@ -145,8 +145,8 @@ class MergeSettings(WithOptions):
         for key in OPTIONS:
             if getattr(self, key) is not None and key not in MERGERS[self.method].options:
                 owners = [name for name, merger in MERGERS.items() if key in merger.options]
-                *first, last = owners
-                has = f"{', '.join(first)} and {last} have" if first else f"{last} has"
+                *several, last = owners
+                has = f"{', '.join(several)} and {last} have" if several else f"{last} has"
                 raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has no such option, {has}")
             if (words := self._words(key)) and getattr(self, key) not in (None, *words):
                 raise ValueError(f"merge.{key} = {getattr(self, key)}: {self.method} has {' and '.join(words)}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...settings import UserError
 from ..budget import TOLERANCE, BudgetSearch, Schedule, macs_of_target, solve_budget
+from ..contract import Merger
 from .subject import Distance, Subject, divergence, fitted_on, settings_for
 
 log = logging.getLogger("hybridmerge")
@@ -80,13 +81,13 @@ def fit_schedule(
         The schedule, whose `r` is written into settings as it is, and what it costs.
 
     Raises:
-        UserError: invalid settings, a method with a grid or learned tokens, a model that is not supported, cannot be
-            counted or gives no logits, or a budget that cannot be met.
+        UserError: invalid settings, a method with a grid or one that learns, a model that is not supported, cannot be
+            counted or gives no logits, images or distances of another shape, or a budget that cannot be met.
     """
     settings = settings_for("a schedule", method, others)
     merger = settings.merger()
     if merger.shrink is not None or merger.pooling is not None:
-        why = "keeps a grid" if merger.shrink is not None else "learns how many tokens it leaves"
+        why = "keeps a grid" if merger.shrink is not None else f"learns {_learned(merger)}"
         raise UserError(f"merge.method = {method!r}: {why}, and its schedule cannot be fitted; use another method")
     with fitted_on(model, images, settings.with_r(0), batch_size) as subject:
         depth, cost = len(subject.blocks), subject.cost()
@@ -98,6 +99,11 @@ def fit_schedule(
         best = _searched(space, moved.less, even, macs_of_target(settings, cost((0,) * depth)))
         least, spread = (float(moved(schedule).mean()) for schedule in (best, even))
     return FittedSchedule(list(best), space.macs(best) / 1e9, least, spread, len(moved.known))
+
+
+def _learned(merger: Merger) -> str:
+    """What a method with a part that learns learns."""
+    return "how many tokens it leaves" if merger.sized else "which patches it removes"
 
 
 class _Moved:
@@ -112,11 +118,20 @@ class _Moved:
         """The distance of each image, (n,) float64."""
         if schedule not in self.known:
             merged = self._subject.outputs(schedule)
-            found = torch.cat([self._distance(*pair) for pair in zip(merged, self._unmerged, strict=True)]).double()
+            parts = [self._distance(*pair) for pair in zip(merged, self._unmerged, strict=True)]
+            self._check_shapes(parts)
+            found = torch.cat(parts).double()
             if not found.isfinite().all():
                 raise UserError(f"images: the distance with r = {list(schedule)} is not finite for all; check them")
             self.known[schedule] = found
         return self.known[schedule]
+
+    def _check_shapes(self, parts: Sequence[Any]) -> None:
+        """Whether the distance returned one number for each image of every batch."""
+        for part, batch in zip(parts, self._subject.batches(), strict=True):
+            if not isinstance(part, Tensor) or part.shape != (len(batch),):
+                has = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                raise UserError(f"distance: returned {has} for {len(batch)} images; return a tensor ({len(batch)},)")
 
     def less(self, schedule: Schedule, other: Schedule) -> bool:
         """Whether the answers move less with a schedule than with another, by more than chance: of a hundred that are

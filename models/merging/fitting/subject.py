@@ -15,7 +15,7 @@ from ...settings import UserError, check
 from ..budget import CountError
 from ..schedule import Plan
 from ..settings import MergeSettings
-from ..wrapping import MergingBlocks, cost_per_image, merging_in
+from ..wrapping import MergingBlocks, cost_per_image, image_shape, merging_in
 
 Distance = Callable[[Any, Any], Tensor]  # (merged, unmerged) outputs for B images -> (B,)
 
@@ -54,13 +54,16 @@ def settings_for(target: str, method: str, others: dict[str, Any]) -> MergeSetti
         others: the other keys.
 
     Raises:
-        UserError: invalid settings, or no budget of multiply-adds.
+        UserError: invalid settings, no budget of multiply-adds, or a metric that is learned, which starts anew here.
     """
     settings = check(MergeSettings, {"method": method, **others}, where="merge")
     if settings.target not in ("target_gmacs", "target_ratio"):
         raise UserError(
             f"merge.target_gmacs: missing; {target} is fitted to a budget, so give target_gmacs or target_ratio"
         )
+    if settings.compared_by() == "learned":
+        key = "metric = 'learned'" if settings.metric else f"method = {method!r}"
+        raise UserError(f"merge.{key}: compares patches by what it learns, and {target} is fitted before; use another")
     return settings
 
 
@@ -84,7 +87,11 @@ class Subject:
         """What the model returns for each batch of the images with a plan."""
         self.blocks.plan = plan
         with torch.inference_mode():
-            return [self.model(batch) for batch in torch.split(self.images, self.batch_size)]
+            return [self.model(batch) for batch in self.batches()]
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """The images, in batches."""
+        return torch.split(self.images, self.batch_size)
 
     def cost(self) -> Callable[[tuple[int, ...]], int]:
         """The MACs of one image as a function of what each block removes of it.
@@ -104,11 +111,17 @@ def fitted_on(model: nn.Module, images: Tensor, settings: MergeSettings, batch_s
     """A model in evaluation mode that merges by some settings in this context, and is then as it was.
 
     Raises:
-        UserError: the images are no batch of normalised images, or the model is not supported.
+        UserError: the images are no batch of normalised images of the model's size, or the model is not supported.
     """
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         shape = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
         raise UserError(f"images: {shape}; give normalised images (n, C, H, W), n at least 1")
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}: must be at least 1")
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with merging_in(model, settings) as blocks, in_evaluation_mode(model):
+        built = image_shape(model)
+        if built is not None and images.shape[1:] != built:  # costs would be those of other images
+            has, expected = (" x ".join(map(str, shape)) for shape in (images.shape[1:], built))
+            raise UserError(f"images: {has}; this {type(model).__name__} was built for {expected}, so resize them")
         yield Subject(model, blocks, images.to(weight), batch_size)

@@ -54,8 +54,9 @@ def fit_threshold(
         The threshold, rounded to 4 digits, with which the mean cost is within 0.5 % of the budget.
 
     Raises:
-        UserError: invalid settings, a method without a threshold, a model that is not supported or cannot be counted, a
-            budget that no threshold meets, or too few images to meet it within 0.5 %.
+        UserError: invalid settings, a method without a threshold, a learned metric, a model that is not supported or
+            cannot be counted, images of another size, a budget that no threshold meets, or too few images to meet it
+            within 0.5 %.
     """
     settings = settings_for("a threshold", method, others)
     if not MERGERS[method].threshold:

@@ -89,7 +89,8 @@ def beyond(
 ) -> Assignment:
     """As `topk`, of one image, with the largest r whose patches receive less than 1 - threshold of the attention.
 
-    The class token's attention to all patches counts as 1. What is kept holds the threshold or more of it.
+    The class token's attention to all patches, or the sum of what stands for it, counts as 1. What is kept holds the
+    threshold or more of it.
 
     Args:
         metric: (1, N, D) float32.

@@ -18,14 +18,14 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from ...settings import UserError, check
-from ..budget import Cost
+from ..budget import Cost, CountError
 from ..contract import Removal
 from ..layer import MergeLayer
 from ..schedule import Plan
 from ..settings import MergeSettings
 from ..tokens import Tokens
 from .blocks import MergingBlocks, like_weights
-from .budget import cost_of_images, meet_budget
+from .budget import cost_of_images, meet_budget, sizes
 from .families import FAMILIES, KINDS, attention_width, family_of, from_transformers, kind_of, read_transformers
 from .kinds import Family, Kind
 from .refusals import check_block, check_container, check_hooks, check_needs
@@ -38,6 +38,7 @@ __all__ = [
     "MergingBlocks",
     "blocks_of",
     "cost_per_image",
+    "image_shape",
     "merging_in",
     "schedule_of",
     "trace",
@@ -154,6 +155,15 @@ def schedule_of(model: nn.Module) -> list[Removal]:
     """The number of patches that each block of a wrapped model removes, at the model's image size; Adaptive where it
     depends on the image."""
     return blocks_of(model).schedule()
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images that a wrapped model was built for; None where they are not known."""
+    vit = base_model(model)
+    try:
+        return sizes(vit, family_of(vit), blocks_of(model))[1]
+    except CountError:
+        return None
 
 
 def cost_per_image(model: nn.Module, whole: nn.Module | None = None, depth: int | None = None) -> Cost:

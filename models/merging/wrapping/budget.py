@@ -15,7 +15,7 @@ from .kinds import Family
 PREDICTION = 1e-3  # share by which a predicted cost may differ from the traced one
 
 
-def _sizes(vit: nn.Module, family: Family, blocks: MergingBlocks) -> tuple[Grid, tuple[int, int, int]]:
+def sizes(vit: nn.Module, family: Family, blocks: MergingBlocks) -> tuple[Grid, tuple[int, int, int]]:
     """Rows and columns of the patches, and the shape (C, H, W) of the images that a model was built for.
 
     Raises:
@@ -45,7 +45,7 @@ def cost_of_images(
     Raises:
         CountError: the model cannot be counted.
     """
-    grid, image = _sizes(vit, family, blocks)
+    grid, image = sizes(vit, family, blocks)
     plan = blocks.plan
     schedule = blocks.schedule()[:depth]
     matching = [block for block, removed in enumerate(schedule) if isinstance(removed, Adaptive)]
@@ -72,7 +72,7 @@ def meet_budget(vit: nn.Module, family: Family, blocks: MergingBlocks) -> None:
     settings = blocks.settings
     budget = f"merge.{settings.target} = {getattr(settings, str(settings.target))}"
     try:
-        grid, image = _sizes(vit, family, blocks)
+        grid, image = sizes(vit, family, blocks)
     except CountError as error:
         raise UserError(f"{budget}: {error}") from None
     if settings.target == "target_ms":

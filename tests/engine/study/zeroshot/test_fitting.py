@@ -65,6 +65,8 @@ def test_without_a_budget_there_is_nothing_to_fit(load):
     [
         (["--fit", "schedule", "--images", "0"], "--images 0: must be at least 1"),
         (["--images", "9"], "--images 9: is for --fit; give that too"),
+        (["--fit", "schedule", "--time", "3"], "--time: not with --fit, which evaluates nothing; leave it out"),
+        (["--fit", "threshold", "--again"], "--again: not with --fit, which evaluates nothing; leave it out"),
     ],
 )
 def test_arguments_that_do_not_go_together(given, message, capsys):

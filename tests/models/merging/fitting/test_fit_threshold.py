@@ -62,6 +62,10 @@ def test_a_cost_of_two_steps_is_too_coarse_for_what_is_between():
     "options, message",
     [
         ({"method": "pitome", "target_ratio": 1.2}, "merge.method = 'pitome': takes no threshold; use one of tome, "),
+        (
+            {"metric": "learned", "target_ratio": 1.2},
+            "merge.metric = 'learned': compares patches by what it learns, and",
+        ),
         ({"threshold": 0.9}, "merge.target_gmacs: missing; a threshold is fitted to a budget"),
         ({"target_ratio": 9.0}, "merge.target_ratio = 9.0: out of reach; with thresholds of tome these images cost"),
         ({"target_ratio": 1.2, "images": torch.zeros(0, 3, 32, 32)}, "images: float32 (0, 3, 32, 32); give normalised"),
