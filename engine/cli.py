@@ -58,7 +58,7 @@ def parse_comparison(
         parser.add_argument(
             "--fit", choices=fits, help="evaluate nothing: fit the budgets of all rows to some images, and print rows"
         )
-        parser.add_argument("--images", type=int, metavar="N", help="for --fit: how many images, 64 if not given")
+        parser.add_argument("--images", type=int, metavar="N", help="for --fit: how many images, 256 if not given")
     parser.add_argument(
         "--time",
         type=int,

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if args.fit:
-        fit_rows(settings, args.fit, args.images or 64)
+        fit_rows(settings, args.fit, args.images or 256)
         return
     folder = folder_of(settings)
     with take_lock(folder, resume=True):
