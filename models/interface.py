@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from .merging.contract import Grid, Removal
-from .merging.layer import MergeLayer
+from .merging.layer import MergeLayer, hooked
 from .merging.schedule import fixed_removals
 from .merging.settings import MergeSettings
 from .merging.tokens import Tokens, unmerge
@@ -203,11 +203,8 @@ def last_tokens(model: nn.Module) -> Iterator[list[Tensor]]:
         last, read = blocks.unmerge, _result
     else:
         last, read = _last_block(model)
-    hook = last.register_forward_hook(lambda module, inputs, output: found.append(read(output)))
-    try:
+    with hooked([last], lambda module, inputs, output: found.append(read(output))):
         yield found
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -224,12 +221,8 @@ def merging_losses(model: nn.Module) -> Iterator[list[Tensor]]:
         _, tokens = output
         found[:] = found if tokens.soft is None else tokens.soft.losses
 
-    hooks = [layer.register_forward_hook(read) for layer in layers]
-    try:
+    with hooked(layers, read):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _last_block(model: nn.Module) -> tuple[nn.Module, Callable[[Any], Tensor]]:

@@ -230,6 +230,17 @@ def attention_received(q: Tensor, k: Tensor, bias: Tensor | None, of: str) -> Te
 
 
 @contextmanager
+def hooked(modules: Iterable[nn.Module], read: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Calls `read` with each of the modules, its inputs and its output, whenever one has run in this context."""
+    hooks = [module.register_forward_hook(read) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def tokens_of_images(model: nn.Module, blocks: int | None = None) -> Iterator[list[tuple[int, ...]]]:
     """Collects how many tokens every image has while a model runs in this context.
 
@@ -252,9 +263,5 @@ def tokens_of_images(model: nn.Module, blocks: int | None = None) -> Iterator[li
             found.extend(zip((entering,) * batch, *running, strict=True))
             running.clear()
 
-    hooks = [layer.register_forward_hook(left) for layer in layers]
-    try:
+    with hooked(layers, left):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
