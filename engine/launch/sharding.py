@@ -82,8 +82,7 @@ def whole(tensor: Tensor) -> Tensor:
     """Returns a tensor of which each process has a part as one, in all of them; any other as it is."""
     if not is_split(tensor):
         return tensor
-    full: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
-    return full
+    return tensor.detach().full_tensor()
 
 
 def gathered(state: Any, keep: bool) -> Any:
@@ -116,7 +115,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh, placements = like.device_mesh, like.placements
     part: Tensor = distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
     return part.clone()  # the part alone: it may be a view of the whole
 
