@@ -63,7 +63,8 @@ def test_each_fold_is_a_job_of_one_array(tmp_path, slurm, monkeypatch):
     words = ["partition=gpu", "gpus=8", "processes=8", "nodes=2", "time=4:00:00"]
     lines = submit(settings, words)
     given = slurm.read_text()
-    for option in ("--array=0-2", "--job-name=together", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8"):
+    shape = ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8")
+    for option in ("--array=0-2", "--job-name=together", *shape, "--kill-on-bad-exit=1"):
         assert option in given, given
     assert lines[0] == "submitted       3 as array 77; logs in runs/together.slurm and runs/together.slurm/jobs"
     known = json.loads(Path("runs/together.slurm/jobs/jobs.json").read_text())
