@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.runs.tracking import Tracker
 from engine.settings.schema import RunSettings
+from engine.train import final_test, folds_report
+from engine.train.loop import validation
 from models.settings import check
 from tests.engine.launch.slurm import slurm  # noqa: F401, a fixture
 from tests.engine.settings.settings_files import BODY, write
@@ -49,6 +52,17 @@ def tiny():
         return check(RunSettings, tree)
 
     return make
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """The runs of this test draw nothing: pictures are a third of the time of a short run."""
+    monkeypatch.setattr(Tracker, "figure", lambda *_: None)
+    for module in (final_test, folds_report):
+        for name in ("draw", "confusion_figure", "confused_figure"):
+            monkeypatch.setattr(module, name, lambda *_: None)
+    for module in (final_test, validation):
+        monkeypatch.setattr(module, "mistakes_figure", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from tests.paths import ROOT
 from tests.processes import ENVIRONMENT, finish
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", mostly_slow([2, 4], [2]))
 def test_the_number_of_processes_does_not_change_the_result(alone, size, tmp_path):
     """With mixed images, gradients accumulated and averaged weights; the last batch of validation images is smaller."""
     run = trained(tmp_path, "--cfg", config(tmp_path), size=size)
@@ -33,7 +33,7 @@ def test_the_number_of_processes_does_not_change_the_result(alone, size, tmp_pat
     assert len((run / "predictions.csv").read_text().splitlines()) == 361
 
 
-@pytest.mark.parametrize("mode", mostly_slow(MODES, ["gradual", "head"]))
+@pytest.mark.parametrize("mode", mostly_slow(MODES, ["head"]))
 def test_nor_in_any_mode_of_fine_tuning(mode, tmp_path):
     """Gradual fine-tuning lets other parameters learn in the second epoch; head learns from kept features."""
     finetune = {key: value for key, value in MODES[mode].items() if key != "dropout"}  # each process drops its own
@@ -51,10 +51,13 @@ def test_folds_follow_one_another(tmp_path):
     assert "folds" in first[1] and (tmp_path / "together" / "folds.json").exists()
 
 
-@pytest.mark.parametrize(("before", "after"), [("2 ddp", "1 ddp"), ("1 ddp", "2 fsdp"), ("2 fsdp", "2 ddp")])
-def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, before, after, tmp_path):
+CHANGES = [("2 ddp", "1 ddp"), ("1 ddp", "2 fsdp"), ("2 fsdp", "2 ddp")]
+
+
+@pytest.mark.parametrize("change", mostly_slow(CHANGES, [("2 ddp", "1 ddp")]))
+def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, change, tmp_path):
     """Split over them or not: checkpoints hold whole tensors."""
-    run, (before, how), (after, then) = tmp_path / "together", before.split(), after.split()
+    run, ((before, how), (after, then)) = tmp_path / "together", (one.split() for one in change)
     with ExitStack() as stack:
         args = "--cfg", config(tmp_path, checkpoint={"every_steps": 1}), f"train.parallel={how}"
         processes = started(stack, tmp_path, *args, size=int(before))
@@ -69,7 +72,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, before, a
     assert_same(alone, trained(tmp_path, "--resume", str(run), f"train.parallel={then}", size=int(after)))
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", mostly_slow([0, 1], [1]))
 def test_when_a_process_is_killed_the_others_end(killed, tmp_path):
     with ExitStack() as stack:
         args = "--cfg", config(tmp_path, train={**HYBRID["train"], "epochs": 500})

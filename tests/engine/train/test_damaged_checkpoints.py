@@ -20,7 +20,10 @@ from engine.train.loop.trainer import Trainer
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
 from tests.engine.train.loop.test_trainer import Crash, assert_same_run
+from tests.marks import mostly_slow
 from tests.quiet import end_log
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SHORT = {"epochs": 4, "batch_size": 64, "lr": 0.02, "ema": 0.5}  # 5 steps in an epoch
 
@@ -95,7 +98,9 @@ def test_the_checkpoints_before_are_kept(stopped, whole):
     assert_same_run(whole, stopped)
 
 
-@pytest.mark.parametrize("how", ["flipped", "empty", "cut", "text", "folder", "gone", "two"])
+@pytest.mark.parametrize(
+    "how", mostly_slow(["flipped", "empty", "cut", "text", "folder", "gone", "two"], ["cut", "folder", "gone", "two"])
+)
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_is_used(stopped, whole, how):
     last = stopped / "last.pt"
     if how == "flipped":
@@ -154,9 +159,12 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_and_says_so(tmp_
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize(("keep", "number"), [(1, 1), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4), (3, 5)])
-def test_killed_between_any_two_operations_of_saving(tmp_path, whole, monkeypatch, number, keep):
+@pytest.mark.parametrize(
+    "keep_number", mostly_slow([(1, 1), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4), (3, 5)], [(1, 1), (2, 2), (3, 5)])
+)
+def test_killed_between_any_two_operations_of_saving(tmp_path, whole, monkeypatch, keep_number):
     """Renaming what is kept, and the new file, takes a few steps; the process may end before each."""
+    keep, number = keep_number
     folder, made = tmp_path / "run", settings(keep=keep)
     folder.mkdir()
     replace, unlink, calls = os.replace, os.unlink, []
@@ -181,7 +189,7 @@ def test_killed_between_any_two_operations_of_saving(tmp_path, whole, monkeypatc
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("how", ["flipped", "gone", "old"])
+@pytest.mark.parametrize("how", mostly_slow(["flipped", "gone", "old"], ["gone", "old"]))
 def test_lost_best_weights_are_made_again_from_an_older_checkpoint(stopped, whole, how):
     best = stopped / "best.pt"
     state = checkpoint.load(best)
@@ -318,7 +326,7 @@ def test_a_finished_run_without_its_last_checkpoint_trains_for_longer_from_the_o
     assert "the run goes on from last-1.pt" in said(folder)
 
 
-@pytest.mark.parametrize("kind", ["damaged", "missing"])
+@pytest.mark.parametrize("kind", mostly_slow(["damaged", "missing"], ["damaged"]))
 def test_a_lost_best_checkpoint_of_a_finished_run_is_said_and_made_again(whole, tmp_path, capsys, kind):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     results = (folder / "results.json").read_bytes()

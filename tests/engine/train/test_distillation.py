@@ -31,6 +31,8 @@ from tests.engine.train.loop.test_trainer import assert_same_run, run_until
 from tests.engine.train.tuned_runs import MODES, VIT, settings_of
 from tests.marks import mostly_slow
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FP32 = torch.autocast("cpu", enabled=False)
 PLAIN = ((0.0,), (1.0,), (0.0,), (1.0,))  # the same statistics for both
 TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -175,7 +177,7 @@ def test_a_merged_tokens_gradient_points_to_the_mean_of_its_members():
 
 
 @pytest.mark.precision
-@pytest.mark.parametrize("mode", mostly_slow([*MODES, None], [None, "full"]))
+@pytest.mark.parametrize("mode", mostly_slow([*MODES, None], ["full"]))
 def test_crashed_and_resumed_equals_uninterrupted(mode, tuned, start, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()

@@ -22,6 +22,7 @@ from engine.train.experiment import run_experiment
 from models.settings import check
 from tests.engine.conftest import TINY
 from tests.engine.train.loop.test_trainer import Crash, metrics
+from tests.marks import mostly_slow
 from tests.quiet import end_log
 
 SETTINGS = check(RunSettings, {**TINY, "augment": {}, "train": {"epochs": 1, "batch_size": 64, "lr": 0.01}})
@@ -102,7 +103,10 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+QUICK = ("the weights are loaded", "the third picture", "before the events", "after the results")
+
+
+@pytest.mark.parametrize("point", mostly_slow(POINTS, QUICK))
 def test_a_run_stopped_in_its_end_shows_it_once(run, monkeypatch, point):
     with monkeypatch.context() as patch, pytest.raises(Crash):
         POINTS[point](patch)

@@ -24,7 +24,7 @@ from tests.engine.train.loop.test_trainer import assert_same_run, run_until
 from tests.engine.train.tuned_runs import MODES, VIT, settings_of, state_of
 from tests.marks import mostly_slow
 
-pytestmark = pytest.mark.precision
+pytestmark = [pytest.mark.precision, pytest.mark.usefixtures("no_pictures")]
 
 AVERAGED = {"train": {"ema": 0.9}}
 

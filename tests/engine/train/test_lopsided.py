@@ -26,6 +26,8 @@ from tests.tools.colours import save_colour
 from tools import data as data_tool
 from tools import eval as eval_tool
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 MODEL = {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 2}
 REMEDIES = {
     "weights": {"class_weights": "balanced"},

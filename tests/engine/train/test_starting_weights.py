@@ -14,11 +14,12 @@ from engine.runs.restore import load_run
 from engine.train.experiment import run_experiment
 from models.settings import UserError
 from tests.engine.train.tuned_runs import MODES, VIT, settings_of
+from tests.marks import mostly_slow
 
-pytestmark = pytest.mark.precision
+pytestmark = [pytest.mark.precision, pytest.mark.usefixtures("no_pictures")]
 
 
-@pytest.mark.parametrize("mode", ["head", "lora"])
+@pytest.mark.parametrize("mode", mostly_slow(["head", "lora"], ["lora"]))
 def test_a_run_that_saved_only_what_learnt_can_be_started_from(mode, tuned, folder, tmp_path):
     run_experiment(tuned(mode), folder)
     settings = tuned("full")
@@ -32,7 +33,9 @@ def test_a_run_that_saved_only_what_learnt_can_be_started_from(mode, tuned, fold
         run_experiment(settings.model_copy(update={"model": part}), tmp_path / "part")
 
 
-@pytest.mark.parametrize("given", ["copy", "copy/best.pt", "bare", "bare/other.pt"])
+@pytest.mark.parametrize(
+    "given", mostly_slow(["copy", "copy/best.pt", "bare", "bare/other.pt"], ["copy", "bare/other.pt"])
+)
 def test_statistics_come_with_the_weights(given, start, folder, tmp_path):
     """Of a run folder, of a folder that has nothing but a checkpoint, and of a checkpoint by its own name."""
     source = tmp_path / given.partition("/")[0]

@@ -17,6 +17,8 @@ from tests.quiet import end_log
 from tests.tools.colours import BLUE, GREEN, RED, SETTINGS, save_colour
 from tools import train as train_tool
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def cfg(tmp_path, monkeypatch, capsys) -> str:
