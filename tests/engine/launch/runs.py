@@ -35,7 +35,7 @@ HYBRID = {
     "split": {"val": 0.1, "part": 0.25},
     "augment": {"crop": 1, "erase": 0.3, "mixup": 0.2, "cutmix": 1.0},
     "train": {"epochs": 2, "batch_size": 16, "accumulate": 2, "lr": 0.003, "ema": 0.9, "label_smoothing": 0.1},
-    "log": {"every_steps": 1, "images": 4},
+    "log": {"every_steps": 1, "images": 0},
 }
 
 

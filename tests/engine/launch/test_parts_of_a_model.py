@@ -58,7 +58,8 @@ def test_a_model_in_parts_results_in_what_a_whole_one_does(alone, tmp_path):
     assert done.returncode == 0 and ": the same" in done.stdout, done
 
 
-@pytest.mark.parametrize("model", [WRAPPED, pytest.param(CONFORMER, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_sharding takes a step of each
+@pytest.mark.parametrize("model", [WRAPPED, CONFORMER])
 def test_wrapped_models_and_several_heads(model, tmp_path):
     sections = {"model": model, "augment": PLAIN, "train": SHORT}
     if model is CONFORMER:  # biases before BatchNorm have no gradient but rounding, of which AdamW makes steps
@@ -66,9 +67,8 @@ def test_wrapped_models_and_several_heads(model, tmp_path):
     assert_same(*alone_and_together(tmp_path, *FSDP, **sections))
 
 
-@pytest.mark.parametrize(
-    "mode", ["lora", pytest.param("gradual", marks=pytest.mark.slow), pytest.param("head", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # test_sharding adds adapters to weights in parts
+@pytest.mark.parametrize("mode", ["lora", "gradual", "head"])
 def test_fine_tuning_in_parts(mode, tmp_path):
     """Frozen parameters are split, too. Features are not kept: the head is a part of the model."""
     finetune = {key: value for key, value in MODES[mode].items() if key != "dropout"}

@@ -13,7 +13,7 @@ from engine.train.experiment import run_experiment
 from engine.train.loop.features import HeadOnFeatures
 from tests.engine.train.tuned_runs import PLAIN, VIT, settings_of, state_of
 
-pytestmark = pytest.mark.precision
+pytestmark = [pytest.mark.precision, pytest.mark.usefixtures("no_pictures")]
 
 
 def test_kept_features_change_nothing(tuned, folder, tmp_path, caplog):
