@@ -1,13 +1,15 @@
 import ctypes
 import errno
 import gc
+import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from threading import Timer
@@ -29,6 +31,7 @@ from tests.engine.data.conftest import save_image
 from tests.paths import ROOT
 
 PLAIN = AugmentSettings()
+CLONE_NEWNS = 0x20000  # of Linux: mounts of its own
 STRONG = {"transforms": [{"name": "RandomResizedCrop"}, {"name": "RandAugment"}, {"name": "RandomErasing"}]}
 
 
@@ -193,33 +196,53 @@ def test_workers_that_die_by_the_signal_are_closed_without_an_error(images, monk
 
 def dies_by_the_signal(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # workers are born deaf to it
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs a /dev/shm of its own")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs a /dev/shm of its own")
 def test_shared_memory_that_is_too_small_is_one_line(images):
     """A real /dev/shm: the queues fit, the batches do not."""
-    script = f"from tests.engine.data.loading.test_workers import read_all; read_all({str(images)!r})"
-    mounted = 'mount -t tmpfs -o size=8k tmpfs /dev/shm && exec "$0" -c "$1"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mounted, sys.executable, script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-    )
-    if "mount:" in done.stderr or "unshare:" in done.stderr:
-        pytest.skip(done.stderr)
-    assert (
-        done.stdout.startswith("data.workers = 2: ") and "/dev/shm (0.00781 MiB" in done.stdout and done.stderr == ""
-    ), done
+    said = said_by(lambda: read_all(images))
+    if said.startswith("no /dev/shm"):
+        pytest.skip(said)
+    assert said.startswith("data.workers = 2: ") and "/dev/shm (0.00781 MiB" in said and said.count("\n") == 1
 
 
-def read_all(images: str) -> None:
-    """Prints the error of reading with two processes; run by the test above where /dev/shm is another."""
+def read_all(images: Path) -> None:
+    """Prints the error of reading with two processes where /dev/shm is 8 KiB."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        return print(f"no /dev/shm of its own: {os.strerror(ctypes.get_errno())}")
+    for mount in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", "size=8k", "tmpfs", "/dev/shm"]):
+        done = subprocess.run(["mount", *mount], capture_output=True, text=True)
+        if done.returncode:
+            return print(f"no /dev/shm of its own: {done.stderr}")
     try:
-        batches(data_of(Path(images), "none"), PLAIN, 2)
+        batches(data_of(images, "none"), PLAIN, 2)
     except UserError as error:
         print(error)
+
+
+def said_by(call: Callable[[], None]) -> str:
+    """What is printed by a fork of this process that calls, on stdout and stderr, and by all processes that it forks:
+    it is read until none of them runs any more."""
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.dup2(write, 1)
+            os.dup2(write, 2)
+            os.close(read)
+            os.close(write)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+            call()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        text = said.read()
+    os.waitpid(pid, 0)
+    return text
 
 
 def test_processes_that_cannot_start_leave_nothing_behind(images, monkeypatch, capfd):
@@ -260,6 +283,7 @@ def test_too_few_open_files_are_raised_or_said(images):
 @pytest.mark.parametrize("how", ["stopped", "stuck"])
 def test_processes_that_hang_end_with_the_loader(images, how, monkeypatch):
     """Stopped, or in a call that never returns and holds Python's lock, so that they do not hear SIGTERM."""
+    monkeypatch.setattr(workers_module, "PATIENCE", 0.2)
     data = data_of(images, "none")
     loader = TrainLoader(data.train, 4, PLAIN, data.mean, data.std, 0, None, 2)
     if how == "stuck":
@@ -271,7 +295,7 @@ def test_processes_that_hang_end_with_the_loader(images, how, monkeypatch):
             next(running)
             for process in set(_children()) - before:
                 os.kill(process, signal.SIGSTOP)
-        Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         with pytest.raises(Stopped):
             list(stopping.waiting(running))
         processes = set(_children()) - before
@@ -281,29 +305,24 @@ def test_processes_that_hang_end_with_the_loader(images, how, monkeypatch):
     assert len(processes) == 2 and not processes & set(_children())
 
 
-ORPHAN = """
-import multiprocessing, os, time
-from engine.data.loading.workers import _begin
+def leave_an_orphan() -> None:
+    """Ends at once, before the process that it has started begins as a worker does."""
 
-def orphan():
-    while os.getppid() == multiprocessing.parent_process().pid:
-        time.sleep(0.01)
-    os.write(1, b"begins ")
-    _begin(0)
-    time.sleep(9)
-    os.write(1, b"lives on")
+    def orphan() -> None:
+        while os.getppid() == multiprocessing.parent_process().pid:
+            time.sleep(0.01)
+        os.write(1, b"begins ")
+        workers_module._begin(0)
+        time.sleep(9)
+        os.write(1, b"lives on")
 
-multiprocessing.get_context("fork").Process(target=orphan).start()
-os._exit(0)
-"""
+    multiprocessing.get_context("fork").Process(target=orphan).start()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers do not wait for signals")
 def test_a_process_that_begins_after_its_parent_has_ended():
     """Its parent is another by then, for whose end it would wait."""
-    given = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": ROOT, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", ORPHAN], **given) as parent:
-        assert parent.stdout.read() == b"begins "  # to the end, when no process can write any more
+    assert said_by(leave_an_orphan) == "begins "
 
 
 def _gone(process: int) -> bool:
