@@ -4,10 +4,11 @@ import errno
 import fcntl
 import json
 import math
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,12 @@ from engine.files import write_json_atomic, write_text_atomic
 from engine.runs.folder import RunFolder
 from models.settings import UserError
 
-HOLD = """
-import sys, time
-from engine.runs.folder import RunFolder
-lock = RunFolder(sys.argv[1]).lock()
-print("held", flush=True)
-time.sleep(60)
-"""
+
+def hold(folder: Path, held: Connection) -> None:
+    """Takes the lock, says so, and keeps it."""
+    with RunFolder(folder).lock():
+        held.send("held")
+        time.sleep(60)
 
 
 @pytest.fixture
@@ -52,13 +52,17 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path):
 
 def test_a_second_process_is_refused_until_kill_9_ends_the_first(tmp_path):
     folder = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            with pytest.raises(UserError, match=rf"run: in use by process {holder.pid} on .*name="):
-                RunFolder(folder).lock(resume=True)
-        finally:
-            holder.kill()
+    context = multiprocessing.get_context("fork")
+    heard, said = context.Pipe()
+    holder = context.Process(target=hold, args=(folder, said))
+    holder.start()
+    try:
+        assert heard.recv() == "held"
+        with pytest.raises(UserError, match=rf"run: in use by process {holder.pid} on .*name="):
+            RunFolder(folder).lock(resume=True)
+    finally:
+        holder.kill()
+        holder.join()
     RunFolder(folder).lock(resume=True).close()
 
 

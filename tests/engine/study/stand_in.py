@@ -34,10 +34,11 @@ if train["lr"] >= 100:
 final = 1 - abs(math.log10(train["lr"]) + 2) / 8  # best at 0.01
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
 for epoch in range(done + 1, train["epochs"] + 1):
-    time.sleep(float(os.environ.get("EPOCH_SECONDS", "0")))
     row = {"step": epoch, "val/loss": 1.0, "val/top1": final * epoch / train["epochs"]}
     with open(metrics, "a") as file:
         file.write(json.dumps(row) + "\\n")
+    if epoch < train["epochs"]:
+        time.sleep(float(os.environ.get("EPOCH_SECONDS", "0")))
 results = json.loads((pathlib.Path(__file__).parent / "results.json").read_text())
 results |= {"name": settings["name"], "seed": settings["seed"], "best_step": train["epochs"]}
 results |= {"test_top1": 1 - final, "test_interval": None}  # the worse on validation, the better on the test images

@@ -75,6 +75,7 @@ def write_tiff(
     starts = np.cumsum([8, *(len(block) + len(block) % 2 for block in blocks)]).tolist()
     tags[at] = ("I", starts[:-1])
     body = b"".join(block + b"\0" * (len(block) % 2) for block in blocks)
+    path.unlink(missing_ok=True)  # file systems flush what was emptied to be written again, which takes milliseconds
     path.write_bytes(_header(order, starts[-1]) + body + _directory(tags, order, starts[-1]))
     return path
 

@@ -39,6 +39,7 @@ def _trained(path: Path, r: int, seed: int) -> RunFolder:
     path.mkdir()
     model = {**TINY["model"], "merge": {"method": "tome", "r": r}}
     tree = {**TINY, "name": path.name, "seed": seed, "model": model, "train": {**TINY["train"], "epochs": 2}}
+    tree["log"] = {**TINY["log"], "images": 0}
     run_experiment(check(RunSettings, tree), path)
     end_log()
     return RunFolder(path)

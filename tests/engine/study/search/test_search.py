@@ -10,6 +10,7 @@ import pytest
 
 from engine.launch import child
 from engine.runs.folder import RunFolder
+from engine.study.execute import pool
 from engine.study.execute.study import Study
 from engine.study.plan.rows import planned_runs
 from engine.study.search.search import JOURNAL, Search
@@ -23,8 +24,9 @@ SEARCH = "search: {space: {train.lr: {low: 1e-5, high: 1.0, log: true}, train.ba
 
 @pytest.fixture
 def searching(tmp_path, monkeypatch):
-    """Opens a search in the current folder; training is the stand-in."""
+    """Opens a search in the current folder; training is the stand-in, whose end is seen at once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool, "PAUSE", 0.01)
     monkeypatch.setattr(child, "TOOLS", stand_in.install(tmp_path))
 
     def search(trials: int, *arguments: str, more: str = "", text: str = TINY) -> Search:
@@ -45,10 +47,10 @@ def states(search: Search) -> list[str]:
 
 
 def test_the_best_is_the_best_on_the_validation_images(searching):
-    search = searching(6)
+    search = searching(4)
     assert search.execute() == []
-    assert states(search) == ["COMPLETE"] * 6
-    runs = [RunFolder(f"runs/tiny/runs/trial_{number:04d}") for number in range(6)]
+    assert states(search) == ["COMPLETE"] * 4
+    runs = [RunFolder(f"runs/tiny/runs/trial_{number:04d}") for number in range(4)]
     tested = [run.read_results().test_score for run in runs]
     values = [trial.value for trial in search.trials.trials]
     assert values == pytest.approx([1 - score for score in tested])
@@ -61,14 +63,14 @@ def test_the_best_is_the_best_on_the_validation_images(searching):
 
 
 def test_a_search_that_goes_on_tries_what_it_would_have_tried(searching):
-    straight = searching(7, "out=straight")
+    straight = searching(4, "out=straight")
     straight.execute()
-    first = searching(3, "out=parts")
+    first = searching(2, "out=parts")
     first.execute()
-    second = searching(7, "out=parts")
+    second = searching(4, "out=parts")
     second.execute()
-    assert points(second) == points(straight) and states(second) == ["COMPLETE"] * 7
-    other = searching(3, "out=other", more=", seed: 1")
+    assert points(second) == points(straight) and states(second) == ["COMPLETE"] * 4
+    other = searching(2, "out=other", more=", seed: 1")
     other.execute()
     assert points(other) != points(first)
 
