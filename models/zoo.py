@@ -23,6 +23,9 @@ from .settings.zoo import ZooSettings, hub_name
 T = TypeVar("T")
 
 
+_TAKEN: set[tuple[str, int]] = set()  # settings and sizes that went through: a run builds its model several times
+
+
 class _Refused(Exception):
     """The library does not accept an image size, or options."""
 
@@ -132,12 +135,18 @@ def _create(settings: ZooSettings, img_size: int) -> nn.Module:
 
 def _takes(settings: ZooSettings, img_size: int) -> bool:
     """Returns whether the model accepts images of this size without cutting patches."""
+    asked = settings.model_dump_json(exclude={"merge", "weights"}), img_size
+    if asked in _TAKEN:
+        return True
     try:
-        return without_data(lambda: _gives_logits(settings, img_size))
+        takes = without_data(lambda: _gives_logits(settings, img_size))
     except UserError:
         raise
     except (_Refused, RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError):
         return False
+    if takes:
+        _TAKEN.add(asked)
+    return takes
 
 
 @torch.no_grad()

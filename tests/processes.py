@@ -127,6 +127,29 @@ def finish(tool: str, *args: str, cwd: Path, timeout: float = 120) -> subprocess
     return subprocess.CompletedProcess([tool, *args], process.returncode, out, err)
 
 
+def said_by(call: Callable[[], None]) -> str:
+    """What is printed by a fork of this process that calls, on stdout and stderr, and by all processes that it forks:
+    it is read until none of them runs any more."""
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.dup2(write, 1)
+            os.dup2(write, 2)
+            os.close(read)
+            os.close(write)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+            call()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        text = said.read()
+    os.waitpid(pid, 0)
+    return text
+
+
 class _Server:
     """The process that has imported everything. It ends when its socket is closed, at the latest with this process."""
 

@@ -1,6 +1,5 @@
 """Device, precision, seeds: what is picked, and what is refused."""
 
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import torch
 from engine import machine as runtime
 from models.settings import UserError
 from tests.paths import ROOT
+from tests.processes import said_by
 
 CPU = torch.device("cpu")
 
@@ -85,32 +85,23 @@ def test_memory_versions_and_device_are_said():
     assert runtime.device_name(CPU).startswith("cpu (")
 
 
-def test_the_peak_memory_is_that_of_the_process_since_it_was_reset():
-    code = """
-import subprocess, sys, torch
-from engine.machine import peak_memory, reset_peak_memory
-cpu = torch.device("cpu")
-if len(sys.argv) == 1:
-    before = peak_memory(cpu)
+def say_peaks() -> None:
+    """Prints the peak in MiB before 512 MiB are held, meanwhile, in a process that is started then, when they are
+    freed, and when it was reset."""
+    before = runtime.peak_memory(CPU)
     held = torch.ones(2**27)  # 512 MiB
-    grown = peak_memory(cpu)
-    child = float(subprocess.run([sys.executable, "-c", CODE, "child"], capture_output=True, text=True).stdout)
+    grown = runtime.peak_memory(CPU)
+    code = "import torch; from engine.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     del held
-    kept = peak_memory(cpu)
-    reset_peak_memory(cpu)
-    print(before, grown, child, kept, peak_memory(cpu))
-else:
-    print(peak_memory(cpu))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", f"CODE = {code!r}\nexec(CODE)"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    before, grown, child, kept, reset = map(float, done.stdout.split())
+    kept = runtime.peak_memory(CPU)
+    runtime.reset_peak_memory(CPU)
+    print(before, grown, float(child), kept, runtime.peak_memory(CPU))
+
+
+def test_the_peak_memory_is_that_of_the_process_since_it_was_reset():
+    """Measured in a fork of this process, whose own peak stays as it is."""
+    before, grown, child, kept, reset = map(float, said_by(say_peaks).split())
     assert min(grown, kept) > before + 500
     assert child < before + 100  # not the peak of the process that started it
     assert reset < kept - 400

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.browser import messages, open_browser, requested, until
 from tests.processes import ENVIRONMENT, Process, finish
 from tests.tools.colours import COLOURS, VIT, colour_run, save_colour
+from tools import explore
 
 # Its import takes six seconds, which processes that only collect these tests are spared.
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra explore is not installed")
@@ -39,7 +40,7 @@ def answers(port: int) -> bool:
 
 
 class Served:
-    """The tool, which serves a page."""
+    """The tool, which serves a page, and in the end is told to stop."""
 
     def __init__(self, folder: Path, run: Path) -> None:
         self.port, self.temporary = free_port(), folder / "temporary"
@@ -57,9 +58,14 @@ class Served:
         (folder,) = self.temporary.glob("hybridmerge-explore-*")
         return [path for path in folder.rglob("*") if path.is_file() and path.read_bytes()[:4] in (PNG, JPEG)]
 
-    def end(self, number: int) -> tuple[str, str]:
+    def ends(self, number: int, code: int) -> None:
+        """It ends by a signal without a word, and nothing stays."""
+        assert list(self.temporary.iterdir())
         self.process.send_signal(number)
-        return self.process.communicate(30)
+        out, err = self.process.communicate(30)
+        assert (self.process.returncode, err) == (code, "")
+        assert out == f"vit, run run: {self.url}  (Ctrl-C ends)\n"
+        assert not list(self.temporary.iterdir()) and not answers(self.port)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def served(folder):
     one = Served(folder, folder / "run")
     with one.process:
         yield one
-        one.end(signal.SIGINT)  # unlike a kill, it takes its files along
+        one.ends(signal.SIGTERM, 143)
 
 
 @pytest.fixture(scope="module")
@@ -212,19 +218,16 @@ def test_a_port_that_is_in_use_is_one_line(served, folder):
     assert done.stderr == f"error: --port {served.port}: in use; give another, or 0 for one that is free\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_it_ends_without_a_word_and_nothing_stays(folder, number, code):
+@pytest.mark.slow
+def test_it_ends_when_it_is_told_to(folder):
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         served = Served(Path(inside), folder / "run")
         with served.process:
-            assert list(served.temporary.iterdir())
-            out, err = served.end(number)
-        assert (served.process.returncode, err) == (code, "")
-        assert out == f"vit, run run: {served.url}  (Ctrl-C ends)\n"
-        assert not list(served.temporary.iterdir()) and not answers(served.port)
+            served.ends(signal.SIGINT, 130)
 
 
-def test_a_model_and_a_run_do_not_go_together(folder):
+def test_a_model_and_a_run_do_not_go_together(capsys):
     for args in ([], ["--run", "run", "--model", "timm:x"], ["--model", "timm:x"], ["--run", "run", "--port", "70000"]):
-        done = finish("explore.py", *args, cwd=folder)
-        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("explore.py: error: ")
+        with pytest.raises(SystemExit, match="2"):
+            explore.main(args)
+        assert ": error: " in capsys.readouterr().err.splitlines()[-1]

@@ -59,11 +59,14 @@ def test_a_run_becomes_a_checked_onnx_file(run, tell):
     other = load_run(run, ["merge.r=2"])
     images = sample_images(other.data, 20)
     assert close(runtime(images), other.model.eval()(images).detach()).all()
+    of_model, of_file = export.scores(other, run / "model.onnx")  # which the tool says of a file in int8
+    assert of_model.n == of_file.n == len(other.data.test) and of_model.score == of_file.score
     assert metadata["classes"] == [str(i) for i in range(10)] and metadata["input"] == [1, 8, 8]
     assert metadata["method"] == "tome" and metadata["removed"] == [2, 2] and metadata["weights"] == "best"
     assert metadata["mean"] == pytest.approx(other.data.mean) and metadata["std"] == pytest.approx(other.data.std)
 
 
+@pytest.mark.slow
 def test_a_run_becomes_an_int8_file_of_openvino(run, tell, monkeypatch):
     """Calibrated on training images; its accuracy is measured on all test images, beside the model's."""
     pytest.importorskip("openvino")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from engine.train.experiment import run_experiment
 from engine.train.session import train
 from models.settings import UserError, check
 from tests.engine.conftest import TINY
+from tests.marks import mostly_slow
 from tests.quiet import end_log
 
 SHORT = {"epochs": 2, "batch_size": 32, "lr": 0.003}
@@ -38,9 +40,15 @@ def edit(file: Path, old: str, new: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "tiny"
+    return trained(tmp_path_factory.mktemp("finished"))
+
+
+def trained(parent: Path, **train) -> Path:
+    """A run that draws no pictures."""
+    folder = parent / "tiny"
     folder.mkdir()
-    run_experiment(check(RunSettings, {**TINY, "augment": {}, "train": SHORT}), folder)
+    quiet = {**TINY["log"], "images": 0}
+    run_experiment(check(RunSettings, {**TINY, "augment": {}, "train": {**SHORT, **train}, "log": quiet}), folder)
     end_log()
     return folder
 
@@ -145,11 +153,14 @@ def test_changes_that_are_allowed_are_logged(run, capsys):
     assert "device = 'auto', before 'cpu'" in said and "log.every_steps = 3, before 1" in said
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    """A run with another learning rate."""
+    return trained(tmp_path_factory.mktemp("other"), epochs=1, lr=0.1)
+
+
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
-def test_a_checkpoint_of_another_run_is_named(run, tmp_path, name):
-    other = tmp_path / "other"
-    other.mkdir()
-    run_experiment(check(RunSettings, {**TINY, "augment": {}, "train": {**SHORT, "epochs": 1, "lr": 0.1}}), other)
+def test_a_checkpoint_of_another_run_is_named(run, other, name):
     shutil.copy(other / name, run / name)
     for reader in READERS.values():
         says = f"train.lr = 0.003: the run was started with 0.1, says {run / name}; .* put the run's own {name} into"
@@ -239,9 +250,16 @@ def test_a_dictionary_of_options_is_one_setting(tmp_path):
     assert decisive(load_settings(str(file)))["model.options"] == {"depth": 2}
 
 
-@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "results.json", "predictions.csv", "confusion.png"])
-@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
-def test_something_else_in_the_place_of_a_file(run, tmp_path, name, kind):
+FILES = ["log.txt", "metrics.jsonl", "results.json", "predictions.csv", "confusion.png"]
+REFUSED = [*product(FILES, ["folder", "pipe"]), ("results.json", "broken link")]
+FOLLOWED = [(name, "broken link") for name in FILES if name != "results.json"]  # each run goes on to its end
+
+
+@pytest.mark.parametrize(
+    "place", mostly_slow(REFUSED + FOLLOWED, [*REFUSED, ("metrics.jsonl", "broken link")]), ids=", ".join
+)
+def test_something_else_in_the_place_of_a_file(run, tmp_path, place):
+    name, kind = place
     (run / "results.json").unlink()
     file = run / name
     file.unlink(missing_ok=True)
@@ -288,7 +306,17 @@ def test_metrics_with_wrong_values_are_left_out(run):
 
 @pytest.mark.parametrize(
     "change",
-    [{"fold": None}, {"mean": "x"}, {"confused": [{}]}, {"class_accuracy": {"0": "x"}}, {"metric": []}, {"std": 0.5}],
+    mostly_slow(
+        [
+            {"fold": None},
+            {"mean": "x"},
+            {"confused": [{}]},
+            {"class_accuracy": {"0": "x"}},
+            {"metric": []},
+            {"std": 0.5},
+        ],
+        [{"fold": None}, {"std": 0.5}],  # one that is no report, and one with a wrong number
+    ),
 )
 def test_a_wrong_report_on_folds_is_written_again(copied_folds, change):
     file = copied_folds / "folds.json"

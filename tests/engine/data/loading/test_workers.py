@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from threading import Timer
@@ -28,7 +26,7 @@ from engine.data.sources.folder import FolderSettings
 from engine.train.loop.signals import Stopped, Stopping
 from models.settings import UserError, check
 from tests.engine.data.conftest import save_image
-from tests.paths import ROOT
+from tests.processes import said_by
 
 PLAIN = AugmentSettings()
 CLONE_NEWNS = 0x20000  # of Linux: mounts of its own
@@ -220,29 +218,6 @@ def read_all(images: Path) -> None:
         batches(data_of(images, "none"), PLAIN, 2)
     except UserError as error:
         print(error)
-
-
-def said_by(call: Callable[[], None]) -> str:
-    """What is printed by a fork of this process that calls, on stdout and stderr, and by all processes that it forks:
-    it is read until none of them runs any more."""
-    read, write = os.pipe()
-    if (pid := os.fork()) == 0:
-        try:
-            os.dup2(write, 1)
-            os.dup2(write, 2)
-            os.close(read)
-            os.close(write)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-            call()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as said:
-        text = said.read()
-    os.waitpid(pid, 0)
-    return text
 
 
 def test_processes_that_cannot_start_leave_nothing_behind(images, monkeypatch, capfd):
