@@ -193,8 +193,9 @@ def test_attention_and_precision_of_torchvisions_vit(native, merged, threads, ca
     """`native`: whether the processor multiplies in bf16."""
     monkeypatch.setattr("models.attention.cpu_has_bf16", lambda: native)
     vit = torchvision.models.vision_transformer
-    make = vit._vision_transformer  # the same layers, fewer and thinner
-    monkeypatch.setattr(vit, "_vision_transformer", lambda *sizes, **options: make(sizes[0], 2, 2, 32, 64, **options))
+    make = vit._vision_transformer
+    narrow = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}  # the same layers, fewer and thinner
+    monkeypatch.setattr(vit, "_vision_transformer", lambda **options: make(**{**options, **narrow}))
     arguments = ["--attention", "auto", "math", "--precision", "fp32", "bf16", "--repeats", "1", "--batch-size", "1"]
     removed = "merge.r=[0, 2]"
     bench.main(["model", "torchvision:vit_b_16", "model.img_size=48", *arguments, removed])

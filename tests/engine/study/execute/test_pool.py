@@ -9,12 +9,21 @@ import sys
 import time
 from collections import deque
 
+import pytest
+
 from engine.launch.child import Child, reason
+from engine.study.execute import pool as pool_module
 from engine.study.execute.pool import Job, Pool, Wait
 from engine.study.execute.progress import START, Progress
 from engine.study.execute.threads import threads_of
 from models.settings import UserError
 from tests.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    """The end of a process is seen at once."""
+    monkeypatch.setattr(pool_module, "PAUSE", 0.01)
 
 
 def job(folder, title: str, code: str, ended=None, **options) -> Job:

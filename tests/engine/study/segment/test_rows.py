@@ -44,7 +44,7 @@ def by_hand(settings, folder, merge=None, size=64):
     return pixel_counts(predicted, data.test.masks, 4).numpy()
 
 
-@pytest.mark.parametrize("blocks", [[6], [2, 4]])
+@pytest.mark.parametrize("blocks", [pytest.param([6], marks=pytest.mark.slow), [2, 4]])
 def test_the_cost_of_a_threshold_is_the_mean_of_the_test_images(load, tmp_path, blocks):
     """Each image's cost as it is traced from pixels to logits, through the blocks that are run alone."""
     given = ("methods=[tome]", "budgets=[{threshold: 0.9}]", "data.test=3", f"probe.blocks={blocks}")
