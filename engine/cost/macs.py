@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from engine.cost.ops import ACTIVATIONS, HANDLES, KINDS, uncounted
+from engine.cost.ops import ACTIVATIONS, HANDLES, KINDS, uncounted, with_activations
 from models.formulas import FORMULAS, formula_macs, token_counts
 from models.interface import depends_on_image, tokens_per_block
 from models.merging.budget import CountError
@@ -89,9 +89,7 @@ def measure(
     with _undisturbed(model, images.device):
         flops = _traced(model, images)
         counted = {kind: int(n) for kind, n in flops.by_operator().items()}
-        activations = ActivationCountAnalysis(model, images).set_op_handle(**ACTIVATIONS)
-        activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        elements = int(activations.total())
+        elements = counted.pop(ACTIVATIONS, 0)
         ignored = dict(flops.unsupported_ops())
     by_module = {
         name: int(sum(counts[kind] for kind in KINDS)) for name, counts in flops.by_module_and_operator().items()
@@ -115,12 +113,13 @@ def measure(
 
 
 def _traced(model: nn.Module, images: Tensor) -> FlopCountAnalysis:
-    """Counts the operations of a model by tracing it on images (B, C, H, W), inside `_undisturbed`.
+    """Counts operations and activations of a model by tracing it on images (B, C, H, W), inside `_undisturbed`.
 
     Raises:
         NotCounted: an op that multiplies has no handle.
     """
-    flops = FlopCountAnalysis(model, images).set_op_handle(**HANDLES)
+    handles = {op: with_activations(handle) for op, handle in HANDLES.items()}
+    flops = FlopCountAnalysis(model, images).set_op_handle(**handles)
     flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     flops.total()  # the analysis is computed when its results are first used
     if missed := uncounted(ignored := flops.unsupported_ops()):

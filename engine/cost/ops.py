@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
-from fvcore.nn.jit_handles import conv_flop_count, generic_activation_jit, get_shape
+from fvcore.nn.jit_handles import conv_flop_count, get_shape
 
 from models.merging.budget import CountError
 
 # A "product" is the matching of tokens in our models, and unfused attention in others.
 KINDS = ("convolution", "linear", "attention", "product")
+ACTIVATIONS = "activations"  # beside the kinds, so that one trace of a model gives both
 
 Handle = Callable[[list[Any], list[Any]], Counter]  # an op's inputs and outputs, as jit values -> MACs by kind
 
@@ -115,8 +116,18 @@ HANDLES: dict[str, Handle] = {
     "aten::_transformer_encoder_layer_fwd": _encoder_layer,
 }
 
-# As in fvcore, activations are the elements that these ops output; softmax, norms and element-wise ops are left out.
-ACTIVATIONS: dict[str, Handle] = {op: generic_activation_jit() for op in HANDLES}
+
+def with_activations(handle: Handle) -> Handle:
+    """Returns a handle that also counts the elements that the op outputs, as ACTIVATIONS.
+
+    As in fvcore, softmax, norms and element-wise ops have no activations.
+    """
+
+    def both(inputs: list[Any], outputs: list[Any]) -> Counter:
+        return handle(inputs, outputs) + Counter({ACTIVATIONS: prod(_shape(outputs[0]))})
+
+    return both
+
 
 _MULTIPLIES = re.compile(
     r"mm|mv|matmul|matrix|conv|attention|attn|transformer|multi_head|einsum|linear|linalg|dot|inner|outer|kron|cdist"
