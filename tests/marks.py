@@ -11,9 +11,17 @@ import pytest
 def mostly_slow(cases: Iterable[Any], quick: Sequence[Any]) -> list[Any]:
     """Returns the cases of a parametrised test, all but the quick ones marked slow.
 
+    Args:
+        cases: the cases; tuples where a test has several parameters.
+        quick: those of them that `make test` runs.
+
     Raises:
         AssertionError: a quick case is none of them.
     """
     cases = list(cases)
     assert all(case in cases for case in quick), quick
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [
+        pytest.param(*value, marks=[] if case in quick else pytest.mark.slow)
+        for case, value in zip(cases, values, strict=True)
+    ]

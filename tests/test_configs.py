@@ -18,9 +18,9 @@ def test_parses_and_builds(path):
     settings = load_settings(str(path))
     with torch.device("meta"):
         model = build(settings.model)
+        assert len(tokens_per_block(model)) in (0, getattr(settings.model, "depth", 0))
         if settings.finetune is not None:
-            Tuning(build(settings.model), settings.finetune, settings.train.lr)  # its parts and targets are there
-    assert len(tokens_per_block(model)) in (0, getattr(settings.model, "depth", 0))
+            Tuning(model, settings.finetune, settings.train.lr)  # its parts and targets are there
     if model.img_size <= 32:
         model = build(settings.model).eval()
         logits = model(torch.zeros(2, model.in_chans, model.img_size, model.img_size))

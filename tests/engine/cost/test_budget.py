@@ -55,7 +55,7 @@ def test_a_run_keeps_what_was_asked_and_says_what_was_done(tiny, folder):
 def test_draws_are_uniform_and_depend_on_seed_and_step_alone():
     settings = vit({"r": {"train": [2, 5]}})
     drawn = [drawn_schedule(settings, 0, step)[0] for step in range(4000)]
-    assert drawn == [drawn_schedule(settings, 0, step)[0] for step in range(4000)]
+    assert drawn[:200] == [drawn_schedule(settings, 0, step)[0] for step in range(200)]
     counts = Counter(drawn)
     assert set(counts) == {2, 3, 4, 5} and all(900 < n < 1100 for n in counts.values())
     assert drawn[:50] != [drawn_schedule(settings, 1, step)[0] for step in range(50)]

@@ -16,6 +16,7 @@ from models.interface import depends_on_image, removed_per_block, tokens_per_blo
 from models.merging import wrap
 from models.merging.layer import tokens_of_images
 from models.settings import check
+from tests.marks import mostly_slow
 from tests.models.merging.support import CONFORMER
 from tests.models.merging.wrapped_models import TINY, built
 
@@ -66,7 +67,11 @@ def least_mean_and_most(model, settings=None) -> tuple[list[float], list[int]]:
             model(image)
     costs, traced = counter.costs(), [sum(traced_macs(model, image).values()) for image in pictures()[1:].split(1)]
     assert costs.images == 3
-    return [n * 1e9 for n in (costs.least, costs.mean, costs.most)], [min(traced), statistics.fmean(traced), max(traced)]
+    return [n * 1e9 for n in (costs.least, costs.mean, costs.most)], [
+        min(traced),
+        statistics.fmean(traced),
+        max(traced),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,12 @@ def test_the_formula_is_the_trace_for_every_image(name, merge):
 
 
 @pytest.mark.parametrize(
-    ("family", "merge"), [*(("deit", form) for form in FORMS[2:]), ("beit", FORMS[0]), ("eva02", FORMS[0])], ids=str
+    ("family", "merge"),
+    mostly_slow(
+        [*(("deit", form) for form in FORMS[2:]), ("beit", FORMS[0]), ("eva02", FORMS[0])],
+        [("deit", FORMS[2]), ("deit", FORMS[-1]), ("eva02", FORMS[0])],
+    ),
+    ids=str,
 )
 def test_a_wrapped_model_s_counts_are_the_trace_for_every_image(family, merge):
     model = wrap(built(family), **merge)

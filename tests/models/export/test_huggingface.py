@@ -28,7 +28,7 @@ def classifier(name: str):
     return wrap(model, "tome", r=[4, 0])
 
 
-@pytest.mark.parametrize(("name", "to"), [("ViT", "onnx"), ("DINOv2", "exported")])
+@pytest.mark.parametrize(("name", "to"), [("ViT", "onnx"), pytest.param("DINOv2", "exported", marks=pytest.mark.slow)])
 def test_a_classifier(name, to, tmp_path):
     model, path = classifier(name), tmp_path / f"model{export.FORMATS[to].suffixes[0]}"
     attention = model.config._attn_implementation

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.marks import mostly_slow
 from tests.models.merging import support
 
 
@@ -11,6 +12,9 @@ def test_the_table_has_every_model_and_column():
     assert all([*row] == [*support.COLUMNS] for row in page.values())
 
 
-@pytest.mark.parametrize("name", support.MODELS)
+QUICK = ["`hybrid`", "timm: ViT, DeiT, AugReg", "timm: BEiT", "timm: EVA-02", "torchvision: ViT, SWAG"]
+
+
+@pytest.mark.parametrize("name", mostly_slow(support.MODELS, [*QUICK, "transformers: ViT", "transformers: DINOv3"]))
 def test_the_table_says_what_works(name):
     assert support.written()[name] == support.row_of(name), "python -m tests.models.merging.support writes it again"

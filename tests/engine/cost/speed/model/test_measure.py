@@ -106,11 +106,9 @@ def _killed(job):
 def test_a_process_that_is_killed_is_a_line(models, monkeypatch):
     monkeypatch.setattr(memory, "_run", _killed)
     job = memory.Job(Variant("tome", "forward", 7, "eager", "fp32", "auto"), models["tome"].settings, "cpu", 1)
-    with pytest.raises(UserError, match="batch size 7: its process was killed; use a smaller one"):
-        memory.peak_of(job)
     (row,) = measure(models, [job.variant], 1, CPU, memory=True)
     assert len(row.ms) == 1 and row.failed is None, "its times are not lost"
-    assert row.peak_mib is None and row.peak_failed.startswith("batch size 7: its process was killed")
+    assert row.peak_mib is None and row.peak_failed == "batch size 7: its process was killed; use a smaller one"
 
 
 @pytest.mark.slow
