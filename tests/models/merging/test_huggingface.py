@@ -13,6 +13,7 @@ from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace, unwrap
 from models.merging.wrapping.families import kind_of
 from models.settings import UserError
+from tests.models.merging import wrapped_models
 from tests.models.merging.wrapped_models import PATCHES, after_blocks, images
 from tests.paths import ROOT
 
@@ -272,6 +273,12 @@ def test_models_of_any_size_have_no_grid():
     assert model(images(size=48)).last_hidden_state.shape == (2, 37, 32)
 
 
+def test_a_model_of_timm_is_wrapped_where_transformers_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert schedule_of(wrap(wrapped_models.built("deit"), r=4)) == [4, 4, 4]
+
+
+@pytest.mark.slow
 def test_transformers_is_imported_for_its_own_models_alone():
     code = (
         "import sys, timm; from models.merging import wrap; wrap(timm.create_model('vit_tiny_patch16_224'), r=4); "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from engine.cli import cli
 from engine.data.loading.loader import Normalise
 from engine.explain.faithful import evaluation, measures
 from engine.explain.faithful.areas import deletion_and_insertion
-from engine.explain.faithful.evaluation import Plan, evaluate
+from engine.explain.faithful.evaluation import Pair, Plan, evaluate
 from engine.explain.faithful.infidelity import infidelity
 from engine.explain.faithful.results import interval, write_results
 from engine.explain.faithful.road import road
@@ -33,17 +35,42 @@ from tests.engine.study.zeroshot.conftest import make_files
 from tools import explain as tool
 
 
-@pytest.fixture
-def plan(tmp_path, monkeypatch) -> Plan:
-    """Six of 18 images of noise, the unmerged model and tome with r = 4, two methods."""
-    make_files(tmp_path)
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """The folder of the model and its images. Tests must not change it."""
+    return make_files(tmp_path_factory.mktemp("files")).parent
+
+
+def plan_here() -> Plan:
+    """Six of 18 images of noise, the unmerged model and tome with r = 4, two methods; from the files in this folder."""
     settings = load_file(ZeroshotSettings, "small.yaml", ["methods=[tome]", "budgets=[{r: 4}]"], "zeroshot")
     return Plan(settings, ["rollout", "gradcam"], {}, 6, 4)
 
 
-def test_the_numbers_are_those_of_a_direct_computation(plan, tmp_path):
-    pairs = evaluate(plan, tmp_path / "out", lambda line: None)
+@pytest.fixture
+def plan(files, monkeypatch) -> Plan:
+    monkeypatch.chdir(files)
+    return plan_here()
+
+
+class Done(NamedTuple):
+    """What was evaluated, once for all tests, which must not change it."""
+
+    out: Path
+    pairs: list[Pair]
+
+
+@pytest.fixture(scope="module")
+def done(files, tmp_path_factory) -> Done:
+    """The plan."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(files)
+        return Done(out, evaluate(plan_here(), out, lambda line: None))
+
+
+def test_the_numbers_are_those_of_a_direct_computation(plan, done):
+    pairs = done.pairs
     ways = [UNMERGED, "tome, r = 4"]
     methods = ["random map", "centre blob", "rollout", "gradcam"]
     assert [(pair.way, pair.method) for pair in pairs] == [(way, method) for way in ways for method in methods]
@@ -68,25 +95,25 @@ def test_images_of_another_size_are_refused(plan, tmp_path):
 
 def test_each_image_has_a_random_map_of_its_own(plan, tmp_path, monkeypatch):
     """The numbers do not depend on how many images are computed at a time."""
-    found = []
+    found, plan = [], replace(plan, methods=[])
     for batch in (1, 6):
         monkeypatch.setattr(evaluation, "BATCH", batch)
         found.append(evaluate(plan, tmp_path / str(batch), lambda line: None)[0].scores)
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_done_is_not_done_again(plan, tmp_path, monkeypatch):
-    first = evaluate(plan, tmp_path / "out", lambda line: None)
+def test_what_is_done_is_not_done_again(plan, done, monkeypatch):
     monkeypatch.setattr(evaluation, "_compute", None)
-    again = evaluate(plan, tmp_path / "out", lambda line: None)
-    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(first, again, strict=True))
+    again = evaluate(plan, done.out, lambda line: None)
+    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(done.pairs, again, strict=True))
     other = Plan(plan.settings, plan.methods, {"gradcam": {"at": "tokens"}}, plan.images, plan.steps)
     with pytest.raises(TypeError):  # another option is another number
-        evaluate(other, tmp_path / "out", lambda line: None)
+        evaluate(other, done.out, lambda line: None)
 
 
-def test_table_and_json_have_the_same_numbers(plan, tmp_path):
-    pairs = evaluate(plan, tmp_path / "out", lambda line: None)
+def test_table_and_json_have_the_same_numbers(plan, done, tmp_path):
+    pairs = done.pairs
+    (tmp_path / "out").mkdir()
     table = write_results(plan, pairs, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
     assert record["images"] == 6 and len(record["rows"]) == len(pairs)
@@ -127,7 +154,7 @@ def test_the_interval_is_scipys():
     ],
 )
 def test_mistakes_are_one_line(plan, tmp_path, monkeypatch, capsys, args, line):
-    monkeypatch.setattr(sys, "argv", ["explain.py", "--evaluate", "small.yaml", "--out", "out", *args])
+    monkeypatch.setattr(sys, "argv", ["explain.py", "--evaluate", "small.yaml", "--out", str(tmp_path / "out"), *args])
     assert cli(tool.main) == 2
     error = capsys.readouterr().err
     assert error.startswith(line) and error.count("\n") == 1, error
@@ -152,19 +179,28 @@ def all_measures(plan: Plan) -> Plan:
     return replace(plan, methods=["rollout"], measures=("areas", "road", "infidelity"))
 
 
-def test_another_measure_continues_a_folder(plan, tmp_path, monkeypatch):
-    """Files of deletion and insertion have the names that they had before there were other measures."""
+@pytest.fixture(scope="module")
+def continued(files, tmp_path_factory) -> tuple[Done, Done]:
+    """Deletion and insertion alone, and then all measures in the same folder, for which these are not computed."""
     pytest.importorskip("captum")
-    plan = replace(plan, methods=["rollout"])
-    first = evaluate(plan, tmp_path / "out", lambda line: None)
+    out = tmp_path_factory.mktemp("continued") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(files)
+        plan = plan_here()
+        first = evaluate(replace(plan, methods=["rollout"]), out, lambda line: None)
+        patch.setattr(measures, "deletion_and_insertion", None)
+        return Done(out, first), Done(out, evaluate(all_measures(plan), out, lambda line: None))
+
+
+def test_another_measure_continues_a_folder(plan, continued):
+    """Files of deletion and insertion have the names that they had before there were other measures."""
+    (out, first), (_, pairs) = continued
     model, weights = pretrained(plan.settings, torch.device("cpu"))
     given = labelled_images(plan.settings).fingerprint, None, of_merging(), "rollout", {}, plan.steps, plan.images
-    assert (tmp_path / "out" / "areas" / f"{of_values(weights, *given)[:16]}.npz").is_file()
+    assert (out / "areas" / f"{of_values(weights, *given)[:16]}.npz").is_file()
 
-    monkeypatch.setattr(measures, "deletion_and_insertion", None)
-    pairs = evaluate(all_measures(plan), tmp_path / "out", lambda line: None)
     assert all(np.array_equal(a.scores, b.scores[:, :2]) for a, b in zip(first, pairs, strict=True))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"areas", "road", "infidelity"}
+    assert {path.name for path in out.iterdir()} == {"areas", "road", "infidelity"}
 
     found = labelled_images(plan.settings)
     images = Normalise(found.mean, found.std)(found.splits[0].read(torch.tensor([0, 3, 6, 9, 12, 15])))
@@ -174,10 +210,9 @@ def test_another_measure_continues_a_folder(plan, tmp_path, monkeypatch):
     np.testing.assert_allclose(pairs[2].scores[:, 2:], expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_every_measure_has_columns_and_leads(plan, tmp_path):
-    pytest.importorskip("captum")
-    plan = all_measures(plan)
-    pairs = evaluate(plan, tmp_path / "out", lambda line: None)
+def test_every_measure_has_columns_and_leads(plan, continued, tmp_path):
+    plan, pairs = all_measures(plan), continued[1].pairs
+    (tmp_path / "out").mkdir()
     table = write_results(plan, pairs, tmp_path / "out")
     heads = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
     assert heads[2::2] == ["deletion", "insertion", "ROAD MoRF", "ROAD LeRF", "infidelity"]
