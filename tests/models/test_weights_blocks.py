@@ -6,6 +6,7 @@ import torchvision
 
 from models import UserError, build_model
 from models.weights import load_weights
+from tests.marks import mostly_slow
 from tests.models.weight_files import TINY, our_vit, timm_vit, torchvision_vit
 
 
@@ -42,7 +43,7 @@ LACKING = {  # the model, what the file lacks: a whole layer of a block, a stem,
 }
 
 
-@pytest.mark.parametrize("case", LACKING)
+@pytest.mark.parametrize("case", mostly_slow(LACKING, [case for case in LACKING if not case.startswith("VGG")]))
 def test_a_file_without_a_part_that_no_network_lacks(case):
     name, *prefixes = LACKING[case]
     model = MODELS[name]()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from itertools import product
 
 import pytest
 import timm
@@ -63,8 +64,13 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
 
 
-@pytest.mark.parametrize("kind", ["vit", "hybrid", "timm"])
-@pytest.mark.parametrize("method", [method for method in MERGERS if method != "none"])
+PAIRS = list(product(["vit", "hybrid", "timm"], [method for method in MERGERS if method != "none"]))
+EXPORTED = [*MODELS, *((kind, method) for kind, method, _ in FILES)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), mostly_slow(PAIRS, [pair for pair in PAIRS if pair[0] == "vit" or pair in EXPORTED])
+)
 @torch.no_grad()
 def test_these_models_would_tell(kind, method):
     """Logits that did not depend on what merges would agree with anything."""

@@ -22,6 +22,7 @@ from models.settings import UserError, check
 from models.settings.vit import ViTSettings
 from tests.engine.train.loop.test_trainer import assert_same_run, run_until
 from tests.engine.train.tuned_runs import VIT, settings_of
+from tests.marks import mostly_slow
 from tests.models.merging.test_mixtures import layer_norm, learned
 from tests.models.merging.wrapped_models import built, images
 
@@ -223,7 +224,9 @@ def test_its_cost_is_the_formulas(name, prune):
     assert cost.by_kind["linear"] - plain.by_kind["linear"] == (64 + 44) * predictor
 
 
-@pytest.mark.parametrize("family", ["deit", "beit_both", "eva02", "torchvision", "average"])
+@pytest.mark.parametrize(
+    "family", mostly_slow(["deit", "beit_both", "eva02", "torchvision", "average"], ["deit", "torchvision"])
+)
 def test_a_wrapped_model_meets_a_budget_learns_and_keeps_what_it_learned(family):
     net = wrap(built(family), "dynamicvit", target_ratio=1.3)  # fails if the cost is not as predicted
     plan, before = list(blocks_of(net).plan), [layer.pooling for layer in blocks_of(net).merging]

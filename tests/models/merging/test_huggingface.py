@@ -13,6 +13,7 @@ from models.merging.layer import MergeLayer
 from models.merging.wrapping import blocks_of, schedule_of, trace, unwrap
 from models.merging.wrapping.families import kind_of
 from models.settings import UserError
+from tests.marks import mostly_slow
 from tests.models.merging import wrapped_models
 from tests.models.merging.wrapped_models import PATCHES, after_blocks, images
 from tests.paths import ROOT
@@ -113,7 +114,7 @@ def test_a_block_s_equations_are_the_block(name, mode):
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
-@ALL
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ["ViT", "DINOv3", "SigLIP"]))
 def test_a_budget_is_met(name):
     model = wrap(built(name), target_ratio=1.3)
     assert sum(schedule_of(model)) > 0

@@ -12,6 +12,7 @@ from models.merging.methods import MERGERS
 from models.merging.tokens import Soft
 from models.merging.wrapping import blocks_of, schedule_of, trace
 from models.merging.wrapping.rotary import eva_block, mean_rotation, rotated
+from tests.marks import mostly_slow
 from tests.models.merging.wrapped_models import MODELS, PATCHES, arguments_of_blocks, built, images
 
 GROUPS = [[0, 1, 5], [2], [3, 4], [6, 7]]
@@ -111,7 +112,7 @@ def test_images_with_dropped_patches_keep_their_own_positions(name, method):
     assert out.isfinite().all() and model.patch_embed.proj.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, [name for name in NAMES if "base" not in name]))
 def test_models_that_people_have(name):
     if not timm.is_model(name):
         pytest.skip("this timm does not have it")
