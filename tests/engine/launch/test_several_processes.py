@@ -54,10 +54,10 @@ def test_folds_follow_one_another(tmp_path):
 CHANGES = [("2 ddp", "1 ddp"), ("1 ddp", "2 fsdp"), ("2 fsdp", "2 ddp")]
 
 
-@pytest.mark.parametrize("change", mostly_slow(CHANGES, [("2 ddp", "1 ddp")]))
-def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, change, tmp_path):
+@pytest.mark.parametrize(("before", "after"), mostly_slow(CHANGES, [("2 ddp", "1 ddp")]))
+def test_a_stopped_run_goes_on_with_another_number_of_processes(alone, before, after, tmp_path):
     """Split over them or not: checkpoints hold whole tensors."""
-    run, ((before, how), (after, then)) = tmp_path / "together", (one.split() for one in change)
+    run, (before, how), (after, then) = tmp_path / "together", before.split(), after.split()
     with ExitStack() as stack:
         args = "--cfg", config(tmp_path, checkpoint={"every_steps": 1}), f"train.parallel={how}"
         processes = started(stack, tmp_path, *args, size=int(before))

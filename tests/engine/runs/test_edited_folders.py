@@ -256,10 +256,9 @@ FOLLOWED = [(name, "broken link") for name in FILES if name != "results.json"]  
 
 
 @pytest.mark.parametrize(
-    "place", mostly_slow(REFUSED + FOLLOWED, [*REFUSED, ("metrics.jsonl", "broken link")]), ids=", ".join
+    ("name", "kind"), mostly_slow(REFUSED + FOLLOWED, [*REFUSED, ("metrics.jsonl", "broken link")])
 )
-def test_something_else_in_the_place_of_a_file(run, tmp_path, place):
-    name, kind = place
+def test_something_else_in_the_place_of_a_file(run, tmp_path, name, kind):
     (run / "results.json").unlink()
     file = run / name
     file.unlink(missing_ok=True)

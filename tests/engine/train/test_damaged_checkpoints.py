@@ -160,11 +160,10 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_and_says_so(tmp_
 
 
 @pytest.mark.parametrize(
-    "keep_number", mostly_slow([(1, 1), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4), (3, 5)], [(1, 1), (2, 2), (3, 5)])
+    ("keep", "number"), mostly_slow([(1, 1), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4), (3, 5)], [(1, 1), (2, 2), (3, 5)])
 )
-def test_killed_between_any_two_operations_of_saving(tmp_path, whole, monkeypatch, keep_number):
+def test_killed_between_any_two_operations_of_saving(tmp_path, whole, monkeypatch, number, keep):
     """Renaming what is kept, and the new file, takes a few steps; the process may end before each."""
-    keep, number = keep_number
     folder, made = tmp_path / "run", settings(keep=keep)
     folder.mkdir()
     replace, unlink, calls = os.replace, os.unlink, []

@@ -116,9 +116,8 @@ def test_what_a_merging_method_learns_is_resumed_too(tiny, tmp_path, monkeypatch
 SIGNALS = list(itertools.product([7, 20], [signal.SIGTERM, signal.SIGINT]))
 
 
-@pytest.mark.parametrize("at_signal", mostly_slow(SIGNALS, [(7, signal.SIGTERM), (20, signal.SIGINT)]))
-def test_a_signal_ends_the_step_and_saves(reference, tiny, folder, monkeypatch, at_signal):
-    at, number = at_signal
+@pytest.mark.parametrize(("at", "number"), mostly_slow(SIGNALS, [(7, signal.SIGTERM), (20, signal.SIGINT)]))
+def test_a_signal_ends_the_step_and_saves(reference, tiny, folder, monkeypatch, at, number):
     scalars = Tracker.scalars
 
     def signalled(self, step, values):
