@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import lru_cache
 from textwrap import shorten
 from typing import Any, NoReturn
 
@@ -40,6 +42,11 @@ def parse(text: str, types: Sequence[Any] = ()) -> Any:
     Raises:
         BadYAML: the text is not YAML, is too long, or uses anchors, tags or repeated keys.
     """
+    return deepcopy(_parsed(text, tuple(types)))
+
+
+@lru_cache(maxsize=32)  # a tool reads a run's settings several times, and PyYAML takes 10 ms for them
+def _parsed(text: str, types: tuple[Any, ...]) -> Any:
     loader = None
     if len(text) > MAX_LENGTH:
         raise BadYAML(f"longer than {MAX_LENGTH:,} characters, which no settings are", 1)

@@ -84,6 +84,7 @@ def test_a_run_becomes_an_int8_file_of_openvino(run, tell, monkeypatch):
     assert not close(runtime(images), model(images).detach()).all(), "it is no file in fp32"
 
 
+@pytest.mark.slow
 def test_exported_goes_where_it_is_told(tell, tmp_path):
     code, out, err = tell("--to", "exported", "--weights", "last", "--out", str(tmp_path / "m.pt2"))
     assert code == 0 and err == "" and "64 of 64" in out

@@ -38,7 +38,8 @@ def images(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a loader whose processes hang is closed in test_workers.py
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_workers_that_hang_do_not_keep_a_stopped_run_alive(images, number):
     """As on a file server that is gone. The step that is done is saved, and the run ends as if nothing had been."""
     args = ["--cfg", "digits/hybrid", *QUICK, *FILES, "train.epochs=300"]
@@ -80,6 +81,7 @@ def test_a_closed_terminal_does_not_stop_a_run_under_nohup(tmp_path):
     assert process.returncode == 0 and (folder / "results.json").exists()
 
 
+@pytest.mark.slow  # what the signal does is tested in one process
 def test_a_stopped_terminal_session_resumes_to_the_same_weights(tmp_path):
     args = ["--cfg", "digits/hybrid", *QUICK, "train.epochs=4", "log.images=0"]
     folder = tmp_path / "runs" / "closed"

@@ -117,6 +117,7 @@ def test_a_run_stopped_in_its_end_shows_it_once(run, monkeypatch, point):
     assert len(list(run.glob("*tfevents*.end"))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_stopped_three_times_in_its_end_shows_it_once(run, monkeypatch):
     for point in ("the first picture", "before the results", "after the events"):
         with monkeypatch.context() as patch, pytest.raises(Crash):

@@ -115,14 +115,13 @@ def test_a_file_gives_the_models_numbers_in_batches_of_any_size(kind, method, to
     assert close(runtime(photographs(3)), model(photographs(3)).detach()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "method", "r"),
     [
         ({"use_rel_pos_bias": True}, "tome", [0, 4, 0]),
-        pytest.param({"use_rel_pos_bias": True}, "tome", [4, 0], marks=pytest.mark.slow),
-        pytest.param(
-            {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}, "grid", [0, 4], marks=pytest.mark.slow
-        ),
+        ({"use_rel_pos_bias": True}, "tome", [4, 0]),
+        ({"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}, "grid", [0, 4]),
     ],
 )
 def test_beit_s_position_bias_goes_to_onnx(options, method, r, tmp_path):
@@ -264,6 +263,7 @@ def test_images_of_any_floating_type_serve_as_a_check(tmp_path):
     assert found.same_prediction == 4
 
 
+@pytest.mark.slow
 def test_a_model_inside_peft_s_is_exported_with_its_adapters(tmp_path):
     peft = pytest.importorskip("peft")
     adapters = peft.LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
