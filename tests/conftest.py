@@ -42,10 +42,12 @@ def log_ended():
 
 
 def pytest_collection_finish():
-    """Garbage is not looked for again in millions of objects that stay: each time took most of a second."""
+    """Garbage is not looked for again in millions of objects that stay: each time took most of a second. Tests import as
+    many more, so that it is looked for among all of them seldom; among the young ones, often enough."""
     import hypothesis  # noqa: F401, whose plugins ask who refers to an object, and frozen ones do not answer
 
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
     gc.enable()
 
 

@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -13,6 +14,11 @@ from engine.cli import cli
 from tests.mistakes import SECTIONS
 from tests.mistakes.document import DOCUMENT, document
 from tests.mistakes.mistake import Mistake
+
+# While tests are collected: submitit closes all handlers of logging as it is imported, and absl's, which NNCF brings,
+# closes the stream that it writes to if that is not sys.stderr by then, as in a test that captures its output.
+with suppress(ImportError):
+    import submitit  # noqa: F401
 
 MISTAKES = [mistake for mistakes in SECTIONS.values() for mistake in mistakes]
 
