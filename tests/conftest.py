@@ -42,8 +42,10 @@ def log_ended():
 
 
 def pytest_collection_finish():
-    """Garbage is not looked for again in millions of objects that stay: each time took most of a second. Tests import as
-    many more, so that it is looked for among all of them seldom; among the young ones, often enough."""
+    """Garbage is not looked for again in millions of objects that stay: each time took most of a second.
+
+    Tests import as many more. So garbage is looked for among all of them seldom; among the young ones, often enough.
+    """
     import hypothesis  # noqa: F401, whose plugins ask who refers to an object, and frozen ones do not answer
 
     gc.freeze()
