@@ -78,7 +78,7 @@ def without_data(build: Callable[[], T]) -> T:
     """Calls a function that builds a model on the meta device, where tensors need no storage.
 
     Where a constructor reads numbers from tensors (RegNet its widths, the ViTs of older versions of timm their drop
-    rates), the function is called again on the CPU.
+    rates), the function is called again on the CPU. No random number is drawn.
     """
     try:
         with torch.device("meta"):
@@ -86,7 +86,7 @@ def without_data(build: Callable[[], T]) -> T:
     except RuntimeError as error:
         if not _needs_data(error):
             raise
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         return build()
 
 

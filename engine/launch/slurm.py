@@ -146,7 +146,8 @@ def _executor(submitit: Any, folder: Path, local: bool, parameters: dict[str, An
         ) from None
     if not local:
         parameters["slurm_setup"] = [f"export PYTHONPATH={os.environ['PYTHONPATH']}"]
-        # NCCL would let the others wait for a process that is lost. Those that are told to save end with 0.
+        # NCCL would let the others wait for a process that is lost. Of those that are told to save, the first ends with
+        # another code than 0, when its run has saved and the job is queued again, and the others with 0.
         parameters["slurm_srun_args"] = ["--kill-on-bad-exit=1"]
         parameters |= {"slurm_array_parallelism": jobs} if jobs > 1 else {}
     executor.update_parameters(**parameters)

@@ -105,6 +105,14 @@ def test_a_model_that_cannot_be_built_without_storage():
     assert build_model("torchvision:regnet_y_400mf", num_classes=5, img_size=40).img_size == 40
 
 
+def test_whether_a_size_was_tried_before_changes_no_weights():
+    first, again = {}, {}
+    for state in (first, again):
+        torch.manual_seed(0)
+        state |= build_model("torchvision:regnet_y_400mf", num_classes=5, img_size=48).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize("merge", [None, {"target_ratio": 1.3}])
 def test_a_constructor_that_reads_numbers_from_tensors(merge, monkeypatch):
     """The ViTs of timm 1.0.9, the oldest version that setup.py allows, read their drop rates like this."""

@@ -56,6 +56,7 @@ def test_a_second_process_is_refused_until_kill_9_ends_the_first(tmp_path):
     heard, said = context.Pipe()
     holder = context.Process(target=hold, args=(folder, said))
     holder.start()
+    said.close()  # so that a holder that fails is no message that never comes
     try:
         assert heard.recv() == "held"
         with pytest.raises(UserError, match=rf"run: in use by process {holder.pid} on .*name="):
