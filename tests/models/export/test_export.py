@@ -115,15 +115,14 @@ def test_a_file_gives_the_models_numbers_in_batches_of_any_size(kind, method, to
     assert close(runtime(photographs(3)), model(photographs(3)).detach()).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "method", "r"),
-    [
-        ({"use_rel_pos_bias": True}, "tome", [0, 4, 0]),
-        ({"use_rel_pos_bias": True}, "tome", [4, 0]),
-        ({"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}, "grid", [0, 4]),
-    ],
-)
+BEITS = [
+    ({"use_rel_pos_bias": True}, "tome", [0, 4, 0]),
+    ({"use_rel_pos_bias": True}, "tome", [4, 0]),
+    ({"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}, "grid", [0, 4]),
+]
+
+
+@pytest.mark.parametrize(("options", "method", "r"), mostly_slow(BEITS, BEITS[:1]))
 def test_beit_s_position_bias_goes_to_onnx(options, method, r, tmp_path):
     """After the first merge, and in timm's own forward before it."""
     torch.manual_seed(0)
