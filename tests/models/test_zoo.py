@@ -8,7 +8,7 @@ from timm.models import get_deprecated_models
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from models import MODELS, build_model, split_name
+from models import MODELS, build_model, split_name, zoo
 from models.heads import PowerNorm, Standardised
 from models.interface import removed_per_block
 from models.settings import UserError, check
@@ -18,6 +18,12 @@ from models.settings.zoo import TimmSettings, normalisation, note_renamed
 VIT = "timm:vit_tiny_patch16_224"
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 SWIN = {"depths": [1, 1, 1, 1], "embed_dim": 24}
+
+
+@pytest.fixture(autouse=True)
+def nothing_taken(monkeypatch):
+    """Each test tries sizes itself, whatever tests before it have tried."""
+    monkeypatch.setattr(zoo, "_TAKEN", set())
 
 
 def settings(name, **options):

@@ -47,7 +47,7 @@ class TensorBoard:
 
     def picture(self, step: int, tag: str, pixels: Pixels) -> None:
         """Writes a picture."""
-        png = io.BytesIO()  # `summary.image` comes to it by way of float32, which takes twice as long as all else
+        png = io.BytesIO()  # `summary.image` goes through float32, which takes longer than the PNG
         Image.fromarray(pixels).save(png, format="png")
         height, width, channels = pixels.shape
         size = {"height": height, "width": width, "colorspace": channels}
