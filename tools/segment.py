@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Puts merging into a pretrained ViT, fits a linear probe to its frozen features, and segments images with it.
+"""Puts merging into a pretrained ViT, fits a probe to its frozen features, and segments images with it.
 
   tools/segment.py --cfg deit_tiny data.path=imagenet/val             # planted masks
   tools/segment.py --cfg deit_tiny data.path=my_set data.name=masks   # my_set/images and my_set/masks
+  tools/segment.py --cfg deit_tiny_cnn data.path=imagenet/val         # merged tokens feed a CNN stage
 
 For each row: mean intersection over union (mIoU) and pixel accuracy on the same test images, their differences from the
 unmerged model with 95 % intervals (bootstrap over images), and GMACs. Features of merged tokens are those of all their
-patches, a probe is fitted to each row, and logits of patches are enlarged to pixels. Rows without merging on smaller
-images (`sizes`) are what merging at equal cost has to beat.
+patches, a linear probe or a CNN stage (`probe.cnn`) is fitted to each row, and logits of patches are enlarged to
+pixels. Rows without merging on smaller images (`sizes`) are what merging at equal cost has to beat.
 
 With data.name=planted, the folder has photographs in a folder for each class; some are pasted onto others, so that the
 class of every pixel is known. With data.name=masks, it has images and masks (PNG files of classes' numbers; 255 is

@@ -20,8 +20,10 @@ from engine.machine import pick_autocast, pick_device
 from engine.measure.evaluate import eval_mode
 from engine.measure.segmentation import mean_iou, pixel_counts
 from engine.runs.records.record import Count
-from engine.study.segment.probe import Maps, Segmenter, drawn_patches, fit_linear, patch_shares
+from engine.study.segment.maps import Maps
+from engine.study.segment.probe import Segmenter, drawn_patches, fit_linear, linear_head, patch_shares
 from engine.study.segment.settings import SegmentSettings
+from engine.study.segment.stage import fit_stage
 from engine.study.zeroshot.each import Comparison, evaluate_ways, pretrained
 from engine.study.zeroshot.images import normalisation_of
 from engine.study.zeroshot.rows import Row, spread_of
@@ -111,7 +113,8 @@ def evaluate_rows(
     def says(row: SegmentRow) -> str:
         return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"
 
-    content = subject.fingerprint, subject.mean, subject.std, settings.probe.model_dump(mode="json")
+    probe = settings.probe.model_dump(mode="json", exclude=None if settings.probe.cnn else {"cnn"})
+    content = subject.fingerprint, subject.mean, subject.std, probe
     comparison = Comparison(settings, SegmentRow, content, evaluate, says)
     return subject, evaluate_ways(comparison, model, weights, folder, report, again=again)
 
@@ -135,7 +138,7 @@ def batches(
 
 
 def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: Way) -> Segmenter:
-    """Fits the probe to the features of a frozen model.
+    """Fits the probe to the features of a frozen model: a linear classifier, or a CNN stage.
 
     Args:
         settings: the comparison.
@@ -143,20 +146,46 @@ def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: W
         model: a ViT that merges as the row says.
         way: the row's way of merging.
     """
-    probe, train, classes = settings.probe, subject.images.train, len(subject.images.classes)
-    maps, most, device = Maps(model, probe.blocks), max(1, probe.patches // len(train)), pick_device(settings.device)
+    maps, size = Maps(model, settings.probe.blocks), subject.images.train.masks.shape[-1]
+    fit = _linear_head if settings.probe.cnn is None else _cnn_stage
+    return Segmenter(maps, fit(settings, subject, maps, way), size)
+
+
+def _features(
+    settings: SegmentSettings, subject: Subject, maps: Maps, way: Way
+) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yields maps of training images, float32 (B, D, rows, columns), their patches' shares, and their positions."""
+    train, device = subject.images.train, pick_device(settings.device)
     autocast = pick_autocast(settings.precision, device)
-    features, shares = [], []
     for images, place in batches(settings, subject, train, way.size):
         with eval_mode(maps), autocast:
             found = maps(images).float()
-        rows, columns = found.shape[2:]
-        chosen = drawn_patches(torch.arange(place.start, place.stop), rows * columns, most).unsqueeze(-1)
-        of_patches = patch_shares(train.masks[place], classes, rows, columns).flatten(1, 2)
-        features.append(found.flatten(2).mT.take_along_dim(chosen.to(device), 1).flatten(0, 1))
-        shares.append(of_patches.take_along_dim(chosen, 1).flatten(0, 1).to(device))
-    weight, bias = fit_linear(torch.cat(features), torch.cat(shares), probe.l2, probe.steps)
-    return Segmenter(maps, weight, bias, train.masks.shape[-1])
+        shares = patch_shares(train.masks[place], len(subject.images.classes), *found.shape[2:])
+        yield found, shares.to(device), place
+
+
+def _linear_head(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way) -> nn.Module:
+    """Fits a linear classifier to as many patches of every training image."""
+    probe, features, shares = settings.probe, [], []
+    most = max(1, probe.patches // len(subject.images.train))
+    for found, of_patches, place in _features(settings, subject, maps, way):
+        chosen = drawn_patches(torch.arange(place.start, place.stop), found[0, 0].numel(), most)
+        chosen = chosen.unsqueeze(-1).to(found.device)
+        features.append(found.flatten(2).mT.take_along_dim(chosen, 1).flatten(0, 1))
+        shares.append(of_patches.flatten(1, 2).take_along_dim(chosen, 1).flatten(0, 1))
+    return linear_head(*fit_linear(torch.cat(features), torch.cat(shares), probe.l2, probe.steps))
+
+
+def _cnn_stage(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way) -> nn.Module:
+    """Trains a CNN stage on all patches of as many training images as are kept."""
+    probe, count, features, shares = settings.probe, len(subject.images.train), [], []
+    assert probe.cnn is not None
+    for found, of_patches, place in _features(settings, subject, maps, way):
+        most = max(1, probe.patches // found[0, 0].numel())
+        kept = torch.isin(torch.arange(place.start, place.stop), drawn_patches(torch.tensor([0]), count, most))
+        features.append(found[kept.to(found.device)])
+        shares.append(of_patches[kept.to(found.device)])
+    return fit_stage(torch.cat(features), torch.cat(shares), probe.cnn)
 
 
 def count_pixels(settings: SegmentSettings, subject: Subject, segmenter: Segmenter, way: Way) -> Tensor:

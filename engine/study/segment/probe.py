@@ -1,8 +1,6 @@
-"""Maps of a frozen ViT, and a linear classifier of their patches that says the class of every pixel."""
+"""A segmenter of a frozen model's maps, and its linear head, which says the class of every patch."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,65 +8,39 @@ from torch.nn import functional as F
 
 from engine.data.keyed import PLANT, hash64
 from engine.data.masks import IGNORED
-from models.settings import UserError
-
-
-class Maps(nn.Module):
-    """The maps of some blocks of a ViT, side by side, normalised by its last norm; in a merged one, a patch has the
-    features of the token that it became part of.
-
-    Args:
-        model: a ViT of timm, wrapped or not, with `img_size` and `in_chans`.
-        blocks: numbers of blocks from 1; None: the last. Blocks behind the greatest are not run.
-
-    Attributes:
-        depth: how many blocks are run.
-
-    Raises:
-        UserError: a model without such maps, or without such a block.
-    """
-
-    def __init__(self, model: nn.Module, blocks: Sequence[int] | None) -> None:
-        super().__init__()
-        if not (hasattr(model, "forward_intermediates") and hasattr(model, "blocks")):
-            raise UserError(f"model.name: {type(model).__name__} gives no maps of blocks; choose a ViT of timm")
-        depth = len(model.blocks)
-        blocks = [depth] if blocks is None else list(blocks)
-        if max(blocks) > depth:
-            raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks; give numbers from 1 to {depth}")
-        self.model, self.indices, self.depth = model, [block - 1 for block in blocks], max(blocks)
-        self.img_size, self.in_chans = model.img_size, model.in_chans
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, D x blocks, rows, columns)."""
-        maps = self.model.forward_intermediates(
-            images, indices=self.indices, norm=True, stop_early=True, intermediates_only=True
-        )
-        return torch.cat(maps, dim=1)
+from engine.study.segment.maps import Maps
 
 
 class Segmenter(nn.Module):
-    """Maps -> a linear layer for each patch -> logits of pixels, bilinear.
+    """Maps -> logits of patches -> logits of pixels, bilinear.
 
     Args:
-        maps: images -> maps.
-        weight: of the linear layer, (classes, D).
-        bias: (classes,).
+        maps: images -> maps (B, D, rows, columns).
+        head: maps -> logits (B, classes, rows, columns).
         size: height and width of the logits, pixels.
     """
 
-    def __init__(self, maps: Maps, weight: Tensor, bias: Tensor, size: int) -> None:
+    def __init__(self, maps: Maps, head: nn.Module, size: int) -> None:
         super().__init__()
-        self.maps, self.size = maps, size
+        self.maps, self.head, self.size = maps, head, size
         self.img_size, self.in_chans = maps.img_size, maps.in_chans
-        self.linear = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-        self.linear.weight = nn.Parameter(weight[:, :, None, None])
-        self.linear.bias = nn.Parameter(bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes, size, size)."""
-        logits = self.linear(self.maps(images))
+        logits = self.head(self.maps(images))
         return F.interpolate(logits.float(), size=(self.size, self.size), mode="bilinear")
+
+
+def linear_head(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """Returns a linear layer for each patch.
+
+    Args:
+        weight: (classes, D).
+        bias: (classes,).
+    """
+    head = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    head.weight, head.bias = nn.Parameter(weight[:, :, None, None]), nn.Parameter(bias)
+    return head
 
 
 def patch_shares(masks: Tensor, classes: int, rows: int, columns: int) -> Tensor:

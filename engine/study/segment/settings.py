@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -17,17 +17,38 @@ else:
     Source = one_of(MASKED)
 
 
+class StageSettings(Settings):
+    """A CNN stage, and how it is trained."""
+
+    block: Literal["convnext", "residual"] = Field("residual", description="kind of block")
+    depth: int = Field(1, ge=0, le=1000, description="number of blocks; 0: two linear layers for each patch")
+    dim: int = Field(96, gt=0, le=65536, description="channels")
+    layer_scale: float = Field(0.1, gt=0, le=1000, description="initial scale of each block's residual")
+    dropout: float = Field(0.3, ge=0, lt=1, description="share of the maps' channels that are dropped in training")
+    epochs: int = Field(30, ge=1, le=100_000, description="passes over the training images")
+    batch_size: int = Field(16, ge=1, le=100_000, description="maps in a step")
+    lr: float = Field(1e-3, gt=0, le=100, description="greatest learning rate")
+    weight_decay: float = Field(0.05, ge=0, le=100, description="AdamW's")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides its initial weights, dropout, and the order of images")
+
+
 class ProbeSettings(Settings):
-    """A linear classifier of patches: which features it reads, and how it is fitted."""
+    """A classifier of patches: which features it reads, and how it is fitted."""
 
     blocks: list[Annotated[int, Field(ge=1, le=1000)]] | None = Field(
         None, min_length=1, description="blocks whose maps it reads, side by side, counted from 1; null: the last"
     )
     l2: float = Field(1e-3, ge=0, le=1e6, description="weight of half the sum of its squared weights")
     patches: int = Field(
-        100_000, ge=1, le=10**9, description="most patches to fit, as many of each image; kept in memory"
+        100_000,
+        ge=1,
+        le=10**9,
+        description="most patches to fit, kept in memory: as many of each image; for a CNN stage all of as many images",
     )
     steps: int = Field(200, ge=1, le=100_000, description="iterations of L-BFGS at most")
+    cnn: StageSettings | None = Field(
+        None, description="a CNN stage in place of the linear classifier, to which l2 and steps belong; null: none"
+    )
 
 
 class SegmentSettings(WaysSettings):
@@ -36,14 +57,10 @@ class SegmentSettings(WaysSettings):
     data: Source = Field(
         description="images with masks: planted compositions of photographs, or a folder of images and one of masks"
     )
-    probe: ProbeSettings = Field(ProbeSettings(), description="the linear classifier")
+    probe: ProbeSettings = Field(ProbeSettings(), description="the classifier of patches")
 
     @model_validator(mode="after")
-    def _of_timm(self) -> SegmentSettings:
-        if self.model.name != "timm":
-            raise ValueError(
-                f"model.name = {self.model.name}:{self.model.arch!r}: gives no maps of its blocks; choose timm:NAME"
-            )
+    def _in_order(self) -> SegmentSettings:
         blocks = self.probe.blocks or []
         if len(set(blocks)) < len(blocks) or blocks != sorted(blocks):
             raise ValueError(f"probe.blocks = {blocks}: must be different numbers, in order")

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.data.loading.loader import resized
 from engine.study.segment.evaluate import SegmentRow, Subject, batches
-from engine.study.segment.probe import Maps, Segmenter
+from engine.study.segment.maps import Maps
+from engine.study.segment.probe import Segmenter, linear_head
 from engine.study.segment.settings import SegmentSettings
+from engine.study.segment.stage import CNNStage
 from engine.study.zeroshot.timing import time_ways
 from models.timing import Times
 
@@ -30,10 +33,12 @@ def time_rows(settings: SegmentSettings, subject: Subject, rows: Sequence[Segmen
     classes, size = len(subject.images.classes), settings.model.img_size
 
     def complete(model: torch.nn.Module) -> Segmenter:
-        maps = Maps(model, settings.probe.blocks)
-        width = model.embed_dim * len(maps.indices)
-        weight = torch.randn(classes, width, device=next(model.parameters()).device)
-        return Segmenter(maps, weight, weight[:, 0].clone(), size)
+        maps, stage = Maps(model, settings.probe.blocks), settings.probe.cnn
+        with torch.no_grad():
+            width = maps(resized(images[:1], model.img_size)).shape[1]
+        weight = torch.randn(classes, width)
+        head = linear_head(weight, weight[:, 0].clone()) if stage is None else CNNStage(stage, width, classes)
+        return Segmenter(maps, head.to(images.device), size).eval()
 
     images, _ = next(batches(settings, subject, subject.images.test, None))
     return time_ways(settings, images, rows, rounds, complete)

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn import functional as F
 
 from engine.cost.macs import measure
-from engine.study.segment.probe import Maps, Segmenter, drawn_patches, fit_linear, patch_shares
+from engine.study.segment.maps import Maps
+from engine.study.segment.probe import Segmenter, drawn_patches, fit_linear, linear_head, patch_shares
 from models.merging import wrap
 from models.settings import UserError
 
@@ -44,16 +47,40 @@ def test_blocks_behind_the_last_map_are_not_run():
         block.register_forward_hook(lambda *given, number=number: ran.append(number))
     Maps(model, [2, 4])(images())
     assert ran == [1, 2, 3, 4]
-    costs = [measure(Segmenter(Maps(vit(), [last]), torch.zeros(3, 64), torch.zeros(3), 64)).macs for last in (2, 6)]
+    head = linear_head(torch.zeros(3, 64), torch.zeros(3))
+    costs = [measure(Segmenter(Maps(vit(), [last]), head, 64)).macs for last in (2, 6)]
     whole = measure(vit())
     assert costs[1] - costs[0] == sum(whole.by_module[f"blocks.{number}"] for number in range(2, 6))
+
+
+def of_size(model, size):
+    model.img_size, model.in_chans = size, 3
+    return model.eval()
+
+
+@torch.no_grad()
+def test_maps_of_cnns_are_on_the_grid_of_the_last():
+    shown = images()
+    net = of_size(torchvision.models.squeezenet1_1(), 64)
+    fourth, seventh = net.features[:4](shown), net.features[:7](shown)
+    found = Maps(net, [4, 7])(shown)
+    assert torch.equal(found[:, 128:], seventh) and found.shape[2:] == (7, 7) and fourth.shape[2:] == (15, 15)
+    assert torch.equal(found[:, :128], F.adaptive_avg_pool2d(fourth, 7))
+    resnet = of_size(timm.create_model("test_resnet"), 64)
+    coarse, fine = (resnet.forward_intermediates(shown, indices=[n], intermediates_only=True)[0] for n in (4, 2))
+    found = Maps(resnet, [3, 5])(shown)
+    assert torch.equal(found[:, -coarse.shape[1] :], coarse) and fine.shape[-1] > coarse.shape[-1]
+    assert torch.equal(found[:, : fine.shape[1]], F.adaptive_avg_pool2d(fine, coarse.shape[2:]))
 
 
 @pytest.mark.parametrize(
     "model, blocks, message",
     [
+        (lambda: of_size(torchvision.models.squeezenet1_1(), 64), [14], "probe.blocks = [14]: the model has 13 blocks"),
+        (torchvision.models.swin_t, [1], "SwinTransformer gives no maps of its blocks"),
+        (torchvision.models.resnet18, [1], "ResNet gives no maps of its blocks"),
         (vit, [7], "probe.blocks = [7]: the model has 6 blocks"),
-        (lambda: nn.Linear(1, 1), None, "Linear gives no maps of blocks"),
+        (lambda: nn.Linear(1, 1), None, "Linear gives no maps of its blocks"),
     ],
 )
 def test_models_without_such_maps(model, blocks, message):
@@ -66,7 +93,7 @@ def test_models_without_such_maps(model, blocks, message):
 def test_logits_of_pixels_are_bilinear_between_those_of_patches():
     weight, bias = torch.randn(3, 64), torch.randn(3)
     maps = Maps(vit(), None)
-    logits = Segmenter(maps, weight, bias, 64)(images())
+    logits = Segmenter(maps, linear_head(weight, bias), 64)(images())
     assert logits.shape == (2, 3, 64, 64)
     patches = torch.einsum("bdhw,kd->bkhw", maps(images()), weight) + bias[:, None, None]
     torch.testing.assert_close(logits[:, :, 0, 0], patches[:, :, 0, 0])  # a corner has one neighbour

@@ -133,7 +133,8 @@ def test_the_tool_writes_what_it_found(session_files, tmp_path, monkeypatch, cap
         ("probe.block=[3]", "probe.block: unknown key; did you mean blocks?"),
         ("data.name=folder", "data.name"),
         ("budgets=[{target_gmacs: 100}]", "row 'tome, 100 GMACs': merge.target_gmacs = 100.0"),
-        ("model.name=torchvision:vit_b_16", "gives no maps of its blocks; choose timm:NAME"),
+        ("probe.cnn={width: 8}", "probe.cnn.width: unknown key"),
+        ("probe.cnn={block: plain}", "probe.cnn.block"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_fitted(load, tmp_path, monkeypatch, override, message):

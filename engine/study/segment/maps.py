@@ -1,0 +1,69 @@
+"""Maps of a frozen model: what its blocks or stages put out, side by side on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import SwinTransformer
+
+from models.settings import UserError
+
+
+class Maps(nn.Module):
+    """The maps of some blocks of a model, side by side.
+
+    - A ViT of timm, wrapped or not: maps are normalised by its last norm; in a merged one, a patch has the features of
+      the token that it became part of.
+    - Another model of timm that has `forward_intermediates`: the maps of its stages.
+    - A model of torchvision whose convolutions are `features`, such as SqueezeNet: the maps of these modules.
+
+    Maps of several sizes are averaged to the grid of the last.
+
+    Args:
+        model: with `img_size` and `in_chans`.
+        blocks: numbers of blocks, stages or modules from 1; None: the last. What lies behind the greatest is not run.
+
+    Attributes:
+        depth: how many blocks are run.
+
+    Raises:
+        UserError: a model without such maps, or without such a block.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None) -> None:
+        super().__init__()
+        self._modules_of_torchvision = not hasattr(model, "forward_intermediates")
+        if self._modules_of_torchvision and not _has_features(model):
+            raise UserError(
+                f"model.name: {type(model).__name__} gives no maps of its blocks; choose timm:NAME, such as a ViT, or "
+                "torchvision:squeezenet1_1"
+            )
+        depth = len(model.features if self._modules_of_torchvision else model.feature_info)
+        blocks = [depth] if blocks is None else list(blocks)
+        if max(blocks) > depth:
+            raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks; give numbers from 1 to {depth}")
+        self.model, self.indices, self.depth = model, [block - 1 for block in blocks], max(blocks)
+        self.img_size, self.in_chans = model.img_size, model.in_chans
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> (B, the sum of the blocks' channels, rows, columns)."""
+        if self._modules_of_torchvision:
+            found = []
+            for module in self.model.features[: self.depth]:
+                images = module(images)
+                found.append(images)
+            maps = [found[index] for index in self.indices]
+        else:
+            maps = self.model.forward_intermediates(
+                images, indices=self.indices, norm=True, stop_early=True, intermediates_only=True
+            )
+        grid = maps[-1].shape[2:]
+        return torch.cat([each if each.shape[2:] == grid else F.adaptive_avg_pool2d(each, grid) for each in maps], 1)
+
+
+def _has_features(model: nn.Module) -> bool:
+    """Returns whether a model has a sequence `features` of modules that put out maps, channels first."""
+    return isinstance(getattr(model, "features", None), nn.Sequential) and not isinstance(model, SwinTransformer)

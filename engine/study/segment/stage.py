@@ -1,0 +1,79 @@
+"""A CNN stage on the maps of a frozen model, which says the class of every patch, and how it is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+
+from engine.study.segment.settings import StageSettings
+from models.cnn import CONV_BLOCKS
+
+
+class CNNStage(nn.Module):
+    """A 1x1 convolution to a width of its own, convolutional blocks, a norm, and a linear layer for each patch.
+
+    Args:
+        settings: its blocks and their width.
+        channels: of the maps.
+        classes: number of classes.
+    """
+
+    def __init__(self, settings: StageSettings, channels: int, classes: int) -> None:
+        super().__init__()
+        s = settings
+        self.drop = nn.Dropout2d(s.dropout)
+        self.proj = nn.Conv2d(channels, s.dim, 1)
+        self.blocks = nn.Sequential(*[CONV_BLOCKS[s.block](s.dim, s.layer_scale) for _ in range(s.depth)])
+        self.norm = nn.BatchNorm2d(s.dim)
+        self.fc = nn.Conv2d(s.dim, classes, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, D, rows, columns) -> logits (B, classes, rows, columns)."""
+        return self.fc(F.relu(self.norm(self.blocks(self.proj(self.drop(maps))))))
+
+
+def fit_stage(features: Tensor, shares: Tensor, settings: StageSettings) -> CNNStage:
+    """Trains a CNN stage by AdamW, with a learning rate that rises for a tenth of the steps and falls by a cosine.
+
+    The loss is that of the linear probe: the mean cross-entropy over labelled pixels, each patch with the shares of its
+    classes. Channels are standardised over all patches while it is trained; afterwards this is a part of the weights.
+
+    Args:
+        features: float32 (N, D, rows, columns).
+        shares: float32 (N, rows, columns, classes), at least 0, with sums of at most 1.
+        settings: the stage, and how it is trained.
+
+    Returns:
+        The stage in evaluation mode, for features that are not standardised. It is decided by the seed on a CPU.
+    """
+    device, (count, channels) = features.device, features.shape[:2]
+    mean = features.mean((0, 2, 3))
+    std = features.std((0, 2, 3), correction=0).clamp(min=1e-6)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        stage = CNNStage(settings, channels, shares.shape[-1]).to(device)
+        steps = settings.epochs * -(-count // settings.batch_size)
+        optimizer = torch.optim.AdamW(stage.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        schedule = OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=0.1)
+        for _ in range(settings.epochs):
+            for chosen in torch.randperm(count).to(device).split(settings.batch_size):
+                standard = (features[chosen] - mean[:, None, None]) / std[:, None, None]
+                wanted = shares[chosen].movedim(-1, 1)
+                logits = stage(standard)
+                loss = -(wanted * logits.log_softmax(1)).sum() / wanted.sum().clamp(min=1)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return _for_raw_features(stage.eval(), mean, std)
+
+
+@torch.no_grad()
+def _for_raw_features(stage: CNNStage, mean: Tensor, std: Tensor) -> CNNStage:
+    """Puts the standardisation of the features into the first convolution."""
+    weight = stage.proj.weight / std[:, None, None]
+    stage.proj.weight.copy_(weight)
+    stage.proj.bias.sub_(weight.flatten(1) @ mean)
+    return stage
