@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,19 @@ def options_of(words: Sequence[str]) -> tuple[bool, dict[str, Any]]:
     return "local" in words, found
 
 
+def checked(words: Sequence[str]) -> tuple[bool, dict[str, Any]]:
+    """Returns what `options_of` returns, where runs can be submitted.
+
+    Raises:
+        UserError: submitit or Slurm is not there, or see `options_of`.
+    """
+    demand_submitit()
+    local, parameters = options_of(words)
+    if not local and shutil.which("srun") is None:  # what submitit looks for
+        raise UserError("--slurm: no sbatch on this machine; start it on a login node, or try it with --slurm local")
+    return local, parameters
+
+
 def minutes(word: str, text: str) -> int:
     """Returns a time of Slurm in minutes, rounded up: "90", "4:00:00" or "1-12:00:00".
 
@@ -103,8 +117,8 @@ def submit(folder: Path, name: str, runs: Mapping[str, SlurmRun], words: Sequenc
     Raises:
         UserError: submitit or Slurm is not there, or Slurm refuses the options.
     """
+    local, parameters = checked(words)
     submitit = demand_submitit()
-    local, parameters = options_of(words)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOOLS.parent), os.environ.get("PYTHONPATH")]))
     known = {} if local else _known(folder / JOBS)
     waiting = {title for title, job in known.items() if submitit.SlurmJob(folder, job).state in WAITING}
@@ -137,13 +151,8 @@ def _known(file: Path) -> dict[str, str]:
 
 def _executor(submitit: Any, folder: Path, local: bool, parameters: dict[str, Any], jobs: int) -> Any:
     parameters = {"timeout_min": 24 * 60, **parameters}
-    try:
-        options = {} if local else {"slurm_max_num_timeout": RESTARTS}
-        executor = submitit.AutoExecutor(folder=folder, cluster="local" if local else "slurm", **options)
-    except RuntimeError:
-        raise UserError(
-            "--slurm: no sbatch on this machine; start it on a login node, or try it with --slurm local"
-        ) from None
+    options = {} if local else {"slurm_max_num_timeout": RESTARTS}
+    executor = submitit.AutoExecutor(folder=folder, cluster="local" if local else "slurm", **options)
     if not local:
         parameters["slurm_setup"] = [f"export PYTHONPATH={os.environ['PYTHONPATH']}"]
         # NCCL would let the others wait for a process that is lost. Of those that are told to save, the first ends with

@@ -41,7 +41,7 @@ def submit(
     if stored is not None:
         top = folder_of_folds(stored, settings).path if settings.split.folds else stored.path
         settings = settings.model_copy(update={"name": top.resolve().name, "out": str(top.resolve().parent)})
-    local, _ = slurm.options_of(words)
+    local, _ = slurm.checked(words)  # before anything is written
     run, folder = RunFolder(Path(settings.out) / settings.name), Path(settings.out) / f"{settings.name}.slurm"
     folds = list(range(settings.split.folds or 0)) if settings.split.all_folds else [settings.split.fold]
     left: dict[str, SlurmRun] = {}

@@ -96,6 +96,7 @@ def test_what_cannot_be_submitted(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="--slurm: no sbatch on this machine"):
         submit(settings, [], resume=True)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["together"]
 
 
 @pytest.fixture
