@@ -80,6 +80,10 @@ def main(argv: list[str]) -> None:
     if args.dry_run:
         dry_run(study, timing=not args.no_timing)
         return
+    if args.slurm is not None:
+        from engine.launch import slurm
+
+        slurm.checked(args.slurm)  # before anything is written
     with study.open():
         if plan.settings.search:
             search(study, report=args.report)

@@ -82,7 +82,7 @@ def checked(words: Sequence[str]) -> tuple[bool, dict[str, Any]]:
     """
     demand_submitit()
     local, parameters = options_of(words)
-    if not local and shutil.which("srun") is None:  # what submitit looks for
+    if not (local or (shutil.which("sbatch") and shutil.which("srun"))):
         raise UserError("--slurm: no sbatch on this machine; start it on a login node, or try it with --slurm local")
     return local, parameters
 

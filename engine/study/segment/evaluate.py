@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from engine.study.zeroshot.images import normalisation_of
 from engine.study.zeroshot.rows import Row, spread_of
 from engine.study.zeroshot.ways import Way
 from models.settings import UserError
+
+log = logging.getLogger("hybridmerge.segment")
 
 
 class SegmentRow(Row):
@@ -113,7 +116,8 @@ def evaluate_rows(
     def says(row: SegmentRow) -> str:
         return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"
 
-    probe = settings.probe.model_dump(mode="json", exclude=None if settings.probe.cnn else {"cnn"})
+    unused = {"l2", "steps"} if settings.probe.cnn else {"cnn"}
+    probe = settings.probe.model_dump(mode="json", exclude=unused)
     content = subject.fingerprint, subject.mean, subject.std, probe
     comparison = Comparison(settings, SegmentRow, content, evaluate, says)
     return subject, evaluate_ways(comparison, model, weights, folder, report, again=again)
@@ -143,7 +147,7 @@ def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: W
     Args:
         settings: the comparison.
         subject: of which the training images are used.
-        model: a ViT that merges as the row says.
+        model: merges as the row says, or is none of those that merge.
         way: the row's way of merging.
     """
     maps, size = Maps(model, settings.probe.blocks), subject.images.train.masks.shape[-1]
@@ -178,13 +182,15 @@ def _linear_head(settings: SegmentSettings, subject: Subject, maps: Maps, way: W
 
 def _cnn_stage(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way) -> nn.Module:
     """Trains a CNN stage on all patches of as many training images as are kept."""
-    probe, count, features, shares = settings.probe, len(subject.images.train), [], []
+    probe, count, most, features, shares = settings.probe, len(subject.images.train), 0, [], []
     assert probe.cnn is not None
     for found, of_patches, place in _features(settings, subject, maps, way):
         most = max(1, probe.patches // found[0, 0].numel())
         kept = torch.isin(torch.arange(place.start, place.stop), drawn_patches(torch.tensor([0]), count, most))
         features.append(found[kept.to(found.device)])
         shares.append(of_patches[kept.to(found.device)])
+    if most < count:
+        log.warning(f"probe.patches = {probe.patches}: the stage is trained on {most} of {count} images of this size")
     return fit_stage(torch.cat(features), torch.cat(shares), probe.cnn)
 
 

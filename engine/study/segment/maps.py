@@ -51,17 +51,23 @@ class Maps(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, the sum of the blocks' channels, rows, columns)."""
         if self._modules_of_torchvision:
-            found = []
-            for module in self.model.features[: self.depth]:
+            maps = []
+            for index, module in enumerate(self.model.features[: self.depth]):
                 images = module(images)
-                found.append(images)
-            maps = [found[index] for index in self.indices]
+                if index in self.indices:
+                    maps.append(images.clone())  # the next module may work in place
         else:
-            maps = self.model.forward_intermediates(
-                images, indices=self.indices, norm=True, stop_early=True, intermediates_only=True
-            )
+            maps = self._of_timm(images)
         grid = maps[-1].shape[2:]
         return torch.cat([each if each.shape[2:] == grid else F.adaptive_avg_pool2d(each, grid) for each in maps], 1)
+
+    def _of_timm(self, images: Tensor) -> list[Tensor]:
+        try:
+            return self.model.forward_intermediates(
+                images, indices=self.indices, norm=True, stop_early=True, intermediates_only=True
+            )
+        except AssertionError as error:  # Hiera's
+            raise UserError(f"model.name: {type(self.model).__name__}: {error}; choose another model") from None
 
 
 def _has_features(model: nn.Module) -> bool:

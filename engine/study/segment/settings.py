@@ -1,4 +1,4 @@
-"""The settings of tools/segment.py: a pretrained ViT, images with masks, the probe, and the ways of merging."""
+"""The settings of tools/segment.py: a pretrained model, images with masks, the probe, and the ways of merging."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ProbeSettings(Settings):
         100_000,
         ge=1,
         le=10**9,
-        description="most patches to fit, kept in memory: as many of each image; for a CNN stage all of as many images",
+        description="most patches to fit, kept in memory: equally many of each image; for a CNN stage, whole images",
     )
     steps: int = Field(200, ge=1, le=100_000, description="iterations of L-BFGS at most")
     cnn: StageSettings | None = Field(

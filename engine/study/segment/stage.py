@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from engine.study.segment.settings import StageSettings
 from models.cnn import CONV_BLOCKS
+from models.settings import UserError
 
 
 class CNNStage(nn.Module):
@@ -47,18 +48,27 @@ def fit_stage(features: Tensor, shares: Tensor, settings: StageSettings) -> CNNS
 
     Returns:
         The stage in evaluation mode, for features that are not standardised. It is decided by the seed on a CPU.
+
+    Raises:
+        UserError: a step has a single patch, of which BatchNorm has no statistics; or the training diverged.
     """
     device, (count, channels) = features.device, features.shape[:2]
-    mean = features.mean((0, 2, 3))
-    std = features.std((0, 2, 3), correction=0).clamp(min=1e-6)
+    if min(count, settings.batch_size) * features[0, 0].numel() == 1:
+        raise UserError(
+            f"probe.cnn.batch_size = {settings.batch_size}: a step has a single patch, which BatchNorm cannot "
+            "normalise; give more of probe.cnn.batch_size, probe.patches or training images"
+        )
+    mean, std = features.mean((0, 2, 3)), features.std((0, 2, 3), correction=0)
+    std = std.masked_fill(std < 1e-6, torch.inf)  # a channel that is constant teaches nothing: its weights become 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         stage = CNNStage(settings, channels, shares.shape[-1]).to(device)
-        steps = settings.epochs * -(-count // settings.batch_size)
+        steps = settings.epochs * len(_parts(torch.arange(count), settings.batch_size))
         optimizer = torch.optim.AdamW(stage.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        schedule = OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=0.1)
+        rise = min(0.9, max(0.1, 1.5 / steps))  # OneCycleLR divides by zero where the rise is a single step
+        schedule = OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=rise)
         for _ in range(settings.epochs):
-            for chosen in torch.randperm(count).to(device).split(settings.batch_size):
+            for chosen in _parts(torch.randperm(count).to(device), settings.batch_size):
                 standard = (features[chosen] - mean[:, None, None]) / std[:, None, None]
                 wanted = shares[chosen].movedim(-1, 1)
                 logits = stage(standard)
@@ -67,7 +77,17 @@ def fit_stage(features: Tensor, shares: Tensor, settings: StageSettings) -> CNNS
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+    if not all(tensor.isfinite().all() for tensor in stage.state_dict().values()):
+        raise UserError(f"probe.cnn.lr = {settings.lr}: the training of the CNN stage diverged; give a smaller one")
     return _for_raw_features(stage.eval(), mean, std)
+
+
+def _parts(order: Tensor, size: int) -> list[Tensor]:
+    """Returns the images of each step; a last one that would be alone joins the step before."""
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 @torch.no_grad()

@@ -66,6 +66,8 @@ def test_maps_of_cnns_are_on_the_grid_of_the_last():
     found = Maps(net, [4, 7])(shown)
     assert torch.equal(found[:, 128:], seventh) and found.shape[2:] == (7, 7) and fourth.shape[2:] == (15, 15)
     assert torch.equal(found[:, :128], F.adaptive_avg_pool2d(fourth, 7))
+    assert torch.equal(Maps(net, [1, 4])(shown)[:, :64], F.adaptive_avg_pool2d(net.features[0](shown), 15))  # no ReLU
+    assert measure(Maps(net, [4])).macs < measure(Maps(net, [7])).macs
     resnet = of_size(timm.create_model("test_resnet"), 64)
     coarse, fine = (resnet.forward_intermediates(shown, indices=[n], intermediates_only=True)[0] for n in (4, 2))
     found = Maps(resnet, [3, 5])(shown)

@@ -1,13 +1,21 @@
 """The CNN stage of a segmenter: what it computes, that it learns what patches alone do not show, and its seed."""
 
 import pytest
+import timm
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from engine.study.segment import timing
 from engine.study.segment.evaluate import evaluate_rows
 from engine.study.segment.probe import fit_linear
 from engine.study.segment.settings import StageSettings
 from engine.study.segment.stage import CNNStage, fit_stage
+from engine.study.segment.timing import time_rows
+from engine.study.zeroshot.each import Comparison
+from models.cnn import ConvNeXtBlock, ResidualBlock
+from models.settings import UserError
 
 QUICK = StageSettings(dim=8, epochs=30, lr=1e-2, batch_size=8, dropout=0.0)
 
@@ -57,20 +65,101 @@ def test_the_scale_of_features_is_a_part_of_the_weights(stripes):
     torch.testing.assert_close(one(maps), other(3 * maps - 2), atol=2e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("block", ["residual", "convnext"])
-def test_a_stage_has_the_blocks_of_its_settings(block):
+@pytest.mark.parametrize("steps", [1, 2, 3, 9, 10, 11])
+def test_any_number_of_steps(stripes, steps):
+    maps, shares = stripes
+    assert fit_stage(maps[:8], shares[:8], QUICK.model_copy(update={"epochs": steps}))(maps).isfinite().all()
+
+
+def test_dropout_is_of_channels_in_training_alone(stripes):
+    maps, shares = stripes
+    short = QUICK.model_copy(update={"epochs": 1})
+    one, other = (fit_stage(maps, shares, short.model_copy(update={"dropout": share})) for share in (0.0, 0.9))
+    assert not torch.equal(one(maps), other(maps)) and torch.equal(other(maps), other(maps))
+
+
+def test_a_channel_that_never_changes_in_training_counts_nothing(stripes):
+    maps, shares = stripes
+    maps = torch.cat([maps, torch.zeros(64, 1, 6, 6)], dim=1)
+    stage = fit_stage(maps, shares, QUICK.model_copy(update={"epochs": 2}))
+    awake = maps.clone()
+    awake[:, 3] = 1
+    assert torch.equal(stage(awake), stage(maps))
+
+
+def test_images_without_a_label_in_a_step_are_borne(stripes):
+    maps, shares = stripes
+    shares[:] = 0
+    assert fit_stage(maps, shares, QUICK.model_copy(update={"epochs": 1}))(maps).isfinite().all()
+
+
+def test_single_patches(stripes):
+    maps, shares = stripes
+    maps, shares = maps[:9, :, :1, :1], shares[:9, :1, :1]
+    assert fit_stage(maps, shares, QUICK.model_copy(update={"epochs": 2}))(maps).shape == (9, 2, 1, 1)  # 8 and 1
+    with pytest.raises(UserError, match="probe.cnn.batch_size = 1: a step has a single patch"):
+        fit_stage(maps, shares, QUICK.model_copy(update={"batch_size": 1}))
+    with pytest.raises(UserError, match="a step has a single patch"):
+        fit_stage(maps[:1], shares[:1], QUICK)
+
+
+def test_a_training_that_diverges_is_an_error(stripes):
+    wild = StageSettings(block="convnext", depth=4, dim=4, layer_scale=1000, lr=100, epochs=11)
+    with pytest.raises(UserError, match="probe.cnn.lr = 100.0: the training of the CNN stage diverged"):
+        fit_stage(*stripes, wild)
+
+
+@pytest.mark.parametrize("block, kind", [("residual", ResidualBlock), ("convnext", ConvNeXtBlock)])
+def test_a_stage_has_the_blocks_of_its_settings(block, kind):
     stage = CNNStage(StageSettings(block=block, depth=2, dim=8), 5, 3)
-    assert len(stage.blocks) == 2 and stage.eval()(torch.randn(2, 5, 4, 3)).shape == (2, 3, 4, 3)
+    assert [type(part) for part in stage.blocks] == [kind, kind] and stage.eval()(torch.randn(2, 5, 4, 3)).shape == (
+        2,
+        3,
+        4,
+        3,
+    )
 
 
-def test_rows_are_fitted_with_a_stage_of_their_own(load, tmp_path):
+def test_rows_are_fitted_with_a_stage_of_their_own(load, tmp_path, monkeypatch, caplog):
     given = ("methods=[]", "budgets=[]", "sizes=[32]", "data.train=8", "data.test=3")
     stage = "probe.cnn={dim: 8, epochs: 5, lr: 1e-2}"
     _, (linear, _) = evaluate_rows(load(*given), tmp_path, lambda line: None)
-    _, (own, small) = evaluate_rows(load(*given, stage), tmp_path, lambda line: None)
+    settings = load(*given, stage)
+    subject, (own, small) = evaluate_rows(settings, tmp_path, lambda line: None)
     assert linear.key != own.key and linear.pixels != own.pixels
     proj, block, last = 64 * 8, 2 * 9 * 8 * 8, 8 * 4
     assert own.gmacs - linear.gmacs == pytest.approx(16 * (proj + block + last - 64 * 4) / 1e9)
-    assert small.gmacs < own.gmacs and own.params > linear.params
+    assert small.gmacs < own.gmacs and own.params > linear.params and not caplog.records
+    _, (same, _) = evaluate_rows(load(*given, stage, "probe.l2=1"), tmp_path, lambda line: None)
+    assert same.key == own.key  # what belongs to the linear probe does not matter
     _, (few, _) = evaluate_rows(load(*given, stage, "probe.patches=40"), tmp_path, lambda line: None)
-    assert few.pixels != own.pixels  # of two images
+    assert few.pixels != own.pixels and "the stage is trained on 2 of 8 images" in caplog.text
+    timed = []
+    monkeypatch.setattr(timing, "CNNStage", lambda *of: timed.append(CNNStage(*of)) or timed[-1])
+    times = time_rows(settings, subject, [own, small], 1)
+    assert [part.proj.in_channels for part in timed] == [64, 64] and all(len(values) == 1 for values in times.values())
+
+
+def test_a_key_of_a_linear_probe_is_as_before_there_was_a_stage(load, tmp_path, monkeypatch):
+    """What was evaluated once is not evaluated again because the settings have a key more."""
+    settings, keys = load("methods=[]", "budgets=[]", "sizes=[32]", "data.train=2", "data.test=1"), []
+    true = Comparison.key
+    monkeypatch.setattr(Comparison, "key", lambda self, *of: keys.append(self.content[3]) or true(self, *of))
+    evaluate_rows(settings, tmp_path, lambda line: None)
+    assert keys[0] == {"blocks": None, "l2": 1e-3, "patches": 100_000, "steps": 200}
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_1"])
+def test_cnns_are_measured_without_merging(load, tmp_path, name):
+    library, _, arch = name.partition(":")
+    torch.manual_seed(0)
+    model = timm.create_model(arch) if library == "timm" else torchvision.models.get_model(arch)
+    save_file(model.state_dict(), tmp_path / "cnn.safetensors")
+    given = (f"model={{name: {name}, img_size: 64, weights: {tmp_path / 'cnn.safetensors'}}}", "data.test=3")
+    few = ("data.train=8", "probe.cnn={dim: 4, epochs: 2}")
+    _, (own, larger) = evaluate_rows(
+        load(*given, *few, "methods=[]", "budgets=[]", "sizes=[96]"), tmp_path, lambda line: None
+    )
+    assert larger.gmacs > own.gmacs > 0 and own.counts.shape == (3, 3, 4)
+    with pytest.raises(UserError, match="row 'tome, r = 0': .*wrap"):
+        evaluate_rows(load(*given), tmp_path, lambda line: None)
