@@ -81,6 +81,12 @@ MISTAKES: list[Mistake] = [
         _files,
     ),
     Mistake(
+        "A CNN stage whose training diverges",
+        "tools/segment.py --cfg small.yaml probe.cnn='{block: convnext, depth: 4, dim: 4, layer_scale: 1000, lr: 100}'",
+        "probe.cnn.lr = 100.0: the training of the CNN stage diverged; give a smaller one",
+        _files,
+    ),
+    Mistake(
         "A probe of a block that the model does not have",
         "tools/segment.py --cfg small.yaml probe.blocks=[3,9]",
         "probe.blocks = [3, 9]: the model has 6 blocks; give numbers from 1 to 6",
