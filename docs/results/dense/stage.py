@@ -29,12 +29,13 @@ SMALLER = ["176 px", "192 px", "208 px", "unmerged"]
 FACILITY = [f"facility_location from block {row} GMACs" for row in ("4, 0.9", "2, 0.7")]
 LARGER = ["288 px", "336 px", "392 px"]
 RANDOM = ["random from block 4, 0.9 GMACs", "random from block 2, 0.7 GMACs"]
-BESIDE = dict(zip(TOME, ("208 px", "192 px", "192 px", "176 px", "176 px"), strict=True))  # costs as much, or more
+BESIDE = dict(zip(TOME, ("208 px", "192 px", "192 px", "176 px", "176 px"), strict=True))  # costs about as much
 LINES = [  # head, rows, format, colour, label
     ("a CNN stage", TOME, "-o", "#0072B2", "tome, merged tokens feed a CNN stage"),
     ("a CNN stage", SMALLER, "--o", "black", "smaller images, no merging, the same stage"),
     ("a CNN stage", RANDOM, "-o", "#7F7F7F", "random, the same stage"),
     ("two linear layers of the stage's cost", TOME, "-s", "#56B4E9", "tome, two linear layers of the stage's cost"),
+    ("two linear layers of the stage's cost", SMALLER, "--s", "0.75", "smaller images, the same two layers"),
     ("a linear probe", TOME, ":^", "#0072B2", "tome, a linear probe"),
     ("a linear probe", SMALLER, ":^", "0.6", "smaller images, a linear probe"),
 ]
