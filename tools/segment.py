@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Puts merging into a pretrained ViT, fits a probe to its frozen features, and segments images with it.
 
-  tools/segment.py --cfg deit_tiny data.path=imagenet/val             # planted masks
+  tools/segment.py --cfg deit_tiny data.path=photographs              # planted masks
   tools/segment.py --cfg deit_tiny data.path=my_set data.name=masks   # my_set/images and my_set/masks
-  tools/segment.py --cfg deit_tiny_cnn data.path=imagenet/val         # merged tokens feed a CNN stage
+  tools/segment.py --cfg deit_tiny_cnn data.path=photographs          # merged tokens feed a CNN stage
 
 For each row: mean intersection over union (mIoU) and pixel accuracy on the same test images, their differences from the
 unmerged model with 95 % intervals (bootstrap over images), and GMACs. Features of merged tokens are those of all their
