@@ -27,4 +27,5 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def without_autocast(device: str) -> AbstractContextManager[None]:
     """A context in which no autocast is active. Where none is, it does nothing: to enter torch.autocast takes time."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    active = device != "meta" and torch.is_autocast_enabled(device)  # of meta tensors torch refuses to say
+    return torch.autocast(device, enabled=False) if active else nullcontext()

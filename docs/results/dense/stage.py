@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints stage.txt and draws stage.png from the folders beside it: python docs/results/dense/stage.py > stage.txt
+"""Writes stage.txt and draws stage.png from the folders beside it: python docs/results/dense/stage.py
 
 Counted pixels of a row's seeds are added up image by image. Intervals are paired bootstraps over test images.
 """
@@ -65,10 +65,12 @@ def difference(own: list[np.ndarray], other: list[np.ndarray]) -> str:
 
 
 def main() -> None:
+    lines: list[str] = []
     found = {head: load(folders) for head, folders in HEADS.items()}
     for head, (costs, counts) in found.items():
-        print(f"\n{head}\n\n| row | GMACs | mIoU, % | with each seed | minus no merging | minus the smaller image | |")
-        print("|---|---|---|---|---|---|---|")
+        lines.append(f"\n{head}\n")
+        lines.append("| row | GMACs | mIoU, % | with each seed | minus no merging | minus the smaller image | |")
+        lines.append("|---|---|---|---|---|---|---|")
         for name in (name for name in (*SMALLER, *TOME, *FACILITY, *RANDOM, *LARGER) if name in counts):
             own = counts[name]
             cells = ["", "", ""]
@@ -76,12 +78,13 @@ def main() -> None:
                 cells[0] = difference(own, counts["unmerged"])
             if name in BESIDE:
                 cells[1:] = difference(own, counts[BESIDE[name]]), BESIDE[name]
-            print(f"| {name} | {costs[name]:.3f} | {percent(own)} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {costs[name]:.3f} | {percent(own)} | {' | '.join(cells)} |")
     seeds = len(HEADS["two linear layers of the stage's cost"])
-    print(f"\na CNN stage minus two linear layers, {seeds} seeds\n")
+    lines.append(f"\na CNN stage minus two linear layers, {seeds} seeds\n")
     for name in SMALLER + TOME:
         own, other = (found[head][1][name][:seeds] for head in ("a CNN stage", "two linear layers of the stage's cost"))
-        print(f"{name}: {difference(own, other)}")
+        lines.append(f"{name}: {difference(own, other)}")
+    (HERE / "stage.txt").write_text("\n".join(lines) + "\n")
     draw(found)
 
 

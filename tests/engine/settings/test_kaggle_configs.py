@@ -23,6 +23,7 @@ KNOWN = {
     "beit_l384_lora": (384, 304, 306),
     "deit_tiny": (224, 5.5, 5.6),
     "deit_tiny_full": (224, 5.5, 5.6),
+    "deit_tiny_lora": (224, 5.5, 5.6),
     "squeezenet": (224, 0.77, 0.78),
     "squeezenet_gradual": (224, 0.77, 0.78),
 }
