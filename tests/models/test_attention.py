@@ -80,3 +80,8 @@ def test_dropout_drops_weights_and_keeps_their_mean(bf16_processor):
     assert dropped.std(0).min() > 0.1
     assert (dropped.mean(0) - 1).abs().max() < 0.3
     assert torch.equal(attend(q, k, v, bias, 0.0), attend(q, k, v, bias))
+
+
+def test_shapes_are_known_on_the_meta_device():
+    q = torch.randn(2, 3, 5, 8, device="meta")
+    assert attend(q, q, q, q.new_zeros(5, 5)).shape == (2, 5, 24)

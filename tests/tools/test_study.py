@@ -182,6 +182,14 @@ def test_report_beside_slurm_is_refused(tmp_path, inside):
     assert not STUDY.exists()
 
 
+def test_nothing_is_written_where_there_is_no_slurm(tmp_path, inside, monkeypatch):
+    write_plan(tmp_path, TINY)
+    monkeypatch.setenv("PATH", "")
+    code, _, errors = inside("plan.yaml", "--slurm")
+    assert code == 2 and errors.startswith("error: --slurm: no sbatch on this machine")
+    assert not STUDY.exists()
+
+
 def test_damaged_results_are_named(tmp_path, inside, monkeypatch):
     monkeypatch.setattr(child, "TOOLS", stand_in.install(tmp_path))
     write_plan(tmp_path, TINY)

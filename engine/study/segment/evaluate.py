@@ -149,6 +149,9 @@ def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: W
         subject: of which the training images are used.
         model: merges as the row says, or is none of those that merge.
         way: the row's way of merging.
+
+    Raises:
+        UserError: see `fit_stage`.
     """
     maps, size = Maps(model, settings.probe.blocks), subject.images.train.masks.shape[-1]
     fit = _linear_head if settings.probe.cnn is None else _cnn_stage

@@ -112,12 +112,8 @@ def test_a_training_that_diverges_is_an_error(stripes):
 @pytest.mark.parametrize("block, kind", [("residual", ResidualBlock), ("convnext", ConvNeXtBlock)])
 def test_a_stage_has_the_blocks_of_its_settings(block, kind):
     stage = CNNStage(StageSettings(block=block, depth=2, dim=8), 5, 3)
-    assert [type(part) for part in stage.blocks] == [kind, kind] and stage.eval()(torch.randn(2, 5, 4, 3)).shape == (
-        2,
-        3,
-        4,
-        3,
-    )
+    assert [type(part) for part in stage.blocks] == [kind, kind]
+    assert stage.eval()(torch.randn(2, 5, 4, 3)).shape == (2, 3, 4, 3)
 
 
 def test_rows_are_fitted_with_a_stage_of_their_own(load, tmp_path, monkeypatch, caplog):
