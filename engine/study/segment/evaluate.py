@@ -24,7 +24,7 @@ from engine.runs.records.record import Count
 from engine.study.segment.maps import Maps
 from engine.study.segment.probe import Segmenter, drawn_patches, fit_linear, linear_head, patch_shares
 from engine.study.segment.settings import SegmentSettings
-from engine.study.segment.stage import fit_stage
+from engine.study.segment.stage import fit_stage, fit_together
 from engine.study.zeroshot.each import Comparison, evaluate_ways, pretrained
 from engine.study.zeroshot.images import normalisation_of
 from engine.study.zeroshot.rows import Row, spread_of
@@ -97,13 +97,13 @@ def evaluate_rows(
     """
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
-    Maps(model, settings.probe.blocks)
+    Maps(model, settings.probe.blocks, settings.probe.grid)
     subject = load_subject(settings)
 
     def evaluate(model: nn.Module, way: Way) -> dict[str, Any]:
         segmenter = fitted(settings, subject, model, way)
         cost = measure_or_say(segmenter)  # of an empty image, which is not meant where the image decides
-        with ImageCounter(segmenter, part=(model, segmenter.maps.depth)) as counter:
+        with ImageCounter(segmenter, part=(segmenter.maps.model, segmenter.maps.depth)) as counter:
             counts = count_pixels(settings, subject, segmenter, way)
         costs = counter.costs()
         return {
@@ -116,9 +116,7 @@ def evaluate_rows(
     def says(row: SegmentRow) -> str:
         return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"
 
-    unused = {"l2", "steps"} if settings.probe.cnn else {"cnn"}
-    probe = settings.probe.model_dump(mode="json", exclude=unused)
-    content = subject.fingerprint, subject.mean, subject.std, probe
+    content = subject.fingerprint, subject.mean, subject.std, settings.probe.deciding()
     comparison = Comparison(settings, SegmentRow, content, evaluate, says)
     return subject, evaluate_ways(comparison, model, weights, folder, report, again=again)
 
@@ -142,20 +140,26 @@ def batches(
 
 
 def fitted(settings: SegmentSettings, subject: Subject, model: nn.Module, way: Way) -> Segmenter:
-    """Fits the probe to the features of a frozen model: a linear classifier, or a CNN stage.
+    """Fits the probe to the features of a frozen model: a linear classifier, or a CNN stage; or trains both together.
 
     Args:
         settings: the comparison.
         subject: of which the training images are used.
-        model: merges as the row says, or is none of those that merge.
+        model: merges as the row says, or is none of those that merge. It stays as it is: what is trained is a copy.
         way: the row's way of merging.
 
     Raises:
-        UserError: see `fit_stage`.
+        UserError: see `fit_stage` and `fit_together`.
     """
-    maps, size = Maps(model, settings.probe.blocks), subject.images.train.masks.shape[-1]
-    fit = _linear_head if settings.probe.cnn is None else _cnn_stage
-    return Segmenter(maps, fit(settings, subject, maps, way), size)
+    probe, size = settings.probe, subject.images.train.masks.shape[-1]
+    maps = Maps(model, probe.blocks, probe.grid)
+    if probe.cnn is None:
+        head = _linear_head(settings, subject, maps, way)
+    elif probe.cnn.model_lr is None:
+        head = _cnn_stage(settings, subject, maps, way)
+    else:
+        maps, head = _together(settings, subject, maps, way)
+    return Segmenter(maps, head, size)
 
 
 def _features(
@@ -195,6 +199,25 @@ def _cnn_stage(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way
     if most < count:
         log.warning(f"probe.patches = {probe.patches}: the stage is trained on {most} of {count} images of this size")
     return fit_stage(torch.cat(features), torch.cat(shares), probe.cnn)
+
+
+def _together(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way) -> tuple[Maps, nn.Module]:
+    """Trains a copy of the model and a CNN stage on all training images."""
+    train, device = subject.images.train, pick_device(settings.device)
+    normalise, autocast = Normalise(subject.mean, subject.std, device), pick_autocast(settings.precision, device)
+    shares, means, squares = [], [], []
+    for found, of_patches, _ in _features(settings, subject, maps, way):
+        shares.append(of_patches)
+        means.append(found.double().mean((2, 3)))
+        squares.append(found.double().square().mean((2, 3)))
+    mean, square = torch.cat(means).mean(0), torch.cat(squares).mean(0)
+    moments = mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
+
+    def images(chosen: Tensor) -> Tensor:
+        return resized(normalise(train.images[chosen.cpu()].to(device)), way.size)
+
+    assert settings.probe.cnn is not None
+    return fit_together(maps, images, torch.cat(shares), moments, settings.probe.cnn, autocast)
 
 
 def count_pixels(settings: SegmentSettings, subject: Subject, segmenter: Segmenter, way: Way) -> Tensor:

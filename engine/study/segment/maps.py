@@ -20,11 +20,12 @@ class Maps(nn.Module):
     - Another model of timm that has `forward_intermediates`: the maps of its stages.
     - A model of torchvision whose convolutions are `features`, such as SqueezeNet: the maps of these modules.
 
-    Maps of several sizes are averaged to the grid of the last.
+    Maps of several sizes are averaged to the grid of the last; with `grid` these are then enlarged or averaged to it.
 
     Args:
         model: with `img_size` and `in_chans`.
         blocks: numbers of blocks, stages or modules from 1; None: the last. What lies behind the greatest is not run.
+        grid: rows and columns of the maps; None: as the last block puts them out.
 
     Attributes:
         depth: how many blocks are run.
@@ -33,7 +34,7 @@ class Maps(nn.Module):
         UserError: a model without such maps, or without such a block.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[int] | None) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None, grid: int | None = None) -> None:
         super().__init__()
         self._modules_of_torchvision = not hasattr(model, "forward_intermediates")
         if self._modules_of_torchvision and not _has_features(model):
@@ -46,7 +47,7 @@ class Maps(nn.Module):
         if max(blocks) > depth:
             raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks; give numbers from 1 to {depth}")
         self.model, self.indices, self.depth = model, [block - 1 for block in blocks], max(blocks)
-        self.img_size, self.in_chans = model.img_size, model.in_chans
+        self.grid, self.img_size, self.in_chans = grid, model.img_size, model.in_chans
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, the sum of the blocks' channels, rows, columns)."""
@@ -58,8 +59,8 @@ class Maps(nn.Module):
                     maps.append(images.clone())  # the next module may work in place
         else:
             maps = self._of_timm(images)
-        grid = maps[-1].shape[2:]
-        return torch.cat([each if each.shape[2:] == grid else F.adaptive_avg_pool2d(each, grid) for each in maps], 1)
+        found = torch.cat([_at(each, maps[-1].shape[2:]) for each in maps], 1)
+        return found if self.grid is None else _at(found, (self.grid, self.grid))
 
     def _of_timm(self, images: Tensor) -> list[Tensor]:
         try:
@@ -68,6 +69,16 @@ class Maps(nn.Module):
             )
         except AssertionError as error:  # Hiera's
             raise UserError(f"model.name: {type(self.model).__name__}: {error}; choose another model") from None
+
+
+def _at(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """Enlarges maps to a grid of (rows, columns), bilinear, or averages them to it."""
+    rows, columns = maps.shape[2:]
+    if (rows, columns) == tuple(grid):
+        return maps
+    if rows < grid[0]:
+        return F.interpolate(maps, size=tuple(grid), mode="bilinear")
+    return F.adaptive_avg_pool2d(maps, tuple(grid))
 
 
 def _has_features(model: nn.Module) -> bool:

@@ -33,7 +33,8 @@ def time_rows(settings: SegmentSettings, subject: Subject, rows: Sequence[Segmen
     classes, size = len(subject.images.classes), settings.model.img_size
 
     def complete(model: torch.nn.Module) -> Segmenter:
-        maps, stage = Maps(model, settings.probe.blocks), settings.probe.cnn
+        probe = settings.probe
+        maps, stage = Maps(model, probe.blocks, probe.grid), probe.cnn
         with torch.no_grad():
             width = maps(resized(images[:1], model.img_size)).shape[1]
         weight = torch.randn(classes, width)

@@ -41,6 +41,14 @@ def test_maps_are_those_of_timm_side_by_side():
     assert torch.equal(merged[:, :64], found[:, :64]) and len(merged[0, 64:].flatten(1).unique(dim=1).T) == 10
 
 
+@torch.no_grad()
+def test_maps_are_enlarged_or_averaged_to_a_grid():
+    model = vit()
+    plain, larger, smaller = (Maps(model, [2, 6], grid)(images()) for grid in (None, 7, 2))
+    assert torch.equal(larger, F.interpolate(plain, (7, 7), mode="bilinear"))
+    assert torch.equal(smaller, F.avg_pool2d(plain, 2)) and torch.equal(Maps(model, [2, 6], 4)(images()), plain)
+
+
 def test_blocks_behind_the_last_map_are_not_run():
     model, ran = vit(), []
     for number, block in enumerate(model.blocks, 1):

@@ -5,13 +5,15 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 from engine.study.segment import timing
 from engine.study.segment.evaluate import evaluate_rows
+from engine.study.segment.maps import Maps
 from engine.study.segment.probe import fit_linear
 from engine.study.segment.settings import StageSettings
-from engine.study.segment.stage import CNNStage, fit_stage
+from engine.study.segment.stage import CNNStage, fit_stage, fit_together
 from engine.study.segment.timing import time_rows
 from engine.study.zeroshot.each import Comparison
 from models.cnn import ConvNeXtBlock, ResidualBlock
@@ -63,6 +65,68 @@ def test_the_scale_of_features_is_a_part_of_the_weights(stripes):
     short = QUICK.model_copy(update={"epochs": 3})
     one, other = fit_stage(maps, shares, short), fit_stage(3 * maps - 2, shares, short)
     torch.testing.assert_close(one(maps), other(3 * maps - 2), atol=2e-2, rtol=1e-2)
+
+
+class Channels(nn.Module):
+    """Patches of 4 px whose features are the means of the image's channels, the first one weighted by far the most."""
+
+    img_size, in_chans, feature_info = 24, 3, (None,)
+
+    def __init__(self):
+        super().__init__()
+        self.weigh = nn.Parameter(torch.tensor([1.0, 0.01, 0.01]))
+        self.norm, self.drop = nn.BatchNorm2d(1, affine=False), nn.Dropout(0.9)
+
+    def forward_intermediates(self, images, **_):
+        return [self.drop(self.norm(F.avg_pool2d(images * self.weigh[:, None, None], 4).sum(1, keepdim=True)))]
+
+
+def together(settings, number=64):
+    """Trains `Channels` and a stage on images whose second channel says the class; returns what is right, and both."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(0, 2, (number, 6, 6), generator=generator)
+    images = torch.randn(number, 3, 24, 24, generator=generator)
+    images[:, 1] += 4 * classes.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    shares, maps = F.one_hot(classes, 2).float(), Maps(Channels().eval(), None)
+    with torch.no_grad():
+        found = maps(images)
+    moments = found.mean((0, 2, 3)), found.std((0, 2, 3))
+    trained, stage = fit_together(
+        maps, lambda chosen: images[chosen], shares, moments, settings, torch.autocast("cpu", enabled=False)
+    )
+    with torch.no_grad():
+        return right(stage(trained(images)), shares), maps.model, trained
+
+
+def test_a_model_is_trained_with_its_stage_and_stays_in_evaluation_mode():
+    frozen, *_ = together(QUICK.model_copy(update={"model_lr": 1e-9, "depth": 0}))
+    learned, model, trained = together(QUICK.model_copy(update={"model_lr": 3e-2, "depth": 0}))
+    assert frozen < 0.7 and learned > 0.95
+    assert torch.equal(model.weigh, Channels().weigh) and trained.model.weigh[1].abs() > 5 * model.weigh[1]
+    assert not trained.training and torch.equal(trained.model.norm.running_mean, torch.zeros(1))
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
+    assert together(QUICK.model_copy(update={"model_lr": 3e-2, "depth": 0}))[0] == learned
+
+
+def test_a_model_that_diverges_is_an_error():
+    with pytest.raises(
+        UserError, match="probe.cnn.lr = 0.01, model_lr = 100.0: the training of the CNN stage diverged"
+    ):
+        together(QUICK.model_copy(update={"model_lr": 100.0, "lr": 1e-2, "weight_decay": 100.0, "epochs": 60}), 8)
+
+
+def test_rows_are_trained_together_each_from_the_given_weights(load, tmp_path):
+    given = ("methods=[tome]", "budgets=[{r: 2}]", "sizes=[]", "data.train=8", "data.test=3")
+    stage = "probe.cnn={dim: 8, epochs: 3, lr: 1e-2, model_lr: %s}"
+    _, frozen = evaluate_rows(load(*given, stage % "null"), tmp_path, lambda line: None)
+    _, (own, merged) = evaluate_rows(load(*given, stage % "1e-3"), tmp_path, lambda line: None)
+    assert own.key != frozen[0].key and own.pixels != frozen[0].pixels and merged.pixels != frozen[1].pixels
+    assert (own.gmacs, own.params, merged.gmacs) == (frozen[0].gmacs, frozen[0].params, frozen[1].gmacs)
+    alone = load("methods=[]", "budgets=[]", *given[2:], stage % "1e-3", f"rows={{one: {merged.merge}}}")
+    _, (_, again) = evaluate_rows(alone, tmp_path / "alone", lambda line: None)
+    assert again.pixels == merged.pixels  # whatever was trained before it
+    _, (few, _) = evaluate_rows(load(*given, stage % "1e-3", "probe.patches=40"), tmp_path, lambda line: None)
+    assert few.key == own.key  # no features are kept
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 9, 10, 11])
