@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Puts merging into a pretrained ViT, fits a probe to its frozen features, and segments images with it.
+"""Puts merging into a pretrained ViT, fits a probe to its features, and segments images with it.
 
   tools/segment.py --cfg deit_tiny data.path=photographs              # planted masks
   tools/segment.py --cfg deit_tiny data.path=my_set data.name=masks   # my_set/images and my_set/masks
   tools/segment.py --cfg deit_tiny_cnn data.path=photographs          # merged tokens feed a CNN stage
+  tools/segment.py --cfg deit_tiny_tuned data.path=photographs        # and the model is trained together with it
 
 For each row: mean intersection over union (mIoU) and pixel accuracy on the same test images, their differences from the
 unmerged model with 95 % intervals (bootstrap over images), and GMACs. Features of merged tokens are those of all their
 patches, a linear probe or a CNN stage (`probe.cnn`) is fitted to each row, and logits of patches are enlarged to
-pixels. Rows without merging on smaller images (`sizes`) are what merging at equal cost has to beat.
+pixels. The model is frozen, unless `probe.cnn.model_lr` trains it together with the stage. Rows without merging on
+smaller images (`sizes`) are what merging at equal cost has to beat.
 
 With data.name=planted, the folder has photographs in a folder for each class; some are pasted onto others, so that the
 class of every pixel is known. With data.name=masks, it has images and masks (PNG files of classes' numbers; 255 is
-ignored). Results go to runs/NAME: a table, segment.json, and counts.npz. Rows that were evaluated before are not
-evaluated again.
+ignored). Results go to runs/NAME: a table, segment.json, counts.npz, and masks.png, a picture of the first test images
+and what the first rows predict. Rows that were evaluated before are not evaluated again.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
     print_table(*table(results))
     for note in notes(rows):
         print(note)
-    print(f"{folder}: table.md, segment.json, counts.npz")
+    print(f"{folder}: table.md, masks.png, segment.json, counts.npz")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from engine.figures.drawing import save_figure
 from engine.files import replacing, write_json_atomic, write_text_atomic
 from engine.measure.paired import Difference
 from engine.measure.segmentation import class_ious, mean_iou, paired_images, pixel_accuracy
-from engine.study.segment.evaluate import SegmentRow, Subject
+from engine.study.segment.picture import draw_masks
+from engine.study.segment.rows import SegmentRow
 from engine.study.segment.settings import SegmentSettings
+from engine.study.segment.subject import Subject
 from engine.study.zeroshot.report import (
     NONE,
     TIMES,
@@ -29,7 +32,7 @@ from engine.study.zeroshot.report import (
 )
 from engine.tables import Column
 
-RECORD, COUNTS = "segment.json", "counts.npz"  # files in the folder of tools/segment.py
+RECORD, COUNTS, PICTURE = "segment.json", "counts.npz", "masks.png"  # files in the folder of tools/segment.py
 VERSION = 1  # of segment.json
 
 
@@ -140,7 +143,7 @@ def _row_record(row: Compared) -> dict[str, Any]:
 
 
 def write_outputs(folder: Path, settings: SegmentSettings, subject: Subject, rows: Sequence[Compared]) -> None:
-    """Writes segment.json, table.md, and counts.npz: what was counted in every image in every row.
+    """Writes segment.json, table.md, masks.png, and counts.npz: what was counted in every image in every row.
 
     counts.npz has `rows` (names), `images` (names), `classes` (names) and `counts` (rows, N, 3, classes): pixels that
     are rightly predicted, predicted and labelled.
@@ -150,6 +153,7 @@ def write_outputs(folder: Path, settings: SegmentSettings, subject: Subject, row
     """
     write_json_atomic(folder / RECORD, record(settings, subject, rows))
     write_text_atomic(folder / "table.md", as_text(*table(rows), notes([row.row for row in rows])))
+    save_figure(draw_masks(subject.images, [row.row for row in rows]), folder / PICTURE)
     counts = np.stack([row.row.counts for row in rows])
     with replacing(folder / COUNTS) as file:
         np.savez_compressed(

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from engine.data.loading.loader import resized
-from engine.study.segment.evaluate import SegmentRow, Subject, batches
 from engine.study.segment.maps import Maps
 from engine.study.segment.probe import Segmenter, linear_head
+from engine.study.segment.rows import SegmentRow
 from engine.study.segment.settings import SegmentSettings
 from engine.study.segment.stage import CNNStage
+from engine.study.segment.subject import Subject, batches
 from engine.study.zeroshot.timing import time_ways
 from models.timing import Times
 

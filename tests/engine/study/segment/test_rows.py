@@ -17,6 +17,8 @@ from engine.study.segment import evaluate
 from engine.study.segment.evaluate import evaluate_rows
 from engine.study.segment.probe import fit_linear, patch_shares
 from engine.study.segment.settings import SegmentSettings
+from engine.study.segment.subject import batches
+from engine.study.zeroshot.each import pretrained
 from models.merging import wrap
 from models.settings import UserError
 from tools import segment
@@ -51,9 +53,9 @@ def test_the_cost_of_a_threshold_is_the_mean_of_the_test_images(load, tmp_path, 
     settings, lines = load(*given), []
     subject, rows = evaluate_rows(settings, tmp_path, lines.append)
     way = settings.ways()["tome, threshold 0.9"]
-    model = wrap(evaluate.pretrained(settings, torch.device("cpu"))[0], "tome", threshold=0.9)
+    model = wrap(pretrained(settings, torch.device("cpu"))[0], "tome", threshold=0.9)
     segmenter = evaluate.fitted(settings, subject, model, way)
-    images, _ = next(evaluate.batches(settings, subject, subject.images.test, None))
+    images, _ = next(batches(settings, subject, subject.images.test, None))
     alone = [sum(traced_macs(segmenter, image).values()) / 1e9 for image in images.split(1)]
     assert rows[1].gmacs == pytest.approx(np.mean(alone), rel=1e-3) and rows[1].gmacs < rows[0].gmacs
     spread = rows[1].gmacs_spread
