@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
     from engine.runs.lock import take_lock
     from engine.settings.layers import load_file
     from engine.study.segment.evaluate import evaluate_rows
-    from engine.study.segment.report import RECORD, compared, table, write_outputs
+    from engine.study.segment.report import RECORD, compared, table, undrawn, write_outputs
     from engine.study.segment.settings import SegmentSettings
-    from engine.study.segment.timing import time_rows
+    from engine.study.segment.timing import check_timed, time_rows
     from engine.study.zeroshot.each import folder_of
     from engine.study.zeroshot.report import earlier_times, notes
 
@@ -54,6 +54,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if args.time:
+        check_timed(settings)
     folder = folder_of(settings)
     with take_lock(folder, resume=True):
         subject, rows = evaluate_rows(settings, folder, again=args.again)
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
         results = compared(rows, times)
         write_outputs(folder, settings, subject, results)
     print_table(*table(results))
-    for note in notes(rows):
+    for note in [*notes(rows), *undrawn(rows)]:
         print(note)
     print(f"{folder}: table.md, masks.png, segment.json, counts.npz")
 

@@ -92,4 +92,17 @@ MISTAKES: list[Mistake] = [
         "probe.blocks = [3, 9]: the model has 6 blocks; give numbers from 1 to 6",
         _files,
     ),
+    Mistake(
+        "A grid of maps that is finer than the image",
+        "tools/segment.py --cfg small.yaml probe.grid=100",
+        "probe.grid = 100: an image has 64 x 64 pixels; give at most 64",
+        _files,
+    ),
+    Mistake(
+        "Times of rows whose numbers of tokens depend on weights that are not kept",
+        "tools/segment.py --cfg small.yaml budgets='[{threshold: 0.9}]' probe.cnn='{model_lr: 1e-4}' --time 9",
+        "--time: row 'tome, threshold 0.9' merges as many tokens as its trained model says, which is not kept; leave "
+        "out --time, or probe.cnn.model_lr",
+        _files,
+    ),
 ]

@@ -18,8 +18,10 @@ sys.path.insert(0, str(HERE.parents[2]))
 
 from engine.measure.segmentation import mean_iou, paired_images  # noqa: E402
 
+ENLARGED = "a CNN stage on maps enlarged to 14 x 14"
 HEADS = {  # heading -> folders, one for each seed
     "a CNN stage": ["stage/seed0", "stage/seed1", "stage/seed2"],
+    ENLARGED: ["enlarged/seed0", "enlarged/seed1", "enlarged/seed2"],
     "two linear layers of the stage's cost": ["two_layers/seed0", "two_layers/seed1"],
     "a linear probe": ["four_blocks"],
     "a CNN stage on SqueezeNet": ["squeezenet/seed0"],
@@ -84,6 +86,11 @@ def main() -> None:
     for name in SMALLER + TOME:
         own, other = (found[head][1][name][:seeds] for head in ("a CNN stage", "two linear layers of the stage's cost"))
         lines.append(f"{name}: {difference(own, other)}")
+    (_, counts), (_, enlarged) = found["a CNN stage"], found[ENLARGED]
+    lines.append("\nsmaller images, maps enlarged to 14 x 14 minus maps as they are\n")
+    lines += [f"{name}: {difference(enlarged[name], counts[name])}" for name in SMALLER if name != "unmerged"]
+    lines.append("\nmerged minus smaller images whose maps are enlarged to 14 x 14\n")
+    lines += [f"{name}: {difference(counts[name], enlarged[BESIDE[name]])}, {BESIDE[name]}" for name in TOME]
     (HERE / "stage.txt").write_text("\n".join(lines) + "\n")
     draw(found)
 

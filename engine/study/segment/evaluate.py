@@ -23,6 +23,7 @@ from engine.study.segment.subject import Subject, batches, load_subject
 from engine.study.zeroshot.each import Comparison, evaluate_ways, pretrained
 from engine.study.zeroshot.rows import spread_of
 from engine.study.zeroshot.ways import Way
+from models.settings import UserError
 
 
 def evaluate_rows(
@@ -40,11 +41,15 @@ def evaluate_rows(
         The images and masks, and the rows, the unmerged one first.
 
     Raises:
-        UserError: as `evaluate_ways`, `pretrained` and `load_subject`; or the model gives no maps of the blocks.
+        UserError: as `evaluate_ways`, `pretrained` and `load_subject`; the model gives no maps of the blocks; or the
+            grid is finer than the image.
     """
     device = pick_device(settings.device)
     model, weights = pretrained(settings, device)
-    Maps(model, settings.probe.blocks, settings.probe.grid)
+    probe, most = settings.probe, settings.model.img_size
+    Maps(model, probe.blocks, probe.grid)
+    if probe.grid is not None and probe.grid > most:
+        raise UserError(f"probe.grid = {probe.grid}: an image has {most} x {most} pixels; give at most {most}")
     subject = load_subject(settings)
 
     def evaluate(model: nn.Module, way: Way) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def evaluate_rows(
     def says(row: SegmentRow) -> str:
         return f"mIoU {100 * mean_iou(row.counts.sum(0)):.2f} %"
 
-    content = subject.fingerprint, subject.mean, subject.std, settings.probe.deciding()
+    content = subject.fingerprint, subject.mean, subject.std, probe.deciding()
     comparison = Comparison(settings, SegmentRow, content, evaluate, says)
     return subject, evaluate_ways(comparison, model, weights, folder, report, again=again)
 

@@ -90,10 +90,12 @@ def _together(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way)
     shares, means, squares = [], [], []
     for found, of_patches, _ in _features(settings, subject, maps, way):
         shares.append(of_patches)
-        means.append(found.double().mean((2, 3)))
-        squares.append(found.double().square().mean((2, 3)))
+        exact = found.cpu().double()  # MPS has no float64
+        means.append(exact.mean((2, 3)))
+        squares.append(exact.square().mean((2, 3)))
     mean, square = torch.cat(means).mean(0), torch.cat(squares).mean(0)
-    moments = mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    moments = mean.float().to(device), std.float().to(device)
 
     def images(chosen: Tensor) -> Tensor:
         return resized(normalise(train.images[chosen.cpu()].to(device)), way.size)

@@ -1,4 +1,4 @@
-"""Maps of a frozen model: what its blocks or stages put out, side by side on one grid."""
+"""Maps of a model: what its blocks or stages put out, side by side on one grid."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Maps(nn.Module):
         if max(blocks) > depth:
             raise UserError(f"probe.blocks = {blocks}: the model has {depth} blocks; give numbers from 1 to {depth}")
         self.model, self.indices, self.depth = model, [block - 1 for block in blocks], max(blocks)
+        self.train(model.training)
         self.grid, self.img_size, self.in_chans = grid, model.img_size, model.in_chans
 
     def forward(self, images: Tensor) -> Tensor:

@@ -20,15 +20,14 @@ SIDE, MARGIN, SIZE = 1.15, 0.06, 7.5  # of a picture and between two, inches; of
 LETTERS = 21  # of a line above a picture
 
 
-def colours(classes: int) -> np.ndarray:
-    """Returns a colour for each class, uint8 (256, 3); what is ignored is white."""
-    answer = np.full((256, 3), 255, np.uint8)
-    if classes <= 20:
-        found = matplotlib.colormaps["tab10" if classes <= 10 else "tab20"](np.arange(classes))
+def colours(classes: Sequence[int]) -> np.ndarray:
+    """Returns a colour for each of some numbers of classes, uint8 (256, 3); everything else is white."""
+    answer, count = np.full((256, 3), 255, np.uint8), len(classes)
+    if count <= 20:
+        found = matplotlib.colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
     else:
-        found = matplotlib.colormaps["hsv"](np.arange(classes) / classes)
-    answer[:classes] = np.round(255 * found[:, :3])
-    answer[IGNORED] = 255
+        found = matplotlib.colormaps["hsv"](np.arange(count) / count)
+    answer[list(classes)] = np.round(255 * found[:, :3])
     return answer
 
 
@@ -41,12 +40,12 @@ def draw_masks(images: MaskedImages, rows: Sequence[SegmentRow]) -> Figure:
     """
     rows, classes = [row for row in rows if row.shown][:ROWS], images.classes
     shown = min(SHOWN, len(images.test))
-    palette = torch.from_numpy(colours(len(classes)))
     heads = ["image", "mask", *(f"{row.name}: {100 * mean_iou(row.counts.sum(0)):.1f} %" for row in rows)]
     heads = [textwrap.fill(head, LETTERS) for head in heads]
     masks = [images.test.masks[:shown], *(row.masks() for row in rows)]
     top = height_of(max(head.count("\n") for head in heads) + 1, SIZE) + 2 * MARGIN
     there = sorted(set(torch.cat(masks).unique().tolist()) - {IGNORED})
+    palette = torch.from_numpy(colours(there))
     step = SIDE + MARGIN
     width, below = MARGIN + len(heads) * step, top + shown * step
     fit = max(1, int(width / (SIDE + 4 * MARGIN)))  # names of classes in a line
@@ -60,7 +59,6 @@ def draw_masks(images: MaskedImages, rows: Sequence[SegmentRow]) -> Figure:
     for place, number in enumerate(there):
         x, y = (place % fit + 0.5) * width / fit, below + place // fit * height_of(1, SIZE + 2)
         name = classes[number] if len(classes[number]) <= LETTERS else classes[number][: LETTERS - 3] + "..."
-        sheet.text(
-            x, y, f"\N{BLACK SQUARE} {name}", SIZE, colour=matplotlib.colors.to_hex(palette[number].numpy() / 255)
-        )
+        sheet.picture(palette[number][:, None, None], x - SIDE / 2 - MARGIN, y + MARGIN / 4, 1.5 * MARGIN, "")
+        sheet.text(x, y, name, SIZE)
     return sheet.figure

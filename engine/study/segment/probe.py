@@ -1,4 +1,4 @@
-"""A segmenter of a frozen model's maps, and its linear head, which says the class of every patch."""
+"""A segmenter of a model's maps, and its linear head, which says the class of every patch."""
 
 from __future__ import annotations
 

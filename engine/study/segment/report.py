@@ -31,6 +31,7 @@ from engine.study.zeroshot.report import (
     time_cells,
 )
 from engine.tables import Column
+from engine.wording import counted
 
 RECORD, COUNTS, PICTURE = "segment.json", "counts.npz", "masks.png"  # files in the folder of tools/segment.py
 VERSION = 1  # of segment.json
@@ -153,7 +154,6 @@ def write_outputs(folder: Path, settings: SegmentSettings, subject: Subject, row
     """
     write_json_atomic(folder / RECORD, record(settings, subject, rows))
     write_text_atomic(folder / "table.md", as_text(*table(rows), notes([row.row for row in rows])))
-    save_figure(draw_masks(subject.images, [row.row for row in rows]), folder / PICTURE)
     counts = np.stack([row.row.counts for row in rows])
     with replacing(folder / COUNTS) as file:
         np.savez_compressed(
@@ -163,3 +163,11 @@ def write_outputs(folder: Path, settings: SegmentSettings, subject: Subject, row
             classes=np.array(subject.images.classes),
             counts=counts.astype(np.min_scalar_type(int(counts.max()))),
         )
+    save_figure(draw_masks(subject.images, [row.row for row in rows]), folder / PICTURE)
+
+
+def undrawn(rows: Sequence[SegmentRow]) -> list[str]:
+    """Returns a note if there are rows that cannot be drawn."""
+    count = sum(not row.shown for row in rows)
+    are = counted(count, "row was", "rows were")
+    return [f"note: {are} evaluated before masks were kept, and not drawn; out=FOLDER evaluates anew"] if count else []

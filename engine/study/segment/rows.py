@@ -8,7 +8,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from engine.runs.records.record import Count
@@ -25,6 +25,13 @@ class SegmentRow(Row):
     )
     shown: list[str] = Field([], description="masks that are predicted for the first test images, PNG in base64")
 
+    @field_validator("shown")
+    @classmethod
+    def _of_pictures(cls, shown: list[str]) -> list[str]:
+        for text in shown:
+            _decoded(text)
+        return shown
+
     @property
     def counts(self) -> np.ndarray:
         """The counted pixels, int64 (N, 3, classes); see `engine.measure.segmentation`."""
@@ -32,8 +39,7 @@ class SegmentRow(Row):
 
     def masks(self) -> Tensor:
         """The masks that are predicted for the first test images, uint8 (N, H, W); see `encoded`."""
-        files = [Image.open(io.BytesIO(base64.b64decode(text))) for text in self.shown]
-        return torch.from_numpy(np.stack([np.asarray(file) for file in files]))
+        return torch.from_numpy(np.stack([_decoded(text) for text in self.shown]))
 
 
 def encoded(masks: Tensor) -> list[str]:
@@ -44,3 +50,15 @@ def encoded(masks: Tensor) -> list[str]:
         Image.fromarray(mask.numpy()).save(file, format="png", optimize=True)
         answer.append(base64.b64encode(file.getvalue()).decode())
     return answer
+
+
+def _decoded(text: str) -> np.ndarray:
+    """Decodes a mask, uint8 (H, W).
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L"))
+    except OSError as error:  # binascii.Error is a ValueError
+        raise ValueError(f"a mask that is no picture: {error}") from None

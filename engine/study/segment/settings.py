@@ -34,7 +34,7 @@ class StageSettings(Settings):
         le=100,
         description="that of the model, which is trained together with the stage; null: it is frozen",
     )
-    weight_decay: float = Field(0.05, ge=0, le=100, description="AdamW's")
+    weight_decay: float = Field(0.05, ge=0, le=100, description="AdamW's, of all parameters")
     seed: int = Field(0, ge=0, lt=2**63, description="decides its initial weights, dropout, and the order of images")
 
 

@@ -94,11 +94,21 @@ def fit_together(
     maps = copy.deepcopy(maps).eval().requires_grad_()
 
     def features(chosen: Tensor) -> Tensor:
+        _forget_biases(maps)
         with autocast:
             return maps(images(chosen)).float()
 
     stage = _trained(features, shares, moments, settings, maps)
+    _forget_biases(maps)
     return maps.requires_grad_(False), stage
+
+
+def _forget_biases(model: nn.Module) -> None:
+    """Empties timm's caches of attention biases (LeViT, TinyViT), which are of earlier weights in evaluation mode."""
+    for module in model.modules():
+        cache = getattr(module, "attention_bias_cache", None)
+        if isinstance(cache, dict):
+            cache.clear()
 
 
 def _trained(
@@ -138,7 +148,7 @@ def _trained(
                 schedule.step()
     tensors = [tensor for part in (stage, maps) if part is not None for tensor in part.state_dict().values()]
     if not all(tensor.isfinite().all() for tensor in tensors):
-        names = [f"probe.cnn.lr = {settings.lr}"] + [f"model_lr = {settings.model_lr}"] * (maps is not None)
+        names = [f"probe.cnn.lr = {settings.lr}"] + [f"probe.cnn.model_lr = {settings.model_lr}"] * (maps is not None)
         raise UserError(f"{', '.join(names)}: the training of the CNN stage diverged; give a smaller one")
     return _for_raw_features(stage.eval(), mean, std)
 

@@ -14,13 +14,29 @@ from engine.study.segment.settings import SegmentSettings
 from engine.study.segment.stage import CNNStage
 from engine.study.segment.subject import Subject, batches
 from engine.study.zeroshot.timing import time_ways
+from models.settings import UserError
 from models.timing import Times
+
+
+def check_timed(settings: SegmentSettings) -> None:
+    """Checks that the times of rows can be measured.
+
+    Raises:
+        UserError: the numbers of tokens of a row depend on weights that were trained, which are not kept.
+    """
+    trained = settings.probe.cnn is not None and settings.probe.cnn.model_lr is not None
+    for name, way in settings.ways().items():
+        if trained and way.merge is not None and way.merge.per_image:
+            raise UserError(
+                f"--time: row {name!r} merges as many tokens as its trained model says, which is not kept; leave out "
+                "--time, or probe.cnn.model_lr"
+            )
 
 
 def time_rows(settings: SegmentSettings, subject: Subject, rows: Sequence[SegmentRow], rounds: int) -> Times:
     """Measures the whole way from images to logits of every row, on the first batch of test images, in rounds.
 
-    The probe's weights do not matter to its speed, and are random.
+    Trained weights do not matter to the speed: the model has those that it was given, the probe random ones.
 
     Args:
         settings: the comparison; its batch size, device, precision and threads are used.

@@ -8,14 +8,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from engine.study.segment import timing
+from engine.measure.segmentation import mean_iou
+from engine.study.segment import fitting, timing
 from engine.study.segment.evaluate import evaluate_rows
 from engine.study.segment.maps import Maps
 from engine.study.segment.probe import fit_linear
 from engine.study.segment.settings import StageSettings
 from engine.study.segment.stage import CNNStage, fit_stage, fit_together
+from engine.study.segment.subject import batches, load_subject
 from engine.study.segment.timing import time_rows
-from engine.study.zeroshot.each import Comparison
+from engine.study.zeroshot.each import Comparison, at_size
 from models.cnn import ConvNeXtBlock, ResidualBlock
 from models.settings import UserError
 
@@ -110,23 +112,76 @@ def test_a_model_is_trained_with_its_stage_and_stays_in_evaluation_mode():
 
 def test_a_model_that_diverges_is_an_error():
     with pytest.raises(
-        UserError, match="probe.cnn.lr = 0.01, model_lr = 100.0: the training of the CNN stage diverged"
+        UserError, match="probe.cnn.lr = 0.01, probe.cnn.model_lr = 100.0: the training of the CNN stage diverged"
     ):
         together(QUICK.model_copy(update={"model_lr": 100.0, "lr": 1e-2, "weight_decay": 100.0, "epochs": 60}), 8)
 
 
+TUNED = "probe.cnn={dim: 8, epochs: 20, batch_size: 4, lr: 1e-2, model_lr: 1e-3}"
+
+
 def test_rows_are_trained_together_each_from_the_given_weights(load, tmp_path):
-    given = ("methods=[tome]", "budgets=[{r: 2}]", "sizes=[]", "data.train=8", "data.test=3")
-    stage = "probe.cnn={dim: 8, epochs: 3, lr: 1e-2, model_lr: %s}"
-    _, frozen = evaluate_rows(load(*given, stage % "null"), tmp_path, lambda line: None)
-    _, (own, merged) = evaluate_rows(load(*given, stage % "1e-3"), tmp_path, lambda line: None)
+    given = ("methods=[tome]", "budgets=[{r: 2}]", "sizes=[]", "data.train=16", "data.test=5")
+    _, frozen = evaluate_rows(load(*given, TUNED, "probe.cnn.model_lr=null"), tmp_path, lambda line: None)
+    _, (own, merged) = evaluate_rows(load(*given, TUNED), tmp_path, lambda line: None)
     assert own.key != frozen[0].key and own.pixels != frozen[0].pixels and merged.pixels != frozen[1].pixels
+    assert min(mean_iou(row.counts.sum(0)) for row in (own, merged)) > 0.5  # of four classes
     assert (own.gmacs, own.params, merged.gmacs) == (frozen[0].gmacs, frozen[0].params, frozen[1].gmacs)
-    alone = load("methods=[]", "budgets=[]", *given[2:], stage % "1e-3", f"rows={{one: {merged.merge}}}")
+    alone = load("methods=[]", "budgets=[]", *given[2:], TUNED, f"rows={{one: {merged.merge}}}")
     _, (_, again) = evaluate_rows(alone, tmp_path / "alone", lambda line: None)
     assert again.pixels == merged.pixels  # whatever was trained before it
-    _, (few, _) = evaluate_rows(load(*given, stage % "1e-3", "probe.patches=40"), tmp_path, lambda line: None)
+    _, (few, _) = evaluate_rows(load(*given, TUNED, "probe.patches=40"), tmp_path, lambda line: None)
     assert few.key == own.key  # no features are kept
+
+
+def test_a_model_is_trained_on_images_of_the_rows_size_in_its_precision(load, monkeypatch):
+    settings, seen = load("sizes=[96]", "data.train=6", "data.test=1", "precision=bf16", TUNED), []
+    monkeypatch.setattr(fitting, "fit_together", lambda *given: seen.append(given) or (given[0], torch.nn.Identity()))
+    model, way = at_size(settings, "96 px", 96, torch.device("cpu")), settings.ways()["96 px"]
+    subject = load_subject(settings)
+    fitting.fitted(settings, subject, model, way)
+    maps, images, shares, (mean, std), _, autocast = seen[0]
+    shown = torch.cat([part for part, _ in batches(settings, subject, subject.images.train, 96)])
+    assert torch.equal(images(torch.tensor([4, 1])), shown[[4, 1]]) and shown.shape == (6, 3, 96, 96)
+    with torch.no_grad(), autocast:
+        assert torch.is_autocast_enabled("cpu")
+        found = maps(shown).float()
+    assert shares.shape == (6, 6, 6, 4)
+    torch.testing.assert_close(mean, found.mean((0, 2, 3)), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(std, found.std((0, 2, 3), correction=0), atol=1e-2, rtol=1e-2)
+
+
+def test_the_grid_is_a_part_of_a_row(load, tmp_path, monkeypatch):
+    given = ("methods=[]", "budgets=[]", "sizes=[32]", "data.train=4", "data.test=2")
+    _, (own, small) = evaluate_rows(load(*given), tmp_path, lambda line: None)
+    settings = load(*given, "probe.grid=4")
+    subject, (same, fine) = evaluate_rows(settings, tmp_path, lambda line: None)
+    assert same.pixels == own.pixels and fine.pixels != small.pixels and fine.key != small.key
+    assert fine.gmacs - small.gmacs == pytest.approx((16 - 4) * 64 * 4 / 1e9)  # the probe's, of each patch
+    seen, true = [], Maps.forward
+    monkeypatch.setattr(Maps, "forward", lambda self, images: seen.append(true(self, images)) or seen[-1])
+    time_rows(settings, subject, [same, fine], 1)
+    assert {maps.shape[2:] for maps in seen} == {(4, 4)}
+
+
+@pytest.mark.parametrize("arch", ["levit_128s", pytest.param("tiny_vit_5m_224", marks=pytest.mark.slow)])
+def test_cached_biases_of_attention_are_those_of_the_trained_weights(arch):
+    torch.manual_seed(0)
+    model = timm.create_model(arch).eval()
+    model.img_size, model.in_chans = 224, 3
+    images = torch.randn(4, 3, 224, 224)
+    with torch.no_grad():
+        found = Maps(model, None)(images)  # fills the caches
+    moments = found.mean((0, 2, 3)), found.std((0, 2, 3))
+    shares = F.one_hot(torch.randint(0, 2, (4, *found.shape[2:])), 2).float()
+    quick = QUICK.model_copy(update={"model_lr": 1e-1, "batch_size": 2, "epochs": 2})
+    trained, _ = fit_together(
+        Maps(model, None), lambda chosen: images[chosen], shares, moments, quick, torch.autocast("cpu", enabled=False)
+    )
+    with torch.no_grad():
+        own = trained(images)
+        trained.train().eval()  # empties timm's caches
+        assert torch.equal(trained(images), own) and not torch.equal(own, found)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 9, 10, 11])
