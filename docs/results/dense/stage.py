@@ -19,9 +19,11 @@ sys.path.insert(0, str(HERE.parents[2]))
 from engine.measure.segmentation import mean_iou, paired_images  # noqa: E402
 
 ENLARGED = "a CNN stage on maps enlarged to 14 x 14"
+EIGHT = "a CNN stage on the first eight blocks"
 HEADS = {  # heading -> folders, one for each seed
     "a CNN stage": ["stage/seed0", "stage/seed1", "stage/seed2"],
     ENLARGED: ["enlarged/seed0", "enlarged/seed1", "enlarged/seed2"],
+    EIGHT: [f"eight_blocks/seed{seed}" for seed in range(3)],
     "two linear layers of the stage's cost": ["two_layers/seed0", "two_layers/seed1"],
     "a linear probe": ["four_blocks"],
     "a CNN stage on SqueezeNet": ["squeezenet/seed0"],
@@ -91,6 +93,9 @@ def main() -> None:
     lines += [f"{name}: {difference(enlarged[name], counts[name])}" for name in SMALLER if name != "unmerged"]
     lines.append("\nmerged minus smaller images whose maps are enlarged to 14 x 14\n")
     lines += [f"{name}: {difference(counts[name], enlarged[BESIDE[name]])}, {BESIDE[name]}" for name in TOME]
+    lines.append("\nminus the first eight blocks of the unmerged model, at 224 px\n")
+    shallow = found[EIGHT][1]["unmerged"]
+    lines += [f"{name}: {difference(counts[name], shallow)}" for name in (*TOME, "192 px")]
     (HERE / "stage.txt").write_text("\n".join(lines) + "\n")
     draw(found)
 

@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Writes tuned.txt and draws tuned.png from the folders beside it: python docs/results/dense/tuned.py
+
+The model is trained together with the CNN stage. What is computed of the seeds is as in stage.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from stage import HERE, difference, load, percent
+
+from engine.measure.segmentation import mean_iou
+
+HEADS = {  # heading -> folders, one for each seed
+    "trained together": [f"tuned/seed{seed}" for seed in range(3)],
+    "trained together, two linear layers of the stage's cost": ["tuned_two_layers/seed0"],
+    "a frozen model": [f"stage/seed{seed}" for seed in range(3)],
+}
+TOME = ["tome from block 3, 0.8 GMACs", "tome from block 2, 0.7 GMACs"]
+RANDOM = ["random from block 3, 0.8 GMACs"]
+SMALLER = ["unmerged", "192 px", "176 px"]
+BESIDE = {TOME[0]: "192 px", TOME[1]: "176 px", RANDOM[0]: "192 px"}  # costs about as much
+LINES = [  # head, rows, format, colour, label
+    ("trained together", ["unmerged", *TOME], "-o", "#0072B2", "tome, trained together with the CNN stage"),
+    ("trained together", SMALLER, "--o", "black", "smaller images, no merging, trained likewise"),
+    ("trained together", RANDOM, "X", "#7F7F7F", "random, trained likewise"),
+    ("a frozen model", ["unmerged", *TOME], "-^", "#56B4E9", "tome, frozen, a CNN stage"),
+    ("a frozen model", SMALLER, "--^", "0.6", "smaller images, frozen, a CNN stage"),
+]
+
+
+def main() -> None:
+    lines: list[str] = []
+    found = {}
+    for head, folders in HEADS.items():
+        there = [folder for folder in folders if (HERE / folder / "segment.json").exists()]
+        if not there:
+            continue
+        costs, counts = found[head] = load(there)
+        lines += [f"\n{head}\n", "| row | GMACs | mIoU, % | with each seed | minus no merging | minus the smaller image | |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for name in (name for name in (*SMALLER, *TOME, *RANDOM) if name in counts):
+            own, cells = counts[name], ["", "", ""]
+            if name != "unmerged":
+                cells[0] = difference(own, counts["unmerged"])
+            if name in BESIDE and BESIDE[name] in counts:
+                cells[1:] = difference(own, counts[BESIDE[name]]), BESIDE[name]
+            lines.append(f"| {name} | {costs[name]:.3f} | {percent(own)} | {' | '.join(cells)} |")
+    (HERE / "tuned.txt").write_text("\n".join(lines) + "\n")
+    draw(found)
+
+
+def draw(found: dict) -> None:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for head, rows, style, colour, label in LINES:
+        costs, counts = found[head]
+        rows = sorted((row for row in rows if row in counts), key=costs.__getitem__)
+        shares = [[100 * mean_iou(own.sum(0)) for own in counts[row]] for row in rows]
+        xs = [costs[row] for row in rows]
+        axes.plot(xs, [np.mean(of_row) for of_row in shares], style, color=colour, label=label, ms=6, lw=1.7)
+        axes.vlines(
+            xs, [min(of_row) for of_row in shares], [max(of_row) for of_row in shares], color=colour, lw=3, alpha=0.4
+        )
+    axes.set(xlabel="GMACs from the image to the classes of patches", ylabel="mIoU, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="center right")
+    figure.savefig(HERE / "tuned.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()
