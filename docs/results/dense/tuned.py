@@ -47,7 +47,8 @@ def main() -> None:
     found = {}
     for head, folders in HEADS.items():
         costs, counts = found[head] = load(folders)
-        lines += [f"\n{head}\n", "| row | GMACs | mIoU, % | with each seed | minus no merging | minus the smaller image | |"]
+        lines.append(f"\n{head}\n")
+        lines.append("| row | GMACs | mIoU, % | with each seed | minus no merging | minus the smaller image | |")
         lines.append("|---|---|---|---|---|---|---|")
         for name in (name for name in (*SMALLER, *TOME, *RANDOM) if name in counts):
             own, cells = counts[name], ["", "", ""]
