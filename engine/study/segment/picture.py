@@ -17,7 +17,7 @@ from engine.study.segment.rows import SHOWN, SegmentRow
 
 ROWS = 8  # of a comparison that are drawn at most, the first ones
 SIDE, MARGIN, SIZE = 1.15, 0.06, 7.5  # of a picture and between two, inches; of a text, points
-LETTERS = 21  # of a line above a picture
+LETTERS = 19  # of a line above a picture
 
 
 def colours(classes: Sequence[int]) -> np.ndarray:
