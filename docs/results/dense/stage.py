@@ -97,15 +97,16 @@ def main() -> None:
     shallow = found[EIGHT][1]["unmerged"]
     lines += [f"{name}: {difference(counts[name], shallow)}" for name in (*TOME, "192 px")]
     (HERE / "stage.txt").write_text("\n".join(lines) + "\n")
-    draw(found)
+    draw(found, LINES, HERE / "stage.png", 5, "lower right")
 
 
-def draw(found: dict) -> None:
-    figure = Figure(figsize=(8, 5), layout="constrained")
+def draw(found: dict, drawn: list[tuple], file: Path, height: float, place: str) -> None:
+    """Draws mIoU by GMACs for lines as LINES has them; a bar is the range of a row's seeds."""
+    figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
-    for head, rows, style, colour, label in LINES:
+    for head, rows, style, colour, label in drawn:
         costs, counts = found[head]
-        rows = [row for row in rows if row in counts]
+        rows = sorted((row for row in rows if row in counts), key=costs.__getitem__)
         shares = [[100 * mean_iou(own.sum(0)) for own in counts[row]] for row in rows]
         xs = [costs[row] for row in rows]
         axes.plot(xs, [np.mean(of_row) for of_row in shares], style, color=colour, label=label, ms=5, lw=1.7)
@@ -115,8 +116,8 @@ def draw(found: dict) -> None:
     axes.set(xlabel="GMACs from the image to the classes of patches", ylabel="mIoU, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    figure.savefig(HERE / "stage.png", dpi=130)
+    axes.legend(fontsize=8, frameon=False, loc=place)
+    figure.savefig(file, dpi=130)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,8 @@ The model is trained together with the CNN stage. What is computed of the seeds 
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.figure import Figure
-from stage import HERE, load, percent
+from stage import HERE, draw, load, percent
 from stage import difference as of_equal_seeds
-
-from engine.measure.segmentation import mean_iou
 
 EIGHT = "the first eight blocks, trained together with the CNN stage"
 LAYERS = "trained together, two linear layers of the stage's cost"
@@ -64,26 +61,7 @@ def main() -> None:
     layers = found[LAYERS][1]
     lines += [f"{name}: {difference(counts[name], layers[name])}" for name in ("unmerged", "192 px", TOME[0])]
     (HERE / "tuned.txt").write_text("\n".join(lines) + "\n")
-    draw(found)
-
-
-def draw(found: dict) -> None:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for head, rows, style, colour, label in LINES:
-        costs, counts = found[head]
-        rows = sorted((row for row in rows if row in counts), key=costs.__getitem__)
-        shares = [[100 * mean_iou(own.sum(0)) for own in counts[row]] for row in rows]
-        xs = [costs[row] for row in rows]
-        axes.plot(xs, [np.mean(of_row) for of_row in shares], style, color=colour, label=label, ms=6, lw=1.7)
-        axes.vlines(
-            xs, [min(of_row) for of_row in shares], [max(of_row) for of_row in shares], color=colour, lw=3, alpha=0.4
-        )
-    axes.set(xlabel="GMACs from the image to the classes of patches", ylabel="mIoU, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="center right")
-    figure.savefig(HERE / "tuned.png", dpi=130)
+    draw(found, LINES, HERE / "tuned.png", 4.5, "center right")
 
 
 if __name__ == "__main__":

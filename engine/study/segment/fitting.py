@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from engine.data.loading.loader import Normalise, resized
 from engine.machine import pick_autocast, pick_device
 from engine.measure.evaluate import eval_mode
 from engine.study.segment.maps import Maps
 from engine.study.segment.probe import Segmenter, drawn_patches, fit_linear, linear_head, patch_shares
 from engine.study.segment.settings import SegmentSettings
 from engine.study.segment.stage import fit_stage, fit_together
-from engine.study.segment.subject import Subject, batches
+from engine.study.segment.subject import Subject, batches, preparing
 from engine.study.zeroshot.ways import Way
 
 log = logging.getLogger("hybridmerge.segment")
@@ -86,7 +85,7 @@ def _cnn_stage(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way
 def _together(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way) -> tuple[Maps, nn.Module]:
     """Trains a copy of the model and a CNN stage on all training images."""
     train, device = subject.images.train, pick_device(settings.device)
-    normalise, autocast = Normalise(subject.mean, subject.std, device), pick_autocast(settings.precision, device)
+    prepare, autocast = preparing(settings, subject, way.size), pick_autocast(settings.precision, device)
     shares, means, squares = [], [], []
     for found, of_patches, _ in _features(settings, subject, maps, way):
         shares.append(of_patches)
@@ -98,7 +97,7 @@ def _together(settings: SegmentSettings, subject: Subject, maps: Maps, way: Way)
     moments = mean.float().to(device), std.float().to(device)
 
     def images(chosen: Tensor) -> Tensor:
-        return resized(normalise(train.images[chosen.cpu()].to(device)), way.size)
+        return prepare(train.images[chosen.cpu()])
 
     assert settings.probe.cnn is not None
     return fit_together(maps, images, torch.cat(shares), moments, settings.probe.cnn, autocast)

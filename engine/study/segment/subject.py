@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -46,19 +46,31 @@ def load_subject(settings: SegmentSettings) -> Subject:
     return Subject(images, images.fingerprint(), *normalisation_of(settings))
 
 
+def preparing(settings: SegmentSettings, subject: Subject, size: int | None) -> Callable[[Tensor], Tensor]:
+    """Returns a function: images, uint8 (B, C, H, W) -> normalised and resized, float32, on the device.
+
+    Args:
+        settings: the comparison.
+        subject: what it is fitted to and measured on.
+        size: height and width to which images are resized, pixels; None: unchanged.
+    """
+    device = pick_device(settings.device)
+    normalise = Normalise(subject.mean, subject.std, device)
+    return lambda images: resized(normalise(images.to(device)), size)
+
+
 def batches(
     settings: SegmentSettings, subject: Subject, part: Masked, size: int | None
 ) -> Iterator[tuple[Tensor, slice]]:
-    """Yields normalised images (B, C, H, W), on the device, and their positions.
+    """Yields prepared images (B, C, H, W), and their positions; see `preparing`.
 
     Args:
         settings: the comparison.
         subject: what it is fitted to and measured on.
         part: its images for one of both.
-        size: height and width to which images are resized, pixels; None: unchanged.
+        size: height and width of the images, pixels; None: unchanged.
     """
-    device = pick_device(settings.device)
-    normalise = Normalise(subject.mean, subject.std, device)
+    prepare = preparing(settings, subject, size)
     for start in range(0, len(part), settings.batch_size):
         place = slice(start, min(start + settings.batch_size, len(part)))
-        yield resized(normalise(part.images[place].to(device)), size), place
+        yield prepare(part.images[place]), place
